@@ -1,0 +1,1 @@
+"""Pretraining of masked-language encoders in JAX: MLM and its relatives, on TPU pods and GPUs."""

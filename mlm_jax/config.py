@@ -1,0 +1,402 @@
+"""The keys of a configuration: their defaults, their arguments on the command line, and how they must agree.
+
+A configuration is an `ml_collections.ConfigDict`. `default_config` holds every key there is; the files in `configs/`
+choose values, and a user changes them in one of two ways, which both refuse unknown keys:
+
+    --config=configs/mlm.py:mini,batch_size=64,model.dropout=0.0     arguments of the configuration file
+    --config.optimizer.learning_rate=1e-3                            overrides, applied last
+"""
+
+import ast
+import difflib
+import json
+import math
+from collections.abc import Mapping
+
+import ml_collections
+from ml_collections import config_dict
+
+SIZES = {
+    'tiny': dict(num_layers=2, width=128, num_heads=2, ffn_width=512),
+    'mini': dict(num_layers=4, width=256, num_heads=4, ffn_width=1024),
+    'small': dict(num_layers=4, width=512, num_heads=8, ffn_width=2048),
+    'medium': dict(num_layers=8, width=512, num_heads=8, ffn_width=2048),
+    'base': dict(num_layers=12, width=768, num_heads=12, ffn_width=3072),
+    'large': dict(num_layers=24, width=1024, num_heads=16, ffn_width=4096),
+}
+
+DURATION_UNITS = ('steps', 'epochs', 'examples', 'tokens', 'percent')
+
+CHOICES = {
+    'objective': ('mlm',),
+    'data.packing': ('documents', 'full_sentences', 'one_per_row'),
+    'tokenizer.normalization': ('identity', 'nfkc', 'nmt_nfkc'),
+    'model.positions': ('learned', 'rotary'),
+    'model.norm': ('post', 'pre'),
+    'model.mlp': ('gelu', 'geglu'),
+    'model.dtype': ('float32', 'bfloat16'),
+    'model.attention_backend': ('xla', 'cudnn', 'splash'),
+    'model.remat': ('none', 'full', 'matmuls'),
+    'masking.strategy': ('uniform',),
+    'optimizer.name': ('adamw', 'lamb', 'stable_adamw', 'muon'),
+    'optimizer.decay_mask': ('all', 'matrices'),
+    'schedule.name': ('linear', 'cosine', 'wsd', 'constant'),
+    'sharding': ('dp', 'fsdp', 'fsdp_tp'),
+    'on_nonfinite': ('stop', 'skip'),
+    'accelerator': ('any', 'cpu', 'gpu', 'tpu'),
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run: what is wrong, and its cure."""
+
+
+def duration_keys(node: ml_collections.ConfigDict, prefix: str, **default: float) -> None:
+    """Adds the keys `<prefix>_steps`, `<prefix>_epochs`, …, of which one is set: `default`, or none.
+
+    Args:
+      node: the part of the configuration that receives the keys.
+      prefix: what lasts that long: 'total', 'warmup', 'every', ….
+      **default: at most one of `steps`, `epochs`, `examples`, `tokens` and `percent`, with its value.
+    """
+    for unit in DURATION_UNITS:
+        node[f'{prefix}_{unit}'] = config_dict.placeholder(float if unit in ('epochs', 'percent') else int)
+    for unit, value in default.items():
+        node[f'{prefix}_{unit}'] = value
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every key of a pretraining run with its default: the RoBERTa recipe at size `mini` on the demo corpus."""
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.objective = 'mlm'
+    c.vocab_size = 8192  # ids of the tokenizer, specials included; also the rows of the embedding
+    c.sequence_length = 128  # T: tokens in a packed row
+    c.batch_size = 64  # rows of one optimizer step, over all devices
+    c.num_microbatches = 1  # the batch passes through the model in this many parts
+    duration_keys(c, 'total', steps=10_000)
+    c.sharding = 'dp'  # parallel/sharding.py: how the state lies on the mesh
+    c.accelerator = 'any'  # refuse to start on another kind of device
+    c.on_nonfinite = 'stop'  # or 'skip': leave the state as it was and count
+    c.compilation_cache = '~/.cache/mlm_jax/xla'  # '' compiles afresh every time
+
+    c.data = d = ml_collections.ConfigDict()
+    d.directory = 'data/demo'  # written by prepare, read by train
+    d.corpus = 'demo'  # demo | text:GLOB | jsonl:GLOB | csv:GLOB | tfds:NAME[/CONFIG]
+    d.text_key = 'text'  # the field of a JSON line, the column of a CSV file, the feature of a TFDS example
+    d.validation_corpus = ''  # held-out text of its own; '' holds out a part of the corpus
+    d.validation_percent = 1.0  # the share held out, by a hash of each document, where the corpus has no such split
+    d.packing = 'documents'  # rows attend within documents | across them | hold one document each
+
+    c.tokenizer = t = ml_collections.ConfigDict()
+    t.model = 'unigram'  # or 'bpe', trained on the corpus; or the path of a SentencePiece model
+    t.normalization = 'nmt_nfkc'
+    t.byte_fallback = True  # characters outside the vocabulary become bytes, not [UNK]
+    t.character_coverage = 0.9995
+    t.training_megabytes = 50  # text from the start of the corpus on which a tokenizer is trained
+
+    c.model = m = ml_collections.ConfigDict()
+    m.update(SIZES['mini'])
+    m.positions = 'learned'
+    m.relative_buckets = 0  # > 0 adds MAE-LM's relative position bias
+    m.relative_max_distance = 128
+    m.norm = 'post'
+    m.embedding_norm = True
+    m.bias = True
+    m.mlp = 'gelu'
+    m.dropout = 0.1
+    m.attention_dropout = 0.1
+    m.dtype = 'float32'  # of activations and matmuls; parameters are always float32
+    m.attention_backend = 'xla'
+    m.scan_unroll = 1  # layers per iteration of the scan; num_layers unrolls it
+    m.remat = 'none'  # recompute in the backward pass: nothing | everything | all but matmul outputs
+
+    c.masking = k = ml_collections.ConfigDict()
+    k.strategy = 'uniform'
+    k.ratio = 0.15
+    k.mask_fraction = 0.8  # of the chosen positions: [MASK];
+    k.random_fraction = 0.1  # a random ordinary token; the others stay as they are
+
+    c.optimizer = o = ml_collections.ConfigDict()
+    o.name = 'adamw'
+    o.learning_rate = 5e-4  # the peak
+    o.b1 = 0.9
+    o.b2 = 0.98
+    o.eps = 1e-6
+    o.weight_decay = 0.01
+    o.decay_mask = 'matrices'  # or 'all'
+    o.clip_norm = 1.0  # of the global gradient; 0 clips nothing
+
+    c.schedule = s = ml_collections.ConfigDict()
+    s.name = 'linear'
+    duration_keys(s, 'warmup', percent=6.0)
+    duration_keys(s, 'decay', percent=20.0)  # of 'wsd' alone; the others decay from the warm-up on
+
+    c.mesh = h = ml_collections.ConfigDict()
+    h.data = -1  # −1: all devices that the others leave
+    h.fsdp = 1
+    h.tensor = 1
+
+    c.evaluation = e = ml_collections.ConfigDict()
+    duration_keys(e, 'every', percent=10.0)
+    e.rows = 1024  # held-out rows, at most
+    e.ratio = 0.15  # masked, all by [MASK], the same at every evaluation, whatever the training masks
+
+    c.checkpoint = p = ml_collections.ConfigDict()
+    duration_keys(p, 'every', percent=10.0)
+    p.keep_last = 3
+    duration_keys(p, 'keep')  # besides, keep one for good at every multiple of this
+
+    c.logging = g = ml_collections.ConfigDict()
+    g.every_steps = 20
+    g.tensorboard = False  # needs the extra `tensorboard`
+    g.wandb_project = ''  # needs the extra `wandb`
+
+    c.profile = f = ml_collections.ConfigDict()
+    f.start_step = 20
+    f.num_steps = 0  # > 0 writes a trace of so many steps to <workdir>/profile
+    return c
+
+
+def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
+    """Turns a default `config` to a recipe.
+
+    Args:
+      config: with the sizes of the model set; changed in place.
+      recipe: 'roberta' (post-LN, learned positions, GELU, dropout 0.1: the defaults), or 'modern' (ModernBERT, NeoBERT
+        and MosaicBERT: pre-LN, RoPE, GeGLU, no biases, no dropout, StableAdamW, 1 − √ decay).
+    """
+    if recipe == 'roberta':
+        return
+    if recipe != 'modern':
+        raise ConfigError(f'unknown recipe {recipe!r}: it is roberta or modern')
+    m = config.model
+    m.update(positions='rotary', norm='pre', mlp='geglu', bias=False, dropout=0.0, attention_dropout=0.0)
+    m.ffn_width = 2 * m.ffn_width // 3 // 64 * 64  # three matrices instead of two: as many parameters
+    config.optimizer.name = 'stable_adamw'
+    config.schedule.name = 'wsd'
+
+
+def parse_argument(argument: str, sizes: Mapping[str, Mapping]) -> tuple[str, dict[str, str]]:
+    """Splits the argument of a configuration file, such as 'base,batch_size=64', into size and overrides.
+
+    Args:
+      argument: what follows the colon; '' means the first size.
+      sizes: the sizes that the file offers.
+
+    Returns:
+      The size, and a dict of dotted key → value as written.
+
+    Raises:
+      ConfigError: for an unknown size or a part without '='.
+    """
+    size, overrides = next(iter(sizes)), {}
+    for place, part in enumerate(filter(None, argument.split(','))):
+        key, equals, value = part.partition('=')
+        if equals:
+            overrides[key.strip()] = value.strip()
+        elif place == 0 and part in sizes:
+            size = part
+        else:
+            raise ConfigError(
+                f'{part!r} in the configuration argument {argument!r} is neither a size '
+                f'({", ".join(sizes)}; first if given) nor key=value'
+            )
+    return size, overrides
+
+
+def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Sets dotted keys of `config` from text, with the types that the keys have.
+
+    A duration replaces the one in another unit: `total_epochs=3` unsets `total_steps`.
+
+    Raises:
+      ConfigError: for an unknown key (naming close ones) or a value of the wrong type.
+    """
+    known = {key for key, _ in _leaves(config)}
+    for key, text in overrides.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=3)
+            hint = f'; did you mean {" or ".join(close)}?' if close else ''
+            raise ConfigError(f'unknown configuration key {key!r}{hint}')
+        parent, _, name = key.rpartition('.')
+        node = _get(config, parent) if parent else config
+        old = node.get_type(name)
+        prefix, _, unit = name.rpartition('_')
+        if unit in DURATION_UNITS and f'{prefix}_percent' in node:
+            for other in DURATION_UNITS:
+                with node.ignore_type():
+                    node[f'{prefix}_{other}'] = None
+        try:
+            node[name] = _parse_value(text, old)
+        except (TypeError, ValueError, SyntaxError):
+            raise ConfigError(f'{key}={text}: expected a value of type {old.__name__}') from None
+
+
+def resolve_steps(
+    config: ml_collections.ConfigDict,
+    prefix: str,
+    *,
+    total_steps: int | None = None,
+    steps_per_epoch: float | None = None,
+) -> int | None:
+    """A duration of the configuration in optimizer steps.
+
+    Args:
+      config: the whole configuration.
+      prefix: the dotted prefix of the duration, e.g. 'total' or 'schedule.warmup'.
+      total_steps: the length of the run; needed for `_percent`.
+      steps_per_epoch: needed for `_epochs`.
+
+    Returns:
+      Steps, at least 1 for a positive duration; None where no unit is set.
+
+    Raises:
+      ConfigError: when more than one unit is set, the value is negative, or the unit cannot be used here.
+    """
+    values = {u: _get(config, f'{prefix}_{u}') for u in DURATION_UNITS}
+    given = {u: v for u, v in values.items() if v is not None}
+    if not given:
+        return None
+    if len(given) > 1:
+        names = ' and '.join(f'{prefix}_{u}={v}' for u, v in given.items())
+        raise ConfigError(
+            f'{names} are both set. Keep one; set the other to None, or give the duration as an argument of the '
+            f'configuration file (--config=FILE:{prefix}_{list(given)[-1]}={list(given.values())[-1]}), which replaces it'
+        )
+    (unit, value), = given.items()
+    if value < 0:
+        raise ConfigError(f'{prefix}_{unit}={value} is negative')
+    if unit == 'steps':
+        return int(value)
+    per_unit = {
+        'examples': 1 / config.batch_size,
+        'tokens': 1 / (config.batch_size * config.sequence_length),
+        'epochs': steps_per_epoch,
+        'percent': None if total_steps is None else total_steps / 100,
+    }[unit]
+    if per_unit is None:
+        raise ConfigError(f'{prefix}_{unit} cannot be used here; give {prefix}_steps instead')
+    return max(1, round(value * per_unit)) if value else 0
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks the keys one by one and against each other, before anything touches a device.
+
+    Raises:
+      ConfigError: with all that is wrong, each with its cure.
+    """
+    problems = []
+    for key, choices in CHOICES.items():
+        if _get(config, key) not in choices:
+            problems.append(f'{key}={_get(config, key)!r} must be one of {", ".join(choices)}')
+    c, m = config, config.model
+    positive = ['vocab_size', 'sequence_length', 'batch_size', 'num_microbatches', 'model.num_layers', 'model.width',
+                'model.num_heads', 'model.ffn_width', 'logging.every_steps', 'evaluation.rows', 'checkpoint.keep_last']  # fmt: skip
+    problems += [f'{key}={_get(c, key)} must be at least 1' for key in positive if _get(c, key) < 1]
+    fractions = ['masking.ratio', 'masking.mask_fraction', 'masking.random_fraction', 'evaluation.ratio']
+    problems += [f'{key}={_get(c, key)} must lie within 0 … 1' for key in fractions if not 0 <= _get(c, key) <= 1]
+    problems += [
+        f'{key}={_get(c, key)} must be at least 0 and below 1'
+        for key in ('model.dropout', 'model.attention_dropout')
+        if not 0 <= _get(c, key) < 1
+    ]
+    if problems:
+        raise ConfigError('\n'.join(problems))
+
+    if c.batch_size % c.num_microbatches:
+        problems.append(f'batch_size={c.batch_size} must be a multiple of num_microbatches={c.num_microbatches}')
+    if m.width % m.num_heads:
+        problems.append(f'model.width={m.width} must be a multiple of model.num_heads={m.num_heads}')
+    elif m.positions == 'rotary' and m.width // m.num_heads % 2:
+        problems.append(f'rotary positions need an even head width, not {m.width // m.num_heads}')
+    if m.relative_buckets and (m.relative_buckets % 4 or m.relative_max_distance <= m.relative_buckets // 4 + 1):
+        problems.append(
+            f'model.relative_buckets={m.relative_buckets} must be a multiple of 4, and relative_max_distance='
+            f'{m.relative_max_distance} must exceed a quarter of it by more than 1'
+        )
+    if m.num_layers % m.scan_unroll:
+        problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
+    if c.masking.mask_fraction + c.masking.random_fraction > 1 + 1e-9:
+        problems.append('masking.mask_fraction + masking.random_fraction must not exceed 1')
+    if m.attention_backend in ('cudnn', 'splash'):
+        problems += _fused_attention_problems(m, c.sequence_length)
+    if c.accelerator == 'cpu' and m.attention_backend != 'xla':
+        problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU; use xla')
+    for prefix in ('total', 'schedule.warmup', 'schedule.decay', 'evaluation.every', 'checkpoint.every', 'checkpoint.keep'):
+        try:
+            steps = resolve_steps(c, prefix, total_steps=100, steps_per_epoch=1.0)
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        if not steps and prefix == 'total':
+            problems.append('the length of the run is missing or 0: set total_steps, or another total_…')
+    if problems:
+        raise ConfigError('\n'.join(problems))
+
+
+def _fused_attention_problems(m: ml_collections.ConfigDict, sequence_length: int) -> list[str]:
+    backend, problems = m.attention_backend, []
+    if m.attention_dropout:
+        problems.append(f'the {backend} attention backend has no dropout: set model.attention_dropout=0.0, or use xla')
+    if backend == 'cudnn' and m.dtype != 'bfloat16':
+        problems.append('the cudnn attention backend computes in bfloat16: set model.dtype=bfloat16, or use xla')
+    if backend == 'splash' and m.relative_buckets:
+        problems.append('the splash attention backend takes no relative bias: set model.relative_buckets=0, or use xla')
+    if backend == 'splash' and sequence_length % 128:
+        problems.append(f'the splash attention backend needs a sequence_length that is a multiple of 128, not {sequence_length}')
+    return problems
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The configuration as indented JSON, keys sorted, as `config.json` in a workdir holds it."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """The configuration that `to_json` wrote; keys that came later take their defaults."""
+    config = default_config()
+    stored = dict(_leaves(ml_collections.ConfigDict(json.loads(text))))
+    for key, _ in list(_leaves(config)):
+        if key in stored:
+            parent, _, name = key.rpartition('.')
+            node = _get(config, parent) if parent else config
+            with node.ignore_type():
+                node[name] = stored.pop(key)
+    if stored:
+        raise ConfigError(f'the stored configuration holds unknown keys: {", ".join(sorted(stored))}')
+    return config
+
+
+def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> dict[str, tuple]:
+    """Dotted key → (old value, new value) of the keys in which two configurations differ."""
+    a, b = dict(_leaves(old)), dict(_leaves(new))
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def _leaves(node: ml_collections.ConfigDict, prefix: str = ''):
+    for key in node:
+        value = node[key]
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _leaves(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def _get(config: ml_collections.ConfigDict, key: str):
+    for part in key.split('.'):
+        config = config[part]
+    return config
+
+
+def _parse_value(text: str, kind: type):
+    if text == 'None':
+        return None
+    if kind is str:
+        return text
+    if kind is bool:
+        return {'true': True, 'false': False}[text.lower()]
+    value = ast.literal_eval(text)
+    if kind is int and isinstance(value, float) and value == math.floor(value):
+        value = int(value)  # 1e6 steps
+    return kind(value) if kind is float else value

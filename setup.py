@@ -1,0 +1,47 @@
+"""Installation: `pip install .`, with extras for the accelerator and for optional tools."""
+
+import setuptools
+
+# Lower bounds are the oldest versions on which the whole test suite has passed.
+INSTALL_REQUIRES = [
+    'jax>=0.10.0',
+    'flax>=0.12.7',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12.0',
+    'tensorflow-datasets>=4.9.10',
+    'sentencepiece>=0.2.2',  # 0.2.1 segfaults under pytest
+    'ml-collections>=1.1.0',
+    # Light companions of the seven above.
+    'absl-py>=2.1',
+    'array-record>=0.8.1',  # TFDS's TensorFlow-free file format
+    'grain>=0.2.14',  # random-access shuffling of row indices
+    'importlib_resources>=6.4',  # needed, but not declared, by TFDS builders
+    'matplotlib>=3.9',  # the pictures that runs leave in their workdir
+    'numpy>=1.26',
+    'tqdm>=4.66',
+]
+
+EXTRAS_REQUIRE = {
+    'cuda12': ['jax[cuda12]>=0.10.0'],
+    'cuda13': ['jax[cuda13]>=0.10.0'],
+    'tpu': ['jax[tpu]>=0.10.0'],
+    'tensorboard': ['tensorboardX>=2.6.4'],
+    'wandb': ['wandb>=0.18'],
+    'zstd': ['zstandard>=0.23'],  # corpora compressed with zstandard
+    # A PyTorch implementation to compare with: parity tests.
+    'peer': ['torch==2.13.0', 'transformers>=5.0'],
+    'test': ['pytest>=8.3', 'hypothesis>=6.100', 'tensorboardX>=2.6.4', 'zstandard>=0.23', 'ruff>=0.8'],
+}
+
+setuptools.setup(
+    name='mlm_jax',
+    version='0.1.0',
+    description='Pretraining of masked-language encoders in JAX, on TPU pods and GPUs',
+    long_description=open('README.md', encoding='utf-8').read(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['mlm_jax', 'mlm_jax.*']),
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+)
