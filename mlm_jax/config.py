@@ -229,7 +229,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
                     node[f'{prefix}_{other}'] = None
         try:
             node[name] = _parse_value(text, old)
-        except (TypeError, ValueError, SyntaxError):
+        except (TypeError, ValueError, SyntaxError, KeyError):
             raise ConfigError(f'{key}={text}: expected a value of type {old.__name__}') from None
 
 
@@ -395,7 +395,7 @@ def _parse_value(text: str, kind: type):
     if kind is str:
         return text
     if kind is bool:
-        return {'true': True, 'false': False}[text.lower()]
+        return {'true': True, 'false': False}[text.lower()]  # KeyError: neither
     value = ast.literal_eval(text)
     if kind is int and isinstance(value, float) and value == math.floor(value):
         value = int(value)  # 1e6 steps

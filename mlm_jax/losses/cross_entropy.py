@@ -1,0 +1,34 @@
+"""Cross-entropy of the masked positions."""
+
+import jax
+import jax.numpy as jnp
+
+from mlm_jax.losses.terms import LossTerms
+
+
+def negative_log_likelihood(logits_BxMxV: jax.Array, targets_BxM: jax.Array) -> jax.Array:
+    """f32[B, M]: −log softmax(logits)[target] in nats, computed in float32."""
+    logits_BxMxV = logits_BxMxV.astype(jnp.float32)
+    target_BxM = jnp.take_along_axis(logits_BxMxV, targets_BxM[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BxMxV, axis=-1) - target_BxM
+
+
+def cross_entropy_terms(logits_BxMxV: jax.Array, targets_BxM: jax.Array, weights_BxM: jax.Array) -> LossTerms:
+    """Weighted cross-entropy and accuracy.
+
+    Args:
+      logits_BxMxV: float[B, M, V].
+      targets_BxM: int32[B, M]; any id in unused slots.
+      weights_BxM: f32[B, M], 0 in unused slots.
+
+    Returns:
+      LossTerms with the metric `accuracy`: the share of the positions whose most likely id is the target.
+    """
+    nll_BxM = negative_log_likelihood(logits_BxMxV, targets_BxM)
+    used_BxM = (weights_BxM > 0).astype(jnp.float32)
+    correct_BxM = (jnp.argmax(logits_BxMxV, axis=-1) == targets_BxM) * used_BxM
+    return LossTerms(
+        loss_sum=jnp.sum(nll_BxM * weights_BxM),
+        weight_sum=jnp.sum(weights_BxM),
+        metrics={'accuracy': (jnp.sum(correct_BxM), jnp.sum(used_BxM))},
+    )

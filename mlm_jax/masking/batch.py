@@ -1,0 +1,42 @@
+"""The batch that every masking strategy produces and every objective reads."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class MaskedBatch:
+    """Rows of text with the positions to predict. All shapes are static.
+
+    Attributes:
+      tokens: int32[B, T], the original ids; the targets are read from here.
+      inputs: int32[B, T], the ids corrupted in place; what plain MLM feeds.
+      positions: int32[B, M], the masked positions, ascending; unused slots hold T.
+      weights: float32[B, M], 0 in unused slots; elsewhere 1, or the loss weight of the strategy.
+      segments: int32[B, T], 0 on padding; 1, 2, … count the documents within a row.
+    """
+
+    tokens: jax.Array
+    inputs: jax.Array
+    positions: jax.Array
+    weights: jax.Array
+    segments: jax.Array
+
+    @property
+    def targets(self) -> jax.Array:
+        """int32[B, M]: the original ids at the masked positions; 0 in unused slots."""
+        return gather_positions(self.tokens, self.positions)
+
+
+def gather_positions(x_BxTx: jax.Array, positions_BxM: jax.Array) -> jax.Array:
+    """Reads [B, M, …] from [B, T, …] at `positions_BxM`; 0 where a position is T."""
+    index = positions_BxM.reshape(positions_BxM.shape + (1,) * (x_BxTx.ndim - 2))
+    return jnp.take_along_axis(x_BxTx, index, axis=1, mode='fill', fill_value=0)
+
+
+def positions_of(selected_BxT: jax.Array, max_masked: int) -> jax.Array:
+    """int32[B, M]: the first `max_masked` selected positions of each row, ascending, filled up with T."""
+    length = selected_BxT.shape[1]
+    index_BxT = jnp.where(selected_BxT, jnp.arange(length, dtype=jnp.int32), length)
+    return jnp.sort(index_BxT, axis=1)[:, :max_masked]

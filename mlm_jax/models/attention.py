@@ -1,0 +1,126 @@
+"""Bidirectional attention within documents: one function, explicit backends that agree.
+
+`xla` is the reference: it does everything, on every platform. `cudnn` (NVIDIA GPUs) and `splash` (TPUs) never hold the
+T × T probabilities in memory; each refuses what it cannot compute.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from mlm_jax.parallel.mesh import BATCH_AXES, TENSOR
+
+MASKED_SCORE = -1e30  # finite, so that a row without any allowed key has no NaN
+
+
+def attend(
+    q_BxTxHxD: jax.Array,
+    k_BxSxHxD: jax.Array,
+    v_BxSxHxD: jax.Array,
+    q_segments_BxT: jax.Array,
+    k_segments_BxS: jax.Array,
+    *,
+    bias_BxHxTxS: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    backend: str = 'xla',
+) -> jax.Array:
+    """softmax(q·k/√D + bias)·v over the keys of the query's own segment.
+
+    Padding (segment 0) attends to padding only: finite, and read by nobody.
+
+    Args:
+      q_BxTxHxD: queries.
+      k_BxSxHxD: keys.
+      v_BxSxHxD: values.
+      q_segments_BxT: int32, the document of each query.
+      k_segments_BxS: int32, the document of each key.
+      bias_BxHxTxS: added to the scaled scores; broadcastable.
+      dropout_rate: of the probabilities, when a key is given.
+      dropout_key: None turns dropout off.
+      backend: 'xla', 'cudnn' or 'splash'.
+
+    Returns:
+      [B, T, H, D] in the dtype of `q_BxTxHxD`.
+
+    Raises:
+      ValueError: when the backend cannot compute this.
+    """
+    has_dropout = dropout_rate > 0 and dropout_key is not None
+    if backend == 'xla':
+        allowed_Bx1xTxS = _same_segment(q_segments_BxT, k_segments_BxS)
+        return _xla(
+            q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS, dropout_rate if has_dropout else 0.0, dropout_key
+        )
+    if has_dropout:
+        raise ValueError(f'the {backend} attention backend has no dropout; use attention_dropout=0 or the xla backend')
+    if backend == 'cudnn':
+        allowed_Bx1xTxS = _same_segment(q_segments_BxT, k_segments_BxS)
+        return cudnn_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS)
+    if backend == 'splash':
+        if bias_BxHxTxS is not None:
+            raise ValueError('the splash attention backend takes no relative bias; use the xla backend')
+        return splash_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS)
+    raise ValueError(f'unknown attention backend {backend!r}: it is xla, cudnn or splash')
+
+
+def _same_segment(q_segments_BxT: jax.Array, k_segments_BxS: jax.Array) -> jax.Array:
+    return (q_segments_BxT[:, :, None] == k_segments_BxS[:, None, :])[:, None]
+
+
+def _xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS, dropout_rate, dropout_key):
+    scale = q_BxTxHxD.shape[-1] ** -0.5
+    score_BxHxTxS = jnp.einsum('bthd,bshd->bhts', q_BxTxHxD * scale, k_BxSxHxD, preferred_element_type=jnp.float32)
+    if bias_BxHxTxS is not None:
+        score_BxHxTxS += bias_BxHxTxS
+    score_BxHxTxS = jnp.where(allowed_Bx1xTxS, score_BxHxTxS, MASKED_SCORE)
+    prob_BxHxTxS = jax.nn.softmax(score_BxHxTxS, axis=-1).astype(v_BxSxHxD.dtype)
+    if dropout_rate > 0:
+        keep_BxHxTxS = jax.random.bernoulli(dropout_key, 1 - dropout_rate, prob_BxHxTxS.shape)
+        prob_BxHxTxS = jnp.where(keep_BxHxTxS, prob_BxHxTxS / (1 - dropout_rate), 0)
+    return jnp.einsum('bhts,bshd->bthd', prob_BxHxTxS, v_BxSxHxD)
+
+
+def cudnn_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS=None, implementation='cudnn'):
+    """cuDNN's flash attention. Its public interface in JAX knows lengths but no segments: documents go in as a mask."""
+    if q_BxTxHxD.dtype not in (jnp.bfloat16, jnp.float16):
+        raise ValueError(f'the cudnn attention backend needs bfloat16, not {q_BxTxHxD.dtype}; set dtype=bfloat16 or use xla')
+    if bias_BxHxTxS is not None:
+        bias_BxHxTxS = bias_BxHxTxS.astype(q_BxTxHxD.dtype)
+    return jax.nn.dot_product_attention(
+        q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, bias=bias_BxHxTxS, mask=allowed_Bx1xTxS, implementation=implementation
+    )
+
+
+def splash_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS, interpret: bool = False):
+    """The Pallas kernel for TPUs; each device runs it on its own rows and heads (`interpret` runs it on a CPU)."""
+    for length in (q_BxTxHxD.shape[1], k_BxSxHxD.shape[1]):
+        if length % 128:
+            raise ValueError(f'the splash attention backend needs lengths that are multiples of 128, not {length}; use xla')
+    kernel = functools.partial(_splash_on_one_device, interpret=interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        heads, rows = PartitionSpec(BATCH_AXES, None, TENSOR), PartitionSpec(BATCH_AXES)
+        kernel = jax.shard_map(
+            kernel, mesh=mesh, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False
+        )
+    return kernel(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS)
+
+
+def _splash_on_one_device(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS, interpret):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # imports Pallas: only where it is used
+
+    shape = (q_BxTxHxD.shape[1], k_BxSxHxD.shape[1])
+    mask = splash.MultiHeadMask([splash.FullMask(shape)] * q_BxTxHxD.shape[2])
+    kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+    heads_first = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
+    scale = q_BxTxHxD.shape[-1] ** -0.5
+    out_BxHxTxD = jax.vmap(kernel)(
+        heads_first(q_BxTxHxD * scale),
+        heads_first(k_BxSxHxD),
+        heads_first(v_BxSxHxD),
+        splash.SegmentIds(q=q_segments_BxT, kv=k_segments_BxS),
+    )
+    return heads_first(out_BxHxTxD).astype(q_BxTxHxD.dtype)

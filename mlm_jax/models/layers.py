@@ -1,0 +1,177 @@
+"""The layers of the encoder."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mlm_jax.models import positions as positions_lib
+from mlm_jax.models.attention import attend
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Shape and recipe of an encoder. The defaults are RoBERTa's.
+
+    Attributes:
+      vocab_size: V, rows of the token embedding.
+      max_length: rows of the learned position embedding, and the longest row.
+      num_layers: L.
+      width: d.
+      num_heads: H, each of width d / H.
+      ffn_width: F, hidden units of the MLP.
+      positions: 'learned' (absolute, within the document) or 'rotary'.
+      relative_buckets: > 0 adds MAE-LM's relative bias, one table shared by all layers.
+      relative_max_distance: where the logarithmic buckets end.
+      norm: 'post' (after each residual) or 'pre' (before each sublayer, and once at the end).
+      embedding_norm: a LayerNorm on the embeddings.
+      bias: biases in linear layers and LayerNorms.
+      mlp: 'gelu' or 'geglu'; GELU is the exact one.
+      dropout: on embeddings and sublayer outputs.
+      attention_dropout: on attention probabilities.
+      dtype: of activations and matmuls; parameters, norms and softmax are float32.
+      attention_backend: 'xla', 'cudnn' or 'splash'.
+      scan_unroll: layers per iteration of the scan over layers.
+      remat: 'none', 'full' or 'matmuls' (keep only the outputs of matmuls for the backward pass).
+      norm_epsilon: of LayerNorm.
+      init_stddev: of all embeddings and kernels.
+    """
+
+    vocab_size: int
+    max_length: int
+    num_layers: int = 12
+    width: int = 768
+    num_heads: int = 12
+    ffn_width: int = 3072
+    positions: str = 'learned'
+    relative_buckets: int = 0
+    relative_max_distance: int = 128
+    norm: str = 'post'
+    embedding_norm: bool = True
+    bias: bool = True
+    mlp: str = 'gelu'
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    dtype: str = 'float32'
+    attention_backend: str = 'xla'
+    scan_unroll: int = 1
+    remat: str = 'none'
+    norm_epsilon: float = 1e-5
+    init_stddev: float = 0.02
+
+    @property
+    def head_width(self) -> int:
+        """D = d / H."""
+        return self.width // self.num_heads
+
+
+def dense(config: EncoderConfig, features: int | tuple[int, ...], name: str, axis=-1, bias: bool | None = None):
+    """A linear layer in the recipe of `config`."""
+    return nn.DenseGeneral(
+        features,
+        axis=axis,
+        use_bias=config.bias if bias is None else bias,
+        dtype=config.dtype,
+        kernel_init=nn.initializers.normal(config.init_stddev),
+        name=name,
+    )
+
+
+def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
+    """LayerNorm with statistics in float32; variance as a mean of squares of centred values, which is accurate."""
+    return nn.LayerNorm(
+        epsilon=config.norm_epsilon, use_bias=config.bias, dtype=config.dtype, use_fast_variance=False, name=name
+    )
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention within documents."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT, deterministic: bool):
+        """Mixes tokens: [B, T, d] → [B, T, d]; `angles_BxTxR` and `bias_BxHxTxT` may be None."""
+        c = self.config
+        qkv_BxTx3xHxD = dense(c, (3, c.num_heads, c.head_width), 'qkv')(x_BxTxd)
+        q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = (qkv_BxTx3xHxD[:, :, i] for i in range(3))
+        if angles_BxTxR is not None:
+            q_BxTxHxD = positions_lib.rotate(q_BxTxHxD, angles_BxTxR)
+            k_BxTxHxD = positions_lib.rotate(k_BxTxHxD, angles_BxTxR)
+        has_dropout = c.attention_dropout > 0 and not deterministic
+        out_BxTxHxD = attend(
+            q_BxTxHxD,
+            k_BxTxHxD,
+            v_BxTxHxD,
+            segments_BxT,
+            segments_BxT,
+            bias_BxHxTxS=bias_BxHxTxT,
+            dropout_rate=c.attention_dropout,
+            dropout_key=self.make_rng('dropout') if has_dropout else None,
+            backend=c.attention_backend,
+        )
+        return dense(c, c.width, 'out', axis=(-2, -1))(out_BxTxHxD)
+
+
+class MLP(nn.Module):
+    """The feed-forward sublayer: GELU, or GeGLU (arXiv 2002.05202)."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x_BxTxd):
+        """[B, T, d] → [B, T, d]."""
+        c = self.config
+        if c.mlp == 'geglu':
+            gate_and_value = dense(c, (2, c.ffn_width), 'gate_and_up')(x_BxTxd)
+            hidden_BxTxF = nn.gelu(gate_and_value[:, :, 0], approximate=False) * gate_and_value[:, :, 1]
+        else:
+            hidden_BxTxF = nn.gelu(dense(c, c.ffn_width, 'up')(x_BxTxd), approximate=False)
+        return dense(c, c.width, 'down')(hidden_BxTxF)
+
+
+class Block(nn.Module):
+    """One layer of the encoder, post-LN or pre-LN; written as the body of a scan."""
+
+    config: EncoderConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT):
+        """Returns the layer's output, as the carry of the scan, and no per-layer output."""
+        c = self.config
+
+        def sublayer(x_BxTxd, function, norm_name):
+            norm = layer_norm(c, norm_name)
+            y_BxTxd = function(norm(x_BxTxd) if c.norm == 'pre' else x_BxTxd)
+            y_BxTxd = x_BxTxd + nn.Dropout(c.dropout, deterministic=self.deterministic)(y_BxTxd)
+            return y_BxTxd if c.norm == 'pre' else norm(y_BxTxd)
+
+        def attention(y_BxTxd):
+            return SelfAttention(c, name='attention')(y_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT, self.deterministic)
+
+        x_BxTxd = sublayer(x_BxTxd, attention, 'attention_norm')
+        x_BxTxd = sublayer(x_BxTxd, MLP(c, name='mlp'), 'mlp_norm')
+        return x_BxTxd, None
+
+
+class RelativeBias(nn.Module):
+    """MAE-LM's relative position bias: one table of buckets × heads, shared by all layers."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, positions_BxT):
+        """f32[B, H, T, T], added to the scaled scores of query t and key s; `positions_BxT` may be [1, T]."""
+        c = self.config
+        table = self.param('embedding', nn.initializers.normal(c.init_stddev), (c.relative_buckets, c.num_heads))
+        buckets = positions_lib.relative_buckets(c.max_length, c.relative_buckets, c.relative_max_distance)
+        distance_BxTxT = positions_BxT[:, None, :] - positions_BxT[:, :, None]
+        bias_BxTxTxH = table[jnp.asarray(buckets)[distance_BxTxT + c.max_length - 1]]
+        return jnp.moveaxis(bias_BxTxTxH, -1, 1)
+
+
+def remat_policy(name: str):
+    """What the backward pass may keep, for `jax.checkpoint`."""
+    return {'full': None, 'matmuls': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[name]

@@ -1,0 +1,34 @@
+"""Masked language modelling (BERT, RoBERTa): predict the chosen tokens from the corrupted row."""
+
+import flax.linen as nn
+import jax
+
+from mlm_jax.losses.cross_entropy import cross_entropy_terms
+from mlm_jax.losses.terms import LossTerms
+from mlm_jax.masking.batch import MaskedBatch, gather_positions
+from mlm_jax.models.encoder import Encoder
+from mlm_jax.models.heads import MLMHead
+from mlm_jax.models.layers import EncoderConfig
+
+
+class MLM(nn.Module):
+    """An encoder with BERT's prediction head on the masked positions."""
+
+    config: EncoderConfig
+
+    def setup(self):
+        self.encoder = Encoder(self.config)
+        self.head = MLMHead(self.config)
+
+    def __call__(self, batch: MaskedBatch, deterministic: bool = True) -> LossTerms:
+        """Cross-entropy of the original tokens at the masked positions; the metric `accuracy`."""
+        return cross_entropy_terms(self.logits(batch, deterministic), batch.targets, batch.weights)
+
+    def logits(self, batch: MaskedBatch, deterministic: bool = True) -> jax.Array:
+        """f32[B, M, V] at the masked positions; of no meaning in unused slots."""
+        x_BxTxd = self.encoder(batch.inputs, batch.segments, deterministic=deterministic)
+        return self.head(gather_positions(x_BxTxd, batch.positions), self.encoder.token_logits)
+
+    def encode(self, tokens_BxT: jax.Array, segments_BxT: jax.Array, deterministic: bool = True) -> jax.Array:
+        """float[B, T, d]: the representation of unmasked rows, for downstream tasks."""
+        return self.encoder(tokens_BxT, segments_BxT, deterministic=deterministic)

@@ -1,0 +1,87 @@
+"""How parameters and optimizer state lie on the mesh: rules on paths, in a few named presets."""
+
+import re
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mlm_jax.parallel.mesh import FSDP, TENSOR
+
+# What each dimension of a parameter means, by the end of its path. A stack of layers has one more dimension in front.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r'token_embedding/embedding', ('vocabulary', 'width')),
+    (r'position_embedding/embedding', (None, 'width')),
+    (r'relative_bias/embedding', (None, None)),
+    (r'attention/qkv/kernel', ('width', None, 'heads', None)),
+    (r'attention/qkv/bias', (None, 'heads', None)),
+    (r'attention/out/kernel', ('heads', None, 'width')),
+    (r'mlp/up/kernel', ('width', 'hidden')),
+    (r'mlp/up/bias', ('hidden',)),
+    (r'mlp/gate_and_up/kernel', ('width', None, 'hidden')),
+    (r'mlp/gate_and_up/bias', (None, 'hidden')),
+    (r'mlp/down/kernel', ('hidden', 'width')),
+    (r'head/dense/kernel', (None, 'width')),
+    (r'head/bias', ('vocabulary',)),
+    (r'(attention/out|mlp/down|head/dense)/bias', (None,)),
+    (r'[a-z_]*norm/(scale|bias)', (None,)),
+)
+
+# Which mesh axis splits which kind of dimension.
+PRESETS: dict[str, dict[str, str]] = {
+    'dp': {},
+    'fsdp': {'width': FSDP},
+    'fsdp_tp': {'width': FSDP, 'vocabulary': TENSOR, 'heads': TENSOR, 'hidden': TENSOR},
+}
+
+
+def path_name(path) -> str:
+    """'encoder/layers/mlp/up/kernel' for a path of `jax.tree_util`."""
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def is_stacked(path) -> bool:
+    """Whether the first dimension of the leaf at `path` counts the layers of a scan."""
+    return re.search(r'(^|/)(\w+_)?layers/', path_name(path)) is not None
+
+
+def partition_spec(path, shape: tuple[int, ...], preset: str, mesh: Mesh) -> PartitionSpec:
+    """The PartitionSpec of one leaf of the state.
+
+    Args:
+      path: of `jax.tree_util`; optimizer state counts as the parameter at the end of its path.
+      shape: of the leaf.
+      preset: a key of `PRESETS`.
+      mesh: gives the sizes of the axes.
+
+    Raises:
+      ValueError: when no rule matches, two dimensions ask for one axis, or a size is no multiple of its axis.
+    """
+    name = path_name(path)
+    if len(shape) <= is_stacked(path):  # counters
+        return PartitionSpec()
+    for pattern, dimensions in RULES:
+        if re.search(f'(^|/){pattern}$', name):
+            break
+    else:
+        raise ValueError(f'no sharding rule matches the parameter {name} of shape {shape}; add one to parallel/sharding.py')
+    dimensions = (None,) * is_stacked(path) + dimensions
+    if len(dimensions) != len(shape):
+        raise ValueError(f'the sharding rule {pattern!r} has {len(dimensions)} dimensions, but {name} has shape {shape}')
+    axes = [PRESETS[preset].get(dimension) for dimension in dimensions]
+    used = [axis for axis in axes if axis]
+    if len(set(used)) < len(used):
+        raise ValueError(f'preset {preset!r} asks for one mesh axis twice for {name} of shape {shape}: {axes}')
+    for axis, dimension, size in zip(axes, dimensions, shape, strict=True):
+        if axis and size % mesh.shape[axis]:
+            raise ValueError(
+                f'{name} has {size} {dimension}, which the mesh axis {axis!r} of size {mesh.shape[axis]} does not divide; '
+                f'choose a multiple of {mesh.shape[axis]} or a smaller mesh.{axis}'
+            )
+    return PartitionSpec(*axes)
+
+
+def state_shardings(state, preset: str, mesh: Mesh):
+    """A NamedSharding for each leaf of `state` (arrays or ShapeDtypeStructs)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, partition_spec(path, leaf.shape, preset, mesh)), state
+    )

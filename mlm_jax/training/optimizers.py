@@ -1,0 +1,135 @@
+"""Optimizers by name: AdamW, LAMB, StableAdamW and Muon, each treating every layer of a stack as tensors of its own."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from mlm_jax.parallel.sharding import is_stacked, path_name
+
+# How Muon sees a kernel as matrices: input and output axes; what remains (layers, and q, k, v) counts matrices.
+MUON_AXES = {
+    'attention/qkv/kernel': ((0,), (2, 3)),
+    'attention/out/kernel': ((0, 1), (2,)),
+    'mlp/up/kernel': ((0,), (1,)),
+    'mlp/gate_and_up/kernel': ((0,), (2,)),
+    'mlp/down/kernel': ((0,), (1,)),
+    'dense/kernel': ((0,), (1,)),
+}
+
+
+def make_optimizer(config: ml_collections.ConfigDict, schedule: Callable) -> optax.GradientTransformation:
+    """The optimizer of `config` (the part `optimizer` of a configuration).
+
+    Args:
+      config: name, peak learning rate, moments, weight decay and clipping.
+      schedule: step → factor of the peak learning rate.
+
+    Returns:
+      A transformation of the mean gradient; its updates are added to the parameters.
+    """
+    c = config
+    decays = decayed if c.decay_mask == 'matrices' else None
+
+    def learning_rate(step):
+        return c.learning_rate * schedule(step)
+
+    if c.name == 'stable_adamw':
+        core = stable_adamw(c.learning_rate, schedule, c.b1, c.b2, c.eps, c.weight_decay, decays)
+    elif c.name == 'muon':
+        core = optax.contrib.muon(
+            learning_rate,
+            weight_decay=c.weight_decay,
+            weight_decay_mask=decays,
+            adam_weight_decay=c.weight_decay,
+            adam_b1=c.b1,
+            adam_b2=c.b2,
+            muon_weight_dimension_numbers=muon_dimensions,
+            consistent_rms=0.2,  # updates as large as Adam's, so that one learning rate serves both (arXiv 2502.16982)
+        )
+    else:
+        core = optax.chain(
+            optax.scale_by_adam(c.b1, c.b2, c.eps),
+            optax.add_decayed_weights(c.weight_decay, decays),
+            scale_by_layer_trust_ratio() if c.name == 'lamb' else optax.identity(),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    return optax.chain(optax.clip_by_global_norm(c.clip_norm), core) if c.clip_norm else core
+
+
+def decayed(params):
+    """Pytree of bool: weight decay acts on kernels and embeddings, not on biases and norms."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_name(path).rsplit('/', 1)[-1] in ('kernel', 'embedding'), params
+    )
+
+
+def muon_dimensions(params):
+    """Pytree of MuonDimensionNumbers for the matrices inside the network; None (Adam) for all else."""
+
+    def one(path, _):
+        for name, (inputs, outputs) in MUON_AXES.items():
+            if path_name(path).endswith(name):
+                shift = int(is_stacked(path))
+                return MuonDimensionNumbers(tuple(i + shift for i in inputs), tuple(o + shift for o in outputs))
+        return None
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
+    """LAMB's ‖p‖ / ‖update‖ for each tensor of each layer (arXiv 1904.00962); 1 where either norm is 0."""
+
+    def update(updates, state, params):
+        def one(path, u, p):
+            p_norm, u_norm = (jnp.sqrt(_sum_per_tensor(path, x**2)) for x in (p, u))
+            return u * jnp.where((p_norm > 0) & (u_norm > 0), p_norm / jnp.maximum(u_norm, 1e-30), 1.0)
+
+        return jax.tree_util.tree_map_with_path(one, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def stable_adamw(peak, schedule, b1, b2, eps, weight_decay, mask) -> optax.GradientTransformation:
+    """StableAdamW: Adam whose step shrinks where a gradient outgrows its second moment (arXiv 2304.13013).
+
+    With debiased betas, r = √mean(g² / max(v, ε²)) per tensor and lr' = lr / max(1, r):
+    p ← p (1 − (lr' / peak) · weight_decay) − lr' · m / (√v + ε). The weight decay is thus independent of the peak.
+    """
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros, nu=jax.tree.map(jnp.copy, zeros))
+
+    def update(grads, state, params):
+        count = state.count + 1
+        beta1, beta2 = (_debiased(b, count) for b in (b1, b2))
+        mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g**2, state.nu, grads)
+        decays = mask(params) if mask else jax.tree.map(lambda _: True, params)
+        factor = schedule(state.count)
+
+        def one(path, g, m, v, p, decay):
+            square = g**2 / jnp.maximum(v, eps**2)
+            mean = _sum_per_tensor(path, square) / (square.size // (square.shape[0] if is_stacked(path) else 1))
+            shrunk = factor / jnp.maximum(1.0, jnp.sqrt(mean))
+            return -shrunk * (peak * m / (jnp.sqrt(v) + eps) + (weight_decay * p if decay else 0.0))
+
+        updates = jax.tree_util.tree_map_with_path(one, grads, mu, nu, params, decays)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _debiased(beta: float, count: jax.Array) -> jax.Array:
+    """β (1 − β^(t−1)) / (1 − β^t): moments with these betas need no bias correction."""
+    t = count.astype(jnp.float32)
+    return beta * (1 - beta ** (t - 1)) / (1 - beta**t)
+
+
+def _sum_per_tensor(path, x: jax.Array) -> jax.Array:
+    """The sum of a tensor, layer by layer in a stack; keeps dimensions, to broadcast."""
+    return jnp.sum(x, axis=tuple(range(int(is_stacked(path)), x.ndim)), keepdims=True)

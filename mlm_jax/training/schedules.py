@@ -1,0 +1,33 @@
+"""Learning-rate schedules: factor of the peak as a function of the step."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def make_schedule(name: str, total_steps: int, warmup_steps: int, decay_steps: int) -> Callable[[jax.Array], jax.Array]:
+    """The factor, 0 … 1, that multiplies the peak learning rate at update 0, 1, 2, ….
+
+    Every schedule rises linearly over the warm-up, to 1 at its last update. Then:
+      linear: falls to 0 at `total_steps`.
+      cosine: falls to 0 at `total_steps` along half a cosine.
+      wsd: stays, and falls as 1 − √progress over the last `decay_steps` (arXiv 2405.18392).
+      constant: stays.
+    """
+
+    def factor(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        warmup = jnp.minimum(1.0, (step + 1) / max(1, warmup_steps))
+        if name == 'constant':
+            return warmup
+        start = total_steps - decay_steps if name == 'wsd' else warmup_steps
+        progress = jnp.clip((step - start) / max(1, total_steps - start), 0.0, 1.0)
+        decayed = {
+            'linear': lambda: 1 - progress,
+            'cosine': lambda: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+            'wsd': lambda: 1 - jnp.sqrt(progress),
+        }[name]()
+        return warmup * decayed
+
+    return factor

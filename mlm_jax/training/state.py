@@ -1,0 +1,62 @@
+"""The state of a run, created in its place on the mesh."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from mlm_jax.masking.batch import MaskedBatch
+from mlm_jax.parallel.sharding import state_shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What one optimizer step reads and writes.
+
+    Attributes:
+      step: int32[], updates done so far; also the index of the next batch.
+      params: the parameters of the objective, float32.
+      opt_state: of the optimizer.
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+
+def example_batch(length: int, max_masked: int) -> MaskedBatch:
+    """A MaskedBatch of one row of zeros, for initialisation: parameters depend on no other shape."""
+    row_1xT, slots_1xM = jnp.zeros((1, length), jnp.int32), jnp.zeros((1, max_masked), jnp.int32)
+    return MaskedBatch(
+        tokens=row_1xT, inputs=row_1xT, positions=slots_1xM, weights=slots_1xM.astype(jnp.float32), segments=row_1xT + 1
+    )
+
+
+def make_init(objective, optimizer: optax.GradientTransformation, seed: int, length: int, max_masked: int):
+    """A function of nothing that returns the initial TrainState; trace it or run it on a mesh."""
+
+    def init() -> TrainState:
+        params = objective.init(jax.random.key(seed), example_batch(length, max_masked))['params']
+        return TrainState(step=jnp.zeros([], jnp.int32), params=params, opt_state=optimizer.init(params))
+
+    return init
+
+
+def create_state(init, mesh: Mesh, preset: str) -> TrainState:
+    """Runs `init` with every leaf created directly where the preset puts it."""
+    shardings = state_shardings(jax.eval_shape(init), preset, mesh)
+    return jax.jit(init, out_shardings=shardings)()
+
+
+def abstract_state(init, mesh: Mesh, preset: str) -> TrainState:
+    """The state as ShapeDtypeStructs with shardings: to compile ahead of time and to restore into."""
+    shapes = jax.eval_shape(init)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(shapes, preset, mesh)
+    )
+
+
+def num_parameters(params) -> int:
+    """Number of scalars in a pytree of parameters."""
+    return sum(x.size for x in jax.tree.leaves(params))
