@@ -261,8 +261,8 @@ def resolve_steps(
     if len(given) > 1:
         names = ' and '.join(f'{prefix}_{u}={v}' for u, v in given.items())
         raise ConfigError(
-            f'{names} are both set. Keep one; set the other to None, or give the duration as an argument of the '
-            f'configuration file (--config=FILE:{prefix}_{list(given)[-1]}={list(given.values())[-1]}), which replaces it'
+            f'{names} are both set. Give the duration as an argument of the configuration file, which replaces the other: '
+            f'--config=FILE.py:SIZE,{prefix}_{list(given)[-1]}={list(given.values())[-1]}'
         )
     (unit, value), = given.items()
     if value < 0:

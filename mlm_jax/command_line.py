@@ -1,0 +1,60 @@
+"""What the programs share at their boundary: flags, and errors in the user's words instead of tracebacks."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from mlm_jax.config import ConfigError
+
+
+def define_config_flag() -> flags.FlagHolder:
+    """Defines `--config`; unknown keys, and overrides of the wrong type, are errors."""
+    return config_flags.DEFINE_config_file(
+        'config',
+        None,
+        'Configuration: FILE.py[:SIZE[,key=value…]]. Single keys: --config.KEY=VALUE. mlm_jax/config.py explains all keys.',
+        lock_config=True,
+    )
+
+
+def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
+    """Parses the flags and runs `main`; exits with the message of an error that is the user's to mend.
+
+    Args:
+      main: reads its flags itself.
+      required: the flags that must be given.
+    """
+    flags.mark_flags_as_required(required)
+    app.run(lambda argv: _guarded(main), flags_parser=_parse_flags)
+
+
+def _guarded(main: Callable[[], None]) -> None:
+    if not flags.FLAGS['verbosity'].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its threads otherwise
+    try:
+        main()
+    except (ConfigError, FloatingPointError, FileNotFoundError, ImportError) as error:
+        sys.exit(f'error: {error}')
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    if any(argument.lstrip('-') in ('help', 'helpshort', 'helpfull') for argument in argv):
+        return app.parse_flags_with_usage(argv)
+    try:
+        unparsed = flags.FLAGS(argv)[1:]
+        if 'config' in flags.FLAGS:
+            _ = flags.FLAGS.config  # a file that does not load is remembered until somebody reads the flag
+    except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
+        sys.exit(f'error: {_plain(str(error))}\n--help lists the flags')
+    if unparsed:
+        sys.exit(f'error: unexpected arguments: {" ".join(unparsed)}\n--help lists the flags')
+    return argv[:1]
+
+
+def _plain(message: str) -> str:
+    """The message without the traceback and the quotes in which ml_collections hands it on."""
+    if 'ConfigError: ' in message:
+        message = message.rsplit('ConfigError: ', 1)[1]
+    return message.replace("\\'", "'").replace('\\n', '\n').strip("'\" \n")

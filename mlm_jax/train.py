@@ -1,0 +1,146 @@
+"""Pretrains an encoder.
+
+    python -m mlm_jax.prepare --config=configs/mlm.py:mini
+    python -m mlm_jax.train --config=configs/mlm.py:mini --workdir=runs/mlm_mini
+
+Run again with the same workdir, it goes on from the last checkpoint: after a crash, a preemption, or on other devices.
+Overrides: --config=configs/mlm.py:mini,total_epochs=3 or --config.optimizer.learning_rate=1e-3; mlm_jax/config.py lists the keys.
+"""
+
+import pathlib
+import shutil
+import sys
+import time
+
+import jax
+from absl import flags
+
+from mlm_jax import command_line
+from mlm_jax import config as config_lib
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.data.rows import Batches, Prefetcher
+from mlm_jax.data.shards import Shards
+from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.training import build, checkpoints, checks, evaluation, loss_curve, runtime
+from mlm_jax.training import workdir as workdir_lib
+from mlm_jax.training.run_log import RunLog
+from mlm_jax.training.state import abstract_state, create_state, num_parameters
+
+
+def train(config, workdir: pathlib.Path) -> dict[str, float]:
+    """Trains to the end of the run and returns the last held-out metrics.
+
+    Raises:
+      ConfigError: for a configuration that cannot run here, or does not fit the data or the checkpoint.
+      FloatingPointError: for a loss or gradient that is not finite, unless `on_nonfinite` is 'skip'.
+    """
+    # ---- Configuration and data: all that can be wrong without a device ------------------------------------------------
+    config_lib.check(config)
+    manifest = manifest_lib.load(config.data.directory)
+    checks.check_data(config, manifest)
+    train_rows = Shards(config.data.directory, 'train')
+    steps_per_epoch = len(train_rows) / config.batch_size
+    run = build.make_run(config, manifest.vocabulary, steps_per_epoch)
+    durations = dict(total_steps=run.total_steps, steps_per_epoch=steps_per_epoch)
+    evaluate_every = config_lib.resolve_steps(config, 'evaluation.every', **durations)
+    save_every = config_lib.resolve_steps(config, 'checkpoint.every', **durations)
+    keep_every = config_lib.resolve_steps(config, 'checkpoint.keep', **durations)
+
+    # ---- Devices -------------------------------------------------------------------------------------------------------
+    runtime.use_compilation_cache(config.compilation_cache)
+    mesh = runtime.make_mesh(config)
+    sharding = mesh_lib.batch_sharding(mesh)
+    is_leader = jax.process_index() == 0
+    workdir.mkdir(parents=True, exist_ok=True)
+    with jax.set_mesh(mesh):
+        # ---- State: fresh, or from the last checkpoint; laid out on this mesh, whatever the mesh was before ------------
+        saver = checkpoints.Checkpoints(workdir / 'checkpoints', config.checkpoint.keep_last, keep_every)
+        position = checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={})
+        if resumed := saver.latest_step() is not None:
+            position = saver.restore_position()
+            checks.check_resume(position.config, config, note=lambda text: print(text, file=sys.stderr))
+        batches = Batches(train_rows, config.seed, config.batch_size, sharding)
+        log = RunLog(config, workdir, run.total_steps, run.learning_rate, batches.indices, position)
+        first_step = position.examples // config.batch_size
+        if resumed:
+            state = saver.restore(abstract_state(run.init, mesh, config.sharding))
+        else:
+            state = create_state(run.init, mesh, config.sharding)
+        if is_leader:
+            workdir_lib.write_config(workdir, config)
+            workdir_lib.write_environment(workdir)
+            shutil.copy(pathlib.Path(config.data.directory) / manifest.tokenizer, workdir / 'tokenizer.model')
+        shape = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
+        log.note(f'{jax.device_count()} × {mesh.devices.flat[0].device_kind} (mesh: {shape})')
+        log.note(f'{num_parameters(state.params):,} parameters; {len(train_rows):,} rows of {config.sequence_length} tokens')
+        log.note(f'{"resuming at" if resumed else "starting at"} step {first_step:,} of {run.total_steps:,}')
+
+        # ---- Compile ahead of the loop: its cost is seen, and no step pays it ------------------------------------------
+        start = time.perf_counter()
+        held_out_rows = Shards(config.data.directory, 'validation')
+        eval_batch = config.batch_size // config.num_microbatches
+        held_out = evaluation.HeldOut(held_out_rows, config.evaluation.rows, eval_batch, manifest.vocabulary.pad_id, sharding)
+        train_step = jax.jit(run.train_step, donate_argnums=0).lower(state, batches(first_step)).compile()
+        eval_step = jax.jit(run.eval_step).lower(state.params, *held_out.example).compile()
+        compile_seconds = time.perf_counter() - start
+        log.write(first_step, {'perf/compile_seconds': compile_seconds})
+        log.note(f'compiled in {compile_seconds:.1f} s; {checks.describe_memory(train_step)}')
+
+        # ---- The loop --------------------------------------------------------------------------------------------------
+        # The order is a contract: evaluate the old state → save if due → next batch → step → write the metrics of the steps
+        # before. So a checkpoint at step i means that batch i is not yet consumed, and the device works on step i while the
+        # host waits for the metrics of step i − 1.
+        preemption = runtime.Preemption()
+        profiler = runtime.Profiler(config.profile, workdir, first_step)
+        prefetcher = Prefetcher(batches, first_step, run.total_steps)
+        eval_metrics: dict[str, float] = {}
+        try:
+            for step in range(first_step, run.total_steps + 1):
+                is_last, is_new = step == run.total_steps, step > first_step or not resumed
+
+                if evaluate_every and is_new and (step % evaluate_every == 0 or is_last):
+                    with log.paused():
+                        eval_metrics = held_out.evaluate(eval_step, state.params)
+                    log.write(step, {f'eval/{name}': value for name, value in eval_metrics.items()})
+                    log.note(f'step {step:,}: held-out loss {eval_metrics["loss"]:.4f}')
+
+                is_preempted = preemption.reached(step)
+                save_is_due = bool(save_every) and step % save_every == 0 and step > 0
+                if is_new and (save_is_due or is_last or is_preempted):
+                    saver.save(step, state, log.position(step, prefetcher.stall_seconds))
+                if is_preempted and not is_last:
+                    log.note(f'stopped by a signal at step {step:,}, saved; the same command goes on from here')
+                    sys.exit(runtime.PREEMPTED_EXIT_CODE)
+                if is_last:
+                    break
+
+                batch = next(prefetcher)
+                with jax.transfer_guard('disallow'), profiler.step(step, lambda: state):
+                    state, metrics = train_step(state, batch)
+                log.add(step, metrics, prefetcher.stall_seconds)
+            log.flush(run.total_steps, prefetcher.stall_seconds)
+        finally:
+            prefetcher.close()
+            saver.close()
+            log.close()
+
+    if is_leader:
+        picture = loss_curve.draw_loss_curve(workdir, manifest.split('validation').unigram_entropy_nats)
+        log.note(f'loss curve: {picture}')
+    return eval_metrics
+
+
+_CONFIG = command_line.define_config_flag()
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run: configuration, metrics, checkpoints, pictures.')
+flags.adopt_module_key_flags(command_line)
+
+
+def main() -> None:
+    """Runs the program."""
+    runtime.initialize_distributed(flags.FLAGS)
+    train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+
+
+if __name__ == '__main__':
+    runtime.define_distributed_flags()
+    command_line.run(main, required=('config', 'workdir'))

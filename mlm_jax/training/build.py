@@ -1,0 +1,89 @@
+"""From a configuration to the parts of a run: objective, masking, optimizer."""
+
+import dataclasses
+from collections.abc import Callable
+
+import ml_collections
+import optax
+
+from mlm_jax import config as config_lib
+from mlm_jax.masking.masking import Masking
+from mlm_jax.masking.vocabulary import Vocabulary
+from mlm_jax.models.layers import EncoderConfig
+from mlm_jax.models.objectives import OBJECTIVES
+from mlm_jax.training.optimizers import make_optimizer
+from mlm_jax.training.schedules import make_schedule
+from mlm_jax.training.state import make_init
+from mlm_jax.training.step import make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The pure functions and the durations of a run, all decided by its configuration.
+
+    Attributes:
+      objective: the Linen module.
+      masking: of the training.
+      total_steps: the length of the run.
+      learning_rate: update → learning rate.
+      init: () → TrainState.
+      train_step: (state, tokens) → (state, metrics).
+      eval_step: (params, tokens, first row) → metrics.
+    """
+
+    objective: object
+    masking: Masking
+    total_steps: int
+    learning_rate: Callable
+    init: Callable
+    train_step: Callable
+    eval_step: Callable
+
+
+def encoder_config(config: ml_collections.ConfigDict) -> EncoderConfig:
+    """The encoder that `config.model` describes."""
+    return EncoderConfig(vocab_size=config.vocab_size, max_length=config.sequence_length, **config.model)
+
+
+def make_objective(config: ml_collections.ConfigDict):
+    """The Linen module that `config.objective` names."""
+    return OBJECTIVES[config.objective](encoder_config(config))
+
+
+def make_optimizer_of_run(
+    config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: float
+) -> tuple[optax.GradientTransformation, Callable]:
+    """The optimizer, and its learning rate as a function of the update."""
+    durations = dict(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    schedule = make_schedule(
+        config.schedule.name,
+        total_steps,
+        config_lib.resolve_steps(config, 'schedule.warmup', **durations) or 0,
+        config_lib.resolve_steps(config, 'schedule.decay', **durations) or 0,
+    )
+    return make_optimizer(config.optimizer, schedule), lambda step: config.optimizer.learning_rate * schedule(step)
+
+
+def make_run(config: ml_collections.ConfigDict, vocabulary: Vocabulary, steps_per_epoch: float) -> Run:
+    """Everything that a run computes, before any device is touched.
+
+    Args:
+      config: a checked configuration.
+      vocabulary: the special ids; its size is `config.vocab_size`.
+      steps_per_epoch: rows / batch_size, for durations in epochs.
+    """
+    total_steps = config_lib.resolve_steps(config, 'total', steps_per_epoch=steps_per_epoch)
+    objective = make_objective(config)
+    masking = Masking(vocabulary, **config.masking)
+    evaluation_masking = Masking(vocabulary, ratio=config.evaluation.ratio)
+    optimizer, learning_rate = make_optimizer_of_run(config, total_steps, steps_per_epoch)
+    max_masked = masking.max_masked(config.sequence_length)
+    return Run(
+        objective=objective,
+        masking=masking,
+        total_steps=total_steps,
+        learning_rate=learning_rate,
+        init=make_init(objective, optimizer, config.seed, config.sequence_length, max_masked),
+        train_step=make_train_step(objective, masking, optimizer, config.seed, config.num_microbatches),
+        eval_step=make_eval_step(objective, evaluation_masking),
+    )

@@ -1,0 +1,95 @@
+"""Checkpoints of a run: the state with all that goes on from it. The only file that knows Orbax.
+
+A checkpoint at step i holds the state after i updates; batch i is not yet consumed.
+"""
+
+import dataclasses
+import pathlib
+
+import orbax.checkpoint as ocp
+
+from mlm_jax.training.state import TrainState
+
+
+@dataclasses.dataclass
+class Position:
+    """What a run must know besides its state to go on as if nothing had happened.
+
+    Attributes:
+      examples: rows consumed so far.
+      train_seconds: time spent so far, over all starts.
+      window: sums of metrics of the updates since the last line of the log (metrics.MetricsWindow).
+      config: the configuration, as a dict.
+    """
+
+    examples: int
+    train_seconds: float
+    window: list
+    config: dict
+
+
+class Checkpoints:
+    """Saves asynchronously, keeps the last few, and restores onto any mesh and number of processes."""
+
+    def __init__(self, directory: str | pathlib.Path, keep_last: int = 3, keep_every_steps: int | None = None):
+        """Checkpoints in `directory`; besides the last ones, those at multiples of `keep_every_steps` stay."""
+        self._manager = ocp.CheckpointManager(
+            pathlib.Path(directory).absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep_last,
+                keep_period=keep_every_steps or None,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Updates done at the newest complete checkpoint; None without one."""
+        return self._manager.latest_step()
+
+    def all_steps(self) -> list[int]:
+        """The steps of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: TrainState, position: Position) -> None:
+        """Copies the state and writes it in the background; waits first for the write before it."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                opt_state=ocp.args.StandardSave({'step': state.step, 'opt_state': state.opt_state}),
+                position=ocp.args.JsonSave(dataclasses.asdict(position)),
+            ),
+        )
+
+    def restore(self, abstract_state: TrainState, step: int | None = None) -> TrainState:
+        """Reads the state at `step` (None: the newest) into the shapes and shardings of `abstract_state`."""
+        rest = {'step': abstract_state.step, 'opt_state': abstract_state.opt_state}
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract_state.params), opt_state=ocp.args.StandardRestore(rest)
+        )
+        restored = self._manager.restore(self._checked(step), args=args)
+        return TrainState(params=restored['params'], **restored['opt_state'])
+
+    def restore_params(self, abstract_params: dict, step: int | None = None) -> dict:
+        """Reads the parameters alone."""
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
+        return self._manager.restore(self._checked(step), args=args)['params']
+
+    def restore_position(self, step: int | None = None) -> Position:
+        """Reads all but the arrays."""
+        args = ocp.args.Composite(position=ocp.args.JsonRestore())
+        return Position(**self._manager.restore(self._checked(step), args=args)['position'])
+
+    def close(self) -> None:
+        """Waits for writes under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _checked(self, step: int | None) -> int:
+        steps = self.all_steps()
+        if not steps:
+            raise FileNotFoundError(f'no checkpoint in {self._manager.directory}')
+        if step is not None and step not in steps:
+            raise FileNotFoundError(f'no checkpoint of step {step} in {self._manager.directory}; there are {steps}')
+        return steps[-1] if step is None else step
+

@@ -1,0 +1,74 @@
+"""Whether a configuration fits the prepared data, and the run that it goes on with."""
+
+from collections.abc import Callable
+
+import jax
+import ml_collections
+
+from mlm_jax import config as config_lib
+from mlm_jax.config import ConfigError
+from mlm_jax.data.manifest import Manifest
+
+# Keys that shape the state: a checkpoint cannot go on with another value.
+STATE_KEYS = (
+    'objective', 'vocab_size', 'sequence_length', 'optimizer.name', 'optimizer.clip_norm', 'model.num_layers', 'model.width',
+    'model.num_heads', 'model.ffn_width', 'model.positions', 'model.relative_buckets', 'model.norm', 'model.embedding_norm',
+    'model.bias', 'model.mlp',
+)  # fmt: skip
+
+
+def check_data(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
+    """Checks that the data were prepared for this configuration.
+
+    Raises:
+      ConfigError: with both values of each key that differs.
+    """
+    pairs = {
+        'sequence_length': (config.sequence_length, manifest.sequence_length),
+        'vocab_size': (config.vocab_size, manifest.vocabulary.size),
+        'data.packing': (config.data.packing, manifest.packing),
+    }
+    different = [f'  {key}: {ours!r} in the configuration, {theirs!r} in the data' for key, (ours, theirs) in pairs.items() if ours != theirs]
+    if different:
+        raise ConfigError(
+            f'the data in {config.data.directory} were prepared with other settings:\n' + '\n'.join(different) + '\n'
+            'Use the configuration they were prepared with, or prepare others: set data.directory and run\n'
+            '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>'
+        )
+
+
+def check_resume(stored: dict, config: ml_collections.ConfigDict, note: Callable[[str], None]) -> None:
+    """Names what changed since the checkpoint.
+
+    Args:
+      stored: the configuration in the checkpoint.
+      config: the one to go on with.
+      note: receives a line for each difference that a run can go on with.
+
+    Raises:
+      ConfigError: when a key that shapes the state differs.
+    """
+    different = config_lib.differences(ml_collections.ConfigDict(stored), config)
+    lines = {key: f'  {key}: {old!r} in the checkpoint, {new!r} now' for key, (old, new) in different.items()}
+    fatal = [line for key, line in lines.items() if key in STATE_KEYS]
+    if fatal:
+        raise ConfigError(
+            'the checkpoint in this workdir cannot go on with this configuration:\n' + '\n'.join(fatal) + '\n'
+            'Use the configuration of the checkpoint, or another workdir'
+        )
+    if 'batch_size' in different and stored['batch_size'] != config.batch_size:
+        raise ConfigError(
+            f'{lines["batch_size"]}: batches are counted in steps, so a run keeps its batch_size. To change what a device '
+            'holds at once, change num_microbatches or the mesh; or use another workdir'
+        )
+    if lines:
+        note('the configuration changed since the checkpoint:\n' + '\n'.join(lines.values()))
+
+
+def describe_memory(compiled: jax.stages.Compiled) -> str:
+    """What one device holds while the compiled function runs, in MiB; '' where the compiler does not say."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return ''
+    arguments, temporary = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
+    return f'{arguments:,.0f} MiB of state and batch, {temporary:,.0f} MiB of temporaries per device'

@@ -1,0 +1,51 @@
+"""Held-out loss at frozen masks."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from mlm_jax.data.rows import RowSource, place_rows
+from mlm_jax.training.metrics import weighted_means
+
+
+class HeldOut:
+    """Held-out rows, placed on the mesh once, and their loss.
+
+    The last batch is filled up with rows of padding, which have no masked position and so no weight.
+    """
+
+    def __init__(self, rows: RowSource, max_rows: int, batch_size: int, pad_id: int, sharding: jax.sharding.NamedSharding):
+        """The first `max_rows` of `rows`, in batches of at most `batch_size` rows laid out by `sharding`."""
+        count = min(len(rows), max_rows)
+        if not count:
+            raise ValueError('there are no held-out rows; raise data.validation_percent, or name a data.validation_corpus')
+        padded = _PaddedRows(rows, count, pad_id)
+        replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        self.num_rows = count
+        self._batches = [
+            (place_rows(padded, np.arange(first, first + batch_size), sharding), jax.device_put(np.int32(first), replicated))
+            for first in range(0, count, batch_size)
+        ]
+
+    def evaluate(self, eval_step: Callable, params) -> dict[str, float]:
+        """Means over all held-out masked tokens: `loss` in nats, and the metrics of the objective."""
+        parts = jax.device_get([eval_step(params, tokens, first) for tokens, first in self._batches])
+        return weighted_means([{name: [float(s), float(w)] for name, (s, w) in part.items()} for part in parts])
+
+    @property
+    def example(self) -> tuple[jax.Array, jax.Array]:
+        """One batch, to compile with: int32[B, T] and the number of its first row."""
+        return self._batches[0]
+
+
+class _PaddedRows:
+    def __init__(self, rows: RowSource, count: int, pad_id: int):
+        self._rows, self._count, self._pad_id = rows, count, pad_id
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        tokens = self._rows.read(np.minimum(indices, self._count - 1))
+        return np.where((indices < self._count)[:, None], tokens, self._pad_id).astype(np.int32)

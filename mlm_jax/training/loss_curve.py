@@ -1,0 +1,34 @@
+"""The picture of a run: training and held-out loss."""
+
+import pathlib
+
+from mlm_jax.training.metrics import read_metrics
+
+
+def draw_loss_curve(workdir: pathlib.Path, unigram_entropy: float | None = None) -> pathlib.Path:
+    """Draws `<workdir>/loss_curve.png` from `metrics.jsonl`.
+
+    Args:
+      workdir: of the run.
+      unigram_entropy: nats per token, drawn as the line that a model without context cannot pass.
+
+    Returns:
+      The path of the picture.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no global state and no display
+
+    lines = read_metrics(workdir / 'metrics.jsonl')
+    figure = Figure(figsize=(7, 4.2), layout='constrained')
+    axes = figure.subplots()
+    for name, label, style in (('train/loss', 'training', '-'), ('eval/loss', 'held out', 'o-')):
+        points = [(line['step'], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
+    if unigram_entropy:
+        axes.axhline(unigram_entropy, color='gray', linestyle=':', label='unigram entropy')
+    axes.set(xlabel='step', ylabel='loss (nats per masked token)', title=workdir.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path = workdir / 'loss_curve.png'
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,155 @@
+"""The log of a run: one line of means every few steps, on disk and in the terminal."""
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import ml_collections
+import numpy as np
+
+from mlm_jax.training import flops
+from mlm_jax.training.checkpoints import Position
+from mlm_jax.training.metrics import MetricsWindow, MetricsWriter, ProgressLine, weighted_means
+
+
+class RunLog:
+    """Collects the metrics of updates on the device and writes their means, with the speed, at log steps.
+
+    All processes hold one, since fetching metrics and checking them is theirs too; process 0 writes.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: pathlib.Path,
+        total_steps: int,
+        learning_rate: Callable[[int], float],
+        rows_of_step: Callable[[int], np.ndarray],
+        position: Position,
+    ):
+        """Goes on from `position`.
+
+        Args:
+          config: of the run.
+          workdir: for metrics.jsonl.
+          total_steps: for the time left.
+          learning_rate: update → learning rate.
+          rows_of_step: step → indices of the rows of its batch, to name the batch of a loss that is not finite.
+          position: from the checkpoint, or of a fresh start.
+        """
+        self._config, self._learning_rate, self._rows_of_step = config, learning_rate, rows_of_step
+        self._window = MetricsWindow(position.window)
+        self._train_seconds = position.train_seconds
+        self._step_flops = flops.mlm_step_flops(config)
+        self._peak = flops.peak_flops_per_second(jax.devices()[0].device_kind)
+        self._writer, self._progress = None, ProgressLine(total_steps)
+        if jax.process_index() == 0:
+            first_step, logging = position.examples // config.batch_size, config.logging
+            self._writer = MetricsWriter(workdir, first_step, logging.tensorboard, logging.wandb_project, config.to_dict())
+        self._updates_since_mark, self._stall_at_mark = 0, 0.0
+        self._mark = time.perf_counter()
+
+    def note(self, text: str) -> None:
+        """Prints a line that stays."""
+        if self._writer:
+            self._progress.note(text)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes one line of scalars."""
+        if self._writer:
+            self._writer.write(step, scalars)
+
+    def add(self, step: int, metrics, stall_seconds: float) -> None:
+        """Takes the metrics of update `step`, still being computed; at a log step, writes those before it.
+
+        Args:
+          step: the update just dispatched; waiting for the ones before it leaves the device busy.
+          metrics: name → (sum, weight), on the device.
+          stall_seconds: for how long the loop has waited for input, in total.
+        """
+        if step % self._config.logging.every_steps == 0:
+            self.flush(step, stall_seconds)
+        self._window.add(metrics)
+        self._updates_since_mark += 1
+
+    def flush(self, step: int, stall_seconds: float) -> None:
+        """Writes the means of all updates before `step` that are not yet written."""
+        updates = self._window.fetch()
+        if not updates:
+            return
+        self._window = MetricsWindow()
+        self._check_finite(step - len(updates), updates)
+        means = weighted_means(updates)
+        speed = self._measure(stall_seconds)
+        self.write(
+            step,
+            {f'train/{name}': value for name, value in means.items()}
+            | {'train/learning_rate': float(self._learning_rate(step - 1))}
+            | speed,
+        )
+        if self._writer and speed:
+            self._progress.show(step, _describe(means, speed), speed['perf/step_ms'] / 1000)
+
+    def position(self, step: int, stall_seconds: float) -> Position:
+        """What a checkpoint at `step` must hold; lines that are due are written first."""
+        if step % self._config.logging.every_steps == 0:
+            self.flush(step, stall_seconds)
+        updates = self._window.fetch()
+        self._check_finite(step - len(updates), updates)
+        seconds = self._train_seconds + time.perf_counter() - self._mark
+        return Position(step * self._config.batch_size, seconds, updates, self._config.to_dict())
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside does not count as training."""
+        start = time.perf_counter()
+        yield
+        self._mark += time.perf_counter() - start
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._writer:
+            self._writer.close()
+
+    def _measure(self, stall_seconds: float) -> dict[str, float]:
+        """The speed since the last measurement; nothing where no update was done since."""
+        now = time.perf_counter()
+        seconds, updates = now - self._mark, self._updates_since_mark
+        stalled, self._stall_at_mark = stall_seconds - self._stall_at_mark, stall_seconds
+        self._mark, self._updates_since_mark = now, 0
+        self._train_seconds += seconds
+        if not updates:
+            return {}
+        flops_per_second = self._step_flops * updates / seconds
+        speed = {
+            'perf/step_ms': 1000 * seconds / updates,
+            'perf/tokens_per_second': updates * self._config.batch_size * self._config.sequence_length / seconds,
+            'perf/tflops_per_second': flops_per_second / 1e12,
+            'perf/input_stall': stalled / seconds,
+            'perf/train_seconds': self._train_seconds,
+        }
+        if self._peak:
+            speed['perf/mfu'] = flops_per_second / (self._peak * jax.device_count())
+        return speed
+
+    def _check_finite(self, first_step: int, updates: list[dict]) -> None:
+        bad = [first_step + i for i, update in enumerate(updates) if update['nonfinite'][0] > 0]
+        if not bad:
+            return
+        rows = self._rows_of_step(bad[0])
+        message = f'loss or gradient is not finite at step {bad[0]:,} (rows {", ".join(map(str, rows[:8]))}, … of the training split)'
+        if self._config.on_nonfinite == 'skip':
+            self.note(f'{message}; skipped {len(bad)} of the last {len(updates)} updates')
+            return
+        raise FloatingPointError(
+            f'{message}. Parameters are as before that step. Lower optimizer.learning_rate, lengthen the warm-up or clip '
+            'gradients; on_nonfinite=skip goes on without such updates'
+        )
+
+
+def _describe(means: dict[str, float], speed: dict[str, float]) -> str:
+    rate = f'{speed["perf/tokens_per_second"]:,.0f} tokens/s'
+    use = f'MFU {speed["perf/mfu"]:.1%}' if 'perf/mfu' in speed else f'{speed["perf/tflops_per_second"]:.2f} TFLOP/s'
+    return f'loss {means["loss"]:.4f}  accuracy {means["accuracy"]:.3f}  {rate}  {use}  stall {speed["perf/input_stall"]:.1%}'

@@ -1,0 +1,111 @@
+"""The machine under a run: processes, devices, compilation cache, preemption and profiling."""
+
+import contextlib
+import os
+import pathlib
+import signal
+from collections.abc import Iterator
+
+import jax
+import ml_collections
+from absl import flags
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from mlm_jax.config import ConfigError
+from mlm_jax.parallel import mesh as mesh_lib
+
+# sysexits' EX_TEMPFAIL: schedulers that requeue by exit status can tell a preemption from a failure.
+PREEMPTED_EXIT_CODE = 75
+
+
+def define_distributed_flags() -> None:
+    """Defines the flags that `initialize_distributed` reads."""
+    flags.DEFINE_bool('distributed', False, 'Join the other processes of the run; found by themselves on TPU pods, SLURM, GKE.')
+    flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, where it is not found by itself.')
+    flags.DEFINE_integer('num_processes', None, 'Number of processes, where it is not found by itself.')
+    flags.DEFINE_integer('process_id', None, 'Index of this process, where it is not found by itself.')
+
+
+def initialize_distributed(values: flags.FlagValues) -> None:
+    """Joins the processes of the run, before anything touches a device."""
+    if values.distributed or values.coordinator_address:
+        jax.distributed.initialize(values.coordinator_address, values.num_processes, values.process_id)
+
+
+def use_compilation_cache(directory: str) -> None:
+    """Keeps compiled programs in `directory` between runs; '' does not."""
+    if directory:
+        jax.config.update('jax_compilation_cache_dir', os.path.expanduser(directory))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def make_mesh(config: ml_collections.ConfigDict, devices=None) -> Mesh:
+    """The mesh of `config` over the devices that are there.
+
+    Raises:
+      ConfigError: when the accelerator asked for is missing, or the devices do not fit mesh or batch.
+    """
+    devices = jax.devices() if devices is None else devices
+    platform = devices[0].platform
+    if config.accelerator not in ('any', platform):
+        raise ConfigError(
+            f'accelerator={config.accelerator}, but JAX found only {platform} devices. Install the extra for it '
+            '(cuda12, cuda13 or tpu) and check the driver, or set accelerator=any'
+        )
+    needed = {'cudnn': 'gpu', 'splash': 'tpu'}.get(config.model.attention_backend, platform)
+    if platform != needed:
+        raise ConfigError(f'the {config.model.attention_backend} attention backend needs a {needed}, not a {platform}; use xla')
+    try:
+        mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    shards = mesh.shape[mesh_lib.DATA] * mesh.shape[mesh_lib.FSDP]
+    if config.batch_size % (shards * config.num_microbatches):
+        raise ConfigError(
+            f'batch_size={config.batch_size} must be a multiple of mesh.data · mesh.fsdp · num_microbatches = '
+            f'{mesh.shape[mesh_lib.DATA]} · {mesh.shape[mesh_lib.FSDP]} · {config.num_microbatches}'
+        )
+    return mesh
+
+
+class Preemption:
+    """Notices that the machine is about to be taken away: SIGTERM, or SIGINT once."""
+
+    def __init__(self):
+        self._signalled = False
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._handle)
+
+    def _handle(self, number, frame) -> None:
+        del frame
+        self._signalled = True
+        signal.signal(number, signal.SIG_DFL)  # the second one ends the program at once
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and stop at `step`; with several processes, all answer alike."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._signalled
+
+
+class Profiler:
+    """Writes a trace of a window of steps, for TensorBoard or Perfetto."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, first_step: int):
+        """`config`: the part `profile` of a configuration; a run resumed past its start traces its first steps."""
+        self._start = max(config.start_step, first_step)
+        self._stop = self._start + config.num_steps
+        self._directory = str(workdir / 'profile')
+
+    @contextlib.contextmanager
+    def step(self, step: int, result=lambda: None) -> Iterator[None]:
+        """Surrounds one step of the loop; `result` gives the arrays to wait for before the trace ends."""
+        if step == self._start < self._stop:
+            jax.profiler.start_trace(self._directory)
+        with jax.profiler.StepTraceAnnotation('train', step_num=step):
+            yield
+        if self._start < self._stop == step + 1:
+            jax.block_until_ready(result())
+            jax.profiler.stop_trace()
