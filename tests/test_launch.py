@@ -1,0 +1,404 @@
+"""The programs in `launch/` and `.ci/run`: what they would do, and what they do with stand-ins for clouds.
+
+A stand-in is a small program in front of the PATH that writes down how it was called. So the real scripts
+run, with their real quoting and order of commands, where there is no Slurm, no Kubernetes and no TPU.
+"""
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROGRAMS = ['demo', 'test', 'gpu_local', 'slurm', 'tpu_pod', 'gke']
+SCRIPTS = [ROOT / 'launch' / p for p in ['common.sh', *PROGRAMS]] + [ROOT / '.ci' / 'run']
+
+RUN = ['--config=configs/mlm.py:base', '--workdir=runs/base']
+ON_BUCKETS = ['--config=configs/mlm.py:base', '--workdir=gs://bucket/runs/base', '--data=gs://rows/books']
+TPU_POD = ['--name=bert', '--zone=us-west4-a']
+GKE = ['--name=bert', '--source=https://example.org/mlm_jax', *ON_BUCKETS]
+GKE_TPU = [*GKE, '--tpu=tpu-v5-lite-podslice', '--topology=4x4']
+
+# What a dry run must print, in this order.
+DRY_RUNS = {
+    ('demo',): ['-m venv', 'pip install', 'mlm_jax.prepare', 'mlm_jax.train', 'mlm_jax.evaluate', '[MASK]'],
+    ('test', '-k', 'masking'): ['-m venv', ".[test]'", '-m pytest -k masking'],
+    ('test', '--extras=peer,test,tpu'): [".[peer,test,tpu]'", '-m pytest'],
+    ('gpu_local', *RUN, '--cuda=12'): [".[cuda12]'", 'mlm_jax.prepare', 'mlm_jax.train', 'accelerator=gpu'],
+    ('slurm', *RUN, '--nodes=2'): ['install', '#SBATCH --nodes=2', 'prepare', 'srun', 'train', '+ sbatch'],
+    ('tpu_pod', 'up', *TPU_POD, '--type=v5p-16'): ['describe bert', 'create bert', 'v2-alpha-tpuv5'],
+    ('tpu_pod', 'run', *TPU_POD, *ON_BUCKETS): ['tar ', 'worker-setup', 'worker-start', 'gcsfuse', 'tail'],
+    ('tpu_pod', 'logs', *TPU_POD): ['--worker=0', 'tail'],
+    ('tpu_pod', 'stop', *TPU_POD): ['--worker=all', 'kill'],
+    ('tpu_pod', 'down', *TPU_POD, '--queued'): ['queued-resources delete bert'],
+    ('gke', 'run', *GKE_TPU): ['kubectl apply', 'kind: JobSet', 'mlm_jax.train --distributed'],
+    ('gke', 'logs', '--name=bert'): ['kubectl logs', 'completion-index=0'],
+    ('gke', 'down', '--name=bert'): ['kubectl delete jobset bert'],
+}
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what the programs need of the repository."""
+    root = tmp_path / 'home' / 'checkout'
+    shutil.copytree(ROOT / 'launch', root / 'launch')
+    shutil.copy(ROOT / 'setup.py', root)
+    (root / 'mlm_jax' / 'data').mkdir(parents=True)
+    (root / 'mlm_jax' / 'data' / 'rows.py').touch()
+    return root
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A function that puts a program in front of the PATH; it notes its arguments in `calls` and runs `body`."""
+    (tmp_path / 'bin').mkdir()
+    monkeypatch.setenv('PATH', f'{tmp_path / "bin"}:{os.environ["PATH"]}')
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    monkeypatch.setenv('TMPDIR', str(tmp_path))
+    for name in ('VENV', 'PYTHON'):
+        monkeypatch.delenv(name, raising=False)
+
+    def make(name, body='', path=None):
+        path = path or tmp_path / 'bin' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        note = f'echo "{name} $*" >>{shlex.quote(str(tmp_path / "calls"))}'
+        path.write_text(f'#!/bin/bash\n{note}\n{body}\n')
+        path.chmod(0o755)
+
+    return make
+
+
+@pytest.fixture
+def environment(tmp_path, stand_in):
+    """A function that makes a virtual environment which notes the modules that it should run, no more."""
+
+    def make(directory):
+        notes = shlex.quote(str(tmp_path / 'modules'))
+        stand_in(
+            'python',
+            f'if [[ $1 == -m ]]; then echo "$*" >>{notes}; else exec {shlex.quote(sys.executable)} "$@"; fi',
+            directory / 'bin' / 'python',
+        )
+        return directory
+
+    return make
+
+
+def launch(root, *arguments, code=0):
+    """Runs a program of `root`, checks its exit status and returns what it printed; its errors if it fails."""
+    command = [str(root / 'launch' / arguments[0]), *arguments[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def in_order(needles, text):
+    return re.search('.*'.join(map(re.escape, needles)), text, re.DOTALL)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_syntax(script):
+    subprocess.run(['bash', '-n', str(script)], check=True)
+    assert script.name == 'common.sh' or os.access(script, os.X_OK)
+
+
+def test_shellcheck():
+    shellcheck = shutil.which('shellcheck')
+    if shellcheck is None:
+        pytest.skip('shellcheck is not installed')
+    subprocess.run([shellcheck, '-x', *map(str, SCRIPTS)], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_help_has_an_example_and_names_every_option(program):
+    text = launch(ROOT, program, '--help')
+    assert '--dry-run' in text and re.search('Examples?:', text)
+    options = re.search(r"^parse_options '([^']*)'", (ROOT / 'launch' / program).read_text(), re.MULTILINE)[1]
+    for option in options.split():
+        assert f'--{option}' in text
+    assert not text.startswith('#!') and 'set -euo' not in text
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('arguments', DRY_RUNS, ids=lambda a: '-'.join(w for w in a[:2] if w.isidentifier()))
+def test_dry_run_prints_the_commands_and_touches_nothing(checkout, monkeypatch, arguments):
+    for name in ('VENV', 'PYTHON'):
+        monkeypatch.delenv(name, raising=False)
+    before = sorted(checkout.rglob('*'))
+    text = launch(checkout, *arguments, '--dry-run')
+    assert in_order(DRY_RUNS[arguments], text), text
+    assert sorted(checkout.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['gpu_local', *RUN, '--gpus=2'], 'unknown option --gpus=2'),
+        (['slurm', *RUN, '--node=2'], 'unknown option --node=2; there are: --help --dry-run --config='),
+        (['slurm', *RUN, '--nodes'], 'written --nodes=VALUE'),
+        (['slurm', *RUN, '--nodes=two'], 'whole number'),
+        (['slurm', '--workdir=runs/base'], '--config is missing: for example'),
+        (['tpu_pod', 'up', *TPU_POD, '--fast'], 'unknown option --fast'),
+        (['tpu_pod', 'up', *TPU_POD], '--type is missing'),
+        (['tpu_pod', 'up', *TPU_POD, '--type=v99-8'], 'add --version'),
+        (['tpu_pod', *TPU_POD], 'one action'),
+        (['tpu_pod', 'go', *TPU_POD], 'unknown action go'),
+        (['tpu_pod', 'run', *TPU_POD, *RUN, '--data=gs://rows/books'], "on each worker's own disk"),
+        (['gke', 'run', *GKE_TPU, '--cpu=3'], 'unknown option --cpu=3'),
+        (['gke', 'run', *GKE], 'give --tpu=TYPE'),
+        (['gke', 'run', *GKE_TPU, '--gpu=nvidia-l4'], 'not both'),
+        (['gke', 'run', *GKE_TPU, '--nodes=2'], 'the topology decides'),
+        (['gke', 'run', *GKE, '--tpu=tpu-v4-podslice', '--topology=16'], '--topology=16 must be like'),
+        (['gke', 'run', *GKE_TPU, '--name=My_Bert'], 'lower-case'),
+    ],
+    ids=lambda value: None if isinstance(value, str) else value[0],
+)
+def test_mistakes_are_refused_with_a_cure(checkout, arguments, message):
+    error = launch(checkout, *arguments, '--dry-run', code=2)
+    assert message in error and f'launch/{arguments[0]} --help' in error
+
+
+@pytest.mark.parametrize(
+    ('tool', 'arguments'),
+    [
+        ('sbatch', ['slurm', *RUN]),
+        ('gcloud', ['tpu_pod', 'up', *TPU_POD, '--type=v6e-8']),
+        ('kubectl', ['gke', 'run', *GKE_TPU]),
+    ],
+)
+def test_a_missing_tool_is_named(checkout, tmp_path, monkeypatch, tool, arguments):
+    for present in ('bash', 'basename', 'dirname'):
+        (tmp_path / present).symlink_to(shutil.which(present))
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert f'{tool} is not installed' in launch(checkout, *arguments, code=1)
+
+
+def test_printed_commands_read_back(checkout):
+    awkward = ["it's", 'a b', '$HOME', '', 'x;y', '--config.text=two words', '*']
+    text = launch(checkout, 'test', '--dry-run', '--python=' + sys.executable, '--', *awkward)
+    assert shlex.split(text.splitlines()[-1])[-len(awkward) :] == awkward
+
+
+def test_demo_installs_once_and_hands_arguments_on(checkout, environment, tmp_path):
+    venv = environment(checkout / '.venv')
+    for _ in range(2):
+        launch(checkout, 'demo', '--config.total_steps=3', '--verbosity=1')
+    modules = lines(tmp_path / 'modules')
+    programs = ['mlm_jax.prepare', 'mlm_jax.train', 'mlm_jax.evaluate']
+    assert [m.split()[1] for m in modules] == ['pip', *programs, *programs]
+    assert modules[1] == '-m mlm_jax.prepare --config=configs/demo.py --config.total_steps=3'
+    assert modules[2].endswith('--workdir=runs/demo --config.total_steps=3 --verbosity=1')
+
+    # More extras are installed when they are asked for; a changed requirement installs again.
+    launch(checkout, 'test', f'--venv={venv}')
+    launch(checkout, 'test', '--extras=test', '--venv=.venv')
+    with (checkout / 'setup.py').open('a') as file:
+        file.write('# another requirement\n')
+    launch(checkout, 'test')
+    modules = lines(tmp_path / 'modules')[7:]
+    assert [m.split()[1] for m in modules] == ['pip', 'pytest', 'pytest', 'pip', 'pytest']
+    assert modules[0].endswith('--editable .[test]')
+
+
+def test_a_failing_step_ends_the_program(checkout, stand_in):
+    body = f'[[ $2 != pytest ]] || exit 3; [[ $1 == -m ]] || exec {shlex.quote(sys.executable)} "$@"'
+    stand_in('python', body, checkout / 'v/bin/python')
+    launch(checkout, 'test', '--venv=v', code=3)
+
+
+def test_environments_that_are_none_are_left_alone(checkout):
+    (checkout / 'precious').mkdir()
+    assert 'no virtual environment' in launch(checkout, 'test', '--venv=precious', code=1)
+    assert 'not a Python of version' in launch(checkout, 'test', '--venv=new', '--python=/bin/false', code=1)
+
+
+def test_a_python_that_only_pretends_is_passed_over(checkout, stand_in):
+    stand_in('python3', 'echo "python3: command not found" >&2; exit 127')
+    stand_in('python3.19', 'echo "3.19 /opt/python3.19"')
+    stand_in('python3.18', 'exit 127')
+    assert '+ /opt/python3.19 -m venv' in launch(checkout, 'test', '--dry-run')
+
+
+@pytest.mark.parametrize(
+    ('gpus', 'extra'),
+    [
+        ('580.65.06, 9.0', 'cuda13'),
+        ('570.86.15, 9.0', 'cuda12'),
+        ('580.65.06, 7.0', 'cuda12'),
+        ('580.65.06, 9.0\n580.65.06, 8.9', 'cuda13'),
+        ('580.65.06, 12.0\n580.65.06, 7.0', 'cuda12'),
+    ],
+)
+def test_gpu_local_asks_the_driver(checkout, environment, stand_in, tmp_path, gpus, extra):
+    environment(checkout / '.venv')
+    stand_in('nvidia-smi', f'echo {shlex.quote(gpus)}')
+    launch(checkout, 'gpu_local', *RUN, '--', '--config.batch_size=8', '--verbosity=1')
+    pip, prepare, train = lines(tmp_path / 'modules')
+    assert f'.[{extra}]' in pip
+    assert prepare.endswith('--config=configs/mlm.py:base --config.batch_size=8')
+    assert '--workdir=runs/base' in train and train.endswith('--config.batch_size=8 --verbosity=1')
+
+
+def test_gpu_local_refuses_an_old_driver_and_a_silent_one(checkout, stand_in):
+    stand_in('nvidia-smi', 'echo 470.82.01, 8.0')
+    assert 'driver 470 is too old' in launch(checkout, 'gpu_local', *RUN, code=1)
+    stand_in('nvidia-smi', 'echo "no devices were found"; exit 6')
+    assert 'no devices were found' in launch(checkout, 'gpu_local', *RUN, code=1)
+
+
+@pytest.mark.parametrize('process_per', ['gpu', 'node'])
+def test_slurm_submits_a_script_that_trains(checkout, environment, stand_in, tmp_path, process_per):
+    environment(checkout / '.venv')
+    stand_in('sbatch')
+    note = 'echo "$JAX_LOCAL_DEVICE_IDS $SETUP" >>$HOME/seen'
+    stand_in('srun', f'while [[ $1 == -* ]]; do shift; done; "$@"; {note}')
+    options = ['--nodes=2', '--gpus-per-node=4', '--partition=gpu', '--setup=export SETUP=done']
+    corpus = "--config.data.corpus=text:it's here/*.txt"
+    launch(checkout, 'slurm', *RUN, *options, f'--process-per={process_per}', '--', corpus)
+    script = checkout / 'runs/base/train.sbatch'
+    assert f'sbatch {script.relative_to(checkout)}' in lines(tmp_path / 'calls')
+
+    header = dict(re.findall(r'^#SBATCH --([-a-z]+)(?:=(.*))?$', script.read_text(), re.MULTILINE))
+    assert header['nodes'] == '2' and header['gpus-per-node'] == '4' and header['partition'] == 'gpu'
+    assert header['ntasks-per-node'] == {'gpu': '4', 'node': '1'}[process_per]
+    assert header['cpus-per-task'] == {'gpu': '8', 'node': '32'}[process_per]
+    assert 'requeue' in header and 'account' not in header
+
+    subprocess.run(['bash', str(script)], check=True, cwd='/')
+    _, prepare, train = lines(tmp_path / 'modules')
+    assert prepare == f'-m mlm_jax.prepare --config=configs/mlm.py:base {corpus}'
+    assert train.startswith('-m mlm_jax.train --distributed') and train.endswith(corpus)
+    assert lines(tmp_path / 'home' / 'seen') == [{'gpu': ' done', 'node': '0,1,2,3 done'}[process_per]]
+
+
+def test_slurm_requeues_before_the_time_limit(checkout, environment, stand_in, tmp_path):
+    environment(checkout / '.venv')
+    stand_in('sbatch')
+    stand_in('scontrol')
+    stand_in('srun', 'exec sleep 30')
+    launch(checkout, 'slurm', *RUN)
+    script = str(checkout / 'runs/base/train.sbatch')
+    job = subprocess.Popen(['bash', script], env={**os.environ, 'SLURM_JOB_ID': '7'})
+    wait_for(lambda: any(c.startswith('srun') for c in lines(tmp_path / 'calls')))
+    job.send_signal(10)  # SIGUSR1
+    job.wait(timeout=10)
+    assert 'scontrol requeue 7' in lines(tmp_path / 'calls')
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc').exists(), reason='the workers of a TPU run Linux')
+def test_tpu_pod_copies_installs_and_trains(checkout, environment, stand_in, tmp_path):
+    """gcloud's stand-in runs here what it should run on the workers, in a home directory of their own."""
+    worker = tmp_path / 'worker'
+    environment(worker / 'mlm_jax' / 'venv')
+    stand_in(
+        'gcloud',
+        f"""
+        for word; do
+          case $word in --command=*) command=${{word#--command=}} ;; --worker=0) log=yes ;; esac
+        done
+        case "$1 $2 $3 $4" in
+          "storage rsync"*) touch "$5/copied" ;;
+          *describe*) echo READY ;;
+          *scp*) cp "$5" {worker}/mlm_jax.tar.gz ;;
+          *ssh*) [[ $log ]] || (cd {worker}; HOME={worker} bash -c "$command") ;;
+        esac""",
+    )
+    stand_in('gcsfuse')
+    stand_in('mountpoint', 'exit 1')
+    (checkout / '.venv').mkdir()
+    (checkout / 'runs').mkdir()
+
+    assert 'exists and is ready' in launch(checkout, 'tpu_pod', 'up', *TPU_POD, '--type=v5litepod-16')
+    further = ['--config.model.dtype=bfloat16', "--note=it's"]
+    launch(checkout, 'tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--', *further)
+    here = worker / 'mlm_jax'
+    assert sorted(p.name for p in (here / 'code').iterdir()) == ['launch', 'mlm_jax', 'setup.py']
+    assert (here / 'code/mlm_jax/data/rows.py').exists() and (here / 'data/copied').exists()
+    (mount,) = (c for c in lines(tmp_path / 'calls') if c.startswith('gcsfuse '))
+    assert mount.endswith(f'bucket {here}/buckets/bucket')
+    wait_for(lambda: len(lines(tmp_path / 'modules')) == 2)
+    pip, train = lines(tmp_path / 'modules')
+    assert '.[tpu]' in pip
+    assert f'--distributed --config=configs/mlm.py:base --workdir={here}/buckets/bucket/runs/base' in train
+    assert train.endswith(' '.join([f'directory={here}/data', '--config.accelerator=tpu', *further]))
+
+    # What still trains is neither overwritten nor started twice, until it is stopped.
+    running = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)', 'mlm_jax.train'])
+    (here / 'train.pid').write_text(f'{running.pid}\n')
+    wait_for(lambda: 'mlm_jax.train' in pathlib.Path(f'/proc/{running.pid}/cmdline').read_text())
+    again = launch(checkout, 'tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, code=1)
+    assert 'training runs on bert already' in again
+    launch(checkout, 'tpu_pod', 'stop', *TPU_POD)
+    assert running.wait(timeout=10) == -15
+    launch(checkout, 'tpu_pod', 'run', *TPU_POD, *ON_BUCKETS)
+
+
+def test_tpu_pod_creates_a_preempted_tpu_anew(checkout, stand_in, tmp_path):
+    stand_in('gcloud', '[[ $4 != describe ]] || echo PREEMPTED')
+    launch(checkout, 'tpu_pod', 'up', *TPU_POD, '--project=p', '--type=v6e-8', '--spot')
+    calls = [c.removeprefix('gcloud compute tpus tpu-vm ') for c in lines(tmp_path / 'calls')]
+    place = '--zone=us-west4-a --project=p'
+    assert calls[1:] == [
+        f'delete bert --quiet {place}',
+        f'create bert --accelerator-type=v6e-8 --version=v2-alpha-tpuv6e --spot {place}',
+    ]
+
+
+def job_set(checkout, stand_in, tmp_path, *arguments):
+    stand_in('kubectl', f'cat >{tmp_path / "job.yaml"}')
+    launch(checkout, 'gke', 'run', *arguments)
+    (workers,) = yaml.safe_load((tmp_path / 'job.yaml').read_text())['spec']['replicatedJobs']
+    job = workers['template']['spec']
+    return job, job['template']['spec']
+
+
+def test_gke_on_tpus(checkout, stand_in, tmp_path):
+    spec, pod = job_set(checkout, stand_in, tmp_path, *GKE_TPU, '--spot', '--', "--config.data.corpus=it's")
+    assert spec['parallelism'] == spec['completions'] == 4
+    assert pod['nodeSelector'] == {
+        'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
+        'cloud.google.com/gke-tpu-topology': '4x4',
+        'cloud.google.com/gke-spot': 'true',
+    }
+    (container,) = pod['containers']
+    assert container['resources']['limits'] == {'google.com/tpu': 4}
+    assert {m['name'] for m in container['volumeMounts']} == {v['name'] for v in pod['volumes']}
+    buckets = [v['csi']['volumeAttributes']['bucketName'] for v in pod['volumes'] if 'csi' in v]
+    assert buckets == ['bucket', 'rows']
+    script = container['args'][0]
+    subprocess.run(['bash', '-n', '-c', script], check=True)
+    train = shlex.split(script.splitlines()[-1])
+    assert train[:4] == ['exec', '/venv/bin/python', '-m', 'mlm_jax.train']
+    assert '--workdir=/buckets/bucket/runs/base' in train and train[-1] == "--config.data.corpus=it's"
+    assert not any(word.startswith('--process_id') for word in train)
+
+
+def test_gke_on_gpus_tells_every_process_its_place(checkout, stand_in, tmp_path):
+    gpus = ['--gpu=nvidia-h100-80gb', '--nodes=2', '--gpus-per-node=8']
+    spec, pod = job_set(checkout, stand_in, tmp_path, *GKE, *gpus, '--data=gs://bucket/books')
+    assert spec['completions'] == 2
+    (container,) = pod['containers']
+    assert container['resources']['limits'] == {'nvidia.com/gpu': 8}
+    assert len([v for v in pod['volumes'] if 'csi' in v]) == 1  # rows and runs share the bucket
+    script = container['args'][0]
+    assert '--coordinator_address=bert-workers-0-0.bert:8476 --num_processes=2' in script
+    assert script.rstrip().endswith('--process_id=$JOB_COMPLETION_INDEX')
+
+
+def wait_for(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'waited in vain'
+        time.sleep(0.05)
