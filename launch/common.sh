@@ -213,7 +213,9 @@ install_environment() {
     printf '%s is up to date\n' "$venv"
     return
   fi
-  run "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --editable ".${extras:+[$extras]}"
+  # Twice --quiet: errors only.
+  run "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-input \
+    --editable ".${extras:+[$extras]}"
   [[ $dry_run ]] && return
   mkdir -p "$venv/installed"
   for extra in base ${extras//,/ }; do
@@ -226,7 +228,7 @@ make_environment() {
     run "$2" -m venv --clear "$1"
   else # Debian without python3-venv: its pip can still put a pip into an empty environment
     run "$2" -m venv --clear --without-pip "$1"
-    run "$2" -m pip --python "$1/bin/python" install --quiet --disable-pip-version-check pip
+    run "$2" -m pip --python "$1/bin/python" install --quiet --quiet --disable-pip-version-check pip
   fi
 }
 

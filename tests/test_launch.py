@@ -9,6 +9,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -57,7 +58,7 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """A function that puts a program in front of the PATH; it notes its arguments in `calls` and runs `body`."""
+    """A function that puts a program in front of the PATH; it notes its call in `calls` and runs `body`."""
     (tmp_path / 'bin').mkdir()
     monkeypatch.setenv('PATH', f'{tmp_path / "bin"}:{os.environ["PATH"]}')
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
@@ -92,7 +93,7 @@ def environment(tmp_path, stand_in):
 
 
 def launch(root, *arguments, code=0):
-    """Runs a program of `root`, checks its exit status and returns what it printed; its errors if it fails."""
+    """Runs a program of `root`, checks its exit status and returns its output, or its errors if it fails."""
     command = [str(root / 'launch' / arguments[0]), *arguments[1:]]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == code, done.stdout + done.stderr
@@ -287,14 +288,23 @@ def test_slurm_requeues_before_the_time_limit(checkout, environment, stand_in, t
     environment(checkout / '.venv')
     stand_in('sbatch')
     stand_in('scontrol')
-    stand_in('srun', 'exec sleep 30')
+    stand_in('srun', 'trap "sleep 0.3; exit 75" TERM; touch $HOME/started; sleep 30 & wait')
     launch(checkout, 'slurm', *RUN)
     script = str(checkout / 'runs/base/train.sbatch')
     job = subprocess.Popen(['bash', script], env={**os.environ, 'SLURM_JOB_ID': '7'})
-    wait_for(lambda: any(c.startswith('srun') for c in lines(tmp_path / 'calls')))
-    job.send_signal(10)  # SIGUSR1
-    job.wait(timeout=10)
-    assert 'scontrol requeue 7' in lines(tmp_path / 'calls')
+    wait_for((tmp_path / 'home' / 'started').exists)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=10) == 75
+    assert lines(tmp_path / 'calls')[-1] == 'scontrol requeue 7'
+
+
+def test_slurm_ends_a_job_that_fails(checkout, environment, stand_in, tmp_path):
+    environment(checkout / '.venv')
+    for name, body in (('sbatch', ''), ('scontrol', ''), ('srun', 'exit 3')):
+        stand_in(name, body)
+    launch(checkout, 'slurm', *RUN)
+    assert subprocess.run(['bash', str(checkout / 'runs/base/train.sbatch')], check=False).returncode == 3
+    assert not any(call.startswith('scontrol') for call in lines(tmp_path / 'calls'))
 
 
 @pytest.mark.skipif(not pathlib.Path('/proc').exists(), reason='the workers of a TPU run Linux')
