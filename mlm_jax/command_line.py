@@ -44,9 +44,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return app.parse_flags_with_usage(argv)
     try:
         unparsed = flags.FLAGS(argv)[1:]
-        if 'config' in flags.FLAGS:
-            _ = flags.FLAGS.config  # a file that does not load is remembered until somebody reads the flag
-    except (flags.Error, AttributeError, TypeError, ValueError, OSError) as error:
+        if 'config' in flags.FLAGS and flags.FLAGS['config'].present:
+            _ = flags.FLAGS.config.keys  # a file that does not load says so only when somebody reads from it
+    except AttributeError as error:  # how a locked ConfigDict refuses an override
+        sys.exit(f'error: unknown configuration key {_plain(str(error))}')
+    except (flags.Error, TypeError, ValueError, OSError) as error:
         sys.exit(f'error: {_plain(str(error))}\n--help lists the flags')
     if unparsed:
         sys.exit(f'error: unexpected arguments: {" ".join(unparsed)}\n--help lists the flags')
@@ -57,4 +59,4 @@ def _plain(message: str) -> str:
     """The message without the traceback and the quotes in which ml_collections hands it on."""
     if 'ConfigError: ' in message:
         message = message.rsplit('ConfigError: ', 1)[1]
-    return message.replace("\\'", "'").replace('\\n', '\n').strip("'\" \n")
+    return message.replace("\\'", '').replace('\\n', '\n').strip("'\" \n")

@@ -319,6 +319,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
     if c.masking.mask_fraction + c.masking.random_fraction > 1 + 1e-9:
         problems.append('masking.mask_fraction + masking.random_fraction must not exceed 1')
+    if c.sharding != 'dp' and c.mesh.fsdp == 1 and c.mesh.tensor == 1:
+        problems.append(
+            f'sharding={c.sharding} splits the state over mesh.fsdp and mesh.tensor, which are both 1: set mesh.data=1 and '
+            'mesh.fsdp=-1, or sharding=dp'
+        )
     if m.attention_backend in ('cudnn', 'splash'):
         problems += _fused_attention_problems(m, c.sequence_length)
     if c.accelerator == 'cpu' and m.attention_backend != 'xla':

@@ -42,7 +42,7 @@ def make_train_step(
 
         grads, terms = accumulate_gradients(objective, state.params, batch, dropout_key, num_microbatches)
         grads = jax.tree.map(lambda g: g / jnp.maximum(terms.weight_sum, 1e-6), grads)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(terms.loss_sum) & jnp.isfinite(grad_norm)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -1,0 +1,86 @@
+"""Eight fake CPU devices, a compilation cache shared by the whole run, and prepared data to train on."""
+
+import os
+import pathlib
+import tempfile
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+COMPILATION_CACHE = pathlib.Path(tempfile.gettempdir()) / f'mlm_jax_test_cache_{os.getuid()}'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(COMPILATION_CACHE))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from mlm_jax import config as config_lib  # noqa: E402
+from mlm_jax.data import manifest as manifest_lib  # noqa: E402
+from mlm_jax.data import packing, shards  # noqa: E402
+from mlm_jax.masking.vocabulary import standard_vocabulary  # noqa: E402
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def pytest_report_header():
+    """Names the versions under test."""
+    return f'jax {jax.__version__}, {jax.device_count()} fake devices'
+
+
+def arithmetic_documents(vocab_size: int, length: int, count: int, seed: int) -> list[np.ndarray]:
+    """Documents that count upwards in steps of 1 or 2 from a random token: easy to learn, and tiny."""
+    rng = np.random.default_rng(seed)
+    ordinary = vocab_size - 5
+    return [
+        ((rng.integers(ordinary) + np.arange(rng.integers(4, 2 * length)) * rng.integers(1, 3)) % ordinary + 5).astype(np.int32)
+        for _ in range(count)
+    ]
+
+
+def write_prepared(directory: pathlib.Path, vocab_size: int = 64, length: int = 32, documents: int = 300) -> pathlib.Path:
+    """A directory as `prepare` leaves it, with arithmetic documents and no usable tokenizer."""
+    directory.mkdir(parents=True)
+    vocabulary = standard_vocabulary(vocab_size)
+    splits = {}
+    for seed, (name, count) in enumerate({'train': documents, 'validation': documents // 5}.items()):
+        texts = arithmetic_documents(vocab_size, length, count, seed)
+        rows = packing.pack(texts, length, vocabulary, 'documents', np.uint16)
+        file = shards.shard_name(name, 0, 1)
+        shards.write_rows(directory / file, rows)
+        splits[name] = manifest_lib.Split(
+            rows=len(rows),
+            real_tokens=int((rows != vocabulary.pad_id).sum()),
+            text_tokens=sum(map(len, texts)),
+            documents=count,
+            words=0,
+            bytes=0,
+            unigram_entropy_nats=float(np.log(vocab_size - 5)),
+            repairs={},
+            shards=(manifest_lib.Shard(file, len(rows), ''),),
+        )
+    (directory / 'tokenizer.model').write_bytes(b'')
+    manifest = manifest_lib.Manifest(
+        {}, {}, vocabulary, 'tokenizer.model', '', length, 'documents', 'uint16', splits, versions={}
+    )
+    manifest_lib.save(manifest, directory)
+    return directory
+
+
+@pytest.fixture(scope='session')
+def prepared(tmp_path_factory) -> pathlib.Path:
+    """Prepared rows of 32 tokens over a vocabulary of 64."""
+    return write_prepared(tmp_path_factory.mktemp('data') / 'rows')
+
+
+@pytest.fixture
+def tiny_config(prepared):
+    """A configuration for `prepared` that compiles in seconds: 2 layers of width 32, no dropout."""
+    config = config_lib.default_config()
+    overrides = {
+        'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '12', 'data.directory': str(prepared),
+        'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '2', 'model.ffn_width': '64', 'model.dropout': '0.0',
+        'model.attention_dropout': '0.0', 'evaluation.rows': '24', 'evaluation.every_steps': '4', 'checkpoint.every_steps': '4',
+        'logging.every_steps': '1', 'compilation_cache': '',
+    }  # fmt: skip
+    config_lib.apply_overrides(config, overrides)
+    return config

@@ -1,0 +1,139 @@
+"""Configurations: arguments, durations, checks; and every file in configs/ is sound."""
+
+import importlib.util
+import pathlib
+
+import jax
+import pytest
+
+from mlm_jax import config as config_lib
+from mlm_jax.config import ConfigError
+from mlm_jax.masking.vocabulary import standard_vocabulary
+from mlm_jax.training import build, flops
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+
+
+def load(name: str, argument: str):
+    """The configuration that `--config=configs/NAME:ARGUMENT` gives."""
+    spec = importlib.util.spec_from_file_location(name.removesuffix('.py'), CONFIGS / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument)
+
+
+ALL = [('demo.py', '')] + [
+    ('mlm.py', f'{size}{recipe}') for size in config_lib.SIZES for recipe in ('', ',recipe=modern')
+]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(('name', 'argument'), ALL, ids=[f'{n}:{a}' for n, a in ALL])
+def test_every_configuration_is_checked_and_shape_evaluated(name, argument):
+    config = load(name, argument)
+    config_lib.check(config)
+    run = build.make_run(config, standard_vocabulary(config.vocab_size), steps_per_epoch=1000.0)
+    state = jax.eval_shape(run.init)
+    tokens = jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), 'int32')
+    new_state, metrics = jax.eval_shape(run.train_step, state, tokens)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert {'loss', 'accuracy', 'grad_norm', 'masked_ratio'} <= metrics.keys()
+    assert flops.mlm_step_flops(config) > 0
+
+
+def test_all_files_in_configs_are_covered():
+    assert {path.name for path in CONFIGS.glob('*.py')} == {name for name, _ in ALL}
+
+
+def test_parameter_counts_are_those_of_the_papers():
+    """BERT-base and RoBERTa-style encoders: 12 × 7.09 M in the layers, V·d in the table."""
+    config = load('mlm.py', 'base')
+    run = build.make_run(config, standard_vocabulary(config.vocab_size), steps_per_epoch=1000.0)
+    params = jax.eval_shape(run.init).params
+    count = {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in params['encoder'].items()}
+    assert count['layers'] == 12 * (4 * 768**2 + 2 * 768 * 3072 + 9 * 768 + 3072)
+    assert count['token_embedding'] == 32768 * 768
+
+
+def test_flops_of_the_papers_example():
+    """BERT-base at n = 128, V = 30,522, 15 %: 545 MFLOP per token; the same at 4×256: 27.5 (their tables)."""
+    for size, expected in (('base', 545e6), ('mini', 27.5e6)):
+        config = load('mlm.py', f'{size},sequence_length=128,vocab_size=30522')
+        per_token = flops.mlm_step_flops(config) / (config.batch_size * 128)
+        assert per_token == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ('huge', 'neither a size'),
+        ('mini,batchsize=3', 'did you mean batch_size'),
+        ('mini,model.dropout=lots', 'expected a value of type float'),
+        ('mini,logging.tensorboard=maybe', 'expected a value of type bool'),
+        ('mini,recipe=classic', 'unknown recipe'),
+    ],
+)
+def test_wrong_arguments_are_refused(argument, message):
+    with pytest.raises(ConfigError, match=message):
+        load('mlm.py', argument)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ('mini,batch_size=10,num_microbatches=4', 'multiple of num_microbatches'),
+        ('mini,model.num_heads=3', 'multiple of model.num_heads'),
+        ('mini,model.attention_backend=cudnn', 'attention_dropout'),
+        ('mini,model.attention_backend=splash,sequence_length=100', 'multiple of 128'),
+        ('mini,model.positions=absolute', 'must be one of learned, rotary'),
+        ('mini,masking.ratio=1.5', 'within 0 … 1'),
+        ('mini,masking.mask_fraction=0.95', 'must not exceed 1'),
+        ('mini,total_steps=0', 'length of the run'),
+        ('mini,total_percent=3', 'set total_|give total_steps'),
+        ('mini,model.scan_unroll=3', 'must divide'),
+        ('mini,model.relative_buckets=30', 'multiple of 4'),
+        ('mini,schedule.warmup_steps=-3', 'negative'),
+        ('mini,sharding=fsdp', 'mesh.fsdp'),
+    ],
+)
+def test_keys_that_disagree_are_refused_with_the_cure(argument, message):
+    if argument == 'mini,total_percent=3':
+        config = load('mlm.py', 'mini')
+        config.total_steps, config.total_percent = None, 3.0
+        with pytest.raises(ConfigError, match=message):
+            config_lib.resolve_steps(config, 'total')
+        return
+    with pytest.raises(ConfigError, match=message):
+        config_lib.check(load('mlm.py', argument))
+
+
+def test_durations_become_steps():
+    config = load('mlm.py', 'mini,batch_size=50,sequence_length=100')
+    for key, value, expected in (
+        ('steps', 7, 7),
+        ('examples', 1000, 20),
+        ('tokens', 100_000, 20),
+        ('epochs', 1.5, 60),
+        ('percent', 10.0, 100),
+        ('percent', 1e-9, 1),
+        ('percent', 0.0, 0),
+    ):
+        config_lib.apply_overrides(config, {f'schedule.warmup_{key}': str(value)})
+        steps = config_lib.resolve_steps(config, 'schedule.warmup', total_steps=1000, steps_per_epoch=40.0)
+        assert steps == expected, key
+
+
+def test_an_argument_replaces_a_duration_in_another_unit_but_two_set_are_refused():
+    config = load('mlm.py', 'mini,total_epochs=3')
+    assert config_lib.resolve_steps(config, 'total', steps_per_epoch=10.0) == 30
+    config.total_steps = 5
+    with pytest.raises(ConfigError, match='both set'):
+        config_lib.resolve_steps(config, 'total', steps_per_epoch=10.0)
+
+
+def test_json_round_trip_and_differences():
+    config = load('mlm.py', 'base,recipe=modern,total_epochs=2')
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert config_lib.differences(config, again) == {}
+    again.model.width = 1
+    assert config_lib.differences(config, again) == {'model.width': (768, 1)}
