@@ -31,14 +31,29 @@ class Position:
 class Checkpoints:
     """Saves asynchronously, keeps the last few, and restores onto any mesh and number of processes."""
 
-    def __init__(self, directory: str | pathlib.Path, keep_last: int = 3, keep_every_steps: int | None = None):
-        """Checkpoints in `directory`; besides the last ones, those at multiples of `keep_every_steps` stay."""
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        keep_last: int | None = None,
+        keep_every_steps: int | None = None,
+        read_only: bool = False,
+    ):
+        """Opens the checkpoints in a directory.
+
+        Args:
+          directory: of the checkpoints alone.
+          keep_last: how many of the newest to keep; None keeps all.
+          keep_every_steps: besides, those at multiples of this stay.
+          read_only: neither creates the directory nor deletes anything.
+        """
         self._manager = ocp.CheckpointManager(
             pathlib.Path(directory).absolute(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_last,
                 keep_period=keep_every_steps or None,
-                enable_async_checkpointing=True,
+                enable_async_checkpointing=not read_only,
+                read_only=read_only,
+                create=not read_only,
             ),
         )
 
@@ -67,25 +82,26 @@ class Checkpoints:
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(abstract_state.params), opt_state=ocp.args.StandardRestore(rest)
         )
-        restored = self._manager.restore(self._checked(step), args=args)
+        restored = self._manager.restore(self.checked(step), args=args)
         return TrainState(params=restored['params'], **restored['opt_state'])
 
     def restore_params(self, abstract_params: dict, step: int | None = None) -> dict:
         """Reads the parameters alone."""
         args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-        return self._manager.restore(self._checked(step), args=args)['params']
+        return self._manager.restore(self.checked(step), args=args)['params']
 
     def restore_position(self, step: int | None = None) -> Position:
         """Reads all but the arrays."""
         args = ocp.args.Composite(position=ocp.args.JsonRestore())
-        return Position(**self._manager.restore(self._checked(step), args=args)['position'])
+        return Position(**self._manager.restore(self.checked(step), args=args)['position'])
 
     def close(self) -> None:
         """Waits for writes under way."""
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def _checked(self, step: int | None) -> int:
+    def checked(self, step: int | None = None) -> int:
+        """`step`, or the newest where None; FileNotFoundError when there is no such checkpoint."""
         steps = self.all_steps()
         if not steps:
             raise FileNotFoundError(f'no checkpoint in {self._manager.directory}')

@@ -1,0 +1,55 @@
+"""A trained model from its workdir."""
+
+import dataclasses
+import pathlib
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.training import build, checkpoints
+from mlm_jax.training.state import abstract_state
+from mlm_jax.training.workdir import read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """What a run has learned so far.
+
+    Attributes:
+      config: of the run, with the attention backend that runs everywhere.
+      tokenizer: of its text.
+      run: its functions; `run.objective` is the Linen module.
+      params: on the mesh it was loaded onto.
+      step: updates done.
+    """
+
+    config: ml_collections.ConfigDict
+    tokenizer: Tokenizer
+    run: build.Run
+    params: dict
+    step: int
+
+
+def load(workdir: pathlib.Path, mesh: Mesh, step: int | None = None) -> TrainedModel:
+    """Loads a checkpoint of a run, parameters only, replicated on `mesh`.
+
+    Args:
+      workdir: of the run.
+      mesh: any mesh, whatever the run was trained on.
+      step: of the checkpoint; None takes the newest.
+
+    Raises:
+      ConfigError: when `workdir` is none.
+      FileNotFoundError: without a checkpoint (of that step).
+    """
+    config = read_config(workdir)
+    config.model.attention_backend = 'xla'  # the others need the accelerator that the run was trained on
+    tokenizer = Tokenizer.from_file(workdir / 'tokenizer.model')
+    run = build.make_run(config, tokenizer.vocabulary, steps_per_epoch=1.0)
+    saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
+    step = saver.checked(step)
+    params = saver.restore_params(abstract_state(run.init, mesh, 'dp').params, step)
+    saver.close()
+    return TrainedModel(config, tokenizer, run, jax.block_until_ready(params), step)
