@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all, whenever the program is killed."""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable
+from typing import BinaryIO
+
+
+def write(path: pathlib.Path, fill: Callable[[BinaryIO], None]) -> None:
+    """Writes a file under a temporary name, flushes it to the disk, and only then gives it its name.
+
+    Args:
+      path: the file; an older one of that name is replaced.
+      fill: writes the content to the open binary file it is given.
+    """
+    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """`write` for content that is at hand."""
+    write(path, lambda file: file.write(content))
+
+
+def sync_directory(directory: pathlib.Path) -> None:
+    """Makes the names in a directory durable, where the system offers that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

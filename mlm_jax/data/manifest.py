@@ -1,0 +1,129 @@
+"""`manifest.json`: what a directory of prepared rows holds; written last, so it is there when everything else is."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from mlm_jax import config as config_lib
+from mlm_jax.data import atomic
+from mlm_jax.masking import vocabulary as vocabulary_lib
+
+FILE = 'manifest.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file of rows."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The rows of one split, and the text they were made of.
+
+    Attributes:
+      rows: of T tokens.
+      real_tokens: those that are no padding, [CLS] and [SEP] included.
+      text_tokens: those of the text alone.
+      documents: with any text.
+      words: runs of characters other than ASCII white space.
+      bytes: of the text in UTF-8.
+      unigram_entropy_nats: −Σ p ln p over the text tokens of this split, in nats a token: the loss of a model that
+        knows how often each token occurs here, and nothing else.
+      repairs: what was mended in the text → how many times.
+      shards: the files.
+    """
+
+    rows: int
+    real_tokens: int
+    text_tokens: int
+    documents: int
+    words: int
+    bytes: int
+    unigram_entropy_nats: float
+    repairs: dict[str, int]
+    shards: tuple[Shard, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What `prepare` made, and of what.
+
+    Attributes:
+      settings: the keys of the configuration that shaped the rows, dotted, with their values.
+      sources: corpus → what identifies its state: the files with their sizes, or the data set with its version.
+      vocabulary: the special ids of the tokenizer.
+      tokenizer: the file name of the SentencePiece model.
+      tokenizer_sha256: its hash.
+      sequence_length: T.
+      packing: as in `data.packing`.
+      dtype: of the rows.
+      splits: 'train' and 'validation'.
+      versions: of Python and of the libraries that had a part.
+    """
+
+    settings: dict[str, Any]
+    sources: dict[str, Any]
+    vocabulary: vocabulary_lib.Vocabulary
+    tokenizer: str
+    tokenizer_sha256: str
+    sequence_length: int
+    packing: str
+    dtype: str
+    splits: dict[str, Split]
+    versions: dict[str, str]
+
+    def split(self, name: str) -> Split:
+        """The split of that name; ConfigError when there is none."""
+        if name not in self.splits:
+            raise config_lib.ConfigError(
+                f'there is no split {name!r}; the splits are {", ".join(self.splits)}'
+            )
+        return self.splits[name]
+
+
+def save(manifest: Manifest, directory: pathlib.Path) -> None:
+    """Writes `manifest` into `directory`; whole or not at all."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True, ensure_ascii=False)
+    atomic.write_bytes(directory / FILE, f'{text}\n'.encode())
+
+
+def load(directory: str | pathlib.Path) -> Manifest:
+    """Reads the manifest of a directory.
+
+    Raises:
+      ConfigError: when nothing has been prepared there (or not to the end), or the file is none of ours.
+    """
+    path = pathlib.Path(directory).expanduser() / FILE
+    try:
+        stored = json.loads(path.read_text(encoding='utf-8'))
+    except (FileNotFoundError, NotADirectoryError):
+        raise config_lib.ConfigError(
+            f'{directory} holds no prepared data ({FILE} is missing there). Make it with\n'
+            '    python -m mlm_jax.prepare --config=<the same configuration, with the same overrides>\n'
+            'or let data.directory name the directory that has it'
+        ) from None
+    except json.JSONDecodeError as error:
+        raise config_lib.ConfigError(
+            f'{path} is damaged ({error}); delete {directory} and prepare it again'
+        ) from None
+    try:
+        return _from_dict(stored)
+    except (KeyError, TypeError) as error:
+        raise config_lib.ConfigError(
+            f'{path} was written by another version of mlm_jax ({error}); delete {directory} and prepare it again'
+        ) from None
+
+
+def _from_dict(stored: dict) -> Manifest:
+    splits = {
+        name: Split(**{**split, 'shards': tuple(Shard(**shard) for shard in split['shards'])})
+        for name, split in stored['splits'].items()
+    }
+    return Manifest(
+        **{**stored, 'splits': splits, 'vocabulary': vocabulary_lib.Vocabulary(**stored['vocabulary'])}
+    )

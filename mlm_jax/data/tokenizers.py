@@ -1,0 +1,224 @@
+"""SentencePiece tokenizers: trained on a corpus, or given; text in, ids without specials out.
+
+The special symbols are CONTROL symbols, whatever the model that was given says: SentencePiece never makes one of those from
+text, so a document that contains "[MASK]" or "<s>" is encoded as the ordinary characters it consists of.
+"""
+
+import io
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import ml_collections
+import numpy as np
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from mlm_jax import config as config_lib
+from mlm_jax.masking import vocabulary as vocabulary_lib
+
+TRAINED = ('unigram', 'bpe')  # values of tokenizer.model that mean: train one
+
+_PIECE_TYPES = sentencepiece_model_pb2.ModelProto.SentencePiece
+# Symbol → its names in models in the wild, for those that declare no id for it.
+_NAMES = {
+    'pad': ('[PAD]', '<pad>'),
+    'cls': ('[CLS]', '<cls>', '<s>'),
+    'sep': ('[SEP]', '<sep>', '</s>'),
+    'mask': ('[MASK]', '<mask>'),
+}
+_CURES = {
+    'pad': '--pad_id=0 --pad_piece=[PAD]',
+    'cls': '--bos_id=2 --bos_piece=[CLS]',
+    'sep': '--eos_id=3 --eos_piece=[SEP]',
+    'mask': '--control_symbols=[MASK]',
+}
+_SENTENCE_CHARACTERS = 1000  # longer lines are cut for training: SentencePiece would drop them
+
+
+class Tokenizer:
+    """A SentencePiece model whose special ids are known.
+
+    Attributes:
+      vocabulary: the special ids.
+      model: the serialised model, as `from_file` reads it.
+    """
+
+    def __init__(self, model: bytes, name: str = 'the SentencePiece model'):
+        """Reads a serialised model; `name` stands for it in errors.
+
+        Raises:
+          ConfigError: when it is no SentencePiece model, or lacks a special symbol.
+        """
+        proto = sentencepiece_model_pb2.ModelProto()
+        try:
+            proto.ParseFromString(model)
+        except Exception as error:  # protobuf's DecodeError has no public home of its own
+            raise config_lib.ConfigError(f'{name} is not a SentencePiece model: {error}') from error
+        if not proto.pieces:
+            raise config_lib.ConfigError(f'{name} is not a SentencePiece model: it holds no pieces')
+        ids = _special_ids(proto, name)
+        for special in ids.values():
+            proto.pieces[special].type = _PIECE_TYPES.CONTROL
+        # UNUSED pieces count as special: text never produces them, so a random replacement must not either.
+        apart = (_PIECE_TYPES.CONTROL, _PIECE_TYPES.UNKNOWN, _PIECE_TYPES.UNUSED)
+        special_ids = tuple(i for i, piece in enumerate(proto.pieces) if piece.type in apart)
+        self.vocabulary = vocabulary_lib.Vocabulary(
+            size=len(proto.pieces),
+            special_ids=special_ids,
+            **{f'{symbol}_id': i for symbol, i in ids.items()},
+        )
+        self.model = proto.SerializeToString(deterministic=True)
+        # One thread: whoever wants more runs several processes, which scale better.
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model, num_threads=1)
+
+    @classmethod
+    def from_file(cls, path: str | pathlib.Path) -> 'Tokenizer':
+        """Reads a model file.
+
+        Raises:
+          ConfigError: when it is missing, is no SentencePiece model, or lacks a special symbol.
+        """
+        try:
+            model = pathlib.Path(path).expanduser().read_bytes()
+        except OSError as error:
+            raise config_lib.ConfigError(
+                f'cannot read the tokenizer {path}: {error.strerror}. tokenizer.model is {" or ".join(TRAINED)}, which '
+                'train one on the corpus, or the path of a SentencePiece model'
+            ) from error
+        return cls(model, str(path))
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text, int32[n], without [CLS] or [SEP]."""
+        return self._processor.encode(text, return_type='numpy')
+
+    def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
+        """The ids of several texts (or their UTF-8), int32[n] each; quicker than one by one."""
+        return self._processor.encode(list(texts), return_type='numpy')
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of ids; special ones are left out."""
+        return self._processor.decode(np.asarray(ids).tolist())
+
+    def id_to_piece(self, token: int) -> str:
+        """The piece of one id, as the model writes it: ▁ is a space."""
+        return self._processor.id_to_piece(int(token))
+
+    def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """The pieces of ids."""
+        return [self.id_to_piece(i) for i in np.asarray(ids).tolist()]
+
+
+def train(texts: Iterable[str], config: ml_collections.ConfigDict) -> Tokenizer:
+    """Trains a tokenizer; the same texts and settings give the same bytes on any number of cores.
+
+    Args:
+      texts: the text to learn from; only the first `config.tokenizer.training_megabytes` are consumed.
+      config: the whole configuration; `config.tokenizer` and `config.vocab_size` matter.
+
+    Raises:
+      ConfigError: when the text is too small, or the vocabulary too small for its characters.
+    """
+    settings, model = config.tokenizer, io.BytesIO()
+    sentences = _sentences(_limited(texts, settings.training_megabytes * 1_000_000))
+    identity = settings.normalization == 'identity'
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences,
+            model_writer=model,
+            model_type=settings.model,
+            vocab_size=config.vocab_size,
+            character_coverage=settings.character_coverage,
+            byte_fallback=settings.byte_fallback,
+            normalization_rule_name=settings.normalization,
+            remove_extra_whitespaces=not identity,
+            pad_id=0, unk_id=1, bos_id=2, eos_id=3,
+            pad_piece='[PAD]', unk_piece='[UNK]', bos_piece='[CLS]', eos_piece='[SEP]',
+            control_symbols=['[MASK]'],
+            max_sentence_length=8 * _SENTENCE_CHARACTERS,  # in bytes
+            train_extremely_large_corpus=settings.training_megabytes > 1000,  # 64-bit positions
+            num_threads=16,  # fixed: sums of floats depend on it
+            minloglevel=2,
+        )  # fmt: skip
+    except (RuntimeError, OSError) as error:
+        raise config_lib.ConfigError(_explain(str(error), config)) from error
+    tokenizer = Tokenizer(model.getvalue())
+    check_size(tokenizer, config, 'the tokenizer trained')
+    return tokenizer
+
+
+def check_size(tokenizer: Tokenizer, config: ml_collections.ConfigDict, name: str) -> None:
+    """Raises ConfigError unless `config.vocab_size` is the size of the tokenizer."""
+    size = tokenizer.vocabulary.size
+    if size != config.vocab_size:
+        raise config_lib.ConfigError(
+            f'vocab_size={config.vocab_size}, but {name} has {size} pieces; set vocab_size={size}'
+        )
+
+
+def _special_ids(proto: sentencepiece_model_pb2.ModelProto, name: str) -> dict[str, int]:
+    declared = {
+        'pad': proto.trainer_spec.pad_id,
+        'cls': proto.trainer_spec.bos_id,
+        'sep': proto.trainer_spec.eos_id,
+    }
+    by_piece = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    ids, missing = {}, []
+    for symbol, names in _NAMES.items():
+        candidates = [by_piece[n] for n in names if n in by_piece]
+        if 0 <= declared.get(symbol, -1) < len(proto.pieces):
+            candidates.append(declared[symbol])
+        if candidates:
+            ids[symbol] = candidates[0]
+        else:
+            missing.append(symbol)
+    if missing:
+        listed = ', '.join(f'{symbol} ({" or ".join(_NAMES[symbol])})' for symbol in missing)
+        cure = ' '.join(_CURES[symbol] for symbol in missing)
+        raise config_lib.ConfigError(
+            f'{name} has no symbol for {listed}. Train it with {cure}, or set tokenizer.model=unigram to train one here'
+        )
+    if len(set(ids.values())) < len(ids):
+        raise config_lib.ConfigError(f'{name} uses one id for several of {ids}; they must differ')
+    return ids
+
+
+def _limited(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """The first texts, until they reach `limit` bytes."""
+    size = 0
+    for text in texts:
+        if size >= limit:
+            return
+        size += len(text.encode())
+        yield text
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """The lines of texts; longer ones are cut, at a space where there is one."""
+    for text in texts:
+        for line in text.splitlines():
+            start = 0
+            while len(line) - start > _SENTENCE_CHARACTERS:
+                space = line.rfind(' ', start + 1, start + _SENTENCE_CHARACTERS)
+                end = space if space > 0 else start + _SENTENCE_CHARACTERS
+                yield line[start:end]
+                start = end
+            if line[start:].strip():
+                yield line[start:]
+
+
+def _explain(error: str, config: ml_collections.ConfigDict) -> str:
+    """SentencePiece's error in terms of the configuration."""
+    size = config.vocab_size
+    if found := re.search(r'too high.*?<= ?(\d+)', error):
+        return (
+            f'the training text is too small for vocab_size={size}: the largest that works is {found[1]}. Use more text, '
+            f'or vocab_size={found[1]} or less'
+        )
+    if found := re.search(r'smaller than required_chars[^\d]*(\d+) vs (\d+)', error):
+        return (
+            f'vocab_size={size} is too small: the characters{" and bytes" * config.tokenizer.byte_fallback} of the '
+            f'text alone need {found[2]}. Use a larger one, or a smaller tokenizer.character_coverage '
+            f'(now {config.tokenizer.character_coverage})'
+        )
+    return f'SentencePiece could not train a {config.tokenizer.model} tokenizer of {size} pieces: {error}'
