@@ -1,0 +1,286 @@
+"""The training program, as its users run it: files, resumption, kills, signals, several processes, transfers."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mlm_jax import config as config_lib
+from mlm_jax import train as train_lib
+from mlm_jax.config import ConfigError
+from mlm_jax.parallel.mesh import make_mesh
+from mlm_jax.training import build, checkpoints, loading, runtime
+from mlm_jax.training.metrics import read_metrics
+from mlm_jax.training.state import abstract_state
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def command(config, workdir, *flags, argument='') -> list[str]:
+    """The command line for `config`, written as arguments of configs/mlm.py."""
+    default = config_lib.default_config()
+    changed = {key: new for key, (_, new) in config_lib.differences(default, config).items() if new is not None}
+    text = ','.join(f'{key}={value}' for key, value in changed.items())
+    name = f'--config={REPOSITORY}/configs/mlm.py:mini,{text}{argument}'
+    return [sys.executable, '-m', 'mlm_jax.train', name, f'--workdir={workdir}', *flags]
+
+
+def environment(num_devices: int) -> dict[str, str]:
+    flags = f'--xla_force_host_platform_device_count={num_devices}'
+    return {**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(REPOSITORY)}
+
+
+def start(config, workdir, *flags, num_devices=1, argument='', **kwargs) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(config, workdir, *flags, argument=argument), env=environment(num_devices), cwd=workdir.parent, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def learned(workdir) -> list[dict]:
+    """The log without what depends on the clock."""
+    lines = read_metrics(workdir / 'metrics.jsonl')
+    lines = [{k: v for k, v in line.items() if not k.startswith('perf/')} for line in lines]
+    return [line for line in lines if len(line) > 1]
+
+
+def final_state(config, workdir):
+    """The newest checkpoint, on one device."""
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    run = build.make_run(config, loading_vocabulary(), steps_per_epoch=1.0)
+    saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
+    state = jax.device_get(saver.restore(abstract_state(run.init, mesh, 'dp')))
+    saver.close()
+    return state
+
+
+def loading_vocabulary():
+    from mlm_jax.masking.vocabulary import standard_vocabulary
+
+    return standard_vocabulary(64)
+
+
+def assert_same_bits(a, b):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        assert np.array_equal(x, y), path
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(prepared, tmp_path_factory):
+    """A run with dropout, from start to end, on one device: (config, workdir, output)."""
+    workdir = tmp_path_factory.mktemp('uninterrupted') / 'run'
+    config = dropout_config(prepared)
+    return config, workdir, finish(start(config, workdir))
+
+
+def dropout_config(prepared):
+    config = config_lib.default_config()
+    overrides = {
+        'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '60', 'data.directory': str(prepared),
+        'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '2', 'model.ffn_width': '64', 'evaluation.rows': '24',
+        'evaluation.every_steps': '15', 'checkpoint.every_steps': '7', 'logging.every_steps': '3',
+        'compilation_cache': os.environ['JAX_COMPILATION_CACHE_DIR'],
+    }  # fmt: skip
+    config_lib.apply_overrides(config, overrides)
+    return config
+
+
+@pytest.mark.smoke
+def test_a_run_leaves_its_files_and_learns(uninterrupted):
+    config, workdir, output = uninterrupted
+    files = {path.name for path in workdir.iterdir()}
+    assert {'config.json', 'metrics.jsonl', 'environment.json', 'checkpoints', 'tokenizer.model', 'loss_curve.png'} <= files
+    assert config_lib.differences(config_lib.from_json((workdir / 'config.json').read_text()), config) == {}
+    assert {'commit', 'versions', 'devices', 'command'} <= json.loads((workdir / 'environment.json').read_text()).keys()
+    assert sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir()) == [49, 56, 60]
+    lines = read_metrics(workdir / 'metrics.jsonl')
+    train = [line for line in lines if 'train/loss' in line]
+    assert [line['step'] for line in train] == list(range(3, 61, 3))
+    assert {'train/accuracy', 'train/grad_norm', 'perf/tokens_per_second', 'perf/input_stall', 'perf/step_ms'} <= train[0].keys()
+    held_out = [line for line in lines if 'eval/loss' in line]
+    assert [line['step'] for line in held_out] == [0, 15, 30, 45, 60]
+    assert held_out[0]['eval/loss'] == pytest.approx(np.log(64), rel=0.02), 'an untrained model knows nothing'
+    assert held_out[-1]['eval/loss'] < held_out[0]['eval/loss']
+    assert 'ETA' in output and 'tokens/s' in output and 'compiled in' in output
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_path, seed):
+    """SIGKILL at a random moment of the loop, twice; then to the end."""
+    config, expected, _ = uninterrupted
+    workdir, rng = tmp_path / 'run', np.random.default_rng(seed)
+    for _ in range(2):
+        kill_at = int(rng.integers(8, 55))
+        process = start(config, workdir)
+        for line in process.stdout:
+            found = re.match(r'step ([\d,]+)/', line)
+            if found and int(found[1].replace(',', '')) >= kill_at:
+                time.sleep(rng.uniform(0, 0.05))
+                break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    output = finish(start(config, workdir))
+    assert 'resuming at step' in output
+    assert learned(workdir) == learned(expected)
+    assert_same_bits(final_state(config, workdir), final_state(config, expected))
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(uninterrupted, tmp_path):
+    config, expected, _ = uninterrupted
+    workdir = tmp_path / 'run'
+    process = start(config, workdir)
+    for line in process.stdout:
+        if line.startswith('step 6/'):
+            process.send_signal(signal.SIGTERM)
+            break
+    output, _ = process.communicate(timeout=120)
+    if process.returncode:  # the run may have been over before the signal came
+        assert process.returncode == runtime.PREEMPTED_EXIT_CODE, output
+        stopped = int(re.search(r'stopped by a signal at step (\d+)', output)[1])
+        assert f'resuming at step {stopped} of 60' in finish(start(config, workdir))
+    assert learned(workdir) == learned(expected)
+
+
+def test_two_processes_compute_the_same_run(uninterrupted, tmp_path):
+    """Two processes of two devices each, against one of one; restored onto another number of processes."""
+    config, expected, _ = uninterrupted
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        port = s.getsockname()[1]
+    workdir = tmp_path / 'run'
+    shared = (f'--coordinator_address=localhost:{port}', '--num_processes=2')
+    processes = [start(config, workdir, *shared, f'--process_id={i}', num_devices=2) for i in range(2)]
+    outputs = [finish(process) for process in processes]
+    assert 'step 60/60' in outputs[0]
+    assert 'step 60/60' not in outputs[1], 'one process writes'
+    for ours, theirs in zip(learned(workdir), learned(expected), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    lengthened = finish(start(config, workdir, argument=',total_steps=66', num_devices=8))
+    assert 'resuming at step 60 of 66' in lengthened
+    assert 'total_steps: 60 in the checkpoint, 66 now' in lengthened
+
+
+def test_a_checkpoint_restores_onto_other_meshes(tiny_config, tmp_path):
+    workdir = tmp_path / 'run'
+    train_lib.train(tiny_config, workdir)
+    saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
+    run = build.make_run(tiny_config, loading_vocabulary(), steps_per_epoch=1.0)
+    states = []
+    for shape, preset in (((1, 8, 1), 'fsdp'), ((2, 2, 2), 'fsdp_tp'), ((8, 1, 1), 'dp')):
+        states.append(jax.device_get(saver.restore(abstract_state(run.init, make_mesh(*shape), preset))))
+    assert_same_bits(states[0], states[1])
+    assert_same_bits(states[0], states[2])
+    assert saver.restore_position().examples == 12 * 16
+
+
+def test_a_changed_model_is_refused_and_a_changed_schedule_named(tiny_config, tmp_path, capsys):
+    tiny_config.total_steps = 4
+    train_lib.train(tiny_config, tmp_path)
+    tiny_config.total_steps, tiny_config.optimizer.learning_rate = 5, 1e-3
+    train_lib.train(tiny_config, tmp_path)
+    assert 'optimizer.learning_rate: 0.0005 in the checkpoint, 0.001 now' in capsys.readouterr().err
+    tiny_config.model.ffn_width = 32
+    with pytest.raises(ConfigError, match='model.ffn_width: 64 in the checkpoint, 32 now'):
+        train_lib.train(tiny_config, tmp_path)
+
+
+def test_a_finished_run_does_nothing_more(tiny_config, tmp_path, capsys):
+    tiny_config.total_steps = 4
+    train_lib.train(tiny_config, tmp_path)
+    before = learned(tmp_path)
+    train_lib.train(tiny_config, tmp_path)
+    assert learned(tmp_path) == before
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rows(tiny_config, tmp_path):
+    tiny_config.optimizer.learning_rate = 1e30
+    with pytest.raises(FloatingPointError, match=r'not finite at step \d+ \(rows \d+, '):
+        train_lib.train(tiny_config, tmp_path / 'stop')
+    tiny_config.on_nonfinite = 'skip'
+    train_lib.train(tiny_config, tmp_path / 'skip')
+    assert max(line.get('train/nonfinite', 0.0) for line in learned(tmp_path / 'skip')) == 1.0
+
+
+def test_no_host_transfer_between_log_points(tiny_config, tmp_path, monkeypatch):
+    """Ten steps between two log lines fetch nothing; the count does see what a log line fetches."""
+    tiny_config.total_steps, tiny_config.logging.every_steps = 20, 10
+    tiny_config.evaluation.every_steps = tiny_config.checkpoint.every_steps = 100
+    array_type = type(jax.numpy.zeros(()))
+    fetched, history, value = [0], [], array_type._value
+
+    def counted(self):
+        fetched[0] += 1
+        return value.fget(self)
+
+    compile_train_step = train_lib.Prefetcher.__next__
+
+    def at_each_step(self):
+        history.append(fetched[0])
+        return compile_train_step(self)
+
+    monkeypatch.setattr(array_type, '_value', property(counted))
+    monkeypatch.setattr(train_lib.Prefetcher, '__next__', at_each_step)
+    train_lib.train(tiny_config, tmp_path)
+    per_step = np.diff(history)
+    assert len(per_step) == 19
+    assert per_step[10] > 0, 'the log line at step 10 waits for metrics'
+    assert per_step[np.arange(19) != 10].sum() == 0, per_step
+
+
+def test_a_profile_is_written(tiny_config, tmp_path):
+    tiny_config.total_steps, tiny_config.profile.start_step, tiny_config.profile.num_steps = 6, 2, 2
+    train_lib.train(tiny_config, tmp_path)
+    assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('accelerator', 'tpu', 'JAX found only cpu devices'),
+        ('mesh.data', 3, 'does not fit 8 devices'),
+        ('batch_size', 12, 'must be a multiple of mesh.data'),
+        ('sequence_length', 64, 'sequence_length: 64 in the configuration, 32 in the data'),
+        ('data.directory', 'nowhere', 'mlm_jax.prepare'),
+    ],
+)
+def test_what_cannot_run_is_refused_before_it_starts(tiny_config, tmp_path, key, value, message):
+    tiny_config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=message):
+        train_lib.train(tiny_config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('flag', 'message'),
+    [
+        ('--config.optimizer.learnin_rate=1', 'unknown configuration key'),
+        ('--config.batch_size=many', 'batch_size'),
+        ('--confg=1', 'Unknown command line flag'),
+        ('stray', 'unexpected arguments: stray'),
+    ],
+)
+def test_wrong_command_lines_end_in_one_message(tmp_path, flag, message):
+    arguments = [sys.executable, '-m', 'mlm_jax.train', f'--config={REPOSITORY}/configs/mlm.py:tiny', f'--workdir={tmp_path}', flag]
+    result = subprocess.run(arguments, capture_output=True, text=True, env=environment(1), cwd=tmp_path, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith('error: ') and message in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+def test_loading_without_a_run_says_so(tmp_path):
+    with pytest.raises(ConfigError, match='not the workdir of a run'):
+        loading.load(tmp_path, make_mesh())

@@ -1,0 +1,67 @@
+"""Metrics: windows, the log file across restarts, the progress line."""
+
+import io
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from mlm_jax.training.metrics import MetricsWindow, MetricsWriter, ProgressLine, read_metrics, weighted_means
+
+
+def test_means_are_sums_over_weights_and_not_means_of_means():
+    assert weighted_means([{'loss': [10.0, 1.0]}, {'loss': [2.0, 3.0]}]) == {'loss': 3.0}
+    assert weighted_means([{'loss': [0.0, 0.0]}]) == {'loss': 0.0}
+
+
+def test_a_window_goes_on_from_a_checkpoint():
+    whole, first = MetricsWindow(), MetricsWindow()
+    updates = [{'loss': (jnp.float32(i + 0.1), jnp.float32(2.0))} for i in range(4)]
+    for update in updates:
+        whole.add(update)
+    for update in updates[:2]:
+        first.add(update)
+    second = MetricsWindow(json.loads(json.dumps(first.fetch())))
+    for update in updates[2:]:
+        second.add(update)
+    assert second.fetch() == whole.fetch()
+
+
+def test_lines_after_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path):
+    writer = MetricsWriter(tmp_path, 0, tensorboard=False, wandb_project='', config={})
+    for step in (2, 4, 6):
+        writer.write(step, {'train/loss': float(step)})
+    writer.close()
+    with open(tmp_path / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 7, "tra')
+    MetricsWriter(tmp_path, 4, tensorboard=False, wandb_project='', config={}).close()
+    assert [line['step'] for line in read_metrics(tmp_path / 'metrics.jsonl')] == [2, 4]
+    MetricsWriter(tmp_path, 0, tensorboard=False, wandb_project='', config={}).close()
+    assert read_metrics(tmp_path / 'metrics.jsonl') == []
+
+
+def test_tensorboard_receives_the_scalars(tmp_path):
+    pytest.importorskip('tensorboardX')
+    writer = MetricsWriter(tmp_path, 0, tensorboard=True, wandb_project='', config={})
+    writer.write(3, {'train/loss': 1.5})
+    writer.close()
+    (events,) = (tmp_path / 'tensorboard').iterdir()
+    assert b'train/loss' in events.read_bytes()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_progress_line_is_rewritten_on_a_terminal_and_appended_in_a_file():
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        progress = ProgressLine(1000, stream)
+        progress.show(10, 'loss 1.0', seconds_per_step=100.0)
+        progress.show(20, 'loss 0.9', seconds_per_step=1.0)
+    assert '\n' not in terminal.getvalue()
+    first, second = file.getvalue().splitlines()
+    assert 'step 10/1,000 (1 %)' in first
+    assert first.endswith('ETA 1d 03:30:00')
+    assert second.endswith('ETA 00:16:20')

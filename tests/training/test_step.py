@@ -1,0 +1,111 @@
+"""One update: the same on any mesh, under any preset, with any number of microbatches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlm_jax import config as config_lib
+from mlm_jax.data.rows import SyntheticRows
+from mlm_jax.masking.vocabulary import standard_vocabulary
+from mlm_jax.parallel.mesh import batch_sharding, make_mesh
+from mlm_jax.training import build
+from mlm_jax.training.state import create_state
+
+VOCABULARY = standard_vocabulary(64)
+
+
+@pytest.fixture
+def tokens():
+    """16 rows of which some hold far fewer tokens than others, so that masked counts are unequal."""
+    rows = SyntheticRows(100, 32, VOCABULARY).read(np.arange(16))
+    for i, row in enumerate(rows):
+        row[32 - 2 * i :] = VOCABULARY.pad_id
+        row[: max(1, 32 - 2 * i)][-1] = VOCABULARY.sep_id
+        row[0] = VOCABULARY.cls_id
+    return rows
+
+
+def updated(config, tokens, mesh=(1, 1, 1), num_steps=2):
+    """Parameters and metrics after a few updates on a mesh."""
+    devices = jax.devices()[: int(np.prod(mesh))]
+    mesh = make_mesh(*mesh, devices=devices)
+    run = build.make_run(config, VOCABULARY, steps_per_epoch=10.0)
+    with jax.set_mesh(mesh):
+        state = create_state(run.init, mesh, config.sharding)
+        step = jax.jit(run.train_step, donate_argnums=0)
+        batch = jax.device_put(tokens, batch_sharding(mesh))
+        history = []
+        for _ in range(num_steps):
+            state, metrics = step(state, batch)
+            history.append(jax.device_get(metrics))
+    return jax.device_get(state.params), history
+
+
+def assert_close(a, b, rtol=1e-5):
+    """Relative to the largest entry of each tensor."""
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        assert np.abs(x - y).max() <= rtol * max(np.abs(x).max(), 1e-3), path
+
+
+@pytest.fixture
+def reference(tiny_config, tokens):
+    # SGD-like: Adam's first updates are ±lr whatever the gradient, and would hide and magnify errors of the gradient.
+    config_lib.apply_overrides(tiny_config, {'optimizer.eps': '1.0', 'optimizer.learning_rate': '1.0', 'schedule.name': 'constant'})
+    config_lib.apply_overrides(tiny_config, {'schedule.warmup_steps': '0'})
+    return updated(tiny_config, tokens)
+
+
+@pytest.mark.parametrize(
+    ('preset', 'mesh'), [('dp', (8, 1, 1)), ('fsdp', (1, 8, 1)), ('fsdp', (2, 4, 1)), ('fsdp_tp', (2, 2, 2)), ('dp', (4, 2, 1))]
+)
+def test_an_update_is_the_same_on_one_and_on_eight_devices(tiny_config, tokens, reference, preset, mesh):
+    tiny_config.sharding = preset
+    params, history = updated(tiny_config, tokens, mesh)
+    assert_close(reference[0], params)
+    for a, b in zip(reference[1], history, strict=True):
+        assert a['loss'][0] == pytest.approx(b['loss'][0], rel=1e-5)
+        assert a['loss'][1] == b['loss'][1], 'the same tokens are masked'
+        assert a['masked_ratio'] == b['masked_ratio']
+
+
+@pytest.mark.parametrize('num_microbatches', [2, 4])
+def test_an_update_is_the_same_with_microbatches_of_unequal_weight(tiny_config, tokens, reference, num_microbatches):
+    tiny_config.num_microbatches = num_microbatches
+    params, history = updated(tiny_config, tokens, (2, 1, 1))
+    assert_close(reference[0], params)
+    for a, b in zip(reference[1], history, strict=True):
+        np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
+        np.testing.assert_allclose(a['accuracy'], b['accuracy'])
+
+
+def test_dropout_is_the_same_on_one_and_on_eight_devices(tiny_config, tokens):
+    tiny_config.model.dropout = tiny_config.model.attention_dropout = 0.1
+    (_, one), (_, eight) = (updated(tiny_config, tokens, mesh, num_steps=1) for mesh in ((1, 1, 1), (8, 1, 1)))
+    assert one[0]['loss'][0] == pytest.approx(eight[0]['loss'][0], rel=1e-5)
+
+
+def test_an_update_that_is_not_finite_leaves_the_state_as_it_was(tiny_config, tokens):
+    run = build.make_run(tiny_config, VOCABULARY, steps_per_epoch=10.0)
+    state = jax.jit(run.init)()
+    broken = jax.tree.map(lambda x: x, state.params)
+    broken['head']['bias'] = broken['head']['bias'].at[3].set(jnp.inf)
+    state = state.replace(params=broken)
+    new, metrics = jax.jit(run.train_step)(state, tokens)
+    assert float(metrics['nonfinite'][0]) == 1.0
+    assert int(new.step) == 1
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(new.params), strict=True):
+        assert np.array_equal(a, b)
+    for a, b in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(new.opt_state), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_a_batch_of_padding_alone_changes_nothing_and_is_finite(tiny_config):
+    tiny_config.optimizer.weight_decay = 0.0
+    run = build.make_run(tiny_config, VOCABULARY, steps_per_epoch=10.0)
+    state = jax.jit(run.init)()
+    new, metrics = jax.jit(run.train_step)(state, np.full((16, 32), VOCABULARY.pad_id, np.int32))
+    assert float(metrics['nonfinite'][0]) == 0.0
+    assert float(metrics['loss'][1]) == 0.0
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(new.params), strict=True):
+        assert np.array_equal(a, b)
