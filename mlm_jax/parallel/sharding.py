@@ -24,6 +24,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'head/bias', ('vocabulary',)),
     (r'(attention/out|mlp/down|head/dense)/bias', (None,)),
     (r'[a-z_]*norm/(scale|bias)', (None,)),
+    (r'ns_coeffs', (None,)),  # constants that Muon keeps in its state
 )
 
 # Which mesh axis splits which kind of dimension.
