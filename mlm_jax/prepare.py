@@ -1,10 +1,11 @@
 """Program: corpus → tokenizer → packed rows on disk, once, before any training.
 
     python -m mlm_jax.prepare --config=configs/mlm.py:mini
-    python -m mlm_jax.prepare --config=configs/mlm.py:mini --config.data.directory=data/mine '--config.data.corpus=jsonl:*.jsonl'
+    python -m mlm_jax.prepare --config=configs/mlm.py:mini --config.data.directory=data/mine
+    '--config.data.corpus=jsonl:*.jsonl'
 
-`mlm_jax/data/corpora.py` says how to write a corpus. Killed at any point and started again, it goes on, and the directory ends
-up the same to the byte, on any number of cores. A directory holds
+`mlm_jax/data/corpora.py` says how to write a corpus. Killed at any point and started again, it goes on, and
+the directory ends up the same to the byte, on any number of cores. A directory holds
 
     manifest.json                     what is here; written last
     tokenizer.model                   SentencePiece
@@ -91,20 +92,20 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
             return manifest
         _claim(directory, working, intent)
 
-        # ---- Corpus, tokenizer, rows: each finds what an earlier run has finished ------------------------------------
+        # ---- Corpus, tokenizer, rows: each finds what an earlier run has finished -------------------------
         print(f'corpus     {config.data.corpus}')
         corpus = corpora.open_corpus(config.data, working / 'corpus')
         tokenizer = _make_tokenizer(config, corpus, directory / TOKENIZER_FILE)
         jobs = _jobs(config, corpus, directory, working)
         counts = _encode(jobs, num_workers or len(os.sched_getaffinity(0)))
 
-        # ---- The manifest, last ------------------------------------------------------------------------------------
+        # ---- The manifest, last -------------------------------------------------------------------------
         splits = {
             name: _split(name, [(job, counts[job]) for job in jobs if job.split == name])
             for name in corpus.splits
         }
         manifest = _manifest(config, intent, tokenizer, directory, splits)
-        manifest_lib.save(manifest, directory)
+        manifest_lib.save(manifest, directory, working)
         shutil.rmtree(working)
         print(f'prepared   {directory}: {_in_words(manifest)}')
     return manifest
@@ -128,7 +129,8 @@ def _claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None
     strangers = sorted(f.name for f in directory.iterdir() if f.name != _WORKING_DIRECTORY)
     if strangers:
         raise config_lib.ConfigError(
-            f'{directory} holds {", ".join(strangers[:3])}{" …" * (len(strangers) > 3)} and no prepared data: let '
+            f'{directory} holds {", ".join(strangers[:3])}{" …" * (len(strangers) > 3)} and no prepared '
+            'data: let '
             'data.directory name a new or empty directory'
         )
     working.mkdir(exist_ok=True)
@@ -155,7 +157,7 @@ def _refuse_changes(directory: pathlib.Path, old: dict, new: dict) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps a second `prepare` out of the directory; the system frees it when this process ends, however it does."""
+    """Keeps a second `prepare` out of the directory; free again when this process ends, however it does."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -176,13 +178,14 @@ def _make_tokenizer(config, corpus: corpora.Corpus, path: pathlib.Path) -> token
         start = time.monotonic()
         if model in tokenizers.TRAINED:
             print(
-                f'tokenizer  training {model}, {config.vocab_size} pieces, on at most {config.tokenizer.training_megabytes} MB'
+                f'tokenizer  training {model}, {config.vocab_size} pieces, on at most '
+                f'{config.tokenizer.training_megabytes} MB'
             )
             tokenizer = tokenizers.train(corpus.splits['train'].texts(), config)
         else:
             tokenizer = tokenizers.Tokenizer.from_file(model)
             tokenizers.check_size(tokenizer, config, model)
-        atomic.write_bytes(path, tokenizer.model)
+        atomic.write_bytes(path, tokenizer.model, path.parent / _WORKING_DIRECTORY)
         print(f'tokenizer  ready after {time.monotonic() - start:.1f} s')
     return tokenizers.Tokenizer.from_file(path)
 
@@ -221,7 +224,8 @@ def _encode(jobs: list[encoding.Job], num_workers: int) -> dict[encoding.Job, en
     seconds, megabytes = time.monotonic() - start, sum(done[job].bytes for job in missing) / 1e6
     if missing:
         print(
-            f'rows       {megabytes:.1f} MB in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, {num_workers} at work'
+            f'rows       {megabytes:.1f} MB in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, '
+            f'{num_workers} at work'
         )
     return done
 
@@ -240,7 +244,8 @@ def _each(jobs: list[encoding.Job], num_workers: int) -> Iterator[tuple[encoding
                 yield futures[future], future.result()
         except concurrent.futures.process.BrokenProcessPool:
             raise config_lib.ConfigError(
-                'a worker was killed, probably for want of memory: run this again with a smaller --num_workers; '
+                'a worker was killed, probably for want of memory: run this again with a smaller '
+                '--num_workers; '
                 'finished shards are kept'
             ) from None
         finally:
@@ -248,7 +253,7 @@ def _each(jobs: list[encoding.Job], num_workers: int) -> Iterator[tuple[encoding
 
 
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends with the parent, which may be killed without a chance to say so."""
+    """Leaves Ctrl-C to the parent, and ends with the parent, even where that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow():
@@ -304,7 +309,9 @@ def _manifest(
 def _in_words(manifest: manifest_lib.Manifest) -> str:
     """The splits as a table."""
     lines = [
-        f'{"split":12}{"documents":>12}{"words":>14}{"tokens":>14}{"rows":>12}{"% real":>8}{"tokens/word":>13}{"entropy":>9}'
+        ''
+        f'{"split":12}{"documents":>12}{"words":>14}{"tokens":>14}{"rows":>12}{"% real":>8}'
+        f'{"tokens/word":>13}{"entropy":>9}'
     ]
     for name, s in manifest.splits.items():
         real = 100 * s.real_tokens / (s.rows * manifest.sequence_length)
@@ -312,7 +319,7 @@ def _in_words(manifest: manifest_lib.Manifest) -> str:
             f'{name:12}{s.documents:12,}{s.words:14,}{s.text_tokens:14,}{s.rows:12,}{real:8.1f}'
             f'{s.text_tokens / max(1, s.words):13.2f}{s.unigram_entropy_nats:9.3f}'
         )
-    note = 'entropy: of single tokens, in nats; a model that has learnt nothing but their frequencies has this loss'
+    note = 'entropy: of single tokens, in nats; the loss of a model that knows no more than their frequencies'
     return '\n'.join(['', *lines, note])
 
 

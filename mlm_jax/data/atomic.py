@@ -8,14 +8,16 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 
-def write(path: pathlib.Path, fill: Callable[[BinaryIO], None]) -> None:
+def write(path: pathlib.Path, fill: Callable[[BinaryIO], None], scratch: pathlib.Path | None = None) -> None:
     """Writes a file under a temporary name, flushes it to the disk, and only then gives it its name.
 
     Args:
       path: the file; an older one of that name is replaced.
       fill: writes the content to the open binary file it is given.
+      scratch: where the temporary file lies, on the same disk; beside `path` unless given. A killed program
+        leaves it.
     """
-    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    temporary = (scratch or path.parent) / f'{path.name}.{os.getpid()}.tmp'
     try:
         with open(temporary, 'wb') as file:
             fill(file)
@@ -28,9 +30,9 @@ def write(path: pathlib.Path, fill: Callable[[BinaryIO], None]) -> None:
     sync_directory(path.parent)
 
 
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
+def write_bytes(path: pathlib.Path, content: bytes, scratch: pathlib.Path | None = None) -> None:
     """`write` for content that is at hand."""
-    write(path, lambda file: file.write(content))
+    write(path, lambda file: file.write(content), scratch)
 
 
 def sync_directory(directory: pathlib.Path) -> None:

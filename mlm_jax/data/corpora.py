@@ -7,15 +7,15 @@
     lines:GLOB             plain text; each line is a document
     files:GLOB             plain text; each file is a document
     jsonl:GLOB             JSON lines; each object is a document, its text under `data.text_key`
-    csv:GLOB               CSV with a header (tabs in .tsv files); each record is a document, its text in that column
+    csv:GLOB               CSV with a header (tabs in .tsv files); each record is a document
     tfds:NAME[/CONFIG]     a TFDS data set by name; its text is the feature `data.text_key`
 
-Files may be gzip'd, xz'd or zstandard'd. Local text becomes a TFDS data set in a cache first: ArrayRecord, in the order of a
-hash, so that the start of a corpus is a random sample of it.
+Files may be gzip'd, xz'd or zstandard'd. Local text becomes a TFDS data set in a cache first: ArrayRecord, in
+the order of a hash, so that the start of a corpus is a random sample of it.
 
-Held-out text: `data.validation_corpus` if given; else the validation split of a TFDS data set; else `data.validation_percent`
-of the documents: those whose text has a low hash, so that equal documents fall on one side (of a TFDS data set without
-such a split: its first examples).
+Held-out text: `data.validation_corpus` if given; else the validation split of a TFDS data set; else
+`data.validation_percent` of the documents: those whose text has a low hash, so that equal documents fall on
+one side (of a TFDS data set without such a split: its first examples).
 """
 
 import collections
@@ -30,10 +30,12 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_collections
+import numpy as np
 import tensorflow_datasets as tfds
+import tqdm
 from absl import logging
 
 from mlm_jax import config as config_lib
@@ -82,7 +84,7 @@ class Corpus:
 
 
 def open_corpus(data: ml_collections.ConfigDict, cache_directory: str | pathlib.Path) -> Corpus:
-    """Opens the corpus of a configuration; local text is converted, TFDS data sets are downloaded, where not done before.
+    """Opens the corpus of a configuration; converts local text and downloads TFDS data sets, once.
 
     Args:
       data: `config.data`.
@@ -100,7 +102,7 @@ def open_corpus(data: ml_collections.ConfigDict, cache_directory: str | pathlib.
 
 
 def describe(spec: str) -> dict[str, Any]:
-    """What identifies the state of a corpus: its files and their sizes in bytes; nothing for one that has none.
+    """What identifies the state of a corpus: its files and their sizes in bytes, if it has any.
 
     Raises:
       ConfigError: when the specification is none, or no file matches.
@@ -114,7 +116,8 @@ def parse(spec: str) -> tuple[str, str]:
     kind, _, rest = spec.partition(':')
     if kind not in KINDS or (kind == 'demo') == bool(rest):
         raise config_lib.ConfigError(
-            f'{spec!r} is no corpus. Write demo, tfds:NAME[/CONFIG], or one of {", ".join(text_files.READERS)} with globs, '
+            f'{spec!r} is no corpus. Write demo, tfds:NAME[/CONFIG], or one of '
+            f'{", ".join(text_files.READERS)} with globs, '
             'such as jsonl:corpus/*.jsonl.gz'
         )
     return kind, rest
@@ -176,7 +179,7 @@ def _open(
                 name=kind, percent=percent, kind=kind, patterns=rest, text_key=data.text_key
             )
             builder = TextFiles(data_dir=cache, config=settings)
-        builder.download_and_prepare(file_format='array_record')
+        builder.prepare()
     return {split: _source(builder, split, 'text') for split in builder.info.splits}
 
 
@@ -186,9 +189,11 @@ def _quiet() -> Iterator[None]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
+        tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
+        tfds.enable_progress_bar()
         logging.set_verbosity(verbosity)
 
 
@@ -231,36 +236,48 @@ class HeldOutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             features=tfds.features.FeaturesDict({'text': tfds.features.Text()})
         )
 
-    def _split_generators(self, dl_manager):
-        if not self.builder_config.percent:
-            return {'train': self._generate_examples(None)}
+    def prepare(self) -> None:
+        """Converts the documents, where that has not been done."""
         # Text is read once: what is held out waits in a file that vanishes with the process.
-        held_out = tempfile.TemporaryFile(dir=self._data_dir_root)
-        return {'train': self._generate_examples(held_out), 'validation': self._generate_held_out(held_out)}
+        pathlib.Path(self._data_dir_root).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._data_dir_root) as self._held_out:
+            self.download_and_prepare(file_format='array_record')
 
-    def _generate_examples(self, held_out: BinaryIO | None):
-        threshold, number = self.builder_config.percent / 100 * 2**64, -1
-        for number, document in enumerate(self._documents()):
+    def _split_generators(self, dl_manager):
+        train = {'train': self._generate_examples()}
+        return train | {'validation': self._generate_held_out()} if self.builder_config.percent else train
+
+    def _generate_examples(self):
+        threshold, number, kept = self.builder_config.percent / 100 * 2**64, -1, 0
+        documents = tqdm.tqdm(self._documents(), desc='reading', unit=' documents')
+        for number, document in enumerate(documents):
             digest = hashlib.blake2b(document, digest_size=8).digest()
-            if held_out is not None and int.from_bytes(digest) < threshold:
-                pickle.dump((number, document), held_out)
+            if int.from_bytes(digest) < threshold:
+                pickle.dump((number, document), self._held_out)
             else:
+                kept += 1
                 yield number, {'text': document}
         if number < 0:
             raise config_lib.ConfigError('the corpus is empty: its files hold no document')
+        if not kept:
+            raise config_lib.ConfigError(
+                f'all documents fell into the {self.builder_config.percent} % to hold out: the corpus has '
+                'too few. '
+                'Lower data.validation_percent, or name a data.validation_corpus'
+            )
 
-    def _generate_held_out(self, held_out: BinaryIO):
-        end = held_out.tell()
-        held_out.seek(0)
+    def _generate_held_out(self):
+        end = self._held_out.tell()
+        self._held_out.seek(0)
         if not end:
             raise config_lib.ConfigError(
-                f'no document fell into the {self.builder_config.percent} % to hold out: the corpus has too few. Raise '
+                f'no document fell into the {self.builder_config.percent} % to hold out: the corpus has '
+                'too few. Raise '
                 'data.validation_percent, or name a data.validation_corpus'
             )
-        while held_out.tell() < end:
-            number, document = pickle.load(held_out)
+        while self._held_out.tell() < end:
+            number, document = pickle.load(self._held_out)
             yield number, {'text': document}
-        held_out.close()
 
 
 class TextFiles(HeldOutBuilder, skip_registration=True):
@@ -287,11 +304,14 @@ def _open_tfds(name: str, text_key: str, percent: float) -> dict[str, Source]:
     builder = _prepared_builder(name)
     splits = dict(builder.info.splits)
     features = builder.info.features
-    if text_key not in features or (
-        features[text_key].np_dtype is not object and str(features[text_key].np_dtype) != 'str'
+    if (
+        text_key not in features
+        or features[text_key].np_dtype != np.object_
+        or features[text_key].shape != ()
     ):
         raise config_lib.ConfigError(
-            f'the data set {name} has no text feature {text_key!r}; its features are {", ".join(features)}. Set data.text_key'
+            f'the data set {name} has no text feature {text_key!r}; its features are '
+            f'{", ".join(features)}. Set data.text_key'
         )
     if 'train' not in splits:
         raise config_lib.ConfigError(
@@ -311,12 +331,14 @@ def _open_tfds(name: str, text_key: str, percent: float) -> dict[str, Source]:
 def _prepared_builder(name: str) -> tfds.core.DatasetBuilder:
     """The builder of a data set that is on disk as ArrayRecord; downloads it if need be."""
     try:
-        builder = tfds.builder(name)
+        builder = _builder(name)
     except tfds.core.DatasetNotFoundError:
         raise config_lib.ConfigError(
             f'TFDS can neither find {name} in {tfds.core.constants.DATA_DIR} nor make it. Check the name '
-            '(tensorflow.org/datasets/catalog); the builders of some data sets (wikipedia, wiki40b, c4, glue) need '
-            f'TensorFlow: run `tfds build {name} --file_format=array_record` where that is installed, copy the '
+            '(tensorflow.org/datasets/catalog); the builders of some data sets (wikipedia, wiki40b, c4, '
+            'glue) need '
+            f'TensorFlow: run `tfds build {name} --file_format=array_record` where that is installed, '
+            'copy the '
             'result here, and let the environment variable TFDS_DATA_DIR name its parent directory'
         ) from None
     except (ValueError, RuntimeError, TypeError) as error:  # an unknown config or version
@@ -326,7 +348,8 @@ def _prepared_builder(name: str) -> tfds.core.DatasetBuilder:
         if tfds.core.FileFormat.ARRAY_RECORD not in formats:
             listed = ', '.join(f.value for f in formats)
             raise config_lib.ConfigError(
-                f'the data set {name} in {builder.data_path} is stored as {listed}, which only TensorFlow reads. Where '
+                f'the data set {name} in {builder.data_path} is stored as {listed}, which only TensorFlow '
+                'reads. Where '
                 f'that is installed run\n    tfds convert_format --dataset_version_dir={builder.data_path} '
                 '--out_file_format=array_record\nor delete that directory, and it is prepared anew'
             )
@@ -334,6 +357,10 @@ def _prepared_builder(name: str) -> tfds.core.DatasetBuilder:
     _check_reachable(name, builder.data_path)
     builder.download_and_prepare(file_format='array_record')
     return builder
+
+
+def _builder(name: str) -> tfds.core.DatasetBuilder:
+    return tfds.builder(name)
 
 
 def _check_reachable(name: str, directory: Any) -> None:
@@ -344,7 +371,9 @@ def _check_reachable(name: str, directory: Any) -> None:
         pass  # it answered
     except OSError as error:
         raise config_lib.ConfigError(
-            f'the data set {name} is not in {directory}, and {_TFDS_HOST} cannot be reached to download it ({error}). '
-            'Run this where there is a network, or copy the directory here from a machine that has it (stored as '
+            f'the data set {name} is not in {directory}, and {_TFDS_HOST} cannot be reached to download '
+            f'it ({error}). '
+            'Run this where there is a network, or copy the directory here from a machine that has it '
+            '(stored as '
             'array_record), or let the environment variable TFDS_DATA_DIR name the directory where it lies'
         ) from None

@@ -1,11 +1,13 @@
 """English prose from the Python installation: a corpus that needs no download.
 
-The sources are Python's own reference (`pydoc_data.topics`), the docstrings and comments of the standard library, and the
-docstrings and descriptions of the libraries that this package depends on. Source files are parsed, never imported. A document
-is what one file or description has to say, in its order. Code, doctests, tables, lists of parameters, markup, licences and
-paragraphs that were seen before are dropped; `_is_prose` decides what reads as English.
+The sources are Python's own reference (`pydoc_data.topics`), the docstrings and comments of the standard
+library, and the docstrings and descriptions of the libraries that this package depends on. Source files are
+parsed, never imported. A document is what one file or description has to say, in its order. Code, doctests,
+tables, lists of parameters, markup, licences and paragraphs that were seen before are dropped; `_is_prose`
+decides what reads as English.
 
-The text depends on the versions of Python and of the libraries, and on nothing else that happens to be installed.
+The text depends on the versions of Python and of the libraries, and on nothing else that happens to be
+installed.
 """
 
 import ast
@@ -129,17 +131,20 @@ _STOP_WORDS = frozenset(
 )
 _BOILERPLATE = re.compile(
     r'copyright|licen[cs]e|permission is|redistribut|warrant|all rights reserved|the above notice|merchantab|'
-    r'auto-?generated|do not edit|pylint|pytype|mypy|noqa|TODO|FIXME|XXX|type: ignore|fmt: o|docstring inherited',
+    r'auto-?generated|do not edit|pylint|pytype|mypy|noqa|TODO|FIXME|XXX|type: ignore|fmt: o|'
+    r'docstring inherited',
     re.IGNORECASE,
 )
 _HEADINGS = re.compile(
-    r'(args|arguments|parameters|returns?|yields?|raises?|attributes?|examples?|notes?|references|see also|keyword args|'
+    r'(args|arguments|parameters|returns?|yields?|raises?|attributes?|examples?|notes?|references|'
+    r'see also|keyword args|'
     r'warnings?|usage|other parameters|warns|methods|example usage|side effects|throws)\s*:*', re.IGNORECASE
 )  # fmt: skip
 _ENTRY = re.compile(r'^\s*(?:[-*+•]|\(?\d+[.)])\s+')  # a list item
 _PARAMETER = re.compile(r'\*{0,2}[\w.`]+(?: \([^)]*\))?: +')  # "name (type): "
 _CODE_LINE = re.compile(
-    r'\s*(?:>>>|\.\.\. |\$ |@|#|\||\+-|=+\s*$|-{3,}|~{3,}|\^{3,}|\.\. |:(?:param|type|returns?|rtype|raises|keyword|arg|var|ivar|cvar|since|deprecated|author|copyright|license)[^:`]*:|```|import |from \w+ import)'
+    r'\s*(?:>>>|\.\.\. |\$ |@|#|\||\+-|=+\s*$|-{3,}|~{3,}|\^{3,}|\.\. |```|import |from \w+ import|'
+    r':(?:param|type|returns?|rtype|raises|keyword|arg|[ic]?var|author|copyright|license)[^:`]*:)'
 )
 _MARKUP = (
     (re.compile(r'!\[[^\]]*\]\([^)]*\)|<[^<>\s]+@[^<>\s]+>|<https?:[^>]*>'), ''),  # pictures, addresses

@@ -56,7 +56,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a shard holds; the attributes are those of `manifest.Split`, and how often each id occurs in the text."""
+    """What a shard holds; as `manifest.Split` says, and how often each id occurs in its text."""
 
     rows: int
     real_tokens: int
@@ -104,7 +104,7 @@ def encode_shard(job: Job) -> Counts:
     # The first rows of a split are then a random sample of its first shard, whatever order packing made.
     rows = rows[np.random.Generator(np.random.PCG64(job.index)).permutation(len(rows))]
     path = pathlib.Path(job.directory) / job.name
-    shards.write_rows(path, rows)
+    shards.write_rows(path, rows, pathlib.Path(job.working_directory))
     counts = Counts(
         rows=len(rows),
         real_tokens=int(np.count_nonzero(rows != vocabulary.pad_id)),
@@ -124,7 +124,7 @@ def count_words(utf8: bytes) -> int:
 
 
 def _batches(job: Job, repairs: collections.Counter):
-    """Lists of texts; as many documents at a time as about `_BATCH_BYTES` hold, since each reading has a fixed cost."""
+    """Lists of texts; about `_BATCH_BYTES` of documents at a time: each reading has a fixed cost."""
     step = max(1, _BATCH_BYTES * job.source.num_documents // max(1, job.source.num_bytes))
     for start in range(job.start, job.stop, step):
         documents = job.source.read(start, min(start + step, job.stop))

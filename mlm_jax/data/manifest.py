@@ -1,4 +1,4 @@
-"""`manifest.json`: what a directory of prepared rows holds; written last, so it is there when everything else is."""
+"""`manifest.json`: what a directory of prepared rows holds. Written last: with it, all is there."""
 
 import dataclasses
 import json
@@ -32,8 +32,8 @@ class Split:
       documents: with any text.
       words: runs of characters other than ASCII white space.
       bytes: of the text in UTF-8.
-      unigram_entropy_nats: −Σ p ln p over the text tokens of this split, in nats a token: the loss of a model that
-        knows how often each token occurs here, and nothing else.
+      unigram_entropy_nats: −Σ p ln p over the text tokens of this split, in nats a token: the loss of a model
+        that knows how often each token occurs here, and nothing else.
       repairs: what was mended in the text → how many times.
       shards: the files.
     """
@@ -55,7 +55,8 @@ class Manifest:
 
     Attributes:
       settings: the keys of the configuration that shaped the rows, dotted, with their values.
-      sources: corpus → what identifies its state: the files with their sizes, or the data set with its version.
+      sources: corpus → what identifies its state: the files with their sizes, or the data set with its
+        version.
       vocabulary: the special ids of the tokenizer.
       tokenizer: the file name of the SentencePiece model.
       tokenizer_sha256: its hash.
@@ -86,10 +87,10 @@ class Manifest:
         return self.splits[name]
 
 
-def save(manifest: Manifest, directory: pathlib.Path) -> None:
-    """Writes `manifest` into `directory`; whole or not at all."""
+def save(manifest: Manifest, directory: pathlib.Path, scratch: pathlib.Path | None = None) -> None:
+    """Writes `manifest` into `directory`; `atomic.write` explains `scratch`."""
     text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True, ensure_ascii=False)
-    atomic.write_bytes(directory / FILE, f'{text}\n'.encode())
+    atomic.write_bytes(directory / FILE, f'{text}\n'.encode(), scratch)
 
 
 def load(directory: str | pathlib.Path) -> Manifest:
@@ -115,7 +116,8 @@ def load(directory: str | pathlib.Path) -> Manifest:
         return _from_dict(stored)
     except (KeyError, TypeError) as error:
         raise config_lib.ConfigError(
-            f'{path} was written by another version of mlm_jax ({error}); delete {directory} and prepare it again'
+            f'{path} was written by another version of mlm_jax ({error}); delete {directory} and prepare '
+            'it again'
         ) from None
 
 

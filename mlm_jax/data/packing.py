@@ -1,10 +1,11 @@
 """Documents → rows of exactly T tokens, and which document a token of a row belongs to.
 
-A document is cut into pieces of at most T − 2 tokens, and a piece is written as `[CLS] piece [SEP]`. Three ways:
+A document is cut into pieces of at most T − 2 tokens, and a piece is written as `[CLS] piece [SEP]`. Three
+ways:
 
-    documents        several whole pieces in a row; attention stays within a piece (`segment_ids` tells them apart)
-    full_sentences   one stream over all documents, `[SEP]` after each; a row is `[CLS]` and the next T − 1 of the stream
-    one_per_row      one piece in a row
+    documents        several whole pieces in a row; attention stays within a piece (`segment_ids` tells them
+    apart) full_sentences   one stream over all documents, `[SEP]` after each; a row is `[CLS]` and the next T
+    − 1 of the stream one_per_row      one piece in a row
 
 Nothing but the tokens is stored: `[CLS]` never comes from text, so each one starts a segment.
 """
@@ -54,10 +55,13 @@ def pack(
     num_rows = int(bins_P.max()) + 1 if len(bins_P) else 0
     rows = np.full(num_rows * sequence_length, vocabulary.pad_id, dtype)
     at_P = bins_P * sequence_length + offsets_P
+    index = np.int32 if len(rows) < 1 << 31 else np.int64  # memory traffic is what this costs
     rows[at_P] = vocabulary.cls_id
     rows[at_P + 1 + lengths_P] = vocabulary.sep_id
     # The pieces cover the tokens in order, so token n of the whole stands at n plus a shift of its piece.
-    rows[np.repeat(at_P + 1 - starts_P, lengths_P) + np.arange(len(tokens_N))] = tokens_N
+    places_N = np.repeat((at_P + 1 - starts_P).astype(index), lengths_P)
+    places_N += np.arange(len(tokens_N), dtype=index)
+    rows[places_N] = tokens_N
     return rows.reshape(num_rows, sequence_length)
 
 

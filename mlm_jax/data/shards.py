@@ -1,7 +1,7 @@
 """Packed rows on disk: `.npy` files of [rows, T], read through memory maps.
 
-Why not ArrayRecord, in which TFDS keeps the texts: reading 256 rows of T = 128 at random (2 cores, median of 10–50 reads,
-pages cached) took
+Why not ArrayRecord, in which TFDS keeps the texts: reading 256 rows of T = 128 at random (2 cores, median of
+10–50 reads, pages cached) took
 
     rows in the file                20 thousand      1 million
     .npy, memory-mapped                 0.02 ms        0.03 ms
@@ -30,9 +30,9 @@ def shard_name(split: str, index: int, count: int) -> str:
     return f'{split}-{index:05d}-of-{count:05d}.npy'
 
 
-def write_rows(path: pathlib.Path, rows: np.ndarray) -> None:
-    """Writes rows, uint16 or uint32 [R, T], as one shard; whole or not at all."""
-    atomic.write(path, lambda file: np.save(file, rows, allow_pickle=False))
+def write_rows(path: pathlib.Path, rows: np.ndarray, scratch: pathlib.Path | None = None) -> None:
+    """Writes rows, uint16 or uint32 [R, T], as one shard; `atomic.write` explains `scratch`."""
+    atomic.write(path, lambda file: np.save(file, rows, allow_pickle=False), scratch)
 
 
 class Shards:
@@ -98,7 +98,8 @@ class Shards:
                 ) from error
             if mapped.shape != expected:
                 raise config_lib.ConfigError(
-                    f'{path} holds {mapped.shape} ids, its manifest says {expected}: copy it again, or prepare again'
+                    f'{path} holds {mapped.shape} ids, its manifest says {expected}: copy it again, or '
+                    'prepare again'
                 )
             self._maps[shard] = mapped
         return self._maps[shard]

@@ -45,7 +45,8 @@ def find(patterns: str) -> list[pathlib.Path]:
         found = [f for f in map(pathlib.Path, glob.glob(str(path), recursive=True)) if f.is_file()]
         if not found:
             raise config_lib.ConfigError(
-                f'no file matches {pattern!r}, seen from {pathlib.Path.cwd()}. Quote a glob in the shell, and name files, '
+                f'no file matches {pattern!r}, seen from {pathlib.Path.cwd()}. Quote a glob in the shell, '
+                'and name files, '
                 'not directories'
             )
         files.update(found)
@@ -131,8 +132,8 @@ def _read_json_lines(file: BinaryIO, path: pathlib.Path, text_key: str) -> Itera
 
 def _read_csv(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
     csv.field_size_limit(2**31 - 1)  # its default refuses texts beyond 128 KiB
-    text = io.TextIOWrapper(file, encoding='utf-8-sig', errors='surrogateescape', newline='')
-    rows = csv.DictReader(text, delimiter='\t' if '.tsv' in path.suffixes else ',')
+    lines = (line.decode(errors='surrogateescape') for line in _lines(file))
+    rows = csv.DictReader(lines, delimiter='\t' if '.tsv' in path.suffixes else ',')
     try:
         for row in rows:
             yield _field(row, text_key, f'{path}, line {rows.line_num}')

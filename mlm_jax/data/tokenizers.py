@@ -1,7 +1,8 @@
 """SentencePiece tokenizers: trained on a corpus, or given; text in, ids without specials out.
 
-The special symbols are CONTROL symbols, whatever the model that was given says: SentencePiece never makes one of those from
-text, so a document that contains "[MASK]" or "<s>" is encoded as the ordinary characters it consists of.
+The special symbols are CONTROL symbols, whatever the model that was given says: SentencePiece never makes one
+of those from text, so a document that contains "[MASK]" or "<s>" is encoded as the ordinary characters it
+consists of.
 """
 
 import io
@@ -83,7 +84,8 @@ class Tokenizer:
             model = pathlib.Path(path).expanduser().read_bytes()
         except OSError as error:
             raise config_lib.ConfigError(
-                f'cannot read the tokenizer {path}: {error.strerror}. tokenizer.model is {" or ".join(TRAINED)}, which '
+                f'cannot read the tokenizer {path}: {error.strerror}. tokenizer.model is '
+                f'{" or ".join(TRAINED)}, which '
                 'train one on the corpus, or the path of a SentencePiece model'
             ) from error
         return cls(model, str(path))
@@ -176,7 +178,8 @@ def _special_ids(proto: sentencepiece_model_pb2.ModelProto, name: str) -> dict[s
         listed = ', '.join(f'{symbol} ({" or ".join(_NAMES[symbol])})' for symbol in missing)
         cure = ' '.join(_CURES[symbol] for symbol in missing)
         raise config_lib.ConfigError(
-            f'{name} has no symbol for {listed}. Train it with {cure}, or set tokenizer.model=unigram to train one here'
+            f'{name} has no symbol for {listed}. Train it with {cure}, or set tokenizer.model=unigram to '
+            'train one here'
         )
     if len(set(ids.values())) < len(ids):
         raise config_lib.ConfigError(f'{name} uses one id for several of {ids}; they must differ')
@@ -210,14 +213,18 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 def _explain(error: str, config: ml_collections.ConfigDict) -> str:
     """SentencePiece's error in terms of the configuration."""
     size = config.vocab_size
+    if 'sentences_.empty()' in error or 'required_chars_.empty()' in error:
+        return 'the training text is empty: there is nothing to learn a tokenizer from'
     if found := re.search(r'too high.*?<= ?(\d+)', error):
         return (
-            f'the training text is too small for vocab_size={size}: the largest that works is {found[1]}. Use more text, '
+            f'the training text is too small for vocab_size={size}: the largest that works is {found[1]}. '
+            'Use more text, '
             f'or vocab_size={found[1]} or less'
         )
     if found := re.search(r'smaller than required_chars[^\d]*(\d+) vs (\d+)', error):
         return (
-            f'vocab_size={size} is too small: the characters{" and bytes" * config.tokenizer.byte_fallback} of the '
+            f'vocab_size={size} is too small: the '
+            f'characters{" and bytes" * config.tokenizer.byte_fallback} of the '
             f'text alone need {found[2]}. Use a larger one, or a smaller tokenizer.character_coverage '
             f'(now {config.tokenizer.character_coverage})'
         )

@@ -1,0 +1,272 @@
+"""Documents come out of files as they went in; what is damaged is mended and counted, or named with its cure."""
+
+import bz2
+import collections
+import csv
+import gzip
+import json
+import lzma
+import sys
+
+import pytest
+import tensorflow_datasets as tfds
+
+from mlm_jax import config as config_lib
+from mlm_jax.config import ConfigError
+from mlm_jax.data import corpora, demo_corpus, text_files
+
+TEXTS = [f'Document {i} tells the story of number {i}.\nIt has two lines.' for i in range(60)]
+
+
+def settings(**keys):
+    data = config_lib.default_config().data
+    data.update(validation_percent=20.0, **keys)
+    return data
+
+
+def read(spec, cache, **keys):
+    """split → texts."""
+    corpus = corpora.open_corpus(settings(corpus=spec, **keys), cache)
+    return {split: list(source.texts()) for split, source in corpus.splits.items()}
+
+
+def write_jsonl(path, texts, key='text'):
+    path.write_text(''.join(json.dumps({key: t}) + '\n' for t in texts), encoding='utf-8')
+    return path
+
+
+def test_every_kind_of_file_gives_the_same_documents(tmp_path):
+    write_jsonl(tmp_path / 'a.jsonl', TEXTS)
+    (tmp_path / 'a.txt').write_text('\n\n \n'.join(TEXTS))
+    with open(tmp_path / 'a.csv', 'w', newline='') as file:
+        csv.writer(file).writerows([('id', 'text'), *enumerate(TEXTS)])
+    (tmp_path / 'parts').mkdir()
+    for i, text in enumerate(TEXTS):
+        (tmp_path / 'parts' / f'{i}.txt').write_text(text)
+    found = {
+        kind: read(f'{kind}:{tmp_path}/{pattern}', tmp_path / kind)
+        for kind, pattern in [
+            ('jsonl', '*.jsonl'),
+            ('text', 'a.txt'),
+            ('csv', '*.csv'),
+            ('files', 'parts/*.txt'),
+        ]
+    }
+    for splits in found.values():
+        assert sorted(splits['train'] + splits['validation']) == sorted(TEXTS)
+        # A hash of the text decides: the same documents are held out, whatever the file they came from.
+        assert set(splits['validation']) == set(found['jsonl']['validation'])
+        assert splits['validation'] and splits['train']
+
+
+def test_lines_are_documents(tmp_path):
+    (tmp_path / 'a.txt').write_text('CCO\n\nc1ccccc1\r\n' + ''.join(f'C{i}\n' for i in range(50)))
+    splits = read(f'lines:{tmp_path}/a.txt', tmp_path / 'cache')
+    assert {'CCO', 'c1ccccc1', 'C7'} <= {*splits['train'], *splits['validation']}
+
+
+@pytest.mark.parametrize('suffix', ['gz', 'xz', 'zst'])
+def test_compressed_files(tmp_path, suffix):
+    content = write_jsonl(tmp_path / 'plain', TEXTS).read_bytes()
+    compress = {'gz': gzip.compress, 'xz': lzma.compress}.get(suffix)
+    compress = compress or pytest.importorskip('zstandard').compress
+    path = tmp_path / f'a.jsonl.{suffix}'
+    path.write_bytes(compress(content))
+    assert [d.decode() for d in text_files.read(path, 'jsonl', 'text')] == TEXTS
+    path.write_bytes(bz2.compress(content))
+    with pytest.raises(ConfigError, match=f'a.jsonl.{suffix} is damaged or cut off'):
+        list(text_files.read(path, 'jsonl', 'text'))
+
+
+@pytest.mark.parametrize('suffix', ['gz', 'xz'])
+def test_a_file_cut_off_is_an_error(tmp_path, suffix):
+    path = tmp_path / f'a.txt.{suffix}'
+    content = ''.join(TEXTS).encode()
+    path.write_bytes((gzip.compress(content) if suffix == 'gz' else lzma.compress(content))[:-20])
+    with pytest.raises(ConfigError, match='is damaged or cut off'):
+        list(text_files.read(path, 'text', ''))
+
+
+def test_several_globs_and_a_byte_order_mark(tmp_path):
+    (tmp_path / 'a.csv').write_bytes(b'\xef\xbb\xbftext,n\nfirst,1\n')
+    (tmp_path / 'b.tsv').write_bytes(b'n\ttext\n1\tsecond\n')
+    files = text_files.find(f'{tmp_path}/*.csv; {tmp_path}/*.tsv')
+    assert [d for f in files for d in text_files.read(f, 'csv', 'text')] == [b'first', b'second']
+
+
+def test_damaged_text_is_mended_and_counted():
+    repairs = collections.Counter()
+    assert corpora.clean(b'caf\xe9 au lait', repairs) == ['caf� au lait']
+    assert corpora.clean(b'a\0b', repairs) == ['a b']
+    assert corpora.clean(b' \n', repairs) == [] == corpora.clean(b'', repairs)
+    long = ('word ' * 500_000).encode()
+    parts = corpora.clean(long, repairs)
+    assert ''.join(parts).encode() == long and len(parts) == 3 and all(p.endswith('word ') for p in parts)
+    assert ''.join(corpora.clean(b'x' * 2_500_000, repairs)) == 'x' * 2_500_000
+    assert {name.split(',')[0]: n for name, n in repairs.items()} == {
+        'documents with invalid UTF-8': 1,
+        'documents with NUL characters': 1,
+        'empty documents': 2,
+        'documents over 1': 2,
+    }
+
+
+def test_invalid_utf8_reaches_the_repair_from_every_format(tmp_path):
+    (tmp_path / 'a.jsonl').write_bytes(b'{"text": "caf\xe9"}\n{"text": "half \\ud83d"}\n{"text": null}\n')
+    (tmp_path / 'a.csv').write_bytes(b'text\ncaf\xe9\n')
+    documents = list(text_files.read(tmp_path / 'a.jsonl', 'jsonl', 'text'))
+    assert documents[0] == b'caf\xe9' and documents[2] == b''
+    assert corpora.clean(documents[1], repairs := collections.Counter())[0].startswith('half �')
+    assert sum(repairs.values()) == 1
+    assert list(text_files.read(tmp_path / 'a.csv', 'csv', 'text')) == [b'caf\xe9']
+
+
+def test_a_line_of_50_megabytes(tmp_path):
+    write_jsonl(tmp_path / 'a.jsonl', ['word ' * 10_000_000, *TEXTS])
+    corpus = corpora.open_corpus(settings(corpus=f'jsonl:{tmp_path}/a.jsonl'), tmp_path / 'cache')
+    repairs = collections.Counter()
+    sizes = [
+        len(text)
+        for source in corpus.splits.values()
+        for document in source.read(0, source.num_documents)
+        for text in corpora.clean(document, repairs)
+    ]
+    assert sum(sizes) == 50_000_000 + sum(map(len, TEXTS)) and max(sizes) <= corpora.MAX_DOCUMENT_CHARACTERS
+    assert sum(repairs.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ('spec', 'content', 'message'),
+    [
+        ('jsonl:{}/nothing*', '', 'no file matches .*nothing'),
+        ('jsonl:{}/a', '', 'the corpus is empty'),
+        ('jsonl:{}/a', '{"txt": "x"}', r"line 1 of .* has no 'text'; its fields are txt. Set data.text_key"),
+        ('jsonl:{}/a', '[1]', "has no 'text'; its fields are none: it is a list"),
+        ('jsonl:{}/a', '{"text": 3}', "'text' is a int, not text"),
+        ('jsonl:{}/a', '{"text": "x"}\n{"te', 'line 2 of .* is not JSON'),
+        ('csv:{}/a', 'id,body\n1,x\n', "has no 'text'; its fields are id, body"),
+        ('text:{}/a', 'one document', 'no document fell into the 20.0 % to hold out'),
+        ('text:', '', 'is no corpus'),
+        ('parquet:{}/a', '', 'is no corpus. Write demo, tfds:NAME'),
+        ('demo:x', '', 'is no corpus'),
+        ('tfds:no_such_data_set', '', 'TFDS can neither find no_such_data_set'),
+        ('tfds:imdb_reviews/no_such_config', '', 'TFDS refuses imdb_reviews/no_such_config'),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_cure(tmp_path, spec, content, message):
+    (tmp_path / 'a').write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read(spec.format(tmp_path), tmp_path / 'cache')
+
+
+def test_validation_corpus(tmp_path):
+    write_jsonl(tmp_path / 'a.jsonl', TEXTS)
+    write_jsonl(tmp_path / 'held_out.jsonl', ['Held out.'])
+    splits = read(
+        f'jsonl:{tmp_path}/a.jsonl', tmp_path / 'cache', validation_corpus=f'jsonl:{tmp_path}/held_out.jsonl'
+    )
+    assert sorted(splits['train']) == sorted(TEXTS)
+    assert splits['validation'] == ['Held out.']
+
+
+# ---- TFDS data sets by name: one of our own, prepared where TFDS looks for it ---------------------------------------
+
+
+@pytest.fixture
+def tfds_directory(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / 'a.jsonl', TEXTS)
+    config = corpora.TextFilesConfig(name='jsonl', kind='jsonl', patterns=f'{tmp_path}/a.jsonl', percent=0)
+    with corpora._quiet():
+        corpora.TextFiles(data_dir=tmp_path / 'tfds', config=config).prepare()
+    (tmp_path / 'tfds' / 'text_files').rename(tmp_path / 'tfds' / 'my_texts')
+    for path in (tmp_path / 'tfds').rglob('*text_files*'):
+        path.rename(path.with_name(path.name.replace('text_files', 'my_texts')))
+    info = next((tmp_path / 'tfds').rglob('dataset_info.json'))
+    info.write_text(info.read_text().replace('text_files', 'my_texts').replace('TextFiles', 'MyTexts'))
+    monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path / 'tfds'))
+    monkeypatch.setattr(corpora, '_builder', lambda name: tfds.builder(name, data_dir=tmp_path / 'tfds'))
+    return info
+
+
+def test_a_tfds_data_set_is_divided_where_it_has_no_validation_split(tfds_directory, tmp_path):
+    splits = read('tfds:my_texts/jsonl', tmp_path / 'unused')
+    assert len(splits['validation']) == 12
+    assert sorted(splits['train'] + splits['validation']) == sorted(TEXTS)
+    with pytest.raises(ConfigError, match="no text feature 'body'; its features are text. Set data.text_key"):
+        read('tfds:my_texts/jsonl', tmp_path / 'unused', text_key='body')
+
+
+def test_a_tfrecord_data_set_is_refused_with_the_cure(tfds_directory, tmp_path):
+    tfds_directory.write_text(tfds_directory.read_text().replace('array_record', 'tfrecord'))
+    with pytest.raises(
+        ConfigError, match=r'stored as tfrecord, which only TensorFlow reads(.|\n)*convert_format'
+    ):
+        read('tfds:my_texts/jsonl', tmp_path / 'unused')
+
+
+def test_an_unreachable_download_fails_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, '_builder', lambda name: tfds.builder(name, data_dir=tmp_path))
+    monkeypatch.setattr(corpora, '_TFDS_HOST', 'http://127.0.0.1:9')
+    with pytest.raises(ConfigError, match=r'lm1b is not in .* cannot be reached to download it'):
+        read('tfds:lm1b', tmp_path / 'unused')
+
+
+# ---- The demo corpus ------------------------------------------------------------------------------------------------
+
+
+def test_prose_is_kept_and_the_rest_dropped():
+    text = """Return the list of words that were found in the text of the page.
+
+    Parameters
+    ----------
+    limit : int
+        The largest number of words that is returned to the caller, `None` for *all* of them.
+
+    >>> words('a b')
+    ['a', 'b']
+
+    This must be called with the :class:`~page.Lock` held, as it is not safe
+    with more than one thread: the others may change what is read.
+
+    x = foo(bar)[0] if y else z
+    Copyright 2001 by the authors of this file, who reserve all of the rights.
+    """
+    assert demo_corpus.paragraphs_of(text) == [
+        'Return the list of words that were found in the text of the page.',
+        'The largest number of words that is returned to the caller, None for all of them.',
+        'This must be called with the page.Lock held, as it is not safe with more than one thread: the '
+        'others may change '
+        'what is read.',
+    ]
+
+
+def test_repetitions_are_dropped():
+    seen = set()
+    paragraph = 'This is what the function returns when it is called with no arguments at all.'
+    assert not demo_corpus._is_repetition(paragraph, seen)
+    assert demo_corpus._is_repetition(paragraph.replace('arguments', 'parameters').upper(), seen)
+    assert not demo_corpus._is_repetition(
+        'Something else that nobody has said before in any of the files.', seen
+    )
+
+
+def test_the_demo_corpus_needs_only_what_this_package_depends_on():
+    names = {d.name.lower().replace('_', '-') for d in demo_corpus._distributions()}
+    assert {'jax', 'jaxlib', 'numpy', 'flax', 'scipy'} <= names
+    assert not names & {'pytest', 'hypothesis', 'torch', 'ruff', 'setuptools'}
+
+
+def test_the_standard_library_speaks_english():
+    library = demo_corpus.pathlib.Path(demo_corpus.sysconfig.get_path('stdlib'))
+    topics = [p for t in demo_corpus._topics(library).values() for p in demo_corpus.paragraphs_of(t)]
+    assert sum(len(p.split()) for p in topics) > 10_000
+    blocks = demo_corpus._blocks(library / 'argparse.py')
+    assert any(
+        p.startswith('Command-line parsing library') or 'argument' in p
+        for b in blocks
+        for p in demo_corpus.paragraphs_of(b)
+    )
+
+
+def test_no_tensorflow():
+    assert 'tensorflow' not in sys.modules

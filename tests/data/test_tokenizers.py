@@ -1,0 +1,147 @@
+"""Tokenizers: the fixed special ids, nothing special from text, the same bytes every time, errors with their cure."""
+
+import io
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from mlm_jax import config as config_lib
+from mlm_jax.config import ConfigError
+from mlm_jax.data import tokenizers
+from mlm_jax.masking.vocabulary import standard_vocabulary
+
+WORDS = ['the', 'a', 'model', 'reads', 'many', 'words', 'and', 'learns', 'what', 'each', 'of', 'them', 'means', 'when', 'it', 'stands', 'near', 'others']
+
+
+def sentences(count=400):
+    rng = np.random.default_rng(0)
+    return [' '.join(rng.choice(WORDS, 12)) + f' {i}.' for i in range(count)]
+
+
+def settings(**keys):
+    config = config_lib.default_config()
+    config.vocab_size = keys.pop('vocab_size', 330)
+    config.tokenizer.update(keys)
+    return config
+
+
+def foreign_model(**keys):
+    """A SentencePiece model trained without our settings."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences()),
+        model_writer=model,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **keys,
+    )
+    return model.getvalue()
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    return tokenizers.train(sentences(), settings())
+
+
+def test_special_ids_are_fixed(tokenizer):
+    assert tokenizer.vocabulary == standard_vocabulary(330)
+    assert tokenizer.pieces([0, 1, 2, 3, 4]) == ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+
+
+@pytest.mark.parametrize('model', tokenizers.TRAINED)
+def test_training_is_deterministic_and_text_survives(model):
+    first, second = (tokenizers.train(iter(sentences()), settings(model=model)) for _ in range(2))
+    assert first.model == second.model
+    text = 'the model learns words, Ünïcödé ☃ and 漢字 too'
+    ids = first.encode(text)
+    assert ids.dtype == np.int32 and ids.ndim == 1
+    assert first.decode(ids) == text  # bytes stand in for unseen characters
+    assert not set(ids.tolist()) & set(first.vocabulary.special_ids)
+
+
+def test_without_byte_fallback_unseen_characters_are_unknown():
+    tokenizer = tokenizers.train(sentences(), settings(vocab_size=60, byte_fallback=False))
+    assert 1 in tokenizer.encode('漢字')
+
+
+def test_special_symbols_in_text_are_text(tokenizer):
+    user_defined = tokenizers.Tokenizer(
+        foreign_model(pad_id=3, user_defined_symbols=['[MASK]', '[CLS]', '[SEP]'], byte_fallback=False)
+    )
+    for each in (tokenizer, user_defined):
+        special = set(each.vocabulary.special_ids) - {
+            1 if each is tokenizer else 0
+        }  # [UNK] may come from text
+        for text in ('[MASK]', 'a [MASK] b', '[CLS]', '[SEP]', '[PAD]', '<s>', '</s>', '<pad>', '[UNK]'):
+            assert not special & set(each.encode(text).tolist()), text
+            assert not special & set(each.encode_batch([text])[0].tolist())
+
+
+def test_a_given_model_keeps_its_ids(tmp_path):
+    path = tmp_path / 'given.model'
+    path.write_bytes(foreign_model(pad_id=3, control_symbols=['<mask>']))
+    tokenizer = tokenizers.Tokenizer.from_file(path)
+    v = tokenizer.vocabulary
+    assert (v.cls_id, v.sep_id, v.pad_id) == (1, 2, 3)
+    assert tokenizer.id_to_piece(v.mask_id) == '<mask>'
+    assert 0 in v.special_ids  # <unk>
+
+
+def test_a_given_model_that_lacks_symbols_is_refused(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r'no symbol for pad .*, mask .*--pad_id=0 .*--control_symbols=\[MASK\]'
+    ):
+        tokenizers.Tokenizer(foreign_model())
+    (tmp_path / 'text').write_text('this is no model')
+    with pytest.raises(ConfigError, match='is not a SentencePiece model'):
+        tokenizers.Tokenizer.from_file(tmp_path / 'text')
+    with pytest.raises(ConfigError, match='cannot read the tokenizer .*unigram or bpe'):
+        tokenizers.Tokenizer.from_file(tmp_path / 'nothing')
+
+
+def test_the_size_must_be_the_configured_one(tokenizer):
+    with pytest.raises(
+        ConfigError, match='vocab_size=8192, but given.model has 330 pieces; set vocab_size=330'
+    ):
+        tokenizers.check_size(tokenizer, config_lib.default_config(), 'given.model')
+
+
+@pytest.mark.parametrize('model', tokenizers.TRAINED)
+def test_too_little_text_names_the_largest_size_that_works(model):
+    with pytest.raises(
+        ConfigError, match=r'too small for vocab_size=5000: the largest that works is \d+'
+    ) as error:
+        tokenizers.train(sentences(), settings(vocab_size=5000, model=model))
+    largest = int(str(error.value).split('works is ')[1].split('.')[0])
+    assert tokenizers.train(sentences(), settings(vocab_size=largest, model=model)).vocabulary.size == largest
+
+
+def test_a_vocabulary_smaller_than_the_alphabet_is_refused():
+    with pytest.raises(
+        ConfigError, match='vocab_size=100 is too small: the characters and bytes of the text alone need'
+    ):
+        tokenizers.train(sentences(), settings(vocab_size=100))
+
+
+def test_only_the_first_megabytes_are_read():
+    read = []
+
+    def texts():
+        for i in range(10_000):
+            read.append(i)
+            yield 'the model reads many words and learns ' * 100 + str(i)
+
+    tokenizers.train(texts(), settings(training_megabytes=1, vocab_size=285))
+    assert 200 < len(read) < 300
+
+
+def test_long_lines_take_part_in_training():
+    assert list(tokenizers._sentences(['ab ' * 1000]))[0] == ('ab ' * 333).rstrip()
+    assert ''.join(tokenizers._sentences(['x' * 2500])) == 'x' * 2500
+
+
+def test_identity_keeps_spaces_and_characters():
+    tokenizer = tokenizers.train(sentences(), settings(normalization='identity'))
+    assert tokenizer.decode(tokenizer.encode('a  ﬁne\tday ')) == 'a  ﬁne\tday '

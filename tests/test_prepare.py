@@ -1,0 +1,267 @@
+"""prepare: the same bytes however it got there; refusals with both values; the numbers of the manifest."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mlm_jax import config as config_lib
+from mlm_jax import prepare
+from mlm_jax.config import ConfigError
+from mlm_jax.data import corpora, demo_corpus, encoding, packing, tokenizers
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.data.shards import Shards
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+WIKIPEDIA = REPOSITORY.parent / 'shared' / 'data' / 'wiki' / 'enwiki_valid.jsonl.xz'
+
+
+def write_corpus(path, count=400):
+    rng = np.random.default_rng(0)
+    words = np.array(
+        ['north', 'south', 'east', 'west', 'river', 'mountain', 'old', 'town', 'small', 'people', 'lived', 'there', 'for', 'many', 'years']
+    )
+    texts = [' '.join(rng.choice(words, rng.integers(3, 200))) + f' {i}' for i in range(count)]
+    path.write_text(''.join(json.dumps({'text': t}) + '\n' for t in [*texts, '', 'nul\0character', texts[0]]))
+    return texts
+
+
+def make_config(directory, corpus, **overrides):
+    config = config_lib.default_config()
+    config.data.directory, config.data.corpus = str(directory), f'jsonl:{corpus}'
+    keys = {'vocab_size': '320', 'sequence_length': '32', 'data.validation_percent': '10.0'}
+    config_lib.apply_overrides(config, keys | {k: str(v) for k, v in overrides.items()})
+    return config
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A corpus file, and the directory made of it."""
+    folder = tmp_path_factory.mktemp('prepare')
+    write_corpus(folder / 'corpus.jsonl')
+    prepare.run(make_config(folder / 'rows', folder / 'corpus.jsonl'), num_workers=1)
+    return folder
+
+
+def contents(directory):
+    return {
+        str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob('*')) if p.is_file()
+    }
+
+
+def test_the_manifest_says_what_is_there(finished):
+    manifest = manifest_lib.load(finished / 'rows')
+    tokenizer = tokenizers.Tokenizer.from_file(finished / 'rows' / manifest.tokenizer)
+    assert manifest.vocabulary == tokenizer.vocabulary
+    documents = 0
+    for name, split in manifest.splits.items():
+        rows = Shards(finished / 'rows', name).read(np.arange(split.rows))
+        assert rows.shape == (split.rows, 32)
+        assert split.real_tokens == np.count_nonzero(rows != 0)
+        text = rows[rows > 4]
+        assert split.text_tokens == len(text)
+        share = np.bincount(text) / len(text)
+        entropy = -sum(p * np.log(p) for p in share[share > 0])
+        assert split.unigram_entropy_nats == pytest.approx(entropy, abs=1e-12)
+        documents += split.documents
+    assert documents == 402
+    repairs = [r for s in manifest.splits.values() for r in s.repairs]
+    assert sorted(repairs) == [
+        'documents with NUL characters, replaced by spaces',
+        'empty documents, dropped',
+    ]
+    assert manifest.splits['train'].real_tokens / (manifest.splits['train'].rows * 32) > 0.97
+
+
+def test_rows_hold_the_text_of_the_corpus(finished):
+    manifest = manifest_lib.load(finished / 'rows')
+    tokenizer = tokenizers.Tokenizer.from_file(finished / 'rows' / manifest.tokenizer)
+    found = []
+    for name, split in manifest.splits.items():
+        rows = Shards(finished / 'rows', name).read(np.arange(split.rows))
+        segments = packing.segment_ids(rows, manifest.vocabulary)
+        found += [row[ids == s] for row, ids in zip(rows, segments) for s in range(1, ids.max() + 1)]
+    lines = (finished / 'corpus.jsonl').read_text().splitlines()
+    expected = []
+    for line in lines:
+        ids = tokenizer.encode(json.loads(line)['text'].replace('\0', ' ')).tolist()
+        expected += [[2, *ids[i : i + 30], 3] for i in range(0, len(ids), 30)]
+    assert sorted(map(list, found)) == sorted(expected)
+
+
+def test_a_finished_directory_is_up_to_date(finished, capsys):
+    before = contents(finished / 'rows')
+    prepare.run(make_config(finished / 'rows', finished / 'corpus.jsonl'))
+    assert 'is up to date' in capsys.readouterr().out
+    assert contents(finished / 'rows') == before
+
+
+@pytest.mark.parametrize('mode', ['full_sentences', 'one_per_row'])
+def test_other_packings(finished, tmp_path, mode):
+    manifest = prepare.run(
+        make_config(tmp_path / 'rows', finished / 'corpus.jsonl', **{'data.packing': mode}), num_workers=1
+    )
+    assert manifest.packing == mode
+    reference = manifest_lib.load(finished / 'rows')
+    assert manifest.splits['train'].text_tokens == reference.splits['train'].text_tokens
+
+
+def test_changed_settings_are_refused_with_both_values(finished, tmp_path):
+    corpus = finished / 'corpus.jsonl'
+    with pytest.raises(ConfigError, match=r'vocab_size: 320 there, 310 now\n.*another value, or delete'):
+        prepare.run(make_config(finished / 'rows', corpus, vocab_size=310))
+    with pytest.raises(ConfigError, match="tokenizer.model: 'unigram' there, 'bpe' now"):
+        prepare.run(make_config(finished / 'rows', corpus, **{'tokenizer.model': 'bpe'}))
+    copy = tmp_path / 'corpus.jsonl'
+    copy.write_text(corpus.read_text())
+    prepare.run(make_config(tmp_path / 'rows', copy), num_workers=1)
+    copy.write_text(corpus.read_text() + '{"text": "more"}\n')
+    with pytest.raises(ConfigError, match=r'corpus.jsonl: \d+ bytes then, \d+ now'):
+        prepare.run(make_config(tmp_path / 'rows', copy))
+
+
+def test_a_directory_of_somebody_else_is_left_alone(finished, tmp_path):
+    (tmp_path / 'thesis.tex').write_text('precious')
+    with pytest.raises(ConfigError, match='holds thesis.tex and no prepared data'):
+        prepare.run(make_config(tmp_path, finished / 'corpus.jsonl'))
+    assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_two_at_once_are_refused(finished, tmp_path):
+    (tmp_path / 'rows').mkdir()
+    with prepare._locked(tmp_path / 'rows'), pytest.raises(ConfigError, match='another prepare is at work'):
+        prepare.run(make_config(tmp_path / 'rows', finished / 'corpus.jsonl'))
+
+
+def test_a_corpus_of_blanks_is_refused(tmp_path):
+    (tmp_path / 'a.jsonl').write_text(''.join(json.dumps({'text': ' ' * i}) + '\n' for i in range(99)))
+    with pytest.raises(ConfigError, match='the training text is empty'):
+        prepare.run(make_config(tmp_path / 'rows', tmp_path / 'a.jsonl'), num_workers=1)
+    (tmp_path / 'a.jsonl').write_text('{"text": "the same"}\n' * 50)
+    with pytest.raises(ConfigError, match='no document fell into'):
+        prepare.run(
+            make_config(tmp_path / 'same', tmp_path / 'a.jsonl', **{'data.validation_percent': 1}),
+            num_workers=1,
+        )
+
+
+def test_the_number_of_shards_depends_on_the_text_alone():
+    source = corpora.Source('', 'train', 'text', 1000, 100 << 20)
+    assert encoding.num_shards(source) == 7
+    jobs = [encoding.Job(source, 'train', i, 7, '', '', '', 32, 'documents') for i in range(7)]
+    assert [j.start for j in jobs[1:]] == [j.stop for j in jobs[:-1]] and jobs[-1].stop == 1000
+    assert encoding.num_shards(corpora.Source('', 'train', 'text', 2, 100 << 20)) == 2
+
+
+def test_words_are_counted_as_split_counts_them():
+    for text in ('', ' ', 'a', ' a  b\n\tc ', 'one two'):
+        assert encoding.count_words(text.encode()) == len(text.split())
+
+
+# ---- Killed ---------------------------------------------------------------------------------------------------------
+
+# Small shards, so that there are many moments to be killed at; the same in the workers, which import this module.
+PROGRAM = """
+import sys, time
+from mlm_jax.data import encoding
+encoding.SHARD_BYTES = 20_000
+from mlm_jax import prepare
+from tests.test_prepare import make_config
+if __name__ == '__main__':
+    prepare.run(make_config(sys.argv[1], sys.argv[2]), num_workers=int(sys.argv[3]))
+"""
+
+
+def start(folder, name, num_workers):
+    (folder / 'program.py').write_text(PROGRAM)
+    return subprocess.Popen(
+        [sys.executable, folder / 'program.py', folder / name, folder / 'corpus.jsonl', str(num_workers)],
+        env={**os.environ, 'PYTHONPATH': str(REPOSITORY)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+
+
+def kill_when(process, condition):
+    """Kills as soon as the condition holds; whether it came to that."""
+    while process.poll() is None:
+        if condition():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stderr.close()
+            return True
+        time.sleep(0.001)
+    process.communicate()
+    return False
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('kill')
+    write_corpus(folder / 'corpus.jsonl', 600)
+    finish(start(folder, 'rows', 1))
+    assert len(manifest_lib.load(folder / 'rows').splits['train'].shards) > 10
+    return folder
+
+
+@pytest.mark.parametrize('num_workers', [1, 2])
+def test_killed_at_every_phase_and_run_again_gives_the_same_bytes(uninterrupted, num_workers):
+    folder, name = uninterrupted, f'killed{num_workers}'
+    rows = folder / name
+    moments = [
+        lambda: (rows / '.prepare').exists(),
+        lambda: any(rows.glob('.prepare/corpus/*/*/*/*incomplete*')),
+        lambda: any(rows.glob('.prepare/corpus/*/*/*/1.0.0/dataset_info.json')),
+        lambda: (rows / 'tokenizer.model').exists(),
+        lambda: len(list(rows.glob('train-*.npy'))) >= 2,
+        lambda: len(list(rows.glob('train-*.npy'))) >= 8,
+        lambda: (rows / 'manifest.json').exists(),
+    ]
+    kills = sum(kill_when(start(folder, name, num_workers), moment) for moment in moments)
+    assert kills >= 4
+    finish(start(folder, name, num_workers))
+    assert contents(rows) == contents(folder / 'rows')
+
+
+def test_the_program_prints_errors_without_a_traceback(tmp_path):
+    result = subprocess.run(
+        [sys.executable, '-m', 'mlm_jax.prepare', '--config=configs/mlm.py:tiny', '--config.data.corpus=jsonl:nothing/*',
+         f'--config.data.directory={tmp_path}/rows'],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith("error: no file matches 'nothing/*'")
+    assert 'Traceback' not in result.stderr
+
+
+# ---- Real text ------------------------------------------------------------------------------------------------------
+
+
+def test_wikipedia(tmp_path):
+    if not WIKIPEDIA.exists():
+        pytest.skip(f'{WIKIPEDIA} is not here')
+    config = make_config(tmp_path / 'rows', WIKIPEDIA, vocab_size=2000, sequence_length=128)
+    manifest = prepare.run(config, num_workers=1)
+    train = manifest.splits['train']
+    assert train.documents + manifest.splits['validation'].documents == 150
+    assert train.real_tokens >= 0.97 * train.rows * 128
+    assert 1.2 < train.text_tokens / train.words < 2.5
+    assert 5 < train.unigram_entropy_nats < np.log(2000)
+
+
+def test_the_whole_demo_corpus():
+    documents = list(demo_corpus.documents())
+    assert len(documents) > 1500
+    assert sum(len(d.split()) for d in documents) > 700_000
+    assert len({*documents}) == len(documents)
+    words = ' '.join(documents).lower().split()
+    assert 0.04 < words.count('the') / len(words) < 0.09  # as in English
