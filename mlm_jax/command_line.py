@@ -14,7 +14,7 @@ def define_config_flag() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file(
         'config',
         None,
-        'Configuration: FILE.py[:SIZE[,key=value…]]. Single keys: --config.KEY=VALUE. mlm_jax/config.py explains all keys.',
+        'Configuration: FILE.py[:SIZE[,key=value…]]. Single keys: --config.KEY=VALUE. mlm_jax/config.py explains them.',
         lock_config=True,
     )
 
@@ -59,4 +59,4 @@ def _plain(message: str) -> str:
     """The message without the traceback and the quotes in which ml_collections hands it on."""
     if 'ConfigError: ' in message:
         message = message.rsplit('ConfigError: ', 1)[1]
-    return message.replace("\\'", '').replace('\\n', '\n').strip("'\" \n")
+    return message.replace("\\'", '').replace('\\n', '\n').strip('\'" \n')

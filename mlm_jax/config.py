@@ -25,6 +25,7 @@ SIZES = {
     'large': dict(num_layers=24, width=1024, num_heads=16, ffn_width=4096),
 }
 
+DURATIONS = ('total', 'schedule.warmup', 'schedule.decay', 'evaluation.every', 'checkpoint.every', 'checkpoint.keep')
 DURATION_UNITS = ('steps', 'epochs', 'examples', 'tokens', 'percent')
 
 CHOICES = {
@@ -261,10 +262,10 @@ def resolve_steps(
     if len(given) > 1:
         names = ' and '.join(f'{prefix}_{u}={v}' for u, v in given.items())
         raise ConfigError(
-            f'{names} are both set. Give the duration as an argument of the configuration file, which replaces the other: '
-            f'--config=FILE.py:SIZE,{prefix}_{list(given)[-1]}={list(given.values())[-1]}'
+            f'{names} are both set. Give the duration as an argument of the configuration file, which replaces the '
+            f'other: --config=FILE.py:SIZE,{prefix}_{list(given)[-1]}={list(given.values())[-1]}'
         )
-    (unit, value), = given.items()
+    ((unit, value),) = given.items()
     if value < 0:
         raise ConfigError(f'{prefix}_{unit}={value} is negative')
     if unit == 'steps':
@@ -291,8 +292,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         if _get(config, key) not in choices:
             problems.append(f'{key}={_get(config, key)!r} must be one of {", ".join(choices)}')
     c, m = config, config.model
-    positive = ['vocab_size', 'sequence_length', 'batch_size', 'num_microbatches', 'model.num_layers', 'model.width',
-                'model.num_heads', 'model.ffn_width', 'logging.every_steps', 'evaluation.rows', 'checkpoint.keep_last']  # fmt: skip
+    positive = [
+        'vocab_size', 'sequence_length', 'batch_size', 'num_microbatches', 'model.num_layers', 'model.width',
+        'model.num_heads', 'model.ffn_width', 'logging.every_steps', 'evaluation.rows', 'checkpoint.keep_last',
+    ]  # fmt: skip
     problems += [f'{key}={_get(c, key)} must be at least 1' for key in positive if _get(c, key) < 1]
     fractions = ['masking.ratio', 'masking.mask_fraction', 'masking.random_fraction', 'evaluation.ratio']
     problems += [f'{key}={_get(c, key)} must lie within 0 … 1' for key in fractions if not 0 <= _get(c, key) <= 1]
@@ -321,14 +324,21 @@ def check(config: ml_collections.ConfigDict) -> None:
         problems.append('masking.mask_fraction + masking.random_fraction must not exceed 1')
     if c.sharding != 'dp' and c.mesh.fsdp == 1 and c.mesh.tensor == 1:
         problems.append(
-            f'sharding={c.sharding} splits the state over mesh.fsdp and mesh.tensor, which are both 1: set mesh.data=1 and '
-            'mesh.fsdp=-1, or sharding=dp'
+            f'sharding={c.sharding} splits the state over mesh.fsdp and mesh.tensor, which are both 1: set mesh.data=1 '
+            'and mesh.fsdp=-1, or sharding=dp'
         )
     if m.attention_backend in ('cudnn', 'splash'):
         problems += _fused_attention_problems(m, c.sequence_length)
     if c.accelerator == 'cpu' and m.attention_backend != 'xla':
         problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU; use xla')
-    for prefix in ('total', 'schedule.warmup', 'schedule.decay', 'evaluation.every', 'checkpoint.every', 'checkpoint.keep'):
+    for prefix in (
+        'total',
+        'schedule.warmup',
+        'schedule.decay',
+        'evaluation.every',
+        'checkpoint.every',
+        'checkpoint.keep',
+    ):
         try:
             steps = resolve_steps(c, prefix, total_steps=100, steps_per_epoch=1.0)
         except ConfigError as error:
@@ -349,7 +359,9 @@ def _fused_attention_problems(m: ml_collections.ConfigDict, sequence_length: int
     if backend == 'splash' and m.relative_buckets:
         problems.append('the splash attention backend takes no relative bias: set model.relative_buckets=0, or use xla')
     if backend == 'splash' and sequence_length % 128:
-        problems.append(f'the splash attention backend needs a sequence_length that is a multiple of 128, not {sequence_length}')
+        problems.append(
+            f'the splash attention backend needs a sequence_length that is a multiple of 128, not {sequence_length}'
+        )
     return problems
 
 

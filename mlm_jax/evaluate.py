@@ -1,7 +1,7 @@
 """Evaluates a trained model: held-out loss at frozen masks, or the words it would fill in.
 
-    python -m mlm_jax.evaluate --workdir=runs/demo
-    python -m mlm_jax.evaluate --workdir=runs/demo --fill_mask='The function returns a [MASK] of integers.'
+python -m mlm_jax.evaluate --workdir=runs/demo
+python -m mlm_jax.evaluate --workdir=runs/demo --fill_mask='The function returns a [MASK] of integers.'
 """
 
 import json

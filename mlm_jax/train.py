@@ -4,7 +4,8 @@
     python -m mlm_jax.train --config=configs/mlm.py:mini --workdir=runs/mlm_mini
 
 Run again with the same workdir, it goes on from the last checkpoint: after a crash, a preemption, or on other devices.
-Overrides: --config=configs/mlm.py:mini,total_epochs=3 or --config.optimizer.learning_rate=1e-3; mlm_jax/config.py lists the keys.
+Overrides: --config=configs/mlm.py:mini,total_epochs=3 or --config.optimizer.learning_rate=1e-3; mlm_jax/config.py
+lists the keys.
 """
 
 import pathlib
@@ -34,7 +35,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
       ConfigError: for a configuration that cannot run here, or does not fit the data or the checkpoint.
       FloatingPointError: for a loss or gradient that is not finite, unless `on_nonfinite` is 'skip'.
     """
-    # ---- Configuration and data: all that can be wrong without a device ------------------------------------------------
+    # ---- Configuration and data: all that can be wrong without a device ----------------------------------------------
     config_lib.check(config)
     manifest = manifest_lib.load(config.data.directory)
     checks.check_data(config, manifest)
@@ -46,14 +47,14 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     save_every = config_lib.resolve_steps(config, 'checkpoint.every', **durations)
     keep_every = config_lib.resolve_steps(config, 'checkpoint.keep', **durations)
 
-    # ---- Devices -------------------------------------------------------------------------------------------------------
+    # ---- Devices -----------------------------------------------------------------------------------------------------
     runtime.use_compilation_cache(config.compilation_cache)
     mesh = runtime.make_mesh(config)
     sharding = mesh_lib.batch_sharding(mesh)
     is_leader = jax.process_index() == 0
     workdir.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
-        # ---- State: fresh, or from the last checkpoint; laid out on this mesh, whatever the mesh was before ------------
+        # ---- State: fresh, or from the last checkpoint; laid out on this mesh, whatever the mesh was before ----------
         saver = checkpoints.Checkpoints(workdir / 'checkpoints', config.checkpoint.keep_last, keep_every)
         position = checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={})
         if resumed := saver.latest_step() is not None:
@@ -72,24 +73,28 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
             shutil.copy(pathlib.Path(config.data.directory) / manifest.tokenizer, workdir / 'tokenizer.model')
         shape = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
         log.note(f'{jax.device_count()} × {mesh.devices.flat[0].device_kind} (mesh: {shape})')
-        log.note(f'{num_parameters(state.params):,} parameters; {len(train_rows):,} rows of {config.sequence_length} tokens')
+        log.note(
+            f'{num_parameters(state.params):,} parameters; {len(train_rows):,} rows of {config.sequence_length} tokens'
+        )
         log.note(f'{"resuming at" if resumed else "starting at"} step {first_step:,} of {run.total_steps:,}')
 
-        # ---- Compile ahead of the loop: its cost is seen, and no step pays it ------------------------------------------
+        # ---- Compile ahead of the loop: its cost is seen, and no step pays it ----------------------------------------
         start = time.perf_counter()
         held_out_rows = Shards(config.data.directory, 'validation')
         eval_batch = config.batch_size // config.num_microbatches
-        held_out = evaluation.HeldOut(held_out_rows, config.evaluation.rows, eval_batch, manifest.vocabulary.pad_id, sharding)
+        held_out = evaluation.HeldOut(
+            held_out_rows, config.evaluation.rows, eval_batch, manifest.vocabulary.pad_id, sharding
+        )
         train_step = jax.jit(run.train_step, donate_argnums=0).lower(state, batches(first_step)).compile()
         eval_step = jax.jit(run.eval_step).lower(state.params, *held_out.example).compile()
         compile_seconds = time.perf_counter() - start
         log.write(first_step, {'perf/compile_seconds': compile_seconds})
         log.note(f'compiled in {compile_seconds:.1f} s; {checks.describe_memory(train_step)}')
 
-        # ---- The loop --------------------------------------------------------------------------------------------------
-        # The order is a contract: evaluate the old state → save if due → next batch → step → write the metrics of the steps
-        # before. So a checkpoint at step i means that batch i is not yet consumed, and the device works on step i while the
-        # host waits for the metrics of step i − 1.
+        # ---- The loop ------------------------------------------------------------------------------------------------
+        # The order is a contract: evaluate the old state → save if due → next batch → step → write the metrics of the
+        # steps before. So a checkpoint at step i means that batch i is not yet consumed, and the device works on step i
+        # while the host waits for the metrics of step i − 1.
         preemption = runtime.Preemption()
         profiler = runtime.Profiler(config.profile, workdir, first_step)
         prefetcher = Prefetcher(batches, first_step, run.total_steps)
@@ -115,8 +120,10 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
                     break
 
                 batch = next(prefetcher)
-                with jax.transfer_guard('disallow'), profiler.step(step, lambda: state):
+                profiler.before(step)
+                with jax.transfer_guard('disallow'):
                     state, metrics = train_step(state, batch)
+                profiler.after(step, metrics)
                 log.add(step, metrics, prefetcher.stall_seconds)
             log.flush(run.total_steps, prefetcher.stall_seconds)
         finally:

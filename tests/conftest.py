@@ -32,12 +32,16 @@ def arithmetic_documents(vocab_size: int, length: int, count: int, seed: int) ->
     rng = np.random.default_rng(seed)
     ordinary = vocab_size - 5
     return [
-        ((rng.integers(ordinary) + np.arange(rng.integers(4, 2 * length)) * rng.integers(1, 3)) % ordinary + 5).astype(np.int32)
+        ((rng.integers(ordinary) + np.arange(rng.integers(4, 2 * length)) * rng.integers(1, 3)) % ordinary + 5).astype(
+            np.int32
+        )
         for _ in range(count)
     ]
 
 
-def write_prepared(directory: pathlib.Path, vocab_size: int = 64, length: int = 32, documents: int = 300) -> pathlib.Path:
+def write_prepared(
+    directory: pathlib.Path, vocab_size: int = 64, length: int = 32, documents: int = 300
+) -> pathlib.Path:
     """A directory as `prepare` leaves it, with arithmetic documents and no usable tokenizer."""
     directory.mkdir(parents=True)
     vocabulary = standard_vocabulary(vocab_size)
@@ -77,10 +81,11 @@ def tiny_config(prepared):
     """A configuration for `prepared` that compiles in seconds: 2 layers of width 32, no dropout."""
     config = config_lib.default_config()
     overrides = {
-        'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '12', 'data.directory': str(prepared),
-        'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '2', 'model.ffn_width': '64', 'model.dropout': '0.0',
-        'model.attention_dropout': '0.0', 'evaluation.rows': '24', 'evaluation.every_steps': '4', 'checkpoint.every_steps': '4',
-        'logging.every_steps': '1', 'compilation_cache': '',
+        'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '12',
+        'data.directory': str(prepared), 'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '2',
+        'model.ffn_width': '64', 'model.dropout': '0.0', 'model.attention_dropout': '0.0', 'evaluation.rows': '24',
+        'evaluation.every_steps': '4', 'checkpoint.every_steps': '4', 'logging.every_steps': '1',
+        'compilation_cache': '',
     }  # fmt: skip
     config_lib.apply_overrides(config, overrides)
     return config

@@ -17,12 +17,14 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax import train as train_lib
 from mlm_jax.config import ConfigError
+from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.training import build, checkpoints, loading, runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.state import abstract_state
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+VOCABULARY = standard_vocabulary(64)  # of the fixture `prepared`
 
 
 def command(config, workdir, *flags, argument='') -> list[str]:
@@ -39,11 +41,15 @@ def environment(num_devices: int) -> dict[str, str]:
     return {**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(REPOSITORY)}
 
 
-def start(config, workdir, *flags, num_devices=1, argument='', **kwargs) -> subprocess.Popen:
+def start(config, workdir, *flags, num_devices=1, argument='') -> subprocess.Popen:
     return subprocess.Popen(
-        command(config, workdir, *flags, argument=argument), env=environment(num_devices), cwd=workdir.parent, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs,
-    )  # fmt: skip
+        command(config, workdir, *flags, argument=argument),
+        env=environment(num_devices),
+        cwd=workdir.parent,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -62,17 +68,11 @@ def learned(workdir) -> list[dict]:
 def final_state(config, workdir):
     """The newest checkpoint, on one device."""
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    run = build.make_run(config, loading_vocabulary(), steps_per_epoch=1.0)
+    run = build.make_run(config, VOCABULARY, steps_per_epoch=1.0)
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
     state = jax.device_get(saver.restore(abstract_state(run.init, mesh, 'dp')))
     saver.close()
     return state
-
-
-def loading_vocabulary():
-    from mlm_jax.masking.vocabulary import standard_vocabulary
-
-    return standard_vocabulary(64)
 
 
 def assert_same_bits(a, b):
@@ -91,10 +91,10 @@ def uninterrupted(prepared, tmp_path_factory):
 def dropout_config(prepared):
     config = config_lib.default_config()
     overrides = {
-        'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '60', 'data.directory': str(prepared),
-        'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '2', 'model.ffn_width': '64', 'evaluation.rows': '24',
-        'evaluation.every_steps': '15', 'checkpoint.every_steps': '7', 'logging.every_steps': '3',
-        'compilation_cache': os.environ['JAX_COMPILATION_CACHE_DIR'],
+        'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '60',
+        'data.directory': str(prepared), 'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '2',
+        'model.ffn_width': '64', 'evaluation.rows': '24', 'evaluation.every_steps': '15', 'checkpoint.every_steps': '7',
+        'logging.every_steps': '3', 'compilation_cache': os.environ['JAX_COMPILATION_CACHE_DIR'],
     }  # fmt: skip
     config_lib.apply_overrides(config, overrides)
     return config
@@ -104,14 +104,23 @@ def dropout_config(prepared):
 def test_a_run_leaves_its_files_and_learns(uninterrupted):
     config, workdir, output = uninterrupted
     files = {path.name for path in workdir.iterdir()}
-    assert {'config.json', 'metrics.jsonl', 'environment.json', 'checkpoints', 'tokenizer.model', 'loss_curve.png'} <= files
+    assert {
+        'config.json',
+        'metrics.jsonl',
+        'environment.json',
+        'checkpoints',
+        'tokenizer.model',
+        'loss_curve.png',
+    } <= files
     assert config_lib.differences(config_lib.from_json((workdir / 'config.json').read_text()), config) == {}
     assert {'commit', 'versions', 'devices', 'command'} <= json.loads((workdir / 'environment.json').read_text()).keys()
     assert sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir()) == [49, 56, 60]
     lines = read_metrics(workdir / 'metrics.jsonl')
     train = [line for line in lines if 'train/loss' in line]
     assert [line['step'] for line in train] == list(range(3, 61, 3))
-    assert {'train/accuracy', 'train/grad_norm', 'perf/tokens_per_second', 'perf/input_stall', 'perf/step_ms'} <= train[0].keys()
+    assert {'train/accuracy', 'train/grad_norm', 'perf/tokens_per_second', 'perf/input_stall', 'perf/step_ms'} <= train[
+        0
+    ].keys()
     held_out = [line for line in lines if 'eval/loss' in line]
     assert [line['step'] for line in held_out] == [0, 15, 30, 45, 60]
     assert held_out[0]['eval/loss'] == pytest.approx(np.log(64), rel=0.02), 'an untrained model knows nothing'
@@ -179,7 +188,7 @@ def test_a_checkpoint_restores_onto_other_meshes(tiny_config, tmp_path):
     workdir = tmp_path / 'run'
     train_lib.train(tiny_config, workdir)
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
-    run = build.make_run(tiny_config, loading_vocabulary(), steps_per_epoch=1.0)
+    run = build.make_run(tiny_config, VOCABULARY, steps_per_epoch=1.0)
     states = []
     for shape, preset in (((1, 8, 1), 'fsdp'), ((2, 2, 2), 'fsdp_tp'), ((8, 1, 1), 'dp')):
         states.append(jax.device_get(saver.restore(abstract_state(run.init, make_mesh(*shape), preset))))
@@ -227,11 +236,11 @@ def test_no_host_transfer_between_log_points(tiny_config, tmp_path, monkeypatch)
         fetched[0] += 1
         return value.fget(self)
 
-    compile_train_step = train_lib.Prefetcher.__next__
+    take_batch = train_lib.Prefetcher.__next__
 
     def at_each_step(self):
         history.append(fetched[0])
-        return compile_train_step(self)
+        return take_batch(self)
 
     monkeypatch.setattr(array_type, '_value', property(counted))
     monkeypatch.setattr(train_lib.Prefetcher, '__next__', at_each_step)
@@ -274,7 +283,14 @@ def test_what_cannot_run_is_refused_before_it_starts(tiny_config, tmp_path, key,
     ],
 )
 def test_wrong_command_lines_end_in_one_message(tmp_path, flag, message):
-    arguments = [sys.executable, '-m', 'mlm_jax.train', f'--config={REPOSITORY}/configs/mlm.py:tiny', f'--workdir={tmp_path}', flag]
+    arguments = [
+        sys.executable,
+        '-m',
+        'mlm_jax.train',
+        f'--config={REPOSITORY}/configs/mlm.py:tiny',
+        f'--workdir={tmp_path}',
+        flag,
+    ]
     result = subprocess.run(arguments, capture_output=True, text=True, env=environment(1), cwd=tmp_path, timeout=60)
     assert result.returncode == 1
     assert result.stderr.startswith('error: ') and message in result.stderr

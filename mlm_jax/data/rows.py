@@ -1,8 +1,8 @@
 """Batches as a function of the step: batch i is decided by (seed, i) alone.
 
-No shuffle buffer and no iterator state: a run resumes at any step, on any number of processes, with the same rows. Example p
-of the run, p = i · batch_size + j, is row `permutation_epoch(p mod N)` with epoch = p div N: an epoch may end inside a batch,
-and no row is dropped.
+No shuffle buffer and no iterator state: a run resumes at any step, on any number of processes, with the same rows.
+Example p of the run, p = i · batch_size + j, is row `permutation_epoch(p mod N)` with epoch = p div N: an epoch may end
+inside a batch, and no row is dropped.
 """
 
 import queue

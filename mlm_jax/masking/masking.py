@@ -14,8 +14,8 @@ from mlm_jax.masking.vocabulary import Vocabulary
 class Masking:
     """A masking strategy with its settings: a pure function `(key, tokens, segments) → MaskedBatch`.
 
-    Draws depend on the key and on the shape of the global batch alone: the masks have the same bits on any mesh, any number
-    of processes and any split into microbatches.
+    Draws depend on the key and on the shape of the global batch alone: the masks have the same bits on any mesh, any
+    number of processes and any split into microbatches.
 
     Attributes:
       vocabulary: the ids.

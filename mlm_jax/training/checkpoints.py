@@ -108,4 +108,3 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise FileNotFoundError(f'no checkpoint of step {step} in {self._manager.directory}; there are {steps}')
         return steps[-1] if step is None else step
-

@@ -11,9 +11,9 @@ from mlm_jax.data.manifest import Manifest
 
 # Keys that shape the state: a checkpoint cannot go on with another value.
 STATE_KEYS = (
-    'objective', 'vocab_size', 'sequence_length', 'optimizer.name', 'optimizer.clip_norm', 'model.num_layers', 'model.width',
-    'model.num_heads', 'model.ffn_width', 'model.positions', 'model.relative_buckets', 'model.norm', 'model.embedding_norm',
-    'model.bias', 'model.mlp',
+    'objective', 'vocab_size', 'sequence_length', 'optimizer.name', 'optimizer.clip_norm', 'model.num_layers',
+    'model.width', 'model.num_heads', 'model.ffn_width', 'model.positions', 'model.relative_buckets', 'model.norm',
+    'model.embedding_norm', 'model.bias', 'model.mlp',
 )  # fmt: skip
 
 
@@ -28,7 +28,11 @@ def check_data(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
         'vocab_size': (config.vocab_size, manifest.vocabulary.size),
         'data.packing': (config.data.packing, manifest.packing),
     }
-    different = [f'  {key}: {ours!r} in the configuration, {theirs!r} in the data' for key, (ours, theirs) in pairs.items() if ours != theirs]
+    different = [
+        f'  {key}: {ours!r} in the configuration, {theirs!r} in the data'
+        for key, (ours, theirs) in pairs.items()
+        if ours != theirs
+    ]
     if different:
         raise ConfigError(
             f'the data in {config.data.directory} were prepared with other settings:\n' + '\n'.join(different) + '\n'
@@ -58,8 +62,8 @@ def check_resume(stored: dict, config: ml_collections.ConfigDict, note: Callable
         )
     if 'batch_size' in different and stored['batch_size'] != config.batch_size:
         raise ConfigError(
-            f'{lines["batch_size"]}: batches are counted in steps, so a run keeps its batch_size. To change what a device '
-            'holds at once, change num_microbatches or the mesh; or use another workdir'
+            f'{lines["batch_size"]}: batches are counted in steps, so a run keeps its batch_size. To change what a '
+            'device holds at once, change num_microbatches or the mesh; or use another workdir'
         )
     if lines:
         note('the configuration changed since the checkpoint:\n' + '\n'.join(lines.values()))

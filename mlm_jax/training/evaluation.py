@@ -15,16 +15,23 @@ class HeldOut:
     The last batch is filled up with rows of padding, which have no masked position and so no weight.
     """
 
-    def __init__(self, rows: RowSource, max_rows: int, batch_size: int, pad_id: int, sharding: jax.sharding.NamedSharding):
+    def __init__(
+        self, rows: RowSource, max_rows: int, batch_size: int, pad_id: int, sharding: jax.sharding.NamedSharding
+    ):
         """The first `max_rows` of `rows`, in batches of at most `batch_size` rows laid out by `sharding`."""
         count = min(len(rows), max_rows)
         if not count:
-            raise ValueError('there are no held-out rows; raise data.validation_percent, or name a data.validation_corpus')
+            raise ValueError(
+                'there are no held-out rows; raise data.validation_percent, or name a data.validation_corpus'
+            )
         padded = _PaddedRows(rows, count, pad_id)
         replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         self.num_rows = count
         self._batches = [
-            (place_rows(padded, np.arange(first, first + batch_size), sharding), jax.device_put(np.int32(first), replicated))
+            (
+                place_rows(padded, np.arange(first, first + batch_size), sharding),
+                jax.device_put(np.int32(first), replicated),
+            )
             for first in range(0, count, batch_size)
         ]
 

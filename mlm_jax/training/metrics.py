@@ -48,7 +48,8 @@ class MetricsWriter:
 
     def __init__(self, workdir: pathlib.Path, start_step: int, tensorboard: bool, wandb_project: str, config: dict):
         """Opens the log of a run that starts, or resumes, at `start_step`: lines of later steps are dropped."""
-        self._file = open(_truncated(workdir / 'metrics.jsonl', start_step), 'a', buffering=1, encoding='utf-8')
+        path = _truncated(workdir / 'metrics.jsonl', start_step)
+        self._file = path.open('a', buffering=1, encoding='utf-8')  # by the line: a kill loses nothing
         self._tensorboard, self._wandb = None, None
         if tensorboard:
             try:
@@ -64,7 +65,9 @@ class MetricsWriter:
             except ImportError:
                 raise ImportError("logging.wandb_project needs wandb: pip install 'mlm_jax[wandb]'") from None
             name = workdir.name
-            self._wandb = wandb.init(project=wandb_project, name=name, id=name, resume='allow', dir=workdir, config=config)
+            self._wandb = wandb.init(
+                project=wandb_project, name=name, id=name, resume='allow', dir=workdir, config=config
+            )
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one line."""

@@ -47,7 +47,9 @@ class RunLog:
         self._writer, self._progress = None, ProgressLine(total_steps)
         if jax.process_index() == 0:
             first_step, logging = position.examples // config.batch_size, config.logging
-            self._writer = MetricsWriter(workdir, first_step, logging.tensorboard, logging.wandb_project, config.to_dict())
+            self._writer = MetricsWriter(
+                workdir, first_step, logging.tensorboard, logging.wandb_project, config.to_dict()
+            )
         self._updates_since_mark, self._stall_at_mark = 0, 0.0
         self._mark = time.perf_counter()
 
@@ -138,18 +140,20 @@ class RunLog:
         bad = [first_step + i for i, update in enumerate(updates) if update['nonfinite'][0] > 0]
         if not bad:
             return
-        rows = self._rows_of_step(bad[0])
-        message = f'loss or gradient is not finite at step {bad[0]:,} (rows {", ".join(map(str, rows[:8]))}, … of the training split)'
+        rows = ', '.join(map(str, self._rows_of_step(bad[0])[:8]))
+        message = f'loss or gradient is not finite at step {bad[0]:,} (rows {rows}, … of the training split)'
         if self._config.on_nonfinite == 'skip':
             self.note(f'{message}; skipped {len(bad)} of the last {len(updates)} updates')
             return
         raise FloatingPointError(
-            f'{message}. Parameters are as before that step. Lower optimizer.learning_rate, lengthen the warm-up or clip '
-            'gradients; on_nonfinite=skip goes on without such updates'
+            f'{message}. Parameters are as before that step. Lower optimizer.learning_rate, lengthen the warm-up or '
+            'clip gradients; on_nonfinite=skip goes on without such updates'
         )
 
 
 def _describe(means: dict[str, float], speed: dict[str, float]) -> str:
-    rate = f'{speed["perf/tokens_per_second"]:,.0f} tokens/s'
     use = f'MFU {speed["perf/mfu"]:.1%}' if 'perf/mfu' in speed else f'{speed["perf/tflops_per_second"]:.2f} TFLOP/s'
-    return f'loss {means["loss"]:.4f}  accuracy {means["accuracy"]:.3f}  {rate}  {use}  stall {speed["perf/input_stall"]:.1%}'
+    return (
+        f'loss {means["loss"]:.4f}  accuracy {means["accuracy"]:.3f}  {speed["perf/tokens_per_second"]:,.0f} tokens/s  '
+        f'{use}  stall {speed["perf/input_stall"]:.1%}'
+    )

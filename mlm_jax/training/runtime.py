@@ -1,10 +1,8 @@
 """The machine under a run: processes, devices, compilation cache, preemption and profiling."""
 
-import contextlib
 import os
 import pathlib
 import signal
-from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -21,7 +19,9 @@ PREEMPTED_EXIT_CODE = 75
 
 def define_distributed_flags() -> None:
     """Defines the flags that `initialize_distributed` reads."""
-    flags.DEFINE_bool('distributed', False, 'Join the other processes of the run; found by themselves on TPU pods, SLURM, GKE.')
+    flags.DEFINE_bool(
+        'distributed', False, 'Join the other processes of the run; found by themselves on TPU pods, SLURM, GKE.'
+    )
     flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, where it is not found by itself.')
     flags.DEFINE_integer('num_processes', None, 'Number of processes, where it is not found by itself.')
     flags.DEFINE_integer('process_id', None, 'Index of this process, where it is not found by itself.')
@@ -55,7 +55,9 @@ def make_mesh(config: ml_collections.ConfigDict, devices=None) -> Mesh:
         )
     needed = {'cudnn': 'gpu', 'splash': 'tpu'}.get(config.model.attention_backend, platform)
     if platform != needed:
-        raise ConfigError(f'the {config.model.attention_backend} attention backend needs a {needed}, not a {platform}; use xla')
+        raise ConfigError(
+            f'the {config.model.attention_backend} attention backend needs a {needed}, not a {platform}; use xla'
+        )
     try:
         mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     except ValueError as error:
@@ -99,13 +101,13 @@ class Profiler:
         self._stop = self._start + config.num_steps
         self._directory = str(workdir / 'profile')
 
-    @contextlib.contextmanager
-    def step(self, step: int, result=lambda: None) -> Iterator[None]:
-        """Surrounds one step of the loop; `result` gives the arrays to wait for before the trace ends."""
+    def before(self, step: int) -> None:
+        """Starts the trace, at its first step."""
         if step == self._start < self._stop:
             jax.profiler.start_trace(self._directory)
-        with jax.profiler.StepTraceAnnotation('train', step_num=step):
-            yield
+
+    def after(self, step: int, result) -> None:
+        """Ends the trace behind its last step, when the arrays in `result` are there."""
         if self._start < self._stop == step + 1:
-            jax.block_until_ready(result())
+            jax.block_until_ready(result)
             jax.profiler.stop_trace()

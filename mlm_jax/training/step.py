@@ -31,8 +31,8 @@ def make_train_step(
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The update `(state, tokens int32[B, T]) → (state, metrics)`.
 
-    The loss is Σ loss / Σ weight over the global batch: sums are accumulated over microbatches and divided once. Where loss
-    or gradient is not finite, parameters and optimizer state stay as they were, and the metric `nonfinite` is 1.
+    The loss is Σ loss / Σ weight over the global batch: sums are accumulated over microbatches and divided once. Where
+    loss or gradient is not finite, parameters and optimizer state stay as they were, and the metric `nonfinite` is 1.
     """
 
     def train_step(state: TrainState, tokens_BxT: jax.Array) -> tuple[TrainState, Metrics]:

@@ -39,7 +39,11 @@ def write_environment(workdir: pathlib.Path) -> None:
         'commit': _commit(),
         'python': platform.python_version(),
         'versions': {name: importlib.metadata.version(name) for name in packages},
-        'devices': {'kind': jax.devices()[0].device_kind, 'count': jax.device_count(), 'processes': jax.process_count()},
+        'devices': {
+            'kind': jax.devices()[0].device_kind,
+            'count': jax.device_count(),
+            'processes': jax.process_count(),
+        },
         'xla_flags': os.environ.get('XLA_FLAGS', ''),
     }
     _write(workdir / 'environment.json', json.dumps(environment, indent=2) + '\n')

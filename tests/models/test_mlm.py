@@ -56,7 +56,7 @@ def test_every_parameter_receives_a_gradient(recipe, batch):
 
 
 def test_scan_unroll_and_remat_change_nothing(batch):
-    module, params = initialise(ROBERTA, batch)
+    _, params = initialise(ROBERTA, batch)
     rngs = {'dropout': jax.random.key(3)}
 
     def loss_and_grad(config):
@@ -75,7 +75,9 @@ def test_scan_unroll_and_remat_change_nothing(batch):
 def test_bfloat16_is_close_to_float32_and_keeps_float32_parameters(batch):
     module, params = initialise(MODERN, batch)
     half = MLM(dataclasses.replace(MODERN, dtype='bfloat16'))
-    assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), batch))} == {jnp.dtype('float32')}
+    assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), batch))} == {
+        jnp.dtype('float32')
+    }
     full_logits = module.apply({'params': params}, batch, method='logits')
     half_logits = half.apply({'params': params}, batch, method='logits')
     assert half_logits.dtype == jnp.float32
@@ -110,7 +112,9 @@ def test_a_batch_can_be_overfitted(recipe, batch):
     def fit(params):
         def update(carry, _):
             params, state = carry
-            terms, grads = jax.value_and_grad(lambda p: (t := module.apply({'params': p}, batch)).loss_sum / t.weight_sum)(params)
+            terms, grads = jax.value_and_grad(
+                lambda p: (t := module.apply({'params': p}, batch)).loss_sum / t.weight_sum
+            )(params)
             updates, state = optimizer.update(grads, state)
             return (optax.apply_updates(params, updates), state), terms
 

@@ -30,7 +30,9 @@ def params():
 def gradients(params, seed):
     rng = np.random.default_rng(seed)
     # Layers of very different scale: a norm over the whole stack would show.
-    return jax.tree.map(lambda p: rng.normal(size=p.shape) * 10.0 ** np.arange(p.shape[0]).reshape(-1, *[1] * (p.ndim - 1)), params)
+    return jax.tree.map(
+        lambda p: rng.normal(size=p.shape) * 10.0 ** np.arange(p.shape[0]).reshape(-1, *[1] * (p.ndim - 1)), params
+    )
 
 
 def run(name, params, num_steps=3, **changes):
@@ -48,7 +50,12 @@ def unstacked(params):
     """Each layer as a model of its own, without a stack."""
     layers = params['encoder']['layers']
     return [
-        {'encoder': {'layer': jax.tree.map(lambda x, i=i: x[i], layers), 'token_embedding': params['encoder']['token_embedding']}}
+        {
+            'encoder': {
+                'layer': jax.tree.map(lambda x, i=i: x[i], layers),
+                'token_embedding': params['encoder']['token_embedding'],
+            }
+        }
         for i in range(3)
     ]
 
@@ -65,7 +72,9 @@ def test_a_stack_is_updated_like_its_layers_one_by_one(name, params):
             updates, state = optimizer.update(grads, state, single)
             single = jax.tree.map(jnp.add, single, updates)
         expected = single['encoder']['layer']['mlp']['up']['kernel']
-        np.testing.assert_allclose(stacked['encoder']['layers']['mlp']['up']['kernel'][i], expected, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            stacked['encoder']['layers']['mlp']['up']['kernel'][i], expected, rtol=2e-5, atol=1e-6
+        )
 
 
 def test_stable_adamw_equals_its_definition(params):
@@ -85,7 +94,9 @@ def test_stable_adamw_equals_its_definition(params):
 def test_muon_makes_the_update_of_each_matrix_orthogonal(params):
     before = jax.tree.map(jnp.float32, params)
     after = run('muon', params, num_steps=1)
-    update = np.array(after['encoder']['layers']['mlp']['up']['kernel'] - before['encoder']['layers']['mlp']['up']['kernel'])
+    update = np.array(
+        after['encoder']['layers']['mlp']['up']['kernel'] - before['encoder']['layers']['mlp']['up']['kernel']
+    )
     update += 0.01 * 0.1 * np.asarray(before['encoder']['layers']['mlp']['up']['kernel'])  # weight decay
     for layer in update:
         singular = np.linalg.svd(layer, compute_uv=False)

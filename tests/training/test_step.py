@@ -51,13 +51,16 @@ def assert_close(a, b, rtol=1e-5):
 @pytest.fixture
 def reference(tiny_config, tokens):
     # SGD-like: Adam's first updates are ±lr whatever the gradient, and would hide and magnify errors of the gradient.
-    config_lib.apply_overrides(tiny_config, {'optimizer.eps': '1.0', 'optimizer.learning_rate': '1.0', 'schedule.name': 'constant'})
+    config_lib.apply_overrides(
+        tiny_config, {'optimizer.eps': '1.0', 'optimizer.learning_rate': '1.0', 'schedule.name': 'constant'}
+    )
     config_lib.apply_overrides(tiny_config, {'schedule.warmup_steps': '0'})
     return updated(tiny_config, tokens)
 
 
 @pytest.mark.parametrize(
-    ('preset', 'mesh'), [('dp', (8, 1, 1)), ('fsdp', (1, 8, 1)), ('fsdp', (2, 4, 1)), ('fsdp_tp', (2, 2, 2)), ('dp', (4, 2, 1))]
+    ('preset', 'mesh'),
+    [('dp', (8, 1, 1)), ('fsdp', (1, 8, 1)), ('fsdp', (2, 4, 1)), ('fsdp_tp', (2, 2, 2)), ('dp', (4, 2, 1))],
 )
 def test_an_update_is_the_same_on_one_and_on_eight_devices(tiny_config, tokens, reference, preset, mesh):
     tiny_config.sharding = preset
