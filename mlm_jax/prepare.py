@@ -60,9 +60,7 @@ def main() -> None:
         run(_CONFIG.value, _NUM_WORKERS.value)
     except KeyboardInterrupt:
         sys.exit('interrupted; the same command goes on from here')
-    arguments = ' '.join(
-        shlex.quote(argument) for argument in sys.argv[1:] if argument.startswith('--config')
-    )
+    arguments = ' '.join(shlex.quote(argument) for argument in sys.argv[1:] if argument.startswith('--config'))
     workdir = f'runs/{pathlib.Path(_CONFIG.value.data.directory).name}'
     print(f'\nNext:\n    python -m mlm_jax.train {arguments} --workdir={workdir}')
 
@@ -101,8 +99,7 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
 
         # ---- The manifest, last -------------------------------------------------------------------------
         splits = {
-            name: _split(name, [(job, counts[job]) for job in jobs if job.split == name])
-            for name in corpus.splits
+            name: _split(name, [(job, counts[job]) for job in jobs if job.split == name]) for name in corpus.splits
         }
         manifest = _manifest(config, intent, tokenizer, directory, splits)
         manifest_lib.save(manifest, directory, working)
@@ -163,9 +160,7 @@ def _locked(directory: pathlib.Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise config_lib.ConfigError(
-            f'another prepare is at work in {directory}; wait for it, or stop it'
-        ) from None
+        raise config_lib.ConfigError(f'another prepare is at work in {directory}; wait for it, or stop it') from None
     try:
         yield
     finally:
@@ -193,9 +188,7 @@ def _make_tokenizer(config, corpus: corpora.Corpus, path: pathlib.Path) -> token
 # ---- Rows ------------------------------------------------------------
 
 
-def _jobs(
-    config, corpus: corpora.Corpus, directory: pathlib.Path, working: pathlib.Path
-) -> list[encoding.Job]:
+def _jobs(config, corpus: corpora.Corpus, directory: pathlib.Path, working: pathlib.Path) -> list[encoding.Job]:
     jobs = []
     for split, source in corpus.splits.items():
         count = encoding.num_shards(source)
@@ -224,8 +217,7 @@ def _encode(jobs: list[encoding.Job], num_workers: int) -> dict[encoding.Job, en
     seconds, megabytes = time.monotonic() - start, sum(done[job].bytes for job in missing) / 1e6
     if missing:
         print(
-            f'rows       {megabytes:.1f} MB in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, '
-            f'{num_workers} at work'
+            f'rows       {megabytes:.1f} MB in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, {num_workers} at work'
         )
     return done
 
@@ -287,9 +279,7 @@ def _split(name: str, shards_made: list[tuple[encoding.Job, encoding.Counts]]) -
     )
 
 
-def _manifest(
-    config, intent: dict, tokenizer, directory: pathlib.Path, splits: dict
-) -> manifest_lib.Manifest:
+def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: dict) -> manifest_lib.Manifest:
     return manifest_lib.Manifest(
         **intent,
         vocabulary=tokenizer.vocabulary,

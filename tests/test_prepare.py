@@ -25,7 +25,23 @@ WIKIPEDIA = REPOSITORY.parent / 'shared' / 'data' / 'wiki' / 'enwiki_valid.jsonl
 def write_corpus(path, count=400):
     rng = np.random.default_rng(0)
     words = np.array(
-        ['north', 'south', 'east', 'west', 'river', 'mountain', 'old', 'town', 'small', 'people', 'lived', 'there', 'for', 'many', 'years']
+        [
+            'north',
+            'south',
+            'east',
+            'west',
+            'river',
+            'mountain',
+            'old',
+            'town',
+            'small',
+            'people',
+            'lived',
+            'there',
+            'for',
+            'many',
+            'years',
+        ]
     )
     texts = [' '.join(rng.choice(words, rng.integers(3, 200))) + f' {i}' for i in range(count)]
     path.write_text(''.join(json.dumps({'text': t}) + '\n' for t in [*texts, '', 'nul\0character', texts[0]]))
@@ -50,9 +66,7 @@ def finished(tmp_path_factory):
 
 
 def contents(directory):
-    return {
-        str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob('*')) if p.is_file()
-    }
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob('*')) if p.is_file()}
 
 
 def test_the_manifest_says_what_is_there(finished):
@@ -116,7 +130,7 @@ def test_changed_settings_are_refused_with_both_values(finished, tmp_path):
     corpus = finished / 'corpus.jsonl'
     with pytest.raises(ConfigError, match=r'vocab_size: 320 there, 310 now\n.*another value, or delete'):
         prepare.run(make_config(finished / 'rows', corpus, vocab_size=310))
-    with pytest.raises(ConfigError, match="tokenizer.model: 'unigram' there, 'bpe' now"):
+    with pytest.raises(ConfigError, match=r"tokenizer.model: 'unigram' there, 'bpe' now"):
         prepare.run(make_config(finished / 'rows', corpus, **{'tokenizer.model': 'bpe'}))
     copy = tmp_path / 'corpus.jsonl'
     copy.write_text(corpus.read_text())
@@ -128,23 +142,23 @@ def test_changed_settings_are_refused_with_both_values(finished, tmp_path):
 
 def test_a_directory_of_somebody_else_is_left_alone(finished, tmp_path):
     (tmp_path / 'thesis.tex').write_text('precious')
-    with pytest.raises(ConfigError, match='holds thesis.tex and no prepared data'):
+    with pytest.raises(ConfigError, match=r'holds thesis.tex and no prepared data'):
         prepare.run(make_config(tmp_path, finished / 'corpus.jsonl'))
     assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
 
 
 def test_two_at_once_are_refused(finished, tmp_path):
     (tmp_path / 'rows').mkdir()
-    with prepare._locked(tmp_path / 'rows'), pytest.raises(ConfigError, match='another prepare is at work'):
+    with prepare._locked(tmp_path / 'rows'), pytest.raises(ConfigError, match=r'another prepare is at work'):
         prepare.run(make_config(tmp_path / 'rows', finished / 'corpus.jsonl'))
 
 
 def test_a_corpus_of_blanks_is_refused(tmp_path):
     (tmp_path / 'a.jsonl').write_text(''.join(json.dumps({'text': ' ' * i}) + '\n' for i in range(99)))
-    with pytest.raises(ConfigError, match='the training text is empty'):
+    with pytest.raises(ConfigError, match=r'the training text is empty'):
         prepare.run(make_config(tmp_path / 'rows', tmp_path / 'a.jsonl'), num_workers=1)
     (tmp_path / 'a.jsonl').write_text('{"text": "the same"}\n' * 50)
-    with pytest.raises(ConfigError, match='no document fell into'):
+    with pytest.raises(ConfigError, match=r'no document fell into'):
         prepare.run(
             make_config(tmp_path / 'same', tmp_path / 'a.jsonl', **{'data.validation_percent': 1}),
             num_workers=1,
@@ -233,9 +247,9 @@ def test_killed_at_every_phase_and_run_again_gives_the_same_bytes(uninterrupted,
 
 
 def test_the_program_prints_errors_without_a_traceback(tmp_path):
+    overrides = ['--config.data.corpus=jsonl:nothing/*', f'--config.data.directory={tmp_path}/rows']
     result = subprocess.run(
-        [sys.executable, '-m', 'mlm_jax.prepare', '--config=configs/mlm.py:tiny', '--config.data.corpus=jsonl:nothing/*',
-         f'--config.data.directory={tmp_path}/rows'],
+        [sys.executable, '-m', 'mlm_jax.prepare', '--config=configs/mlm.py:tiny', *overrides],
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 1

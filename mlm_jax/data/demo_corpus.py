@@ -280,9 +280,7 @@ def _distributions() -> list[metadata.Distribution]:
 
 def _distribution_files(distribution: metadata.Distribution) -> list[pathlib.Path]:
     files = (f for f in distribution.files or () if f.suffix == '.py' and not _SKIPPED_FOLDERS & set(f.parts))
-    files = [
-        pathlib.Path(f.locate()) for f in sorted(files) if not re.search(r'(^|_)(test|pb2)(_|\.)', f.name)
-    ]
+    files = [pathlib.Path(f.locate()) for f in sorted(files) if not re.search(r'(^|_)(test|pb2)(_|\.)', f.name)]
     return [f for f in files if f.is_file()]
 
 

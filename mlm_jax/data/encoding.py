@@ -87,33 +87,21 @@ def encode_shard(job: Job) -> Counts:
     tokenizer = _tokenizer(job.tokenizer)
     vocabulary = tokenizer.vocabulary
     documents, totals, repairs = [], collections.Counter(), collections.Counter()
+    dtype = shards.row_dtype(vocabulary.size)
     histogram = np.zeros(vocabulary.size, np.int64)
     for texts in _batches(job, repairs):
         encoded = tokenizer.encode_batch(texts)
-        for text, tokens in zip(texts, encoded):
-            if not len(tokens):
-                repairs['documents without tokens, dropped'] += 1
-                continue
-            utf8 = text.encode()
-            totals.update(documents=1, words=count_words(utf8), bytes=len(utf8), text_tokens=len(tokens))
-            documents.append(tokens.astype(shards.row_dtype(vocabulary.size)))
-        histogram += np.bincount(np.concatenate(encoded), minlength=vocabulary.size)
-    rows = packing.pack(
-        documents, job.sequence_length, vocabulary, job.packing, shards.row_dtype(vocabulary.size)
-    )  # fmt: skip
-    # The first rows of a split are then a random sample of its first shard, whatever order packing made.
-    rows = rows[np.random.Generator(np.random.PCG64(job.index)).permutation(len(rows))]
-    path = pathlib.Path(job.directory) / job.name
-    shards.write_rows(path, rows, pathlib.Path(job.working_directory))
-    counts = Counts(
-        rows=len(rows),
-        real_tokens=int(np.count_nonzero(rows != vocabulary.pad_id)),
-        repairs=dict(sorted(repairs.items())),
-        sha256=atomic.sha256(path),
-        histogram=histogram.tolist(),
-        **{name: totals[name] for name in ('text_tokens', 'documents', 'words', 'bytes')},
-    )
-    atomic.write_bytes(job.counts_path, json.dumps(dataclasses.asdict(counts)).encode())
+        kept = [(text.encode(), tokens) for text, tokens in zip(texts, encoded) if len(tokens)]
+        documents += [tokens.astype(dtype) for _, tokens in kept]
+        counts = np.bincount(np.concatenate(encoded), minlength=vocabulary.size)
+        histogram += counts
+        repairs['documents without tokens, dropped'] += len(texts) - len(kept)
+        totals['documents'] += len(kept)
+        totals['words'] += sum(count_words(utf8) for utf8, _ in kept)
+        totals['bytes'] += sum(len(utf8) for utf8, _ in kept)
+        totals['text_tokens'] += int(counts.sum())
+    rows = packing.pack(documents, job.sequence_length, vocabulary, job.packing, dtype)
+    atomic.write_bytes(job.counts_path, json.dumps(vars(counts)).encode())
     return counts
 
 

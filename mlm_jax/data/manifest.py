@@ -81,9 +81,7 @@ class Manifest:
     def split(self, name: str) -> Split:
         """The split of that name; ConfigError when there is none."""
         if name not in self.splits:
-            raise config_lib.ConfigError(
-                f'there is no split {name!r}; the splits are {", ".join(self.splits)}'
-            )
+            raise config_lib.ConfigError(f'there is no split {name!r}; the splits are {", ".join(self.splits)}')
         return self.splits[name]
 
 
@@ -109,15 +107,12 @@ def load(directory: str | pathlib.Path) -> Manifest:
             'or let data.directory name the directory that has it'
         ) from None
     except json.JSONDecodeError as error:
-        raise config_lib.ConfigError(
-            f'{path} is damaged ({error}); delete {directory} and prepare it again'
-        ) from None
+        raise config_lib.ConfigError(f'{path} is damaged ({error}); delete {directory} and prepare it again') from None
     try:
         return _from_dict(stored)
     except (KeyError, TypeError) as error:
         raise config_lib.ConfigError(
-            f'{path} was written by another version of mlm_jax ({error}); delete {directory} and prepare '
-            'it again'
+            f'{path} was written by another version of mlm_jax ({error}); delete {directory} and prepare it again'
         ) from None
 
 
@@ -126,6 +121,4 @@ def _from_dict(stored: dict) -> Manifest:
         name: Split(**{**split, 'shards': tuple(Shard(**shard) for shard in split['shards'])})
         for name, split in stored['splits'].items()
     }
-    return Manifest(
-        **{**stored, 'splits': splits, 'vocabulary': vocabulary_lib.Vocabulary(**stored['vocabulary'])}
-    )
+    return Manifest(**{**stored, 'splits': splits, 'vocabulary': vocabulary_lib.Vocabulary(**stored['vocabulary'])})

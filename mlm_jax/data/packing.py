@@ -110,9 +110,7 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, n
     order_P = np.argsort(-sizes, kind='stable')
     bins_P, offsets_P = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
     open_bins = [[] for _ in range(capacity + 1)]  # by what they have free
-    free_mask = (
-        0  # bit f is set where open_bins[f] holds any: the best fit is the lowest set bit from `size` on
-    )
+    free_mask = 0  # bit f is set where open_bins[f] holds any: the best fit is the lowest set bit from `size` on
     num_bins = 0
     for item, size in zip(order_P.tolist(), sizes[order_P].tolist()):
         fitting = free_mask >> size

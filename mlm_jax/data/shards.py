@@ -98,8 +98,7 @@ class Shards:
                 ) from error
             if mapped.shape != expected:
                 raise config_lib.ConfigError(
-                    f'{path} holds {mapped.shape} ids, its manifest says {expected}: copy it again, or '
-                    'prepare again'
+                    f'{path} holds {mapped.shape} ids, its manifest says {expected}: copy it again, or prepare again'
                 )
             self._maps[shard] = mapped
         return self._maps[shard]

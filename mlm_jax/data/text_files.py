@@ -144,19 +144,13 @@ def _read_csv(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[byt
 def _field(example: dict, key: str, where: str) -> bytes:
     """The text of an example as bytes; a null is an empty document."""
     if not isinstance(example, dict) or key not in example:
-        names = (
-            ', '.join(map(str, example))
-            if isinstance(example, dict)
-            else f'none: it is a {type(example).__name__}'
-        )
+        names = ', '.join(map(str, example)) if isinstance(example, dict) else f'none: it is a {type(example).__name__}'
         raise config_lib.ConfigError(f'{where} has no {key!r}; its fields are {names}. Set data.text_key')
     text = example[key]
     if text is None:
         return b''
     if not isinstance(text, str):
-        raise config_lib.ConfigError(
-            f'{where}: {key!r} is a {type(text).__name__}, not text. Set data.text_key'
-        )
+        raise config_lib.ConfigError(f'{where}: {key!r} is a {type(text).__name__}, not text. Set data.text_key')
     try:
         return text.encode(errors='surrogateescape')  # the bytes as they were in the file
     except UnicodeEncodeError:  # half a surrogate pair, written as \uD8…

@@ -178,8 +178,7 @@ def _special_ids(proto: sentencepiece_model_pb2.ModelProto, name: str) -> dict[s
         listed = ', '.join(f'{symbol} ({" or ".join(_NAMES[symbol])})' for symbol in missing)
         cure = ' '.join(_CURES[symbol] for symbol in missing)
         raise config_lib.ConfigError(
-            f'{name} has no symbol for {listed}. Train it with {cure}, or set tokenizer.model=unigram to '
-            'train one here'
+            f'{name} has no symbol for {listed}. Train it with {cure}, or set tokenizer.model=unigram to train one here'
         )
     if len(set(ids.values())) < len(ids):
         raise config_lib.ConfigError(f'{name} uses one id for several of {ids}; they must differ')

@@ -1,4 +1,4 @@
-"""Documents come out of files as they went in; what is damaged is mended and counted, or named with its cure."""
+"""Documents come out of files as they went in; damage is mended and counted, or named with its cure."""
 
 import bz2
 import collections
@@ -83,7 +83,7 @@ def test_a_file_cut_off_is_an_error(tmp_path, suffix):
     path = tmp_path / f'a.txt.{suffix}'
     content = ''.join(TEXTS).encode()
     path.write_bytes((gzip.compress(content) if suffix == 'gz' else lzma.compress(content))[:-20])
-    with pytest.raises(ConfigError, match='is damaged or cut off'):
+    with pytest.raises(ConfigError, match=r'is damaged or cut off'):
         list(text_files.read(path, 'text', ''))
 
 
@@ -162,9 +162,7 @@ def test_what_is_wrong_is_named_with_its_cure(tmp_path, spec, content, message):
 def test_validation_corpus(tmp_path):
     write_jsonl(tmp_path / 'a.jsonl', TEXTS)
     write_jsonl(tmp_path / 'held_out.jsonl', ['Held out.'])
-    splits = read(
-        f'jsonl:{tmp_path}/a.jsonl', tmp_path / 'cache', validation_corpus=f'jsonl:{tmp_path}/held_out.jsonl'
-    )
+    splits = read(f'jsonl:{tmp_path}/a.jsonl', tmp_path / 'cache', validation_corpus=f'jsonl:{tmp_path}/held_out.jsonl')
     assert sorted(splits['train']) == sorted(TEXTS)
     assert splits['validation'] == ['Held out.']
 
@@ -192,15 +190,13 @@ def test_a_tfds_data_set_is_divided_where_it_has_no_validation_split(tfds_direct
     splits = read('tfds:my_texts/jsonl', tmp_path / 'unused')
     assert len(splits['validation']) == 12
     assert sorted(splits['train'] + splits['validation']) == sorted(TEXTS)
-    with pytest.raises(ConfigError, match="no text feature 'body'; its features are text. Set data.text_key"):
+    with pytest.raises(ConfigError, match=r"no text feature 'body'; its features are text. Set data.text_key"):
         read('tfds:my_texts/jsonl', tmp_path / 'unused', text_key='body')
 
 
 def test_a_tfrecord_data_set_is_refused_with_the_cure(tfds_directory, tmp_path):
     tfds_directory.write_text(tfds_directory.read_text().replace('array_record', 'tfrecord'))
-    with pytest.raises(
-        ConfigError, match=r'stored as tfrecord, which only TensorFlow reads(.|\n)*convert_format'
-    ):
+    with pytest.raises(ConfigError, match=r'stored as tfrecord, which only TensorFlow reads(.|\n)*convert_format'):
         read('tfds:my_texts/jsonl', tmp_path / 'unused')
 
 
@@ -245,9 +241,7 @@ def test_repetitions_are_dropped():
     paragraph = 'This is what the function returns when it is called with no arguments at all.'
     assert not demo_corpus._is_repetition(paragraph, seen)
     assert demo_corpus._is_repetition(paragraph.replace('arguments', 'parameters').upper(), seen)
-    assert not demo_corpus._is_repetition(
-        'Something else that nobody has said before in any of the files.', seen
-    )
+    assert not demo_corpus._is_repetition('Something else that nobody has said before in any of the files.', seen)
 
 
 def test_the_demo_corpus_needs_only_what_this_package_depends_on():

@@ -39,7 +39,7 @@ def test_random_access_across_shards(directory):
     assert rows.dtype == np.int32
     np.testing.assert_array_equal(rows, np.arange(96).reshape(12, 8)[indices])
     assert reader.read(np.array([], np.int64)).shape == (0, 8)
-    with pytest.raises(IndexError, match='outside 0 … 11'):
+    with pytest.raises(IndexError, match=r'outside 0 … 11'):
         reader.read(np.array([12]))
 
 
@@ -68,19 +68,19 @@ def test_row_dtype():
 def test_what_is_missing_is_named(directory, tmp_path):
     with pytest.raises(ConfigError, match=r'python -m mlm_jax.prepare --config='):
         shards.Shards(tmp_path / 'nothing', 'train')
-    with pytest.raises(ConfigError, match="no split 'test'; the splits are train"):
+    with pytest.raises(ConfigError, match=r"no split 'test'; the splits are train"):
         shards.Shards(directory, 'test')
     name = shards.shard_name('train', 0, 3)
     shutil.copy(directory / shards.shard_name('train', 2, 3), directory / name)
     with pytest.raises(ConfigError, match=r'holds \(7, 8\) ids, its manifest says \(5, 8\)'):
         shards.Shards(directory, 'train').read(np.array([0]))
     (directory / name).unlink()
-    with pytest.raises(ConfigError, match='cannot read .*train-00000-of-00003.npy'):
+    with pytest.raises(ConfigError, match=r'cannot read .*train-00000-of-00003.npy'):
         shards.Shards(directory, 'train').read(np.array([0]))
 
 
 @pytest.mark.parametrize('content', ['{', '{"settings": {}}'])
 def test_a_damaged_manifest_is_reported(directory, content):
     (directory / manifest_lib.FILE).write_text(content)
-    with pytest.raises(ConfigError, match='delete .* and prepare it again'):
+    with pytest.raises(ConfigError, match=r'delete .* and prepare it again'):
         manifest_lib.load(directory)

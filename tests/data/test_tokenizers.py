@@ -1,4 +1,4 @@
-"""Tokenizers: the fixed special ids, nothing special from text, the same bytes every time, errors with their cure."""
+"""Tokenizers: fixed special ids, nothing special from text, the same bytes every time, clear errors."""
 
 import io
 
@@ -11,7 +11,26 @@ from mlm_jax.config import ConfigError
 from mlm_jax.data import tokenizers
 from mlm_jax.masking.vocabulary import standard_vocabulary
 
-WORDS = ['the', 'a', 'model', 'reads', 'many', 'words', 'and', 'learns', 'what', 'each', 'of', 'them', 'means', 'when', 'it', 'stands', 'near', 'others']
+WORDS = [
+    'the',
+    'a',
+    'model',
+    'reads',
+    'many',
+    'words',
+    'and',
+    'learns',
+    'what',
+    'each',
+    'of',
+    'them',
+    'means',
+    'when',
+    'it',
+    'stands',
+    'near',
+    'others',
+]
 
 
 def sentences(count=400):
@@ -71,9 +90,7 @@ def test_special_symbols_in_text_are_text(tokenizer):
         foreign_model(pad_id=3, user_defined_symbols=['[MASK]', '[CLS]', '[SEP]'], byte_fallback=False)
     )
     for each in (tokenizer, user_defined):
-        special = set(each.vocabulary.special_ids) - {
-            1 if each is tokenizer else 0
-        }  # [UNK] may come from text
+        special = set(each.vocabulary.special_ids) - {1 if each is tokenizer else 0}  # [UNK] may come from text
         for text in ('[MASK]', 'a [MASK] b', '[CLS]', '[SEP]', '[PAD]', '<s>', '</s>', '<pad>', '[UNK]'):
             assert not special & set(each.encode(text).tolist()), text
             assert not special & set(each.encode_batch([text])[0].tolist())
@@ -90,29 +107,23 @@ def test_a_given_model_keeps_its_ids(tmp_path):
 
 
 def test_a_given_model_that_lacks_symbols_is_refused(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r'no symbol for pad .*, mask .*--pad_id=0 .*--control_symbols=\[MASK\]'
-    ):
+    with pytest.raises(ConfigError, match=r'no symbol for pad .*, mask .*--pad_id=0 .*--control_symbols=\[MASK\]'):
         tokenizers.Tokenizer(foreign_model())
     (tmp_path / 'text').write_text('this is no model')
-    with pytest.raises(ConfigError, match='is not a SentencePiece model'):
+    with pytest.raises(ConfigError, match=r'is not a SentencePiece model'):
         tokenizers.Tokenizer.from_file(tmp_path / 'text')
-    with pytest.raises(ConfigError, match='cannot read the tokenizer .*unigram or bpe'):
+    with pytest.raises(ConfigError, match=r'cannot read the tokenizer .*unigram or bpe'):
         tokenizers.Tokenizer.from_file(tmp_path / 'nothing')
 
 
 def test_the_size_must_be_the_configured_one(tokenizer):
-    with pytest.raises(
-        ConfigError, match='vocab_size=8192, but given.model has 330 pieces; set vocab_size=330'
-    ):
+    with pytest.raises(ConfigError, match=r'vocab_size=8192, but given.model has 330 pieces; set vocab_size=330'):
         tokenizers.check_size(tokenizer, config_lib.default_config(), 'given.model')
 
 
 @pytest.mark.parametrize('model', tokenizers.TRAINED)
 def test_too_little_text_names_the_largest_size_that_works(model):
-    with pytest.raises(
-        ConfigError, match=r'too small for vocab_size=5000: the largest that works is \d+'
-    ) as error:
+    with pytest.raises(ConfigError, match=r'too small for vocab_size=5000: the largest that works is \d+') as error:
         tokenizers.train(sentences(), settings(vocab_size=5000, model=model))
     largest = int(str(error.value).split('works is ')[1].split('.')[0])
     assert tokenizers.train(sentences(), settings(vocab_size=largest, model=model)).vocabulary.size == largest
@@ -120,7 +131,7 @@ def test_too_little_text_names_the_largest_size_that_works(model):
 
 def test_a_vocabulary_smaller_than_the_alphabet_is_refused():
     with pytest.raises(
-        ConfigError, match='vocab_size=100 is too small: the characters and bytes of the text alone need'
+        ConfigError, match=r'vocab_size=100 is too small: the characters and bytes of the text alone need'
     ):
         tokenizers.train(sentences(), settings(vocab_size=100))
 
@@ -138,7 +149,7 @@ def test_only_the_first_megabytes_are_read():
 
 
 def test_long_lines_take_part_in_training():
-    assert list(tokenizers._sentences(['ab ' * 1000]))[0] == ('ab ' * 333).rstrip()
+    assert next(tokenizers._sentences(['ab ' * 1000])) == ('ab ' * 333).rstrip()
     assert ''.join(tokenizers._sentences(['x' * 2500])) == 'x' * 2500
 
 
