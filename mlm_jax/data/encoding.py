@@ -93,14 +93,26 @@ def encode_shard(job: Job) -> Counts:
         encoded = tokenizer.encode_batch(texts)
         kept = [(text.encode(), tokens) for text, tokens in zip(texts, encoded) if len(tokens)]
         documents += [tokens.astype(dtype) for _, tokens in kept]
-        counts = np.bincount(np.concatenate(encoded), minlength=vocabulary.size)
-        histogram += counts
+        times = np.bincount(np.concatenate(encoded), minlength=vocabulary.size)
+        histogram += times
         repairs['documents without tokens, dropped'] += len(texts) - len(kept)
         totals['documents'] += len(kept)
         totals['words'] += sum(count_words(utf8) for utf8, _ in kept)
         totals['bytes'] += sum(len(utf8) for utf8, _ in kept)
-        totals['text_tokens'] += int(counts.sum())
+        totals['text_tokens'] += int(times.sum())
     rows = packing.pack(documents, job.sequence_length, vocabulary, job.packing, dtype)
+    # The first rows of a split are then a random sample of its first shard, whatever order packing made.
+    rows = rows[np.random.Generator(np.random.PCG64(job.index)).permutation(len(rows))]
+    path = pathlib.Path(job.directory) / job.name
+    shards.write_rows(path, rows, pathlib.Path(job.working_directory))
+    counts = Counts(
+        rows=len(rows),
+        real_tokens=int(np.count_nonzero(rows != vocabulary.pad_id)),
+        repairs={name: times for name, times in sorted(repairs.items()) if times},
+        sha256=atomic.sha256(path),
+        histogram=histogram.tolist(),
+        **{name: totals[name] for name in ('text_tokens', 'documents', 'words', 'bytes')},
+    )
     atomic.write_bytes(job.counts_path, json.dumps(vars(counts)).encode())
     return counts
 

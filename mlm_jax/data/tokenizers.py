@@ -85,8 +85,7 @@ class Tokenizer:
         except OSError as error:
             raise config_lib.ConfigError(
                 f'cannot read the tokenizer {path}: {error.strerror}. tokenizer.model is '
-                f'{" or ".join(TRAINED)}, which '
-                'train one on the corpus, or the path of a SentencePiece model'
+                f'{" or ".join(TRAINED)}, to train one on the corpus, or the path of a SentencePiece model'
             ) from error
         return cls(model, str(path))
 
