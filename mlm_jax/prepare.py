@@ -95,7 +95,7 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
         corpus = corpora.open_corpus(config.data, working / 'corpus')
         tokenizer = _make_tokenizer(config, corpus, directory / TOKENIZER_FILE)
         jobs = _jobs(config, corpus, directory, working)
-        counts = _encode(jobs, num_workers or len(os.sched_getaffinity(0)))
+        counts = _encode(jobs, num_workers or _num_cores())
 
         # ---- The manifest, last -------------------------------------------------------------------------
         splits = {
@@ -220,6 +220,11 @@ def _encode(jobs: list[encoding.Job], num_workers: int) -> dict[encoding.Job, en
             f'rows       {megabytes:.1f} MB in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, {num_workers} at work'
         )
     return done
+
+
+def _num_cores() -> int:
+    """Those this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def _each(jobs: list[encoding.Job], num_workers: int) -> Iterator[tuple[encoding.Job, encoding.Counts]]:

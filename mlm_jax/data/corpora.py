@@ -76,7 +76,7 @@ class Source:
         """All documents in order, cleaned."""
         for start in range(0, self.num_documents, 256):
             for document in self.read(start, min(start + 256, self.num_documents)):
-                yield from clean(document, collections.Counter())
+                yield from (text.decode() for text in clean(document, collections.Counter()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ def parse(spec: str) -> tuple[str, str]:
     return kind, rest
 
 
-def clean(document: bytes, repairs: collections.Counter) -> list[str]:
+def clean(document: bytes, repairs: collections.Counter) -> list[bytes]:
     """Makes text of a stored document.
 
     Args:
@@ -134,23 +134,25 @@ def clean(document: bytes, repairs: collections.Counter) -> list[str]:
       repairs: counts what had to be mended.
 
     Returns:
-      The text, cut into several where it exceeds `MAX_DOCUMENT_CHARACTERS`; nothing for an empty document.
+      The text in UTF-8 (which SentencePiece takes as it is: a Python string would cost it a copy), cut into several
+      where it exceeds `MAX_DOCUMENT_CHARACTERS`; nothing for an empty document.
     """
     try:
         text = document.decode()
     except UnicodeDecodeError:
         text = document.decode(errors='replace')
+        document = text.encode()
         repairs['documents with invalid UTF-8, replaced by �'] += 1
-    if '\0' in text:
-        text = text.replace('\0', ' ')
+    if b'\0' in document:
+        document, text = document.replace(b'\0', b' '), text.replace('\0', ' ')
         repairs['documents with NUL characters, replaced by spaces'] += 1
     if not text or text.isspace():
         repairs['empty documents, dropped'] += 1
         return []
     if len(text) <= MAX_DOCUMENT_CHARACTERS:
-        return [text]
+        return [document]
     repairs[f'documents over {MAX_DOCUMENT_CHARACTERS:,} characters, cut'] += 1
-    return list(_cut(text))
+    return [part.encode() for part in _cut(text)]
 
 
 def _cut(text: str) -> Iterator[str]:

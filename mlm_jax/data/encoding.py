@@ -91,14 +91,14 @@ def encode_shard(job: Job) -> Counts:
     histogram = np.zeros(vocabulary.size, np.int64)
     for texts in _batches(job, repairs):
         encoded = tokenizer.encode_batch(texts)
-        kept = [(text.encode(), tokens) for text, tokens in zip(texts, encoded) if len(tokens)]
+        kept = [(text, tokens) for text, tokens in zip(texts, encoded) if len(tokens)]
         documents += [tokens.astype(dtype) for _, tokens in kept]
         times = np.bincount(np.concatenate(encoded), minlength=vocabulary.size)
         histogram += times
         repairs['documents without tokens, dropped'] += len(texts) - len(kept)
         totals['documents'] += len(kept)
-        totals['words'] += sum(count_words(utf8) for utf8, _ in kept)
-        totals['bytes'] += sum(len(utf8) for utf8, _ in kept)
+        totals['words'] += sum(count_words(text) for text, _ in kept)
+        totals['bytes'] += sum(len(text) for text, _ in kept)
         totals['text_tokens'] += int(times.sum())
     rows = packing.pack(documents, job.sequence_length, vocabulary, job.packing, dtype)
     # The first rows of a split are then a random sample of its first shard, whatever order packing made.
@@ -124,7 +124,7 @@ def count_words(utf8: bytes) -> int:
 
 
 def _batches(job: Job, repairs: collections.Counter):
-    """Lists of texts; about `_BATCH_BYTES` of documents at a time: each reading has a fixed cost."""
+    """Lists of texts in UTF-8; about `_BATCH_BYTES` of documents at a time: each reading has a fixed cost."""
     step = max(1, _BATCH_BYTES * job.source.num_documents // max(1, job.source.num_bytes))
     for start in range(job.start, job.stop, step):
         documents = job.source.read(start, min(start + step, job.stop))

@@ -96,13 +96,13 @@ def test_several_globs_and_a_byte_order_mark(tmp_path):
 
 def test_damaged_text_is_mended_and_counted():
     repairs = collections.Counter()
-    assert corpora.clean(b'caf\xe9 au lait', repairs) == ['caf� au lait']
-    assert corpora.clean(b'a\0b', repairs) == ['a b']
+    assert corpora.clean(b'caf\xe9 au lait', repairs) == ['caf� au lait'.encode()]
+    assert corpora.clean(b'a\0b', repairs) == [b'a b']
     assert corpora.clean(b' \n', repairs) == [] == corpora.clean(b'', repairs)
     long = ('word ' * 500_000).encode()
     parts = corpora.clean(long, repairs)
-    assert ''.join(parts).encode() == long and len(parts) == 3 and all(p.endswith('word ') for p in parts)
-    assert ''.join(corpora.clean(b'x' * 2_500_000, repairs)) == 'x' * 2_500_000
+    assert b''.join(parts) == long and len(parts) == 3 and all(p.endswith(b'word ') for p in parts)
+    assert b''.join(corpora.clean(b'x' * 2_500_000, repairs)) == b'x' * 2_500_000
     assert {name.split(',')[0]: n for name, n in repairs.items()} == {
         'documents with invalid UTF-8': 1,
         'documents with NUL characters': 1,
@@ -116,7 +116,7 @@ def test_invalid_utf8_reaches_the_repair_from_every_format(tmp_path):
     (tmp_path / 'a.csv').write_bytes(b'text\ncaf\xe9\n')
     documents = list(text_files.read(tmp_path / 'a.jsonl', 'jsonl', 'text'))
     assert documents[0] == b'caf\xe9' and documents[2] == b''
-    assert corpora.clean(documents[1], repairs := collections.Counter())[0].startswith('half �')
+    assert corpora.clean(documents[1], repairs := collections.Counter())[0].startswith('half �'.encode())
     assert sum(repairs.values()) == 1
     assert list(text_files.read(tmp_path / 'a.csv', 'csv', 'text')) == [b'caf\xe9']
 
