@@ -105,7 +105,8 @@ class RunLog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside does not count as training."""
+        """Time spent inside does not count as training; updates still under way are waited for first, and do."""
+        self._window.fetch()
         start = time.perf_counter()
         yield
         self._mark += time.perf_counter() - start
