@@ -16,6 +16,7 @@ def get_config(argument: str = ''):
     config.model.update(config_lib.SIZES['tiny'])
     config_lib.apply_recipe(config, 'modern')
     config.update(batch_size=16, total_steps=1500)
+    config.data.validation_percent = 5.0  # a small corpus
     config.optimizer.update(name='muon', learning_rate=5e-3, weight_decay=0.01)
     config.masking.update(mask_fraction=1.0, random_fraction=0.0)
     config.model.scan_unroll = 2

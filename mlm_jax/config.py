@@ -83,7 +83,7 @@ def default_config() -> ml_collections.ConfigDict:
 
     c.data = d = ml_collections.ConfigDict()
     d.directory = 'data/demo'  # written by prepare, read by train
-    d.corpus = 'demo'  # demo | text:GLOB | jsonl:GLOB | csv:GLOB | tfds:NAME[/CONFIG]
+    d.corpus = 'demo'  # demo | text:GLOB | lines:GLOB | files:GLOB | jsonl:GLOB | csv:GLOB | tfds:NAME[/CONFIG]
     d.text_key = 'text'  # the field of a JSON line, the column of a CSV file, the feature of a TFDS example
     d.validation_corpus = ''  # held-out text of its own; '' holds out a part of the corpus
     d.validation_percent = 1.0  # the share held out, by a hash of each document, where the corpus has no such split

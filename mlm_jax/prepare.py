@@ -126,8 +126,7 @@ def _claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None
     strangers = sorted(f.name for f in directory.iterdir() if f.name != _WORKING_DIRECTORY)
     if strangers:
         raise config_lib.ConfigError(
-            f'{directory} holds {", ".join(strangers[:3])}{" …" * (len(strangers) > 3)} and no prepared '
-            'data: let '
+            f'{directory} holds {", ".join(strangers[:3])}{" …" * (len(strangers) > 3)} and no prepared data: let '
             'data.directory name a new or empty directory'
         )
     working.mkdir(exist_ok=True)
@@ -172,10 +171,8 @@ def _make_tokenizer(config, corpus: corpora.Corpus, path: pathlib.Path) -> token
     if not path.exists():
         start = time.monotonic()
         if model in tokenizers.TRAINED:
-            print(
-                f'tokenizer  training {model}, {config.vocab_size} pieces, on at most '
-                f'{config.tokenizer.training_megabytes} MB'
-            )
+            size = config.tokenizer.training_megabytes
+            print(f'tokenizer  training {model}, {config.vocab_size} pieces, on at most {size} MB')
             tokenizer = tokenizers.train(corpus.splits['train'].texts(), config)
         else:
             tokenizer = tokenizers.Tokenizer.from_file(model)
@@ -185,7 +182,7 @@ def _make_tokenizer(config, corpus: corpora.Corpus, path: pathlib.Path) -> token
     return tokenizers.Tokenizer.from_file(path)
 
 
-# ---- Rows ------------------------------------------------------------
+# ---- Rows ----------------------------------------------------------------------------------------------------
 
 
 def _jobs(config, corpus: corpora.Corpus, directory: pathlib.Path, working: pathlib.Path) -> list[encoding.Job]:
@@ -241,8 +238,7 @@ def _each(jobs: list[encoding.Job], num_workers: int) -> Iterator[tuple[encoding
                 yield futures[future], future.result()
         except concurrent.futures.process.BrokenProcessPool:
             raise config_lib.ConfigError(
-                'a worker was killed, probably for want of memory: run this again with a smaller '
-                '--num_workers; '
+                'a worker was killed, probably for want of memory: run this again with a smaller --num_workers; '
                 'finished shards are kept'
             ) from None
         finally:
@@ -260,7 +256,7 @@ def _start_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-# ---- Manifest ------------------------------------------------------------
+# ---- Manifest ------------------------------------------------------------------------------------------------
 
 
 def _split(name: str, shards_made: list[tuple[encoding.Job, encoding.Counts]]) -> manifest_lib.Split:
@@ -304,9 +300,8 @@ def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: 
 def _in_words(manifest: manifest_lib.Manifest) -> str:
     """The splits as a table."""
     lines = [
-        ''
-        f'{"split":12}{"documents":>12}{"words":>14}{"tokens":>14}{"rows":>12}{"% real":>8}'
-        f'{"tokens/word":>13}{"entropy":>9}'
+        f'{"split":12}{"documents":>12}{"words":>14}{"tokens":>14}{"rows":>12}{"% real":>8}{"tokens/word":>13}'
+        f'{"entropy":>9}'
     ]
     for name, s in manifest.splits.items():
         real = 100 * s.real_tokens / (s.rows * manifest.sequence_length)
