@@ -52,7 +52,13 @@ def attend(
     if backend == 'xla':
         allowed_Bx1xTxS = _same_segment(q_segments_BxT, k_segments_BxS)
         return _xla(
-            q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS, dropout_rate if has_dropout else 0.0, dropout_key
+            q_BxTxHxD,
+            k_BxSxHxD,
+            v_BxSxHxD,
+            allowed_Bx1xTxS,
+            bias_BxHxTxS,
+            dropout_rate if has_dropout else 0.0,
+            dropout_key,
         )
     if has_dropout:
         raise ValueError(f'the {backend} attention backend has no dropout; use attention_dropout=0 or the xla backend')
@@ -86,7 +92,9 @@ def _xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS, dropout
 def cudnn_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS=None, implementation='cudnn'):
     """cuDNN's flash attention. Its public interface in JAX knows lengths but no segments: documents go in as a mask."""
     if q_BxTxHxD.dtype not in (jnp.bfloat16, jnp.float16):
-        raise ValueError(f'the cudnn attention backend needs bfloat16, not {q_BxTxHxD.dtype}; set dtype=bfloat16 or use xla')
+        raise ValueError(
+            f'the cudnn attention backend needs bfloat16, not {q_BxTxHxD.dtype}; set dtype=bfloat16 or use xla'
+        )
     if bias_BxHxTxS is not None:
         bias_BxHxTxS = bias_BxHxTxS.astype(q_BxTxHxD.dtype)
     return jax.nn.dot_product_attention(
@@ -98,11 +106,15 @@ def splash_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments
     """The Pallas kernel for TPUs; each device runs it on its own rows and heads (`interpret` runs it on a CPU)."""
     for length in (q_BxTxHxD.shape[1], k_BxSxHxD.shape[1]):
         if length % 128:
-            raise ValueError(f'the splash attention backend needs lengths that are multiples of 128, not {length}; use xla')
+            raise ValueError(
+                f'the splash attention backend needs lengths that are multiples of 128, not {length}; use xla'
+            )
     kernel = functools.partial(_splash_on_one_device, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        heads, rows = PartitionSpec(BATCH_AXES, None, TENSOR), PartitionSpec(BATCH_AXES)
+        # Initialisation traces a single row, which no mesh can split; everything else comes in whole shares per device.
+        batch_axes = BATCH_AXES if q_BxTxHxD.shape[0] > 1 else None
+        heads, rows = PartitionSpec(batch_axes, None, TENSOR), PartitionSpec(batch_axes)
         kernel = jax.shard_map(
             kernel, mesh=mesh, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False
         )

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 
 from mlm_jax.models import positions as positions_lib
 from mlm_jax.models.layers import Block, EncoderConfig, RelativeBias, layer_norm, remat_policy
+from mlm_jax.parallel.mesh import split_rows
+from mlm_jax.parallel.sharding import gather_width, path_name
 
 
 class Encoder(nn.Module):
@@ -55,18 +57,20 @@ class Encoder(nn.Module):
     def embed(self, tokens_BxT, positions_BxT, deterministic: bool):
         """[B, T, d]: token and position embeddings → LayerNorm → dropout."""
         c = self.config
-        x_BxTxd = self.token_embedding(tokens_BxT)
+        x_BxTxd = jnp.take(self._token_table(), tokens_BxT, axis=0)
         if c.positions == 'learned':
             x_BxTxd += self.position_embedding(positions_BxT)
-        x_BxTxd = x_BxTxd.astype(c.dtype)
+        x_BxTxd = split_rows(x_BxTxd.astype(c.dtype))
         if c.embedding_norm:
             x_BxTxd = self.embedding_norm(x_BxTxd)
         return nn.Dropout(c.dropout, deterministic=deterministic)(x_BxTxd)
 
     def _layers(self, deterministic: bool):
         c, block = self.config, Block
+        if not self.is_initializing():  # which makes the parameters as they are kept, not as they are used
+            block = nn.map_variables(block, 'params', trans_in_fn=self._weights_for_use)
         if c.remat != 'none':
-            block = nn.remat(Block, policy=remat_policy(c.remat), prevent_cse=False)
+            block = nn.remat(block, policy=remat_policy(c.remat), prevent_cse=False)
         return nn.scan(
             block,
             variable_axes={'params': 0},
@@ -76,7 +80,20 @@ class Encoder(nn.Module):
             unroll=c.scan_unroll,
         )(c, deterministic, name='layers')
 
+    def _weights_for_use(self, variables):
+        """One layer's parameters, gathered from the devices that share them; kernels in the dtype of matmuls."""
+
+        def cast(path, x):
+            return x.astype(self.config.dtype) if path_name(path).endswith('/kernel') else x
+
+        return gather_width(jax.tree_util.tree_map_with_path(cast, variables))
+
+    def _token_table(self) -> jax.Array:
+        """f32[V, d]."""
+        (table_Vxd,) = jax.tree.leaves(gather_width({'token_embedding': {'embedding': self.token_embedding.embedding}}))
+        return table_Vxd
+
     def token_logits(self, x: jax.Array) -> jax.Array:
         """f32[…, V]: products with the token embedding, accumulated in float32."""
-        table_Vxd = self.token_embedding.embedding.astype(x.dtype)
+        table_Vxd = self._token_table().astype(x.dtype)
         return jnp.einsum('...d,vd->...v', x, table_Vxd, preferred_element_type=jnp.float32)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mlm_jax.models import positions as positions_lib
 from mlm_jax.models.attention import attend
+from mlm_jax.parallel.mesh import split_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +150,13 @@ class Block(nn.Module):
             return y_BxTxd if c.norm == 'pre' else norm(y_BxTxd)
 
         def attention(y_BxTxd):
-            return SelfAttention(c, name='attention')(y_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT, self.deterministic)
+            return SelfAttention(c, name='attention')(
+                y_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT, self.deterministic
+            )
 
         x_BxTxd = sublayer(x_BxTxd, attention, 'attention_norm')
         x_BxTxd = sublayer(x_BxTxd, MLP(c, name='mlp'), 'mlp_norm')
-        return x_BxTxd, None
+        return split_rows(x_BxTxd), None
 
 
 class RelativeBias(nn.Module):

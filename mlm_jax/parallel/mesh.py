@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Rows of a batch are split over `data` and `fsdp`; `fsdp` also splits the state, and `tensor` the heads and hidden units.
+# Rows of a batch are split over `data` and `fsdp`; `fsdp` also splits the state; `tensor` the heads and hidden units.
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
 BATCH_AXES = (DATA, FSDP)
 
@@ -44,3 +44,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def split_rows(x_Bx: jax.Array) -> jax.Array:
+    """`x_Bx` with its rows over `data` and `fsdp` and all else whole; as it is outside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x_Bx.shape[0] == 1:
+        return x_Bx
+    return jax.lax.with_sharding_constraint(x_Bx, PartitionSpec(BATCH_AXES, *(None,) * (x_Bx.ndim - 1)))

@@ -1,5 +1,6 @@
 """How parameters and optimizer state lie on the mesh: rules on paths, in a few named presets."""
 
+import functools
 import re
 
 import jax
@@ -10,7 +11,7 @@ from mlm_jax.parallel.mesh import FSDP, TENSOR
 # What each dimension of a parameter means, by the end of its path. A stack of layers has one more dimension in front.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'token_embedding/embedding', ('vocabulary', 'width')),
-    (r'position_embedding/embedding', (None, 'width')),
+    (r'position_embedding/embedding', (None, None)),
     (r'relative_bias/embedding', (None, None)),
     (r'attention/qkv/kernel', ('width', None, 'heads', None)),
     (r'attention/qkv/bias', (None, 'heads', None)),
@@ -20,7 +21,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'mlp/gate_and_up/kernel', ('width', None, 'hidden')),
     (r'mlp/gate_and_up/bias', (None, 'hidden')),
     (r'mlp/down/kernel', ('hidden', 'width')),
-    (r'head/dense/kernel', (None, 'width')),
+    (r'head/dense/kernel', (None, None)),
     (r'head/bias', ('vocabulary',)),
     (r'(attention/out|mlp/down|head/dense)/bias', (None,)),
     (r'[a-z_]*norm/(scale|bias)', (None,)),
@@ -60,14 +61,7 @@ def partition_spec(path, shape: tuple[int, ...], preset: str, mesh: Mesh) -> Par
     name = path_name(path)
     if len(shape) <= is_stacked(path):  # counters
         return PartitionSpec()
-    for pattern, dimensions in RULES:
-        if re.search(f'(^|/){pattern}$', name):
-            break
-    else:
-        raise ValueError(f'no sharding rule matches the parameter {name} of shape {shape}; add one to parallel/sharding.py')
-    dimensions = (None,) * is_stacked(path) + dimensions
-    if len(dimensions) != len(shape):
-        raise ValueError(f'the sharding rule {pattern!r} has {len(dimensions)} dimensions, but {name} has shape {shape}')
+    dimensions = _dimensions(name, shape, is_stacked(path))
     axes = [PRESETS[preset].get(dimension) for dimension in dimensions]
     used = [axis for axis in axes if axis]
     if len(set(used)) < len(used):
@@ -75,10 +69,64 @@ def partition_spec(path, shape: tuple[int, ...], preset: str, mesh: Mesh) -> Par
     for axis, dimension, size in zip(axes, dimensions, shape, strict=True):
         if axis and size % mesh.shape[axis]:
             raise ValueError(
-                f'{name} has {size} {dimension}, which the mesh axis {axis!r} of size {mesh.shape[axis]} does not divide; '
-                f'choose a multiple of {mesh.shape[axis]} or a smaller mesh.{axis}'
+                f'{name} has {size} {dimension}, which the mesh axis {axis!r} of size {mesh.shape[axis]} does not '
+                f'divide; choose a multiple of {mesh.shape[axis]} or a smaller mesh.{axis}'
             )
     return PartitionSpec(*axes)
+
+
+def _dimensions(name: str, shape: tuple[int, ...], stacked: bool) -> tuple[str | None, ...]:
+    matching = [rule for rule in RULES if re.search(f'(^|/){rule[0]}$', name)]
+    if not matching:
+        raise ValueError(
+            f'no sharding rule matches the parameter {name} of shape {shape}; add one to parallel/sharding.py'
+        )
+    pattern, dimensions = matching[0]
+    dimensions = (None,) * stacked + dimensions
+    if len(dimensions) != len(shape):
+        raise ValueError(
+            f'the sharding rule {pattern!r} has {len(dimensions)} dimensions, but {name} has shape {shape}'
+        )
+    return dimensions
+
+
+def gather_width(params):
+    """The parameters of one layer, or of a part outside the stack, as computations read them: whole along the width.
+
+    `fsdp` splits the state along the width and the batch along its rows. Left alone, the partitioner may well take the
+    width of a weight into the activations instead: rows are exchanged, statistics of norms are summed over devices, and
+    products run over slices of the width too thin for a matrix unit. Gathering each weight just before its use is what
+    FSDP means; `tensor` still splits heads and hidden units. Outside a mesh nothing happens.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape.get(FSDP, 1) == 1:
+        return params
+
+    def gather(path, x):
+        dimensions = _dimensions(path_name(path), x.shape, stacked=False)
+        return _gather_dimension(x, dimensions.index('width')) if 'width' in dimensions else x
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather_dimension(x: jax.Array, dimension: int) -> jax.Array:
+    """`x` whole along `dimension`; its gradient lies like `x` again."""
+    return _along(x, dimension, None)
+
+
+def _along(x: jax.Array, dimension: int, axis: str | None) -> jax.Array:
+    spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec[dimension] = axis
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _gather_backward(dimension, _, grad):
+    # Whole first: products of thin slices, passed around a ring, would waste most of a matrix unit.
+    return (_along(_along(grad, dimension, None), dimension, FSDP),)
+
+
+_gather_dimension.defvjp(lambda x, dimension: (_gather_dimension(x, dimension), None), _gather_backward)
 
 
 def state_shardings(state, preset: str, mesh: Mesh):
