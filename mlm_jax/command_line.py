@@ -9,9 +9,9 @@ from ml_collections import config_flags
 from mlm_jax.config import ConfigError
 
 
-def define_config_flag() -> flags.FlagHolder:
+def define_config_flag() -> None:
     """Defines `--config`; unknown keys, and overrides of the wrong type, are errors."""
-    return config_flags.DEFINE_config_file(
+    config_flags.DEFINE_config_file(
         'config',
         None,
         'Configuration: FILE.py[:SIZE[,key=value…]]. Single keys: --config.KEY=VALUE. mlm_jax/config.py explains them.',
@@ -21,6 +21,8 @@ def define_config_flag() -> flags.FlagHolder:
 
 def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
     """Parses the flags and runs `main`; exits with the message of an error that is the user's to mend.
+
+    Programs define their flags just before this, and not when they are imported: so each can use the others.
 
     Args:
       main: reads its flags itself.

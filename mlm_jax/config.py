@@ -224,7 +224,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
         node = _get(config, parent) if parent else config
         old = node.get_type(name)
         prefix, _, unit = name.rpartition('_')
-        if unit in DURATION_UNITS and f'{prefix}_percent' in node:
+        if unit in DURATION_UNITS and key.removesuffix(f'_{unit}') in DURATIONS:
             for other in DURATION_UNITS:
                 with node.ignore_type():
                     node[f'{prefix}_{other}'] = None

@@ -90,24 +90,22 @@ def fill_mask(model: loading.TrainedModel, text: str, top: int = 5) -> list[list
     ]
 
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Workdir of the trained model.')
-_STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate; the newest unless given.', lower_bound=0)
-_FILL_MASK = flags.DEFINE_multi_string('fill_mask', [], f'Text with {MASK}, to fill in; may be given several times.')
-_TOP = flags.DEFINE_integer('top', 5, 'Pieces to show for each mask.', lower_bound=1)
-
-
 def main() -> None:
     """Prints the metrics as JSON, or each text with its most likely pieces."""
     mesh = mesh_lib.make_mesh()
     with jax.set_mesh(mesh):
-        model = loading.load(pathlib.Path(_WORKDIR.value), mesh, _STEP.value)
-        if not _FILL_MASK.value:
+        model = loading.load(pathlib.Path(flags.FLAGS.workdir).expanduser(), mesh, flags.FLAGS.step)
+        if not flags.FLAGS.fill_mask:
             print(json.dumps({'step': model.step, **held_out_metrics(model, mesh)}))
-        for text in _FILL_MASK.value:
+        for text in flags.FLAGS.fill_mask:
             print(text)
-            for candidates in fill_mask(model, text, _TOP.value):
+            for candidates in fill_mask(model, text, flags.FLAGS.top):
                 print('    ' + '   '.join(f'{piece.replace("▁", "")} {p:.1%}' for piece, p in candidates))
 
 
 if __name__ == '__main__':
+    flags.DEFINE_string('workdir', None, 'Workdir of the trained model.')
+    flags.DEFINE_integer('step', None, 'Checkpoint to evaluate; the newest unless given.', lower_bound=0)
+    flags.DEFINE_multi_string('fill_mask', [], f'Text with {MASK}, to fill in; may be given several times.')
+    flags.DEFINE_integer('top', 5, 'Pieces to show for each mask.', lower_bound=1)
     command_line.run(main, required=('workdir',))

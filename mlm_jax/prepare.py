@@ -48,20 +48,15 @@ TOKENIZER_FILE = 'tokenizer.model'
 _WORKING_DIRECTORY = '.prepare'
 _VERSIONS = ('array-record', 'numpy', 'sentencepiece', 'tensorflow-datasets')
 
-_CONFIG = command_line.define_config_flag()
-_NUM_WORKERS = flags.DEFINE_integer(
-    'num_workers', None, 'Processes that encode; all cores unless given.', lower_bound=1
-)
-
 
 def main() -> None:
     """Prepares, and says what to do next."""
     try:
-        run(_CONFIG.value, _NUM_WORKERS.value)
+        run(flags.FLAGS.config, flags.FLAGS.num_workers)
     except KeyboardInterrupt:
         sys.exit('interrupted; the same command goes on from here')
     arguments = ' '.join(shlex.quote(argument) for argument in sys.argv[1:] if argument.startswith('--config'))
-    workdir = f'runs/{pathlib.Path(_CONFIG.value.data.directory).name}'
+    workdir = f'runs/{pathlib.Path(flags.FLAGS.config.data.directory).name}'
     print(f'\nNext:\n    python -m mlm_jax.train {arguments} --workdir={workdir}')
 
 
@@ -92,8 +87,12 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
 
         # ---- Corpus, tokenizer, rows: each finds what an earlier run has finished -------------------------
         print(f'corpus     {config.data.corpus}')
-        corpus = corpora.open_corpus(config.data, working / 'corpus')
-        tokenizer = _make_tokenizer(config, corpus, directory / TOKENIZER_FILE)
+        try:
+            corpus = corpora.open_corpus(config.data, working / 'corpus')
+            tokenizer = _make_tokenizer(config, corpus, directory / TOKENIZER_FILE)
+        except config_lib.ConfigError:
+            shutil.rmtree(working)  # a setting is to be mended, and none is yet built into anything that stays
+            raise
         jobs = _jobs(config, corpus, directory, working)
         counts = _encode(jobs, num_workers or _num_cores())
 
@@ -314,4 +313,7 @@ def _in_words(manifest: manifest_lib.Manifest) -> str:
 
 
 if __name__ == '__main__':
+    command_line.define_config_flag()
+    flags.adopt_module_key_flags(command_line)
+    flags.DEFINE_integer('num_workers', None, 'Processes that encode; all cores unless given.', lower_bound=1)
     command_line.run(main, required=('config',))

@@ -137,17 +137,16 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     return eval_metrics
 
 
-_CONFIG = command_line.define_config_flag()
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run: configuration, metrics, checkpoints, pictures.')
-flags.adopt_module_key_flags(command_line)
-
-
 def main() -> None:
     """Runs the program."""
     runtime.initialize_distributed(flags.FLAGS)
-    train(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+    train(flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser())
 
 
 if __name__ == '__main__':
+    command_line.define_config_flag()
     runtime.define_distributed_flags()
+    flags.adopt_module_key_flags(command_line)
+    flags.adopt_module_key_flags(runtime)
+    flags.DEFINE_string('workdir', None, 'Directory of the run: configuration, metrics, checkpoints, pictures.')
     command_line.run(main, required=('config', 'workdir'))

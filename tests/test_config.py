@@ -131,6 +131,18 @@ def test_an_argument_replaces_a_duration_in_another_unit_but_two_set_are_refused
         config_lib.resolve_steps(config, 'total', steps_per_epoch=10.0)
 
 
+def test_a_percentage_that_is_no_duration_stays_alone():
+    config = load('mlm.py', 'mini,data.validation_percent=5')
+    assert config.data.validation_percent == 5.0
+    assert 'validation_steps' not in config.data
+
+
+def test_every_duration_of_the_default_is_known():
+    config = config_lib.default_config()
+    found = {key.removesuffix('_epochs') for key, _ in config_lib._leaves(config) if key.endswith('_epochs')}
+    assert found == set(config_lib.DURATIONS)
+
+
 def test_json_round_trip_and_differences():
     config = load('mlm.py', 'base,recipe=modern,total_epochs=2')
     again = config_lib.from_json(config_lib.to_json(config))

@@ -44,15 +44,16 @@ class Checkpoints:
           directory: of the checkpoints alone.
           keep_last: how many of the newest to keep; None keeps all.
           keep_every_steps: besides, those at multiples of this stay.
-          read_only: neither creates the directory nor deletes anything.
+          read_only: for reading alone: the directory must exist.
         """
+        if read_only and not pathlib.Path(directory).is_dir():
+            raise FileNotFoundError(f'no checkpoint in {directory}: there is no such directory')
         self._manager = ocp.CheckpointManager(
             pathlib.Path(directory).absolute(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_last,
                 keep_period=keep_every_steps or None,
                 enable_async_checkpointing=not read_only,
-                read_only=read_only,
                 create=not read_only,
             ),
         )
