@@ -1,5 +1,6 @@
 """Metrics: kept on the device between log lines, then written to metrics.jsonl, TensorBoard, W&B and the terminal."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -48,26 +49,17 @@ class MetricsWriter:
 
     def __init__(self, workdir: pathlib.Path, start_step: int, tensorboard: bool, wandb_project: str, config: dict):
         """Opens the log of a run that starts, or resumes, at `start_step`: lines of later steps are dropped."""
-        path = _truncated(workdir / 'metrics.jsonl', start_step)
-        self._file = path.open('a', buffering=1, encoding='utf-8')  # by the line: a kill loses nothing
         self._tensorboard, self._wandb = None, None
         if tensorboard:
-            try:
-                import tensorboardX
-            except ImportError:
-                raise ImportError(
-                    "logging.tensorboard=True needs tensorboardX: pip install 'mlm_jax[tensorboard]'"
-                ) from None
-            self._tensorboard = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step)
+            summaries = _import_extra('tensorboardX', 'tensorboard', 'logging.tensorboard')
+            self._tensorboard = summaries.SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step)
         if wandb_project:
-            try:
-                import wandb
-            except ImportError:
-                raise ImportError("logging.wandb_project needs wandb: pip install 'mlm_jax[wandb]'") from None
-            name = workdir.name
+            wandb, name = _import_extra('wandb', 'wandb', 'logging.wandb_project'), workdir.name
             self._wandb = wandb.init(
                 project=wandb_project, name=name, id=name, resume='allow', dir=workdir, config=config
             )
+        path = _truncated(workdir / 'metrics.jsonl', start_step)
+        self._file = path.open('a', buffering=1, encoding='utf-8')  # by the line: a kill loses nothing
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one line."""
@@ -85,6 +77,13 @@ class MetricsWriter:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def _import_extra(module: str, extra: str, key: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ImportError(f"{key} needs {module}: pip install 'mlm_jax[{extra}]'") from None
 
 
 def _truncated(path: pathlib.Path, start_step: int) -> pathlib.Path:

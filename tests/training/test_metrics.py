@@ -2,6 +2,8 @@
 
 import io
 import json
+import sys
+import types
 
 import jax.numpy as jnp
 import pytest
@@ -65,3 +67,36 @@ def test_the_progress_line_is_rewritten_on_a_terminal_and_appended_in_a_file():
     assert 'step 10/1,000 (1 %)' in first
     assert first.endswith('ETA 1d 03:30:00')
     assert second.endswith('ETA 00:16:20')
+
+
+def test_wandb_receives_the_scalars_under_the_name_of_the_run(tmp_path, monkeypatch):
+    calls = []
+
+    class Run:
+        def log(self, scalars, step):
+            calls.append((step, scalars))
+
+        def finish(self):
+            calls.append('finished')
+
+    module = types.SimpleNamespace(init=lambda **kwargs: calls.append(kwargs) or Run())
+    monkeypatch.setitem(sys.modules, 'wandb', module)
+    writer = MetricsWriter(tmp_path, 0, tensorboard=False, wandb_project='encoders', config={'seed': 1})
+    writer.write(3, {'train/loss': 1.5})
+    writer.close()
+    started, logged, finished = calls
+    assert (started['project'], started['id'], started['resume']) == ('encoders', tmp_path.name, 'allow')
+    assert logged == (3, {'train/loss': 1.5}) and finished == 'finished'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'module', 'extra'),
+    [
+        (dict(tensorboard=True, wandb_project=''), 'tensorboardX', r'mlm_jax\[tensorboard\]'),
+        (dict(tensorboard=False, wandb_project='x'), 'wandb', r'mlm_jax\[wandb\]'),
+    ],
+)
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, arguments, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=extra):
+        MetricsWriter(tmp_path, 0, config={}, **arguments)
