@@ -23,7 +23,9 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'mlp/down/kernel', ('hidden', 'width')),
     (r'head/dense/kernel', (None, None)),
     (r'head/bias', ('vocabulary',)),
-    (r'(attention/out|mlp/down|head/dense)/bias', (None,)),
+    (r'decoder/project/kernel', (None, None)),
+    (r'widen/kernel', (None, None)),
+    (r'(attention/out|mlp/down|head/dense|decoder/project)/bias', (None,)),
     (r'[a-z_]*norm/(scale|bias)', (None,)),
     (r'ns_coeffs', (None,)),  # constants that Muon keeps in its state
 )

@@ -1,0 +1,183 @@
+"""Can this machine, or a TPU slice that is not here, run this configuration?
+
+    python -m mlm_jax.doctor --config=configs/mlm.py:mini
+    python -m mlm_jax.doctor --config=configs/mlm.py:base,model.attention_dropout=0.0 --topology=v5e-16
+
+Without --topology it looks at this machine: configuration, prepared data, disk, devices, and the train step, compiled
+but not run. With --topology it compiles the step for the slice, on any machine with libtpu (extra `tpu`), and
+tells what it takes there. Exits with 1 when something is in the way; every ✗ names its cure.
+"""
+
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+
+import jax
+import ml_collections
+from absl import flags
+
+from mlm_jax import command_line
+from mlm_jax import config as config_lib
+from mlm_jax.config import ConfigError
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.masking.vocabulary import standard_vocabulary
+from mlm_jax.parallel import topology as topology_lib
+from mlm_jax.training import ahead_of_time, build, checks, flops, runtime
+from mlm_jax.training.state import num_parameters
+
+MIB = 2**20
+
+
+def examine(
+    config: ml_collections.ConfigDict, topology: str | None, workdir: pathlib.Path
+) -> Iterator[tuple[bool, str]]:
+    """Yields (fine, text) for each thing looked at; later ones are left out where an earlier one prevents them.
+
+    Args:
+      config: may be wrong.
+      topology: a TPU slice to compile for, as `parallel.topology` names them; None means this machine.
+      workdir: where the run would write.
+    """
+    configuration = _try(lambda: _check_configuration(config))
+    yield configuration
+    if not configuration[0]:
+        return
+    if topology:
+        devices = topology_lib.tpu_devices(topology)
+        yield True, f'{topology}: {_describe(devices)}'
+        yield from _check_step(config, devices, ahead_of_time.LOW_EFFORT)
+        return
+    yield _try(lambda: _check_data(config))
+    yield _try(lambda: _check_disk(config, workdir))
+    runtime.use_compilation_cache(config.compilation_cache)
+    yield True, f'this machine: {_describe(jax.devices())}'
+    yield from _check_step(config, jax.devices(), None)
+
+
+def _try(check: Callable[[], str]) -> tuple[bool, str]:
+    try:
+        return True, check()
+    except ConfigError as error:
+        return False, str(error)
+
+
+def _describe(devices: list[jax.Device]) -> str:
+    return f'{len(devices)} × {devices[0].device_kind}'
+
+
+def _state_shapes(config: ml_collections.ConfigDict):
+    vocabulary = standard_vocabulary(config.vocab_size)
+    return jax.eval_shape(build.make_run(config, vocabulary, steps_per_epoch=1000.0).init)
+
+
+def _check_configuration(config: ml_collections.ConfigDict) -> str:
+    config_lib.check(config)
+    return f'configuration: {num_parameters(_state_shapes(config).params):,} parameters'
+
+
+def _check_data(config: ml_collections.ConfigDict) -> str:
+    manifest = manifest_lib.load(config.data.directory)
+    checks.check_data(config, manifest)
+    rows = {name: split.rows for name, split in manifest.splits.items()}
+    missing = [
+        shard.file
+        for split in manifest.splits.values()
+        for shard in split.shards
+        if not (pathlib.Path(config.data.directory).expanduser() / shard.file).exists()
+    ]
+    if missing:
+        raise ConfigError(
+            f'{config.data.directory} lacks {", ".join(missing)}; copy them there, or prepare the data again'
+        )
+    return f'data: {", ".join(f"{count:,} rows in {name}" for name, count in rows.items())} ({config.data.directory})'
+
+
+def _check_disk(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> str:
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_state_shapes(config)))
+    needed = state * (config.checkpoint.keep_last + 1)  # a new one is written before the oldest goes
+    existing = next(parent for parent in (workdir.absolute(), *workdir.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ConfigError(
+            f'disk: checkpoints take {needed / MIB:,.0f} MiB, but {existing} has {free / MIB:,.0f} MiB free; '
+            'choose another workdir, or lower checkpoint.keep_last'
+        )
+    return f'disk: checkpoints take {needed / MIB:,.0f} MiB of the {free / MIB:,.0f} MiB free at {existing}'
+
+
+def _check_step(config: ml_collections.ConfigDict, devices: list[jax.Device], options: dict | None):
+    """Yields what compiling the train step for `devices` shows."""
+    cure = 'raise num_microbatches, set model.remat=matmuls, or use more devices'
+    try:
+        compiled = ahead_of_time.compile_train_step(config, devices, compiler_options=options)
+    except ConfigError as error:
+        yield False, str(error)
+        return
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        yield False, f'memory: {str(error).splitlines()[0]}\n{cure}'
+        return
+    needs = ahead_of_time.requirements(compiled)
+    parts = {'state and batch': needs.argument_bytes, 'temporaries': needs.temporary_bytes,
+             'output': needs.output_bytes, 'program': needs.code_bytes}  # fmt: skip
+    text = ', '.join(f'{name} {size / MIB:,.0f}' for name, size in parts.items())
+    limit = _memory_limit(devices)
+    fits = limit is None or needs.total_bytes <= limit
+    of_limit = f' of {limit / MIB:,.0f}' if limit else ''
+    text = f'memory per device: {needs.total_bytes / MIB:,.0f} MiB{of_limit} ({text})'
+    yield fits, text if fits else f'{text}\n{cure}'
+    if needs.flops:
+        yield True, _describe_flops(config, devices, needs)
+    yield True, 'collectives of a step, per device:' + (_table(needs.collectives) or ' none')
+
+
+def _memory_limit(devices: list[jax.Device]) -> int | None:
+    """Bytes that one device has for a program; None where nobody says."""
+    if devices[0].platform == 'cpu':
+        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(devices)
+    if limit := topology_lib.memory_bytes(devices[0].device_kind):
+        return limit
+    return (devices[0].memory_stats() or {}).get('bytes_limit')
+
+
+def _describe_flops(
+    config: ml_collections.ConfigDict, devices: list[jax.Device], needs: ahead_of_time.Requirements
+) -> str:
+    needed = flops.mlm_step_flops(config) / len(devices)
+    text = (
+        f'matrix products: {needs.flops / 1e12:,.3f} TFLOP per device and step, {needs.flops / needed:.2f} of what the '
+        'model needs'
+    )
+    if config.model.attention_backend != 'xla':
+        text += ' (fused attention not counted)'
+    peak = flops.peak_flops_per_second(devices[0].device_kind)
+    return text + (f'; {1000 * needed / peak:,.1f} ms at the published peak' if peak else '')
+
+
+def _table(collectives: dict[str, tuple[int, int]]) -> str:
+    return ''.join(
+        f'\n{name:<19}{times:>7,} times, {size / MIB:>10,.1f} MiB in all' for name, (times, size) in collectives.items()
+    )
+
+
+def main() -> None:
+    """Runs the program."""
+    values, all_fine = flags.FLAGS, True
+    try:
+        for fine, text in examine(values.config, values.topology, pathlib.Path(values.workdir).expanduser()):
+            print('✓' if fine else '✗', text.replace('\n', '\n  '), flush=True)
+            all_fine = all_fine and fine
+    except ValueError as error:  # an unknown topology
+        sys.exit(f'error: {error}')
+    sys.exit(0 if all_fine else 1)
+
+
+if __name__ == '__main__':
+    command_line.define_config_flag()
+    flags.adopt_module_key_flags(command_line)
+    flags.DEFINE_string('topology', None, 'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64.')
+    flags.DEFINE_string('workdir', 'runs', 'Where the run would write: its disk must hold the checkpoints.')
+    command_line.run(main, required=('config',))

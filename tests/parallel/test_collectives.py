@@ -1,0 +1,79 @@
+"""What is read from compiled programs, against programs whose collectives and products are known."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mlm_jax.parallel import collectives
+from mlm_jax.parallel.mesh import make_mesh
+
+
+class Program:
+    """Stands in for a compiled function, with this HLO."""
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def as_text(self) -> str:
+        return self._text
+
+
+def test_collectives_in_a_loop_count_as_often_as_it_runs():
+    @functools.partial(jax.shard_map, mesh=make_mesh(8), in_specs=PartitionSpec('data'), out_specs=PartitionSpec())
+    def program(x):
+        def body(carry, _):
+            return jnp.sin(jax.lax.pmean(carry + x, 'data')), None
+
+        start = jax.lax.pmean(x, 'data')
+        return jax.lax.scan(body, start, length=5)[0]
+
+    compiled = jax.jit(program).lower(jax.ShapeDtypeStruct((8, 32), jnp.float32)).compile()
+    assert collectives.describe_collectives(compiled) == {'all-reduce': (6, 6 * 32 * 4)}
+
+
+@pytest.mark.smoke
+def test_products_of_loops_and_batches_count_on_each_device():
+    mesh = make_mesh(8)
+    rows = jax.ShapeDtypeStruct((16, 24, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec('data')))
+    weights = jax.ShapeDtypeStruct((3, 8, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    def program(x, w):
+        x, _ = jax.lax.scan(lambda x, one: (jnp.sin(x @ one), None), x, w)
+        return jnp.einsum('btd,bsd->bts', x, x)
+
+    compiled = jax.jit(program).lower(rows, weights).compile()
+    assert collectives.matmul_flops(compiled) == 2 * 2 * (3 * 24 * 8 * 8 + 24 * 24 * 8)
+
+
+# A product as TPUs write it: a convolution whose window of 12 heads reaches 11 positions into padding on either side.
+CONVOLUTION = """\
+%inside (a: bf16[4,12,64]) -> bf16[4,12,32] {
+  %a = bf16[4,12,64]{2,1,0} parameter(0)
+  %w = bf16[64,12,32]{2,1,0} constant({...})
+  %c = bf16[4,12,32]{2,1,0} convolution(%a, %w), window={WINDOW}, dim_labels=b0f_i0o->b0f
+}
+
+ENTRY %main (a: bf16[4,12,64]) -> bf16[4,12,32] {
+  %a.1 = bf16[4,12,64]{2,1,0} parameter(0)
+  %s = (bf16[4,12,64]{2,1,0:T(8,128)}, bf16[8,12,64]{2,1,0}) all-gather-start(%a.1), dimensions={0}
+  %d = bf16[8,12,64]{2,1,0} all-gather-done(%s)
+  ROOT %f = bf16[4,12,32]{2,1,0} fusion(%a.1), kind=kOutput, calls=%inside
+}
+"""
+
+
+@pytest.mark.parametrize('window', ['size=12 pad=11_11', 'size=12 pad=5_6', 'size=12 pad=11_0 stride=1'])
+def test_only_products_with_real_inputs_count_in_a_convolution(window):
+    program = Program(CONVOLUTION.replace('WINDOW', window))
+    size, (before, after) = 12, map(int, window.split('pad=')[1].split()[0].split('_'))
+    taps = np.convolve(np.ones(12), np.ones(size))[size - 1 - before :][: min(12, 12 + before + after - size + 1)]
+    assert collectives.matmul_flops(program) == 2 * 4 * 32 * 64 * int(taps.sum())
+
+
+def test_an_asynchronous_collective_counts_once():
+    program = Program(CONVOLUTION.replace('WINDOW', 'size=12'))
+    assert collectives.describe_collectives(program) == {'all-gather': (1, 8 * 12 * 64 * 2)}

@@ -1,0 +1,113 @@
+"""The train step of BERT-base compiles for TPU slices that nobody has here, fits them, and is divided as it should."""
+
+import importlib.util
+import pathlib
+
+import jax
+import pytest
+
+from mlm_jax import config as config_lib
+from mlm_jax.parallel import topology
+from mlm_jax.training import ahead_of_time
+from mlm_jax.training.flops import mlm_step_flops
+
+CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'mlm.py'
+BASE = 'base,model.attention_backend=splash,model.attention_dropout=0.0'
+# A layer of base: 12 d² weights in bfloat16; the token embedding: V · d in float32.
+LAYER_BYTES, TABLE_BYTES = 2 * 12 * 768**2, 4 * 32768 * 768
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed (extra `tpu`)'
+)
+
+
+def get_config(argument: str):
+    """The checked configuration of configs/mlm.py with this argument."""
+    spec = importlib.util.spec_from_file_location('mlm_config', CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(argument)
+    config_lib.check(config)
+    return config
+
+
+def compile_for(name: str, argument: str, capsys) -> tuple[ahead_of_time.Requirements, float]:
+    """What one device needs, and the FLOPs of all devices as a share of the model's own, printed too."""
+    config, devices = get_config(argument), topology.tpu_devices(name)
+    compiled = ahead_of_time.compile_train_step(config, devices, compiler_options=ahead_of_time.LOW_EFFORT)
+    needs = ahead_of_time.requirements(compiled)
+    share = needs.flops * len(devices) / mlm_step_flops(config)
+    with capsys.disabled():
+        print(f'\n{name} configs/mlm.py:{argument}')
+        print(f'  {needs.total_bytes / 2**20:,.0f} MiB per device, {needs.temporary_bytes / 2**20:,.0f} of temporaries')
+        print(
+            f'  {needs.flops / 1e12:.2f} TFLOP per device, {share:.3f} of what the model needs, attention not counted'
+        )
+        for collective, (times, size) in needs.collectives.items():
+            print(f'  {collective}: {times} times, {size / 2**20:,.0f} MiB')
+    return needs, share
+
+
+@needs_libtpu
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize(
+    'name, overrides',
+    [
+        ('v5e-16', 'sharding=fsdp,mesh.data=1,mesh.fsdp=16,num_microbatches=8'),
+        ('v5e-256', 'sharding=fsdp,mesh.data=16,mesh.fsdp=16'),
+        ('v5e-256', 'sharding=fsdp,mesh.data=16,mesh.fsdp=16,recipe=modern'),
+    ],
+)
+def test_fsdp_gathers_weights_and_moves_no_activations(name, overrides, capsys):
+    needs, share = compile_for(name, f'{BASE},{overrides}', capsys)
+    assert needs.total_bytes < 15.75 * 2**30
+    # All products are done once, on one device: what is missing is the attention in the fused kernel, 9.6 %.
+    assert share == pytest.approx(1 - 0.096, abs=0.01)
+    # Every layer's weights are gathered once per microbatch, and kept for the backward pass; so is the embedding.
+    microbatches = 8 if name == 'v5e-16' else 1
+    gathered = microbatches * (12 * LAYER_BYTES + TABLE_BYTES)
+    assert needs.collectives['all-gather'][1] == pytest.approx(gathered, rel=0.15)
+    # Gradients are summed over devices once per microbatch: layers in bfloat16, the embedding from both of its ends.
+    assert needs.collectives['all-reduce'][1] < microbatches * (1.1 * 12 * LAYER_BYTES + 2.2 * TABLE_BYTES)
+    # Rows stay where they are: no exchange of activations, no products of slices passed around a ring.
+    assert needs.collectives.keys() == {'all-gather', 'all-reduce'}
+    # The state is divided by the 16 devices of the axis (12 bytes per parameter; narrow slices are padded to 128).
+    assert needs.argument_bytes < 128 / 48 * 12 * 111e6 / 16
+
+
+@needs_libtpu
+@pytest.mark.tpu_compile
+def test_tensor_parallel_layers_sum_activations_four_times(capsys):
+    overrides = 'sharding=fsdp_tp,mesh.data=1,mesh.fsdp=4,mesh.tensor=4,num_microbatches=16'
+    needs, share = compile_for('v5e-16', f'{BASE},{overrides}', capsys)
+    assert needs.total_bytes < 15.75 * 2**30
+    assert share == pytest.approx(1 - 0.096, abs=0.01)
+    activations = 2048 // 16 // 4 * 512 * 768 * 2  # of one microbatch on one device
+    assert needs.collectives['all-reduce'][1] == pytest.approx(16 * 12 * 4 * activations, rel=0.25)
+
+
+@needs_libtpu
+@pytest.mark.tpu_compile
+def test_what_does_not_fit_is_refused_with_the_sizes():
+    config = get_config(f'{BASE},sharding=fsdp,mesh.data=1,mesh.fsdp=16')
+    with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED.*exceeds available HBM'):
+        ahead_of_time.compile_train_step(config, topology.tpu_devices('v5e-16'))
+
+
+@pytest.mark.parametrize(
+    'name, layout', [('v5e-16', 'v5e:4x4'), ('v6e-256', 'v6e:16x16'), ('v5p-64', 'v5p:2x4x4'), ('v5e:2x2', 'v5e:2x2')]
+)
+def test_slices_are_known_by_name_and_by_layout(name, layout):
+    assert topology.layout_name(name) == layout
+
+
+@pytest.mark.parametrize('name', ['v5e-17', 'v5p-7', 'v9-16', 'v5e', 'v5e-x'])
+def test_an_unknown_slice_is_refused(name):
+    with pytest.raises(ValueError, match=f"unknown topology '{name}': it is one of v5e-4, "):
+        topology.layout_name(name)
+
+
+def test_without_libtpu_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'mlm_jax\[tpu\]'"):
+        topology.tpu_devices('v5e-16')

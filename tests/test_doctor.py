@@ -1,0 +1,105 @@
+"""The doctor finds what is in the way, names the cure, and says what a run takes."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from mlm_jax import config as config_lib
+from mlm_jax import doctor
+from mlm_jax.training import ahead_of_time
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def findings(config, workdir) -> list[tuple[bool, str]]:
+    return list(doctor.examine(config, topology=None, workdir=workdir))
+
+
+def problems(config, workdir) -> str:
+    return '\n'.join(text for fine, text in findings(config, workdir) if not fine)
+
+
+def test_a_run_that_can_start_has_no_problem(tiny_config, tmp_path):
+    found = findings(tiny_config, tmp_path / 'runs' / 'new')
+    text = '\n'.join(text for _, text in found)
+    assert all(fine for fine, _ in found), text
+    for part in (
+        'configuration: 21,408 parameters',
+        ' rows in train',
+        'disk: checkpoints take',
+        '8 × cpu',
+        'memory per device: ',
+    ):
+        assert part in text
+    assert 'all-reduce' in text  # gradients of 8 devices
+
+
+def test_a_wrong_configuration_is_all_that_is_said(tiny_config, tmp_path):
+    tiny_config.model.num_heads = 5
+    ((fine, text),) = findings(tiny_config, tmp_path)
+    assert not fine and 'model.width=32 must be a multiple of model.num_heads=5' in text
+
+
+def test_each_problem_comes_with_its_cure(tiny_config, tmp_path, monkeypatch):
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    tiny_config.data.directory = str(tmp_path / 'nothing')
+    tiny_config.mesh.fsdp = 3
+    text = problems(tiny_config, tmp_path)
+    assert 'python -m mlm_jax.prepare' in text
+    assert 'choose another workdir, or lower checkpoint.keep_last' in text
+    assert 'does not fit 8 devices' in text
+
+
+def test_a_missing_shard_is_named(tiny_config, prepared, tmp_path):
+    copy = shutil.copytree(prepared, tmp_path / 'copy')
+    next(copy.glob('train-*')).unlink()
+    tiny_config.data.directory = str(copy)
+    assert 'lacks train-00000-of-00001.npy; copy' in problems(tiny_config, tmp_path)
+
+
+def test_too_little_memory_is_a_problem(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, '_memory_limit', lambda devices: 2**10)
+    assert 'raise num_microbatches' in problems(tiny_config, tmp_path)
+
+    def exhausted(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Ran out of memory on HBM')
+
+    monkeypatch.setattr(ahead_of_time, 'compile_train_step', exhausted)
+    assert 'Ran out of memory on HBM\nraise num_microbatches' in problems(tiny_config, tmp_path)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-m', 'mlm_jax.doctor', *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.smoke
+def test_the_program_ends_with_the_verdict(prepared, tmp_path):
+    config = (
+        f'--config=configs/mlm.py:tiny,vocab_size=64,sequence_length=32,batch_size=8,compilation_cache=,'
+        f'data.directory={prepared}'
+    )
+    good = run(config, f'--workdir={tmp_path}')
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.startswith('✓ configuration: ') and '✗' not in good.stdout
+    bad = run(config, f'--workdir={tmp_path}', '--config.sequence_length=64')
+    assert bad.returncode == 1
+    assert '✗ the data in' in bad.stdout and 'sequence_length: 64 in the configuration, 32 in the data' in bad.stdout
+
+
+def test_an_unknown_topology_is_an_error_in_one_line():
+    result = run('--config=configs/mlm.py:tiny', '--topology=v5e-17')
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
+    assert "error: unknown topology 'v5e-17'" in result.stderr
+
+
+def test_the_configuration_is_not_changed(tiny_config, tmp_path):
+    before = config_lib.to_json(tiny_config)
+    findings(tiny_config, tmp_path)
+    assert config_lib.to_json(tiny_config) == before
