@@ -1,10 +1,13 @@
 """The train step of a configuration, compiled for devices that need not be there, and what it asks of them."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.experimental.compilation_cache import compilation_cache
 
 from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.parallel import collectives
@@ -69,7 +72,21 @@ def compile_train_step(
         tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.batch_sharding(mesh))
         shardings = (jax.tree.map(lambda x: x.sharding, state), mesh_lib.replicated(mesh))
         step = jax.jit(run.train_step, donate_argnums=0, out_shardings=shardings)
-        return step.lower(state, tokens).compile(compiler_options)
+        with contextlib.nullcontext() if set(devices) <= set(jax.devices()) else _no_compilation_cache():
+            return step.lower(state, tokens).compile(compiler_options)
+
+
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """Programs for devices that are not here can be written to JAX's cache, but not read from it."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # it remembers whether it is in use
+    try:
+        yield
+    finally:
+        jax.config.update('jax_enable_compilation_cache', before)
+        compilation_cache.reset_cache()
 
 
 def requirements(compiled: jax.stages.Compiled) -> Requirements:
