@@ -29,7 +29,7 @@ DURATIONS = ('total', 'schedule.warmup', 'schedule.decay', 'evaluation.every', '
 DURATION_UNITS = ('steps', 'epochs', 'examples', 'tokens', 'percent')
 
 CHOICES = {
-    'objective': ('mlm',),
+    'objective': ('mlm', 'mae_lm'),
     'data.packing': ('documents', 'full_sentences', 'one_per_row'),
     'tokenizer.normalization': ('identity', 'nfkc', 'nmt_nfkc'),
     'model.positions': ('learned', 'rotary'),
@@ -117,6 +117,15 @@ def default_config() -> ml_collections.ConfigDict:
     k.ratio = 0.15
     k.mask_fraction = 0.8  # of the chosen positions: [MASK];
     k.random_fraction = 0.1  # a random ordinary token; the others stay as they are
+
+    c.mae_lm = a = ml_collections.ConfigDict()  # of the objective mae_lm alone; more in models/mae_lm.py
+    a.decoder_layers = 4
+    a.decoder_width = 0  # 0: as wide as the encoder
+    a.decoder_ffn_width = 0  # 0: in proportion
+    a.masked_in_encoder = 0.0  # share of the masked positions that the encoder sees, as masking replaced them
+    a.reset_masked = False  # the decoder finds [MASK]'s embedding there, not the encoder's output
+    a.renumber_positions = False  # the encoder counts the kept tokens; else they keep their original positions
+    a.kept_margin = 0.125  # share of a row that may be special tokens before its kept tokens overflow; 1 always fits
 
     c.optimizer = o = ml_collections.ConfigDict()
     o.name = 'adamw'
@@ -318,6 +327,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             f'model.relative_buckets={m.relative_buckets} must be a multiple of 4, and relative_max_distance='
             f'{m.relative_max_distance} must exceed a quarter of it by more than 1'
         )
+    if c.objective == 'mae_lm':
+        problems += _mae_lm_problems(c)
     if m.num_layers % m.scan_unroll:
         problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
     if c.masking.mask_fraction + c.masking.random_fraction > 1 + 1e-9:
@@ -348,6 +359,26 @@ def check(config: ml_collections.ConfigDict) -> None:
             problems.append('the length of the run is missing or 0: set total_steps, or another total_…')
     if problems:
         raise ConfigError('\n'.join(problems))
+
+
+def _mae_lm_problems(c: ml_collections.ConfigDict) -> list[str]:
+    a, m, problems = c.mae_lm, c.model, []
+    if a.decoder_layers < 1:
+        problems.append(f'mae_lm.decoder_layers={a.decoder_layers} must be at least 1')
+    if a.decoder_width < 0 or a.decoder_width % m.num_heads:
+        problems.append(
+            f'mae_lm.decoder_width={a.decoder_width} must be 0, or a multiple of model.num_heads={m.num_heads}'
+        )
+    if a.decoder_ffn_width < 0:
+        problems.append(f'mae_lm.decoder_ffn_width={a.decoder_ffn_width} must be 0, or positive')
+    for key in ('masked_in_encoder', 'kept_margin'):
+        if not 0 <= a[key] <= 1:
+            problems.append(f'mae_lm.{key}={a[key]} must lie within 0 … 1')
+    if a.reset_masked and not a.masked_in_encoder:
+        problems.append('mae_lm.reset_masked needs masked positions in the encoder: set mae_lm.masked_in_encoder=1.0')
+    if m.attention_backend == 'splash':
+        problems.append('the splash attention backend needs lengths in 128s, which kept tokens have not: use xla')
+    return problems
 
 
 def _fused_attention_problems(m: ml_collections.ConfigDict, sequence_length: int) -> list[str]:

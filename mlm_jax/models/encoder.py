@@ -10,6 +10,38 @@ from mlm_jax.parallel.mesh import split_rows
 from mlm_jax.parallel.sharding import gather_width, path_name
 
 
+def block_for_use(config: EncoderConfig, initializing: bool) -> type[nn.Module]:
+    """`Block` as computations use it: weights gathered from the devices that share them, kernels in the matmul dtype.
+
+    Args:
+      config: of the layers.
+      initializing: makes the parameters as they are kept, not as they are used.
+    """
+
+    def weights_for_use(variables):
+        def cast(path, x):
+            return x.astype(config.dtype) if path_name(path).endswith('/kernel') else x
+
+        return gather_width(jax.tree_util.tree_map_with_path(cast, variables))
+
+    block = Block if initializing else nn.map_variables(Block, 'params', trans_in_fn=weights_for_use)
+    if config.remat == 'none':
+        return block
+    return nn.remat(block, policy=remat_policy(config.remat), prevent_cse=False)
+
+
+def scanned_layers(config: EncoderConfig, num_layers: int, deterministic: bool, initializing: bool) -> nn.Module:
+    """`num_layers` Blocks as one scan named `layers`, with their parameters stacked."""
+    return nn.scan(
+        block_for_use(config, initializing),
+        variable_axes={'params': 0},
+        split_rngs={'params': True, 'dropout': True},
+        in_axes=(nn.broadcast,) * 3,
+        length=num_layers,
+        unroll=config.scan_unroll,
+    )(config, deterministic, name='layers')
+
+
 class Encoder(nn.Module):
     """A bidirectional transformer (BERT, RoBERTa, ModernBERT by `config`)."""
 
@@ -51,13 +83,14 @@ class Encoder(nn.Module):
             positions_BxT = positions_lib.positions_in_documents(segments_BxT)
         angles_BxTxR = positions_lib.rotary_angles(positions_BxT, c.head_width) if c.positions == 'rotary' else None
         x_BxTxd = self.embed(tokens_BxT, positions_BxT, deterministic)
-        x_BxTxd, _ = self._layers(deterministic)(x_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT)
+        layers = scanned_layers(c, c.num_layers, deterministic, self.is_initializing())
+        x_BxTxd, _ = layers(x_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT)
         return self.final_norm(x_BxTxd) if c.norm == 'pre' else x_BxTxd
 
     def embed(self, tokens_BxT, positions_BxT, deterministic: bool):
         """[B, T, d]: token and position embeddings → LayerNorm → dropout."""
         c = self.config
-        x_BxTxd = jnp.take(self._token_table(), tokens_BxT, axis=0)
+        x_BxTxd = self.token_vectors(tokens_BxT)
         if c.positions == 'learned':
             x_BxTxd += self.position_embedding(positions_BxT)
         x_BxTxd = split_rows(x_BxTxd.astype(c.dtype))
@@ -65,28 +98,9 @@ class Encoder(nn.Module):
             x_BxTxd = self.embedding_norm(x_BxTxd)
         return nn.Dropout(c.dropout, deterministic=deterministic)(x_BxTxd)
 
-    def _layers(self, deterministic: bool):
-        c, block = self.config, Block
-        if not self.is_initializing():  # which makes the parameters as they are kept, not as they are used
-            block = nn.map_variables(block, 'params', trans_in_fn=self._weights_for_use)
-        if c.remat != 'none':
-            block = nn.remat(block, policy=remat_policy(c.remat), prevent_cse=False)
-        return nn.scan(
-            block,
-            variable_axes={'params': 0},
-            split_rngs={'params': True, 'dropout': True},
-            in_axes=(nn.broadcast,) * 3,
-            length=c.num_layers,
-            unroll=c.scan_unroll,
-        )(c, deterministic, name='layers')
-
-    def _weights_for_use(self, variables):
-        """One layer's parameters, gathered from the devices that share them; kernels in the dtype of matmuls."""
-
-        def cast(path, x):
-            return x.astype(self.config.dtype) if path_name(path).endswith('/kernel') else x
-
-        return gather_width(jax.tree_util.tree_map_with_path(cast, variables))
+    def token_vectors(self, tokens: jax.Array) -> jax.Array:
+        """f32[…, d]: rows of the token embedding."""
+        return jnp.take(self._token_table(), tokens, axis=0)
 
     def _token_table(self) -> jax.Array:
         """f32[V, d]."""

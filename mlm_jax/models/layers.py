@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mlm_jax.masking.batch import gather_positions
 from mlm_jax.models import positions as positions_lib
 from mlm_jax.models.attention import attend
 from mlm_jax.parallel.mesh import split_rows
@@ -92,11 +93,17 @@ class SelfAttention(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT, deterministic: bool):
-        """Mixes tokens: [B, T, d] → [B, T, d]; `angles_BxTxR` and `bias_BxHxTxT` may be None."""
+    def __call__(self, x_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT, deterministic: bool, at_BxM=None):
+        """Mixes tokens: [B, T, d] → [B, T, d]; `angles_BxTxR` and `bias_BxHxTxT` may be None.
+
+        With `at_BxM`, queries and outputs at these positions only, [B, M, d]; T is no position. Needs neither angles
+        nor bias, which come for whole rows.
+        """
         c = self.config
-        qkv_BxTx3xHxD = dense(c, (3, c.num_heads, c.head_width), 'qkv')(x_BxTxd)
-        q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = (qkv_BxTx3xHxD[:, :, i] for i in range(3))
+        q_segments_BxT = segments_BxT if at_BxM is None else gather_positions(segments_BxT, at_BxM)
+        if at_BxM is not None and not (angles_BxTxR is None and bias_BxHxTxT is None):
+            raise ValueError('attention at some positions only takes neither rotary angles nor a relative bias')
+        q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = self._queries_keys_values(x_BxTxd, at_BxM)
         if angles_BxTxR is not None:
             q_BxTxHxD = positions_lib.rotate(q_BxTxHxD, angles_BxTxR)
             k_BxTxHxD = positions_lib.rotate(k_BxTxHxD, angles_BxTxR)
@@ -105,7 +112,7 @@ class SelfAttention(nn.Module):
             q_BxTxHxD,
             k_BxTxHxD,
             v_BxTxHxD,
-            segments_BxT,
+            q_segments_BxT,
             segments_BxT,
             bias_BxHxTxS=bias_BxHxTxT,
             dropout_rate=c.attention_dropout,
@@ -113,6 +120,21 @@ class SelfAttention(nn.Module):
             backend=c.attention_backend,
         )
         return dense(c, c.width, 'out', axis=(-2, -1))(out_BxTxHxD)
+
+    def _queries_keys_values(self, x_BxTxd, at_BxM):
+        c = self.config
+        qkv = dense(c, (3, c.num_heads, c.head_width), 'qkv')
+        if at_BxM is None or self.is_initializing():
+            qkv_BxTx3xHxD = qkv(x_BxTxd)
+            q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = (qkv_BxTx3xHxD[:, :, i] for i in range(3))
+            return (q_BxTxHxD if at_BxM is None else gather_positions(q_BxTxHxD, at_BxM)), k_BxTxHxD, v_BxTxHxD
+        # The same parameters, with queries for the wanted positions alone.
+        weights = {name: w.astype(c.dtype) for name, w in qkv.variables['params'].items()}
+        q_BxMxHxD = jnp.einsum('bmd,dhe->bmhe', gather_positions(x_BxTxd, at_BxM), weights['kernel'][:, 0])
+        kv_BxTx2xHxD = jnp.einsum('btd,dphe->btphe', x_BxTxd, weights['kernel'][:, 1:])
+        if c.bias:
+            q_BxMxHxD, kv_BxTx2xHxD = q_BxMxHxD + weights['bias'][0], kv_BxTx2xHxD + weights['bias'][1:]
+        return q_BxMxHxD, kv_BxTx2xHxD[:, :, 0], kv_BxTx2xHxD[:, :, 1]
 
 
 class MLP(nn.Module):
@@ -139,22 +161,27 @@ class Block(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT):
-        """Returns the layer's output, as the carry of the scan, and no per-layer output."""
+    def __call__(self, x_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT, at_BxM=None):
+        """Returns the layer's output, as the carry of the scan, and no per-layer output.
+
+        With `at_BxM`, the output at these positions only, [B, M, d]: all tokens are keys, and nothing else is computed
+        for the others.
+        """
         c = self.config
 
-        def sublayer(x_BxTxd, function, norm_name):
+        def sublayer(x_BxTxd, function, norm_name, at_BxM=None):
             norm = layer_norm(c, norm_name)
             y_BxTxd = function(norm(x_BxTxd) if c.norm == 'pre' else x_BxTxd)
+            x_BxTxd = x_BxTxd if at_BxM is None else gather_positions(x_BxTxd, at_BxM)
             y_BxTxd = x_BxTxd + nn.Dropout(c.dropout, deterministic=self.deterministic)(y_BxTxd)
             return y_BxTxd if c.norm == 'pre' else norm(y_BxTxd)
 
         def attention(y_BxTxd):
             return SelfAttention(c, name='attention')(
-                y_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT, self.deterministic
+                y_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT, self.deterministic, at_BxM
             )
 
-        x_BxTxd = sublayer(x_BxTxd, attention, 'attention_norm')
+        x_BxTxd = sublayer(x_BxTxd, attention, 'attention_norm', at_BxM)
         x_BxTxd = sublayer(x_BxTxd, MLP(c, name='mlp'), 'mlp_norm')
         return split_rows(x_BxTxd), None
 

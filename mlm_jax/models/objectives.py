@@ -1,5 +1,10 @@
 """The objectives by the name that configurations use. A new one is a module with MLM's interface and a line here."""
 
+from mlm_jax.models.mae_lm import MAELM, MAELMConfig
 from mlm_jax.models.mlm import MLM
 
-OBJECTIVES = {'mlm': MLM}
+# name → (EncoderConfig, the part of the configuration of that name, Vocabulary) → Linen module
+OBJECTIVES = {
+    'mlm': lambda encoder, options, vocabulary: MLM(encoder),
+    'mae_lm': lambda encoder, options, vocabulary: MAELM(encoder, vocabulary.mask_id, MAELMConfig(**options)),
+}

@@ -45,9 +45,9 @@ def encoder_config(config: ml_collections.ConfigDict) -> EncoderConfig:
     return EncoderConfig(vocab_size=config.vocab_size, max_length=config.sequence_length, **config.model)
 
 
-def make_objective(config: ml_collections.ConfigDict):
-    """The Linen module that `config.objective` names."""
-    return OBJECTIVES[config.objective](encoder_config(config))
+def make_objective(config: ml_collections.ConfigDict, vocabulary: Vocabulary):
+    """The Linen module that `config.objective` names, with the settings under that name, where it has any."""
+    return OBJECTIVES[config.objective](encoder_config(config), config.get(config.objective, {}), vocabulary)
 
 
 def make_optimizer_of_run(
@@ -73,7 +73,7 @@ def make_run(config: ml_collections.ConfigDict, vocabulary: Vocabulary, steps_pe
       steps_per_epoch: rows / batch_size, for durations in epochs.
     """
     total_steps = config_lib.resolve_steps(config, 'total', steps_per_epoch=steps_per_epoch)
-    objective = make_objective(config)
+    objective = make_objective(config, vocabulary)
     masking = Masking(vocabulary, **config.masking)
     evaluation_masking = Masking(vocabulary, ratio=config.evaluation.ratio)
     optimizer, learning_rate = make_optimizer_of_run(config, total_steps, steps_per_epoch)

@@ -25,14 +25,46 @@ def peak_flops_per_second(device_kind: str) -> float | None:
     return None
 
 
-def mlm_step_flops(config: ml_collections.ConfigDict) -> float:
-    """FLOPs of the matmuls of one optimizer step of MLM; the backward pass counts twice the forward pass.
+def step_flops(config: ml_collections.ConfigDict) -> float:
+    """FLOPs of the matmuls of one optimizer step; the backward pass counts twice the forward pass.
 
-    A row of n tokens costs L·(2nW + 4n²d) + m·(2d² + 2dV) forward, with W = 4d² + g·d·F, g = 2 (GELU) or 3 (GeGLU) and
-    m = ratio·n masked positions. Rows count in full, packed or not.
+    Rows count in full, packed or not, and only with what the objective needs: no unused slots.
     """
+    row_flops = {'mlm': mlm_row_flops, 'mae_lm': mae_lm_row_flops}[config.objective]
+    return 3 * config.batch_size * row_flops(config)
+
+
+def mlm_row_flops(config: ml_collections.ConfigDict) -> float:
+    """Forward pass of MLM on a row of n tokens: L·(2nW + 4n²d) + m·(2d² + 2dV), m = ratio·n masked positions."""
     m, n = config.model, config.sequence_length
-    weights = 4 * m.width**2 + (3 if m.mlp == 'geglu' else 2) * m.width * m.ffn_width
-    encoder = m.num_layers * (2 * n * weights + 4 * n**2 * m.width)
     head = config.masking.ratio * n * (2 * m.width**2 + 2 * m.width * config.vocab_size)
-    return 3 * config.batch_size * (encoder + head)
+    return m.num_layers * _layer_flops(m, n) + head
+
+
+def mae_lm_row_flops(config: ml_collections.ConfigDict) -> float:
+    """Forward pass of MAE-LM: the encoder on k = n − (1 − δ)m kept tokens, the decoder on n, the head on m.
+
+    The paper's decoder costs L_d·(2nW_d + 4n²d_d); here its last layer computes all but keys and values for the m
+    masked positions only: 4n·d_d² + 2m(W_d − 2d_d²) + 4nm·d_d. Where d_d ≠ d, each n and each m takes 2d·d_d more.
+    """
+    m, options, n = config.model, config.mae_lm, config.sequence_length
+    masked = config.masking.ratio * n
+    kept = n - (1 - options.masked_in_encoder) * masked
+    width = options.decoder_width or m.width
+    ffn_width = options.decoder_ffn_width or m.ffn_width * width // m.width
+    decoder = ml_collections.ConfigDict(dict(width=width, ffn_width=ffn_width, mlp=m.mlp))
+    last = 4 * n * width**2 + 2 * masked * (_layer_weights(decoder) - 2 * width**2) + 4 * n * masked * width
+    head = masked * (2 * width**2 + 2 * m.width * config.vocab_size)
+    between = 2 * m.width * width * (n + masked) if width != m.width else 0
+    layers = m.num_layers * _layer_flops(m, kept) + (options.decoder_layers - 1) * _layer_flops(decoder, n) + last
+    return layers + head + between
+
+
+def _layer_weights(m: ml_collections.ConfigDict) -> int:
+    """W = 4d² + g·d·F, g = 2 (GELU) or 3 (GeGLU)."""
+    return 4 * m.width**2 + (3 if m.mlp == 'geglu' else 2) * m.width * m.ffn_width
+
+
+def _layer_flops(m: ml_collections.ConfigDict, n: float) -> float:
+    """2nW + 4n²d for n tokens that see each other."""
+    return 2 * n * _layer_weights(m) + 4 * n**2 * m.width

@@ -42,7 +42,7 @@ class RunLog:
         self._config, self._learning_rate, self._rows_of_step = config, learning_rate, rows_of_step
         self._window = MetricsWindow(position.window)
         self._train_seconds = position.train_seconds
-        self._step_flops = flops.mlm_step_flops(config)
+        self._step_flops = flops.step_flops(config)
         self._peak = flops.peak_flops_per_second(jax.devices()[0].device_kind)
         self._writer, self._progress = None, ProgressLine(total_steps)
         if jax.process_index() == 0:

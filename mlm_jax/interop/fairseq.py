@@ -1,0 +1,200 @@
+"""Weights of MAE-LM's released fairseq code as an objective here: to continue or to fine-tune what it trained.
+
+Plain arrays in, a module and its parameters out: neither PyTorch nor fairseq is imported. Names and shapes are those of
+`yumeng5/MAE-LM`; its position tables count from 0, unlike RoBERTa's. Reading is strict: a name that is missing, or that
+has no place here, is an error. Two kinds of names hold nothing of the objective, and are left out: copies of tied
+weights, which must be equal, and `classification_heads.…`, the heads of tasks that a model was fine-tuned for.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from mlm_jax.interop.huggingface import StateDict
+from mlm_jax.masking.batch import MaskedBatch
+from mlm_jax.models.layers import EncoderConfig
+from mlm_jax.models.mae_lm import MAELM, MAELMConfig
+from mlm_jax.models.mlm import MLM
+
+ENCODER, DECODER = 'encoder.sentence_encoder', 'gen_decoder.sentence_encoder'
+
+
+def mae_lm(
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    num_heads: int,
+    mask_id: int,
+    pad_id: int = 1,
+    relative_buckets: int = 32,
+    relative_max_distance: int = 128,
+) -> tuple[MAELM, dict]:
+    """MAE-LM from the released model `ae`.
+
+    Args:
+      state_dict: name → array, float, such as {k: v.numpy() for k, v in checkpoint['model'].items()}.
+      num_heads: H, of the encoder and of the decoder.
+      mask_id: the id of [MASK].
+      pad_id: the id of the padding; models here read padding off the segments, so it is only checked.
+      relative_buckets: rows of the relative position bias; 0 means that the model has none.
+      relative_max_distance: where its logarithmic buckets end.
+
+    Returns:
+      The module, for batches of any masking (it has a slot for every token, `kept_margin` = 1), and its parameters,
+      float32.
+
+    Raises:
+      ValueError: for missing names, names without a place, shapes and arguments that disagree, and copies of tied
+        weights that differ.
+    """
+    source = _StrictStateDict(state_dict)
+    config, encoder = _encoder(source, num_heads, mask_id, pad_id, relative_buckets, relative_max_distance)
+    width = source[f'{DECODER}.embed_positions.weight'].shape[1]
+    layers = source.layers(DECODER, width, num_heads)
+    decoder = {
+        'position_embedding': {'embedding': source[f'{DECODER}.embed_positions.weight']},
+        'embedding_norm': source.norm(f'{DECODER}.emb_layer_norm'),
+        'last_layer': layers[-1],
+    }
+    if len(layers) > 1:
+        decoder['layers'] = _stack(layers[:-1])
+    params = {'encoder': encoder, 'decoder': decoder, 'head': _head(source, 'gen_decoder.lm_head')}
+    if width != config.width:
+        decoder['project'] = source.linear('encoder_to_decoder')
+        params['widen'] = {'kernel': source['gen_decoder.lm_head.embed_linear.weight'].T}
+    _check_tied(source, encoder, f'{DECODER}.embed_tokens.weight', 'gen_decoder.lm_head.weight')
+    source.check_all_read()
+    options = MAELMConfig(
+        decoder_layers=len(layers),
+        decoder_width=width,
+        decoder_ffn_width=layers[0]['mlp']['up']['bias'].shape[0],
+        kept_margin=1.0,
+    )
+    module = MAELM(config, mask_id, options)
+    _check_shapes(module, params)
+    return module, params
+
+
+def mlm(
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    num_heads: int,
+    mask_id: int,
+    pad_id: int = 1,
+    relative_buckets: int = 32,
+    relative_max_distance: int = 128,
+) -> tuple[MLM, dict]:
+    """The MLM baseline of the same code. Arguments, results and errors are those of `mae_lm`."""
+    source = _StrictStateDict(state_dict)
+    config, encoder = _encoder(source, num_heads, mask_id, pad_id, relative_buckets, relative_max_distance)
+    params = {'encoder': encoder, 'head': _head(source, 'encoder.lm_head')}
+    _check_tied(source, encoder, 'encoder.lm_head.weight')
+    source.check_all_read()
+    module = MLM(config)
+    _check_shapes(module, params)
+    return module, params
+
+
+class _StrictStateDict(StateDict):
+    """Reads fairseq's layers."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        super().__init__({k: v for k, v in arrays.items() if not k.startswith('classification_heads.')})
+
+    def layers(self, prefix: str, width: int, num_heads: int) -> list[dict]:
+        """The layers of an encoder or decoder, first to last."""
+        if width % num_heads:
+            raise ValueError(f'num_heads={num_heads} does not divide the width {width} of {prefix}')
+        found, number = [], 0
+        while f'{prefix}.layers.{number}.fc1.weight' in self:
+            found.append(self.layer(f'{prefix}.layers.{number}', (num_heads, width // num_heads)))
+            number += 1
+        if not found:
+            raise ValueError(f'the state dict has no layers named {prefix}.layers.0, …')
+        return found
+
+    def layer(self, name: str, heads: tuple[int, int]) -> dict:
+        """One layer with `heads` = (H, D), as the parameters of a Block."""
+        width = heads[0] * heads[1]
+        query, key, value, out = (self.linear(f'{name}.self_attn.{part}_proj') for part in ('q', 'k', 'v', 'out'))
+        return {
+            'attention': {
+                'qkv': {
+                    'kernel': np.stack([p['kernel'].reshape(width, *heads) for p in (query, key, value)], axis=1),
+                    'bias': np.stack([p['bias'].reshape(heads) for p in (query, key, value)]),
+                },
+                'out': {'kernel': out['kernel'].reshape(*heads, width), 'bias': out['bias']},
+            },
+            'attention_norm': self.norm(f'{name}.self_attn_layer_norm'),
+            'mlp': {'up': self.linear(f'{name}.fc1'), 'down': self.linear(f'{name}.fc2')},
+            'mlp_norm': self.norm(f'{name}.final_layer_norm'),
+        }
+
+
+def _encoder(
+    source: _StrictStateDict,
+    num_heads: int,
+    mask_id: int,
+    pad_id: int,
+    relative_buckets: int,
+    relative_max_distance: int,
+) -> tuple[EncoderConfig, dict]:
+    tokens_Vxd, positions_Txd = (source[f'{ENCODER}.embed_{name}.weight'] for name in ('tokens', 'positions'))
+    vocab_size, width = tokens_Vxd.shape
+    for name, token in (('mask_id', mask_id), ('pad_id', pad_id)):
+        if not 0 <= token < vocab_size:
+            raise ValueError(f'{name}={token} lies outside the {vocab_size} rows of the token embedding')
+    layers = source.layers(ENCODER, width, num_heads)
+    params = {
+        'token_embedding': {'embedding': tokens_Vxd},
+        'position_embedding': {'embedding': positions_Txd},
+        'embedding_norm': source.norm(f'{ENCODER}.emb_layer_norm'),
+        'layers': _stack(layers),
+    }
+    if relative_buckets:
+        params['relative_bias'] = {'embedding': source[f'{ENCODER}.relative_attention_bias.weight']}
+    config = EncoderConfig(
+        vocab_size=vocab_size,
+        max_length=positions_Txd.shape[0],
+        num_layers=len(layers),
+        width=width,
+        num_heads=num_heads,
+        ffn_width=layers[0]['mlp']['up']['bias'].shape[0],
+        relative_buckets=relative_buckets,
+        relative_max_distance=relative_max_distance,
+    )
+    return config, params
+
+
+def _head(source: _StrictStateDict, name: str) -> dict:
+    return {
+        'dense': source.linear(f'{name}.dense'),
+        'norm': source.norm(f'{name}.layer_norm'),
+        'bias': source[f'{name}.bias'],
+    }
+
+
+def _check_tied(source: _StrictStateDict, encoder: dict, *copies: str) -> None:
+    for name in copies:
+        if name in source:
+            source.skip_equal(name, encoder['token_embedding']['embedding'])
+
+
+def _check_shapes(module, params: dict) -> None:
+    """Raises ValueError where a parameter has another shape than the module's: an argument does not fit the weights."""
+    row, slots = (jax.ShapeDtypeStruct((1, length), np.int32) for length in (module.config.max_length, 1))
+    weights = jax.ShapeDtypeStruct((1, 1), np.float32)
+    batch = MaskedBatch(tokens=row, inputs=row, positions=slots, weights=weights, segments=row)
+    expected = jax.eval_shape(module.init, jax.random.key(0), batch)['params']
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        actual = params
+        for key in path:
+            actual = actual[key.key]
+        if actual.shape != leaf.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator='/')
+            raise ValueError(f'the weights for {name} have the shape {actual.shape}, not {leaf.shape}')
+
+
+def _stack(layers: list[dict]) -> dict:
+    """One tree whose leaves have the layers in front."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
