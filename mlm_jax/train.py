@@ -26,6 +26,7 @@ from mlm_jax.training import build, checkpoints, checks, evaluation, loss_curve,
 from mlm_jax.training import workdir as workdir_lib
 from mlm_jax.training.run_log import RunLog
 from mlm_jax.training.state import abstract_state, create_state, num_parameters
+from mlm_jax.training.step import jit_train_step
 
 
 def train(config, workdir: pathlib.Path) -> dict[str, float]:
@@ -85,7 +86,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         held_out = evaluation.HeldOut(
             held_out_rows, config.evaluation.rows, eval_batch, manifest.vocabulary.pad_id, sharding
         )
-        train_step = jax.jit(run.train_step, donate_argnums=0).lower(state, batches(first_step)).compile()
+        train_step = jit_train_step(run.train_step, state, mesh).lower(state, batches(first_step)).compile()
         eval_step = jax.jit(run.eval_step).lower(state.params, *held_out.example).compile()
         compile_seconds = time.perf_counter() - start
         log.write(first_step, {'perf/compile_seconds': compile_seconds})

@@ -14,6 +14,7 @@ from mlm_jax.parallel import collectives
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build, runtime
 from mlm_jax.training.state import abstract_state
+from mlm_jax.training.step import jit_train_step
 
 # For TPUs that are not there: the step is divided the same way and takes the same memory to 1 %, but compiling takes a
 # sixth of the time (BERT-base for a v5e-16: 25 s of a core, not 167 s).
@@ -70,8 +71,7 @@ def compile_train_step(
         state = abstract_state(run.init, mesh, config.sharding)
         shape = (config.batch_size, config.sequence_length)
         tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.batch_sharding(mesh))
-        shardings = (jax.tree.map(lambda x: x.sharding, state), mesh_lib.replicated(mesh))
-        step = jax.jit(run.train_step, donate_argnums=0, out_shardings=shardings)
+        step = jit_train_step(run.train_step, state, mesh)
         with contextlib.nullcontext() if set(devices) <= set(jax.devices()) else _no_compilation_cache():
             return step.lower(state, tokens).compile(compiler_options)
 

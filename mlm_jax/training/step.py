@@ -5,12 +5,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.losses.terms import LossTerms
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.selection import eligible_positions
+from mlm_jax.parallel.mesh import replicated
 from mlm_jax.training.state import TrainState
 
 # Streams of random bits that never meet: key = fold_in(fold_in(seed, stream), step).
@@ -61,6 +63,18 @@ def make_train_step(
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step
+
+
+def jit_train_step(train_step: Callable, state: TrainState, mesh: Mesh):
+    """`train_step`, jitted: the old state is donated, and the new one lies on `mesh` just like it.
+
+    Args:
+      train_step: from `make_train_step`.
+      state: arrays, or ShapeDtypeStructs with shardings.
+      mesh: where the metrics are replicated.
+    """
+    layout = (jax.tree.map(lambda x: x.sharding, state), replicated(mesh))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=layout)
 
 
 def accumulate_gradients(
