@@ -28,7 +28,8 @@ def trained(tmp_path_factory):
     (root / 'text.txt').write_text('\n\n'.join(' '.join(sentences[i : i + 4]) for i in range(0, 2000, 4)))
     config = config_lib.default_config()
     overrides = {
-        'vocab_size': '300', 'tokenizer.byte_fallback': 'False', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '150',
+        'vocab_size': '300', 'tokenizer.byte_fallback': 'False', 'sequence_length': '32', 'batch_size': '16',
+        'total_steps': '150',
         'data.directory': str(root / 'data'), 'data.corpus': f'text:{root}/text.txt', 'data.validation_percent': '10',
         'model.num_layers': '2', 'model.width': '64', 'model.num_heads': '2', 'model.ffn_width': '128',
         'model.dropout': '0.0', 'model.attention_dropout': '0.0', 'optimizer.learning_rate': '3e-3',
