@@ -1,9 +1,9 @@
 """Effective rank of token representations, layer by layer (Representation Deficiency, arXiv 2302.02060).
 
 rank_τ(H) is the smallest k with Σ_{i≤k} σ_i² / Σ_i σ_i² ≥ τ, where σ are the singular values of the matrix H whose rows
-are the representations of many tokens. Only the d × d Gram matrix is kept, so millions of tokens take no more memory than
-one batch: products of a batch are made on the device in float32 at the highest precision, and added up on the host in
-float64.
+are the representations of many tokens. Only the d × d Gram matrix is kept, so millions of tokens take no more memory
+than one batch: products of a batch are made on the device in float32 at the highest precision, and added up on the host
+in float64.
 """
 
 import dataclasses
