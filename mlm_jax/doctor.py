@@ -146,7 +146,7 @@ def _memory_limit(devices: list[jax.Device]) -> int | None:
 def _describe_flops(
     config: ml_collections.ConfigDict, devices: list[jax.Device], needs: ahead_of_time.Requirements
 ) -> str:
-    needed = flops.mlm_step_flops(config) / len(devices)
+    needed = flops.step_flops(config) / len(devices)
     text = (
         f'matrix products: {needs.flops / 1e12:,.3f} TFLOP per device and step, {needs.flops / needed:.2f} of what the '
         'model needs'

@@ -9,7 +9,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax.parallel import topology
 from mlm_jax.training import ahead_of_time
-from mlm_jax.training.flops import mlm_step_flops
+from mlm_jax.training.flops import step_flops
 
 CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'mlm.py'
 BASE = 'base,model.attention_backend=splash,model.attention_dropout=0.0'
@@ -36,7 +36,7 @@ def compile_for(name: str, argument: str, capsys) -> tuple[ahead_of_time.Require
     config, devices = get_config(argument), topology.tpu_devices(name)
     compiled = ahead_of_time.compile_train_step(config, devices, compiler_options=ahead_of_time.LOW_EFFORT)
     needs = ahead_of_time.requirements(compiled)
-    share = needs.flops * len(devices) / mlm_step_flops(config)
+    share = needs.flops * len(devices) / step_flops(config)
     with capsys.disabled():
         print(f'\n{name} configs/mlm.py:{argument}')
         print(f'  {needs.total_bytes / 2**20:,.0f} MiB per device, {needs.temporary_bytes / 2**20:,.0f} of temporaries')
