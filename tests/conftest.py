@@ -15,9 +15,12 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from mlm_jax import config as config_lib  # noqa: E402
+from mlm_jax import prepare, train  # noqa: E402
 from mlm_jax.data import manifest as manifest_lib  # noqa: E402
 from mlm_jax.data import packing, shards  # noqa: E402
 from mlm_jax.masking.vocabulary import standard_vocabulary  # noqa: E402
+from mlm_jax.parallel.mesh import make_mesh  # noqa: E402
+from mlm_jax.training import loading  # noqa: E402
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -89,3 +92,39 @@ def tiny_config(prepared):
     }  # fmt: skip
     config_lib.apply_overrides(config, overrides)
     return config
+
+
+ANIMALS = {'cat': 'red', 'dog': 'green', 'bird': 'blue', 'fish': 'black', 'horse': 'white'}
+
+
+@pytest.fixture(scope='session')
+def animals_config(tmp_path_factory):
+    """A configuration whose corpus says which animal has which colour; prepared, with a tokenizer of its own."""
+    root = tmp_path_factory.mktemp('animals')
+    rng = np.random.default_rng(0)
+    sentences = [f'the {animal} is {ANIMALS[animal]}.' for animal in rng.choice(list(ANIMALS), 2000)]
+    (root / 'text.txt').write_text('\n\n'.join(' '.join(sentences[i : i + 4]) for i in range(0, 2000, 4)))
+    config = config_lib.default_config()
+    overrides = {
+        'vocab_size': '300', 'tokenizer.byte_fallback': 'False', 'sequence_length': '32', 'batch_size': '16',
+        'total_steps': '150', 'data.directory': str(root / 'data'), 'data.corpus': f'text:{root}/text.txt',
+        'data.validation_percent': '10', 'model.num_layers': '2', 'model.width': '64', 'model.num_heads': '2',
+        'model.ffn_width': '128', 'model.dropout': '0.0', 'model.attention_dropout': '0.0',
+        'optimizer.learning_rate': '3e-3', 'compilation_cache': '', 'evaluation.rows': '20',
+    }  # fmt: skip
+    config_lib.apply_overrides(config, overrides)
+    try:
+        prepare.run(config, num_workers=1)
+    except config_lib.ConfigError as error:  # the text has few pieces: take as many as it yields
+        config.vocab_size = int(str(error).split('largest that works is ')[1].split('.')[0])
+        prepare.run(config, num_workers=1)
+    return config
+
+
+@pytest.fixture(scope='session')
+def trained(animals_config, tmp_path_factory):
+    """A model that has learned the colours: (workdir, mesh, model)."""
+    workdir = tmp_path_factory.mktemp('trained') / 'run'
+    train.train(animals_config, workdir)
+    mesh = make_mesh()
+    return workdir, mesh, loading.load(workdir, mesh)

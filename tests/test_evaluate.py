@@ -5,45 +5,12 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 
-from mlm_jax import config as config_lib
-from mlm_jax import evaluate, prepare, train
+from mlm_jax import evaluate
 from mlm_jax.config import ConfigError
-from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.training import loading
 from mlm_jax.training.metrics import read_metrics
-
-COLOURS = ('red', 'green', 'blue', 'black', 'white')
-
-
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    """A model that has learned that each animal has its colour: (workdir, mesh, model)."""
-    root = tmp_path_factory.mktemp('evaluate')
-    animals = ('cat', 'dog', 'bird', 'fish', 'horse')
-    rng = np.random.default_rng(0)
-    sentences = [f'the {animals[i]} is {COLOURS[i]}.' for i in rng.integers(5, size=2000)]
-    (root / 'text.txt').write_text('\n\n'.join(' '.join(sentences[i : i + 4]) for i in range(0, 2000, 4)))
-    config = config_lib.default_config()
-    overrides = {
-        'vocab_size': '300', 'tokenizer.byte_fallback': 'False', 'sequence_length': '32', 'batch_size': '16',
-        'total_steps': '150',
-        'data.directory': str(root / 'data'), 'data.corpus': f'text:{root}/text.txt', 'data.validation_percent': '10',
-        'model.num_layers': '2', 'model.width': '64', 'model.num_heads': '2', 'model.ffn_width': '128',
-        'model.dropout': '0.0', 'model.attention_dropout': '0.0', 'optimizer.learning_rate': '3e-3',
-        'compilation_cache': '', 'evaluation.rows': '20',
-    }  # fmt: skip
-    config_lib.apply_overrides(config, overrides)
-    try:
-        prepare.run(config, num_workers=1)
-    except ConfigError as error:  # the text has few pieces: take as many as it yields
-        config.vocab_size = int(str(error).split('largest that works is ')[1].split('.')[0])
-        prepare.run(config, num_workers=1)
-    train.train(config, root / 'run')
-    mesh = make_mesh()
-    return root / 'run', mesh, loading.load(root / 'run', mesh)
 
 
 def test_held_out_loss_is_that_of_training(trained):

@@ -35,6 +35,11 @@ def gather_positions(x_BxTx: jax.Array, positions_BxM: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x_BxTx, index, axis=1, mode='fill', fill_value=0)
 
 
+def selected_of(positions_BxM: jax.Array, length: int) -> jax.Array:
+    """bool[B, T]: whether each position of a row is among `positions_BxM`; the inverse of `positions_of`."""
+    return (positions_BxM[:, :, None] == jnp.arange(length)).any(1)
+
+
 def positions_of(selected_BxT: jax.Array, max_masked: int) -> jax.Array:
     """int32[B, M]: the first `max_masked` selected positions of each row, ascending, filled up with T."""
     length = selected_BxT.shape[1]

@@ -34,7 +34,7 @@ def scanned_layers(config: EncoderConfig, num_layers: int, deterministic: bool, 
     """`num_layers` Blocks as one scan named `layers`, with their parameters stacked."""
     return nn.scan(
         block_for_use(config, initializing),
-        variable_axes={'params': 0},
+        variable_axes={'params': 0, 'intermediates': 0},
         split_rngs={'params': True, 'dropout': True},
         in_axes=(nn.broadcast,) * 3,
         length=num_layers,

@@ -183,7 +183,9 @@ class Block(nn.Module):
 
         x_BxTxd = sublayer(x_BxTxd, attention, 'attention_norm', at_BxM)
         x_BxTxd = sublayer(x_BxTxd, MLP(c, name='mlp'), 'mlp_norm')
-        return split_rows(x_BxTxd), None
+        x_BxTxd = split_rows(x_BxTxd)
+        self.sow('intermediates', 'output', x_BxTxd)  # nothing, unless somebody asks for intermediates
+        return x_BxTxd, None
 
 
 class RelativeBias(nn.Module):

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlm_jax.losses.cross_entropy import cross_entropy_terms
 from mlm_jax.losses.terms import LossTerms
-from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of
+from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of, selected_of
 from mlm_jax.models.encoder import Encoder, block_for_use, scanned_layers
 from mlm_jax.models.heads import MLMHead
 from mlm_jax.models.layers import EncoderConfig, dense, layer_norm
@@ -108,10 +108,9 @@ def keep_tokens(batch: MaskedBatch, options: MAELMConfig) -> KeptTokens:
     """
     length, max_masked = batch.tokens.shape[1], batch.positions.shape[1]
     num_slots = kept_slots(length, max_masked, options)
-    hit_BxMxT = batch.positions[:, :, None] == jnp.arange(length)
-    masked_BxT = hit_BxMxT.any(1)
+    masked_BxT = selected_of(batch.positions, length)
     hidden_M = jnp.asarray(hidden_slots(max_masked, options.masked_in_encoder))
-    visible_BxT = (batch.segments > 0) & ~(hit_BxMxT & hidden_M[None, :, None]).any(1)
+    visible_BxT = (batch.segments > 0) & ~selected_of(jnp.where(hidden_M, batch.positions, length), length)
 
     index_BxK = positions_of(visible_BxT, num_slots)
     segments_BxK = gather_positions(batch.segments, index_BxK)
@@ -236,6 +235,12 @@ class MAELM(nn.Module):
     def encode_kept(self, kept: KeptTokens, deterministic: bool = True) -> jax.Array:
         """float[B, K, d]: the encoder's output for the kept tokens; of no meaning in unused slots."""
         return self.encoder(kept.tokens, kept.segments, kept.positions, deterministic)
+
+    def encode_masked(self, batch: MaskedBatch, deterministic: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What the encoder makes of its pretraining input, the kept tokens: as `MLM.encode_masked`, with S = K."""
+        kept = keep_tokens(batch, self.options)
+        masked_BxK = gather_positions(kept.masked, kept.index)
+        return self.encode_kept(kept, deterministic), kept.segments, masked_BxK
 
     def encode(self, tokens_BxT: jax.Array, segments_BxT: jax.Array, deterministic: bool = True) -> jax.Array:
         """float[B, T, d]: the representation of unmasked rows, for downstream tasks."""

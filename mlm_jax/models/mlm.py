@@ -5,7 +5,7 @@ import jax
 
 from mlm_jax.losses.cross_entropy import cross_entropy_terms
 from mlm_jax.losses.terms import LossTerms
-from mlm_jax.masking.batch import MaskedBatch, gather_positions
+from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
 from mlm_jax.models.encoder import Encoder
 from mlm_jax.models.heads import MLMHead
 from mlm_jax.models.layers import EncoderConfig
@@ -28,6 +28,16 @@ class MLM(nn.Module):
         """f32[B, M, V] at the masked positions; of no meaning in unused slots."""
         x_BxTxd = self.encoder(batch.inputs, batch.segments, deterministic=deterministic)
         return self.head(gather_positions(x_BxTxd, batch.positions), self.encoder.token_logits)
+
+    def encode_masked(self, batch: MaskedBatch, deterministic: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What the encoder makes of its pretraining input, for analyses.
+
+        Returns:
+          float[B, S, d], the output; int32[B, S], the segment of each slot, 0 where unused; bool[B, S], which slots
+          are masked positions. Here S = T.
+        """
+        x_BxTxd = self.encoder(batch.inputs, batch.segments, deterministic=deterministic)
+        return x_BxTxd, batch.segments, selected_of(batch.positions, batch.tokens.shape[1])
 
     def encode(self, tokens_BxT: jax.Array, segments_BxT: jax.Array, deterministic: bool = True) -> jax.Array:
         """float[B, T, d]: the representation of unmasked rows, for downstream tasks."""

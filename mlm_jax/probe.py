@@ -1,0 +1,153 @@
+"""Analyses of trained encoders; each writes JSON and a picture.
+
+    python -m mlm_jax.probe effective_rank --workdir=runs/mlm --workdir=runs/mae_lm --output=runs/ranks
+
+effective_rank: how many dimensions the representations of each layer use (analysis/effective_rank.py), for real tokens
+of masked input, [MASK] tokens, all tokens of masked input, and the same text without masks. "Masked input" is what the
+encoder reads in pretraining: of MAE-LM, the kept tokens alone. Several checkpoints are laid over each other.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from absl import flags
+
+from mlm_jax import command_line
+from mlm_jax.analysis.effective_rank import GramSums, effective_rank, gram_sums
+from mlm_jax.config import ConfigError
+from mlm_jax.data.packing import segment_ids
+from mlm_jax.data.rows import place_rows
+from mlm_jax.data.shards import Shards
+from mlm_jax.masking.masking import Masking
+from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.training import loading
+from mlm_jax.training.step import frozen_masks
+
+CURVES = ('real tokens, masked input', '[MASK] tokens', 'all tokens, masked input', 'all tokens, unmasked input')
+
+
+def layer_outputs(model: loading.TrainedModel, params, *args, method: str) -> tuple[jax.Array, tuple]:
+    """Runs an encoding method and returns the outputs of all layers, float[L, B, S, d], with the method's result.
+
+    The last layer is what downstream sees: of a pre-LN encoder, the output of the final LayerNorm.
+    """
+    result, state = model.run.objective.apply({'params': params}, *args, method=method, mutable='intermediates')
+    hidden_LxBxSxd = state['intermediates']['encoder']['layers']['output'][0]
+    final_BxSxd = result[0] if isinstance(result, tuple) else result
+    return hidden_LxBxSxd.at[-1].set(final_BxSxd), result
+
+
+def rank_sums(model: loading.TrainedModel, mesh, max_rows: int) -> GramSums:
+    """Gram matrices of all layers for the four `CURVES`, over held-out rows at the frozen evaluation masks."""
+    config, vocabulary = model.config, model.tokenizer.vocabulary
+    masking = Masking(vocabulary, ratio=config.evaluation.ratio)
+    rows = Shards(config.data.directory, 'validation')
+    batch_size = min(config.batch_size, 64)
+    batch_size += -batch_size % mesh.size
+
+    @jax.jit
+    def batch_sums(params, tokens_BxT, row_B, valid_B):
+        segments_BxT = segment_ids(tokens_BxT, vocabulary) * valid_B[:, None]
+        batch = frozen_masks(masking, tokens_BxT, segments_BxT, row_B)
+        masked, (_, slots_BxS, is_masked_BxS) = layer_outputs(model, params, batch, method='encode_masked')
+        present = slots_BxS > 0
+        member = jnp.stack([present & ~is_masked_BxS, present & is_masked_BxS, present])
+        plain, _ = layer_outputs(model, params, tokens_BxT, segments_BxT, method='encode')
+        parts = gram_sums(masked, member), gram_sums(plain, (segments_BxT > 0)[None])
+        # Groups are the first dimension of counts, and the second of sums and Gram matrices.
+        return [jnp.concatenate(pair, axis) for pair, axis in zip(zip(*parts, strict=True), (0, 1, 1), strict=True)]
+
+    sums = GramSums.zeros(config.model.num_layers, len(CURVES), config.model.width)
+    count = min(len(rows), max_rows)
+    for first in tqdm.trange(0, count, batch_size, desc='rows', unit='batch', disable=None):
+        row_B = np.arange(first, first + batch_size)
+        tokens_BxT = place_rows(rows, np.minimum(row_B, count - 1), mesh_lib.batch_sharding(mesh))
+        sums.add(*batch_sums(model.params, tokens_BxT, row_B, (row_B < count).astype(np.int32)))
+    return sums
+
+
+def describe_ranks(sums: GramSums, thresholds: Sequence[float]) -> dict:
+    """Curve → centred or not → τ → the rank of each layer, and how many tokens it is of."""
+    ranks = {
+        kind: {t: effective_rank(sums.spectra(kind == 'centred'), t) for t in thresholds}
+        for kind in ('uncentred', 'centred')
+    }
+    return {
+        curve: {
+            'tokens': int(sums.count_G[i]),
+            **{kind: {f'{t:g}': r[:, i].tolist() for t, r in by_t.items()} for kind, by_t in ranks.items()},
+        }
+        for i, curve in enumerate(CURVES)
+    }
+
+
+def draw_ranks(report: dict[str, dict], threshold: str, path: pathlib.Path) -> None:
+    """Draws rank against layer, a colour for each checkpoint and a style for each curve; centred and uncentred."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout='constrained')
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ('uncentred', 'centred'), strict=True):
+        for colour, (label, entry) in enumerate(report.items()):
+            for style, (curve, ranks) in zip(('-', ':', '-.', '--'), entry['curves'].items(), strict=True):
+                if ranks['tokens']:
+                    values = ranks[kind][threshold]
+                    layers = range(1, len(values) + 1)
+                    axes.plot(
+                        layers, values, style, color=f'C{colour}', marker='o', markersize=3, label=f'{label}: {curve}'
+                    )
+        axes.set(xlabel='layer', title=f'{kind}, τ = {threshold}')
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel('effective rank')
+    figure.axes[0].legend(fontsize=7, handlelength=4)
+    figure.savefig(path, dpi=120)
+
+
+def main_effective_rank() -> None:
+    """Writes effective_rank.json and effective_rank.png, and prints a table."""
+    thresholds = sorted({float(t) for t in flags.FLAGS.thresholds})
+    if not all(0 < t <= 1 for t in thresholds):
+        raise ConfigError(f'--thresholds={",".join(flags.FLAGS.thresholds)} must lie above 0 and not above 1')
+    output, mesh, report = pathlib.Path(flags.FLAGS.output).expanduser(), mesh_lib.make_mesh(), {}
+    output.mkdir(parents=True, exist_ok=True)
+    with jax.set_mesh(mesh):
+        for workdir in flags.FLAGS.workdir:
+            model = loading.load(pathlib.Path(workdir).expanduser(), mesh, flags.FLAGS.step)
+            curves = describe_ranks(rank_sums(model, mesh, flags.FLAGS.rows), thresholds)
+            label = pathlib.Path(workdir).name
+            label = workdir if label in report else label
+            report[label] = {'step': model.step, 'objective': model.config.objective, 'curves': curves}
+    (output / 'effective_rank.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
+    shown = f'{min(thresholds, key=lambda t: abs(t - 0.9)):g}'
+    draw_ranks(report, shown, output / 'effective_rank.png')
+    print(f'effective rank, uncentred, τ = {shown}, by layer')
+    for label, entry in report.items():
+        for curve, ranks in entry['curves'].items():
+            values = ''.join(f'{v:6}' for v in ranks['uncentred'][shown])
+            print(f'{label:20} {curve:28}{values}   ({ranks["tokens"]:,} tokens)')
+    print(f'{output / "effective_rank.json"}\n{output / "effective_rank.png"}')
+
+
+PROBES = {'effective_rank': main_effective_rank}
+
+
+def _define_flags() -> None:
+    flags.DEFINE_multi_string('workdir', None, 'Workdir of a trained model; several are laid over each other.')
+    flags.DEFINE_integer('step', None, 'Checkpoint; the newest unless given.', lower_bound=0)
+    flags.DEFINE_integer('rows', 4096, 'Held-out rows, at most.', lower_bound=1)
+    flags.DEFINE_list('thresholds', ['0.8', '0.9', '0.95', '0.99'], 'τ, several.')
+    flags.DEFINE_string('output', None, 'Directory for the JSON file and the picture.')
+
+
+if __name__ == '__main__':
+    if len(sys.argv) < 2 or (sys.argv[1] not in PROBES and 'help' not in sys.argv[1]):
+        sys.exit(f'error: say what to probe: python -m mlm_jax.probe {"|".join(PROBES)} --workdir=… --output=…')
+    name = sys.argv.pop(1) if sys.argv[1] in PROBES else None
+    _define_flags()
+    command_line.run(PROBES.get(name), required=('workdir', 'output'))
