@@ -47,7 +47,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         unparsed = flags.FLAGS(argv)[1:]
         if 'config' in flags.FLAGS and flags.FLAGS['config'].present:
-            _ = flags.FLAGS.config.keys  # a file that does not load says so only when somebody reads from it
+            # A file that does not load says so only when somebody reads from it.
+            getattr(flags.FLAGS.config, 'keys', None)
     except AttributeError as error:  # how a locked ConfigDict refuses an override
         sys.exit(f'error: unknown configuration key {_plain(str(error))}')
     except (flags.Error, TypeError, ValueError, OSError) as error:

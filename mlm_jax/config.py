@@ -9,8 +9,10 @@ choose values, and a user changes them in one of two ways, which both refuse unk
 
 import ast
 import difflib
+import importlib.util
 import json
 import math
+import pathlib
 from collections.abc import Mapping
 
 import ml_collections
@@ -185,6 +187,21 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
     m.ffn_width = 2 * m.ffn_width // 3 // 64 * 64  # three matrices instead of two: as many parameters
     config.optimizer.name = 'stable_adamw'
     config.schedule.name = 'wsd'
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+    """The configuration that `--config=NAME` names: FILE.py, or FILE.py:ARGUMENT.
+
+    Raises:
+      ConfigError: when there is no such file, or its argument is wrong.
+    """
+    path, _, argument = name.partition(':')
+    if not pathlib.Path(path).is_file():
+        raise ConfigError(f'there is no configuration file {path}')
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
 
 
 def parse_argument(argument: str, sizes: Mapping[str, Mapping]) -> tuple[str, dict[str, str]]:

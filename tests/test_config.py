@@ -1,6 +1,5 @@
 """Configurations: arguments, durations, checks; and every file in configs/ is sound."""
 
-import importlib.util
 import pathlib
 
 import jax
@@ -16,10 +15,7 @@ CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
 def load(name: str, argument: str):
     """The configuration that `--config=configs/NAME:ARGUMENT` gives."""
-    spec = importlib.util.spec_from_file_location(name.removesuffix('.py'), CONFIGS / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(argument)
+    return config_lib.load(f'{CONFIGS / name}:{argument}')
 
 
 ALL = [('demo.py', '')] + [
