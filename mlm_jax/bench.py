@@ -128,9 +128,8 @@ def main() -> None:
         print(f'compiled {name} in {contestants[-1].compile_seconds:.1f} s')
     measure(contestants, flags.FLAGS.rounds, flags.FLAGS.steps)
     lines = report(contestants)
-    print(
-        f'\n{"step ms":>9}{"quartiles":>17}{"tokens/s":>12}{"TFLOP/s":>9}{"time ratio":>12}{"FLOP ratio":>12}  config'
-    )
+    titles = {'step ms': 9, 'quartiles': 17, 'tokens/s': 12, 'TFLOP/s': 9, 'time ratio': 12, 'FLOP ratio': 12}
+    print('\n' + ''.join(title.rjust(width) for title, width in titles.items()) + '  config')
     for line in lines:
         low, high = line['step_ms_quartiles']
         print(
