@@ -134,8 +134,8 @@ def main() -> None:
         low, high = line['step_ms_quartiles']
         print(
             f'{line["step_ms"]:9.1f}{f"{low:.1f} … {high:.1f}":>17}{line["tokens_per_second"]:12,.0f}'
-            f'{line["tflops_per_second"]:9.3f}{line["time_per_token_ratio"]:12.3f}{line["flops_per_token_ratio"]:12.3f}  '
-            f'{line["config"]}'
+            f'{line["tflops_per_second"]:9.3f}{line["time_per_token_ratio"]:12.3f}'
+            f'{line["flops_per_token_ratio"]:12.3f}  {line["config"]}'
         )
     if flags.FLAGS.output:
         pathlib.Path(flags.FLAGS.output).expanduser().write_text(json.dumps(lines, indent=2) + '\n', encoding='utf-8')
