@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from mlm_jax import command_line
+from mlm_jax import command_line, config_check
 from mlm_jax import config as config_lib
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import mesh as mesh_lib
@@ -59,7 +59,7 @@ class Contestant:
 def prepare(name: str) -> Contestant:
     """Compiles the step of `name`, FILE.py:ARGUMENT, and creates its state on the mesh."""
     config = config_lib.load(name)
-    config_lib.check(config)
+    config_check.check(config)
     vocabulary = standard_vocabulary(config.vocab_size)
     run = build.make_run(config, vocabulary, steps_per_epoch=1000.0)
     mesh = runtime.make_mesh(config)

@@ -18,8 +18,7 @@ import jax
 import ml_collections
 from absl import flags
 
-from mlm_jax import command_line
-from mlm_jax import config as config_lib
+from mlm_jax import command_line, config_check
 from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.masking.vocabulary import standard_vocabulary
@@ -73,7 +72,7 @@ def _state_shapes(config: ml_collections.ConfigDict):
 
 
 def _check_configuration(config: ml_collections.ConfigDict) -> str:
-    config_lib.check(config)
+    config_check.check(config)
     return f'configuration: {num_parameters(_state_shapes(config).params):,} parameters'
 
 

@@ -39,7 +39,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from mlm_jax import command_line
+from mlm_jax import command_line, config_check
 from mlm_jax import config as config_lib
 from mlm_jax.data import atomic, corpora, encoding, shards, tokenizers
 from mlm_jax.data import manifest as manifest_lib
@@ -70,7 +70,7 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
     Raises:
       ConfigError: for a corpus or a setting that does not work, or a directory made with other settings.
     """
-    config_lib.check(config)
+    config_check.check(config)
     directory = pathlib.Path(config.data.directory).expanduser()
     working = directory / _WORKING_DIRECTORY
     specs = list(filter(None, (config.data.corpus, config.data.validation_corpus)))

@@ -16,7 +16,7 @@ import time
 import jax
 from absl import flags
 
-from mlm_jax import command_line
+from mlm_jax import command_line, config_check
 from mlm_jax import config as config_lib
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.rows import Batches, Prefetcher
@@ -37,7 +37,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
       FloatingPointError: for a loss or gradient that is not finite, unless `on_nonfinite` is 'skip'.
     """
     # ---- Configuration and data: all that can be wrong without a device ----------------------------------------------
-    config_lib.check(config)
+    config_check.check(config)
     manifest = manifest_lib.load(config.data.directory)
     checks.check_data(config, manifest)
     train_rows = Shards(config.data.directory, 'train')

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from mlm_jax import config as config_lib
+from mlm_jax import config_check
 from mlm_jax.config import ConfigError
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.training import build, flops
@@ -29,7 +30,7 @@ ALL += [('mae_lm.py', f'tiny,{argument}') for argument in ('recipe=modern', 'mae
 @pytest.mark.parametrize(('name', 'argument'), ALL, ids=[f'{n}:{a}' for n, a in ALL])
 def test_every_configuration_is_checked_and_shape_evaluated(name, argument):
     config = load(name, argument)
-    config_lib.check(config)
+    config_check.check(config)
     run = build.make_run(config, standard_vocabulary(config.vocab_size), steps_per_epoch=1000.0)
     state = jax.eval_shape(run.init)
     tokens = jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), 'int32')
@@ -93,7 +94,7 @@ def test_mae_lm_has_the_parameters_of_the_paper():
 )
 def test_settings_of_mae_lm_that_disagree_are_refused(argument, message):
     with pytest.raises(ConfigError, match=message):
-        config_lib.check(load('mae_lm.py', argument))
+        config_check.check(load('mae_lm.py', argument))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_keys_that_disagree_are_refused_with_the_cure(argument, message):
             config_lib.resolve_steps(config, 'total')
         return
     with pytest.raises(ConfigError, match=message):
-        config_lib.check(load('mlm.py', argument))
+        config_check.check(load('mlm.py', argument))
 
 
 def test_durations_become_steps():

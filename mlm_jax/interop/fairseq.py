@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from mlm_jax.interop.huggingface import StateDict
+from mlm_jax.interop.state_dict import StateDict, block_params, stack_layers
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.models.mae_lm import MAELM, MAELMConfig
@@ -47,17 +47,17 @@ def mae_lm(
       ValueError: for missing names, names without a place, shapes and arguments that disagree, and copies of tied
         weights that differ.
     """
-    source = _StrictStateDict(state_dict)
+    source = _without_classification(state_dict)
     config, encoder = _encoder(source, num_heads, mask_id, pad_id, relative_buckets, relative_max_distance)
     width = source[f'{DECODER}.embed_positions.weight'].shape[1]
-    layers = source.layers(DECODER, width, num_heads)
+    layers = _layers(source, DECODER, num_heads)
     decoder = {
         'position_embedding': {'embedding': source[f'{DECODER}.embed_positions.weight']},
         'embedding_norm': source.norm(f'{DECODER}.emb_layer_norm'),
         'last_layer': layers[-1],
     }
     if len(layers) > 1:
-        decoder['layers'] = _stack(layers[:-1])
+        decoder['layers'] = stack_layers(layers[:-1])
     params = {'encoder': encoder, 'decoder': decoder, 'head': _head(source, 'gen_decoder.lm_head')}
     if width != config.width:
         decoder['project'] = source.linear('encoder_to_decoder')
@@ -85,7 +85,7 @@ def mlm(
     relative_max_distance: int = 128,
 ) -> tuple[MLM, dict]:
     """The MLM baseline of the same code. Arguments, results and errors are those of `mae_lm`."""
-    source = _StrictStateDict(state_dict)
+    source = _without_classification(state_dict)
     config, encoder = _encoder(source, num_heads, mask_id, pad_id, relative_buckets, relative_max_distance)
     params = {'encoder': encoder, 'head': _head(source, 'encoder.lm_head')}
     _check_tied(source, encoder, 'encoder.lm_head.weight')
@@ -95,44 +95,36 @@ def mlm(
     return module, params
 
 
-class _StrictStateDict(StateDict):
-    """Reads fairseq's layers."""
+def _without_classification(state_dict: Mapping[str, np.ndarray]) -> StateDict:
+    """The weights without heads of fine-tuning, which the released loader leaves out as well."""
+    return StateDict({k: v for k, v in state_dict.items() if not k.startswith('classification_heads.')})
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        super().__init__({k: v for k, v in arrays.items() if not k.startswith('classification_heads.')})
 
-    def layers(self, prefix: str, width: int, num_heads: int) -> list[dict]:
-        """The layers of an encoder or decoder, first to last."""
-        if width % num_heads:
-            raise ValueError(f'num_heads={num_heads} does not divide the width {width} of {prefix}')
-        found, number = [], 0
-        while f'{prefix}.layers.{number}.fc1.weight' in self:
-            found.append(self.layer(f'{prefix}.layers.{number}', (num_heads, width // num_heads)))
-            number += 1
-        if not found:
-            raise ValueError(f'the state dict has no layers named {prefix}.layers.0, …')
-        return found
-
-    def layer(self, name: str, heads: tuple[int, int]) -> dict:
-        """One layer with `heads` = (H, D), as the parameters of a Block."""
-        width = heads[0] * heads[1]
-        query, key, value, out = (self.linear(f'{name}.self_attn.{part}_proj') for part in ('q', 'k', 'v', 'out'))
-        return {
-            'attention': {
-                'qkv': {
-                    'kernel': np.stack([p['kernel'].reshape(width, *heads) for p in (query, key, value)], axis=1),
-                    'bias': np.stack([p['bias'].reshape(heads) for p in (query, key, value)]),
-                },
-                'out': {'kernel': out['kernel'].reshape(*heads, width), 'bias': out['bias']},
-            },
-            'attention_norm': self.norm(f'{name}.self_attn_layer_norm'),
-            'mlp': {'up': self.linear(f'{name}.fc1'), 'down': self.linear(f'{name}.fc2')},
-            'mlp_norm': self.norm(f'{name}.final_layer_norm'),
-        }
+def _layers(source: StateDict, prefix: str, num_heads: int) -> list[dict]:
+    """The layers of an encoder or decoder, first to last."""
+    found = []
+    while f'{prefix}.layers.{len(found)}.fc1.weight' in source:
+        name = f'{prefix}.layers.{len(found)}'
+        block = block_params(
+            source,
+            num_heads,
+            query=f'{name}.self_attn.q_proj',
+            key=f'{name}.self_attn.k_proj',
+            value=f'{name}.self_attn.v_proj',
+            out=f'{name}.self_attn.out_proj',
+            attention_norm=f'{name}.self_attn_layer_norm',
+            up=f'{name}.fc1',
+            down=f'{name}.fc2',
+            mlp_norm=f'{name}.final_layer_norm',
+        )
+        found.append(block)
+    if not found:
+        raise ValueError(f'the state dict has no layers named {prefix}.layers.0, …')
+    return found
 
 
 def _encoder(
-    source: _StrictStateDict,
+    source: StateDict,
     num_heads: int,
     mask_id: int,
     pad_id: int,
@@ -144,12 +136,12 @@ def _encoder(
     for name, token in (('mask_id', mask_id), ('pad_id', pad_id)):
         if not 0 <= token < vocab_size:
             raise ValueError(f'{name}={token} lies outside the {vocab_size} rows of the token embedding')
-    layers = source.layers(ENCODER, width, num_heads)
+    layers = _layers(source, ENCODER, num_heads)
     params = {
         'token_embedding': {'embedding': tokens_Vxd},
         'position_embedding': {'embedding': positions_Txd},
         'embedding_norm': source.norm(f'{ENCODER}.emb_layer_norm'),
-        'layers': _stack(layers),
+        'layers': stack_layers(layers),
     }
     if relative_buckets:
         params['relative_bias'] = {'embedding': source[f'{ENCODER}.relative_attention_bias.weight']}
@@ -166,7 +158,7 @@ def _encoder(
     return config, params
 
 
-def _head(source: _StrictStateDict, name: str) -> dict:
+def _head(source: StateDict, name: str) -> dict:
     return {
         'dense': source.linear(f'{name}.dense'),
         'norm': source.norm(f'{name}.layer_norm'),
@@ -174,7 +166,7 @@ def _head(source: _StrictStateDict, name: str) -> dict:
     }
 
 
-def _check_tied(source: _StrictStateDict, encoder: dict, *copies: str) -> None:
+def _check_tied(source: StateDict, encoder: dict, *copies: str) -> None:
     for name in copies:
         if name in source:
             source.skip_equal(name, encoder['token_embedding']['embedding'])
@@ -193,8 +185,3 @@ def _check_shapes(module, params: dict) -> None:
         if actual.shape != leaf.shape:
             name = jax.tree_util.keystr(path, simple=True, separator='/')
             raise ValueError(f'the weights for {name} have the shape {actual.shape}, not {leaf.shape}')
-
-
-def _stack(layers: list[dict]) -> dict:
-    """One tree whose leaves have the layers in front."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *layers)

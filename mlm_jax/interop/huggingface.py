@@ -9,44 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-
-class StateDict:
-    """A mapping of names to arrays that knows which were read, so that nothing is dropped unnoticed."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self._arrays, self._unread = arrays, set(arrays)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """The array as float32; ValueError where there is none."""
-        if name not in self._arrays:
-            raise ValueError(f'the state dict has no {name!r}; its names look like {", ".join(list(self._arrays)[:3])}')
-        self._unread.discard(name)
-        return np.asarray(self._arrays[name], np.float32)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._arrays
-
-    def linear(self, name: str) -> dict[str, np.ndarray]:
-        """A torch.nn.Linear: the kernel is [inputs, outputs] here."""
-        return {'kernel': self[f'{name}.weight'].T, 'bias': self[f'{name}.bias']}
-
-    def norm(self, name: str) -> dict[str, np.ndarray]:
-        """A torch.nn.LayerNorm."""
-        return {'scale': self[f'{name}.weight'], 'bias': self[f'{name}.bias']}
-
-    def skip_equal(self, name: str, array: np.ndarray) -> None:
-        """Marks a copy of `array` as read, if it is there; ValueError where it differs."""
-        if name in self and not np.array_equal(self[name], array):
-            raise ValueError(f'{name} differs from the weight that it is tied to; untied weights have no place here')
-
-    def skip(self, *names: str) -> None:
-        """Marks names as read that hold nothing to keep."""
-        self._unread.difference_update(names)
-
-    def check_all_read(self) -> None:
-        """Raises ValueError with the names that nothing has read."""
-        if self._unread:
-            raise ValueError(f'the state dict holds weights without a place here: {", ".join(sorted(self._unread))}')
+from mlm_jax.interop.state_dict import StateDict, block_params, stack_layers
 
 
 def bert_params(state_dict: Mapping[str, np.ndarray], num_heads: int) -> dict:
@@ -121,7 +84,7 @@ def _encoder(source: StateDict, prefix: str, num_heads: int, first_position: int
             'embedding': source[f'{embeddings}.position_embeddings.weight'][first_position:] + token_type
         },
         'embedding_norm': source.norm(f'{embeddings}.LayerNorm'),
-        'layers': _stack(layers),
+        'layers': stack_layers(layers),
     }
 
 
@@ -135,28 +98,15 @@ def _layer_names(source: StateDict, prefix: str) -> Iterator[str]:
 
 
 def _layer(source: StateDict, name: str, num_heads: int) -> dict:
-    query, key, value = (source.linear(f'{name}.attention.self.{part}') for part in ('query', 'key', 'value'))
-    width = query['kernel'].shape[0]
-    if width % num_heads:
-        raise ValueError(f'num_heads={num_heads} does not divide the width {width} of the weights')
-    heads = (num_heads, width // num_heads)
-    out = source.linear(f'{name}.attention.output.dense')
-    return {
-        'attention': {
-            'qkv': {
-                'kernel': np.stack([p['kernel'].reshape(width, *heads) for p in (query, key, value)], axis=1),
-                'bias': np.stack([p['bias'].reshape(heads) for p in (query, key, value)]),
-            },
-            'out': {'kernel': out['kernel'].reshape(*heads, width), 'bias': out['bias']},
-        },
-        'attention_norm': source.norm(f'{name}.attention.output.LayerNorm'),
-        'mlp': {'up': source.linear(f'{name}.intermediate.dense'), 'down': source.linear(f'{name}.output.dense')},
-        'mlp_norm': source.norm(f'{name}.output.LayerNorm'),
-    }
-
-
-def _stack(trees: list):
-    """One tree whose leaves have the layers in front."""
-    if isinstance(trees[0], dict):
-        return {key: _stack([tree[key] for tree in trees]) for key in trees[0]}
-    return np.stack(trees)
+    return block_params(
+        source,
+        num_heads,
+        query=f'{name}.attention.self.query',
+        key=f'{name}.attention.self.key',
+        value=f'{name}.attention.self.value',
+        out=f'{name}.attention.output.dense',
+        attention_norm=f'{name}.attention.output.LayerNorm',
+        up=f'{name}.intermediate.dense',
+        down=f'{name}.output.dense',
+        mlp_norm=f'{name}.output.LayerNorm',
+    )

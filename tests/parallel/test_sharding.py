@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
+from mlm_jax import config_check
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import sharding
 from mlm_jax.parallel.mesh import make_mesh, mesh_shape, split_rows
@@ -16,7 +17,7 @@ from mlm_jax.training import build
 from mlm_jax.training.state import abstract_state, create_state
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
-OPTIMIZERS = config_lib.CHOICES['optimizer.name']
+OPTIMIZERS = config_check.CHOICES['optimizer.name']
 
 
 def get_config(argument: str):

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from mlm_jax import config as config_lib
+from mlm_jax import config_check
 from mlm_jax.parallel import topology
 from mlm_jax.training import ahead_of_time
 from mlm_jax.training.flops import step_flops
@@ -27,7 +27,7 @@ def get_config(argument: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(argument)
-    config_lib.check(config)
+    config_check.check(config)
     return config
 
 

@@ -1,0 +1,130 @@
+"""Whether the keys of a configuration have possible values, and agree with each other."""
+
+import ml_collections
+
+from mlm_jax.config import ConfigError, get, resolve_steps
+
+CHOICES = {
+    'objective': ('mlm', 'mae_lm'),
+    'data.packing': ('documents', 'full_sentences', 'one_per_row'),
+    'tokenizer.normalization': ('identity', 'nfkc', 'nmt_nfkc'),
+    'model.positions': ('learned', 'rotary'),
+    'model.norm': ('post', 'pre'),
+    'model.mlp': ('gelu', 'geglu'),
+    'model.dtype': ('float32', 'bfloat16'),
+    'model.attention_backend': ('xla', 'cudnn', 'splash'),
+    'model.remat': ('none', 'full', 'matmuls'),
+    'masking.strategy': ('uniform',),
+    'optimizer.name': ('adamw', 'lamb', 'stable_adamw', 'muon'),
+    'optimizer.decay_mask': ('all', 'matrices'),
+    'schedule.name': ('linear', 'cosine', 'wsd', 'constant'),
+    'sharding': ('dp', 'fsdp', 'fsdp_tp'),
+    'on_nonfinite': ('stop', 'skip'),
+    'accelerator': ('any', 'cpu', 'gpu', 'tpu'),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks the keys one by one and against each other, before anything touches a device.
+
+    Raises:
+      ConfigError: with all that is wrong, each with its cure.
+    """
+    problems = []
+    for key, choices in CHOICES.items():
+        if get(config, key) not in choices:
+            problems.append(f'{key}={get(config, key)!r} must be one of {", ".join(choices)}')
+    c, m = config, config.model
+    positive = [
+        'vocab_size', 'sequence_length', 'batch_size', 'num_microbatches', 'model.num_layers', 'model.width',
+        'model.num_heads', 'model.ffn_width', 'logging.every_steps', 'evaluation.rows', 'checkpoint.keep_last',
+    ]  # fmt: skip
+    problems += [f'{key}={get(c, key)} must be at least 1' for key in positive if get(c, key) < 1]
+    fractions = ['masking.ratio', 'masking.mask_fraction', 'masking.random_fraction', 'evaluation.ratio']
+    problems += [f'{key}={get(c, key)} must lie within 0 … 1' for key in fractions if not 0 <= get(c, key) <= 1]
+    problems += [
+        f'{key}={get(c, key)} must be at least 0 and below 1'
+        for key in ('model.dropout', 'model.attention_dropout')
+        if not 0 <= get(c, key) < 1
+    ]
+    if problems:
+        raise ConfigError('\n'.join(problems))
+
+    if c.batch_size % c.num_microbatches:
+        problems.append(f'batch_size={c.batch_size} must be a multiple of num_microbatches={c.num_microbatches}')
+    if m.width % m.num_heads:
+        problems.append(f'model.width={m.width} must be a multiple of model.num_heads={m.num_heads}')
+    elif m.positions == 'rotary' and m.width // m.num_heads % 2:
+        problems.append(f'rotary positions need an even head width, not {m.width // m.num_heads}')
+    if m.relative_buckets and (m.relative_buckets % 4 or m.relative_max_distance <= m.relative_buckets // 4 + 1):
+        problems.append(
+            f'model.relative_buckets={m.relative_buckets} must be a multiple of 4, and relative_max_distance='
+            f'{m.relative_max_distance} must exceed a quarter of it by more than 1'
+        )
+    if c.objective == 'mae_lm':
+        problems += _mae_lm_problems(c)
+    if m.num_layers % m.scan_unroll:
+        problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
+    if c.masking.mask_fraction + c.masking.random_fraction > 1 + 1e-9:
+        problems.append('masking.mask_fraction + masking.random_fraction must not exceed 1')
+    if c.sharding != 'dp' and c.mesh.fsdp == 1 and c.mesh.tensor == 1:
+        problems.append(
+            f'sharding={c.sharding} splits the state over mesh.fsdp and mesh.tensor, which are both 1: set mesh.data=1 '
+            'and mesh.fsdp=-1, or sharding=dp'
+        )
+    if m.attention_backend in ('cudnn', 'splash'):
+        problems += _fused_attention_problems(m, c.sequence_length)
+    if c.accelerator == 'cpu' and m.attention_backend != 'xla':
+        problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU; use xla')
+    for prefix in (
+        'total',
+        'schedule.warmup',
+        'schedule.decay',
+        'evaluation.every',
+        'checkpoint.every',
+        'checkpoint.keep',
+    ):
+        try:
+            steps = resolve_steps(c, prefix, total_steps=100, steps_per_epoch=1.0)
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        if not steps and prefix == 'total':
+            problems.append('the length of the run is missing or 0: set total_steps, or another total_…')
+    if problems:
+        raise ConfigError('\n'.join(problems))
+
+
+def _mae_lm_problems(c: ml_collections.ConfigDict) -> list[str]:
+    a, m, problems = c.mae_lm, c.model, []
+    if a.decoder_layers < 1:
+        problems.append(f'mae_lm.decoder_layers={a.decoder_layers} must be at least 1')
+    if a.decoder_width < 0 or a.decoder_width % m.num_heads:
+        problems.append(
+            f'mae_lm.decoder_width={a.decoder_width} must be 0, or a multiple of model.num_heads={m.num_heads}'
+        )
+    if a.decoder_ffn_width < 0:
+        problems.append(f'mae_lm.decoder_ffn_width={a.decoder_ffn_width} must be 0, or positive')
+    for key in ('masked_in_encoder', 'kept_margin'):
+        if not 0 <= a[key] <= 1:
+            problems.append(f'mae_lm.{key}={a[key]} must lie within 0 … 1')
+    if a.reset_masked and not a.masked_in_encoder:
+        problems.append('mae_lm.reset_masked needs masked positions in the encoder: set mae_lm.masked_in_encoder=1.0')
+    if m.attention_backend == 'splash':
+        problems.append('the splash attention backend needs lengths in 128s, which kept tokens have not: use xla')
+    return problems
+
+
+def _fused_attention_problems(m: ml_collections.ConfigDict, sequence_length: int) -> list[str]:
+    backend, problems = m.attention_backend, []
+    if m.attention_dropout:
+        problems.append(f'the {backend} attention backend has no dropout: set model.attention_dropout=0.0, or use xla')
+    if backend == 'cudnn' and m.dtype != 'bfloat16':
+        problems.append('the cudnn attention backend computes in bfloat16: set model.dtype=bfloat16, or use xla')
+    if backend == 'splash' and m.relative_buckets:
+        problems.append('the splash attention backend takes no relative bias: set model.relative_buckets=0, or use xla')
+    if backend == 'splash' and sequence_length % 128:
+        problems.append(
+            f'the splash attention backend needs a sequence_length that is a multiple of 128, not {sequence_length}'
+        )
+    return problems
