@@ -11,7 +11,7 @@ INSTALL_REQUIRES = [
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.0',
     'tensorflow-datasets>=4.9.10',
-    'sentencepiece>=0.2.2',  # 0.2.1 segfaults under pytest
+    'sentencepiece>=0.2.3',  # 0.2.1 segfaults under pytest; training with 0.2.2 may not end
     'ml-collections>=1.1.0',
     # Light companions of the seven above.
     'absl-py>=2.1',

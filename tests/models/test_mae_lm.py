@@ -10,7 +10,6 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from mlm_jax.data import packing
@@ -241,25 +240,11 @@ def test_the_mask_vector_learns_from_the_decoder_and_the_softmax_alone():
         assert np.any(row != 0) == reaches
 
 
-def test_a_batch_can_be_overfitted():
+def test_a_batch_can_be_overfitted(overfitted_loss):
     batch = make_batch(True)
     config = dataclasses.replace(PLAIN, width=64, dropout=0.0, attention_dropout=0.0)
     module, params = initialised(config)
-    optimizer = optax.adam(3e-3)
-
-    @jax.jit
-    def fit(params):
-        def update(carry, _):
-            params, state = carry
-            terms, grads = jax.value_and_grad(
-                lambda p: (t := module.apply({'params': p}, batch)).loss_sum / t.weight_sum
-            )(params)
-            updates, state = optimizer.update(grads, state)
-            return (optax.apply_updates(params, updates), state), terms
-
-        return jax.lax.scan(update, (params, optimizer.init(params)), length=150)[1]
-
-    assert float(fit(params)[-1]) < 0.05
+    assert overfitted_loss(module, params, batch) < 0.05
 
 
 def test_every_switch_runs_and_makes_a_difference():
