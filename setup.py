@@ -18,7 +18,7 @@ INSTALL_REQUIRES = [
     'array-record>=0.8.1',  # TFDS's TensorFlow-free file format
     'grain>=0.2.14',  # random-access shuffling of row indices
     'importlib_resources>=6.4',  # needed, but not declared, by TFDS builders
-    'matplotlib>=3.9',  # the pictures that runs leave in their workdir
+    'matplotlib>=3.10.8',  # the pictures that runs leave in their workdir; older ones warn with new pyparsing
     'numpy>=1.26',
     'tqdm>=4.66',
 ]

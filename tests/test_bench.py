@@ -9,7 +9,7 @@ import pytest
 from mlm_jax import bench
 from mlm_jax.config import ConfigError
 
-SMALL = 'vocab_size=64,sequence_length=32,batch_size=8,model.width=32,model.num_heads=2,model.ffn_width=64'
+SMALL = 'vocab_size=64,sequence_length=32,batch_size=8,model.num_layers=1,model.width=32,model.ffn_width=64'
 
 
 def test_two_objectives_in_turn(tmp_path):
