@@ -111,8 +111,10 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, n
     bins_P, offsets_P = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
     open_bins = [[] for _ in range(capacity + 1)]  # by what they have free
     free_mask = 0  # bit f is set where open_bins[f] holds any: the best fit is the lowest set bit from `size` on
-    num_bins = 0
-    for item, size in zip(order_P.tolist(), sizes[order_P].tolist()):
+    num_bins = int(np.count_nonzero(sizes == capacity))  # most pieces of long documents fill a bin
+    bins_P[order_P[:num_bins]] = np.arange(num_bins)
+    rest_P = order_P[num_bins:]
+    for item, size in zip(rest_P.tolist(), sizes[rest_P].tolist(), strict=True):
         fitting = free_mask >> size
         if fitting:
             free = size + (fitting & -fitting).bit_length() - 1
