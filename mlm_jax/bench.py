@@ -17,6 +17,7 @@ from absl import flags
 
 from mlm_jax import command_line, config_check
 from mlm_jax import config as config_lib
+from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build, flops, runtime
@@ -65,20 +66,13 @@ def prepare(name: str) -> Contestant:
     mesh = runtime.make_mesh(config)
     with jax.set_mesh(mesh):
         state = create_state(run.init, mesh, config.sharding)
-        tokens = jax.device_put(synthetic_rows(config, vocabulary), mesh_lib.batch_sharding(mesh))
+        rows = SyntheticRows(config.batch_size, config.sequence_length, vocabulary)
+        tokens = jax.device_put(rows.read(np.arange(config.batch_size)), mesh_lib.batch_sharding(mesh))
         start = time.perf_counter()
         step = jit_train_step(run.train_step, state, mesh).lower(state, tokens).compile()
         compile_seconds = time.perf_counter() - start
     size = config.batch_size * config.sequence_length
     return Contestant(name, size, flops.step_flops(config), compile_seconds, step, state, tokens, mesh)
-
-
-def synthetic_rows(config, vocabulary) -> np.ndarray:
-    """int32[B, T]: one full document of random ordinary tokens in each row."""
-    shape = (config.batch_size, config.sequence_length)
-    rows = np.random.default_rng(0).integers(vocabulary.special_ids[-1] + 1, vocabulary.size, shape, np.int32)
-    rows[:, 0], rows[:, -1] = vocabulary.cls_id, vocabulary.sep_id
-    return rows
 
 
 def measure(contestants: list[Contestant], rounds: int, steps_per_round: int) -> None:

@@ -19,7 +19,7 @@ from mlm_jax import train as train_lib
 from mlm_jax.config import ConfigError
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel.mesh import make_mesh
-from mlm_jax.training import build, checkpoints, loading, runtime
+from mlm_jax.training import build, checkpoints, checks, loading, runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.state import abstract_state
 
@@ -206,6 +206,14 @@ def test_a_changed_model_is_refused_and_a_changed_schedule_named(tiny_config, tm
     tiny_config.model.ffn_width = 32
     with pytest.raises(ConfigError, match='model.ffn_width: 64 in the checkpoint, 32 now'):
         train_lib.train(tiny_config, tmp_path)
+
+
+def test_another_decoder_is_refused_too():
+    config = config_lib.default_config()
+    stored = config.to_dict()
+    config.mae_lm.decoder_layers = 2
+    with pytest.raises(ConfigError, match='mae_lm.decoder_layers: 4 in the checkpoint, 2 now'):
+        checks.check_resume(stored, config, note=print)
 
 
 def test_a_finished_run_does_nothing_more(tiny_config, tmp_path, capsys):

@@ -17,7 +17,13 @@ import numpy as np
 
 
 class RowSource(Protocol):
-    """Rows on disk, or made up, with random access."""
+    """Rows on disk, or made up, with random access.
+
+    Attributes:
+      sequence_length: T, tokens in a row.
+    """
+
+    sequence_length: int
 
     def __len__(self) -> int: ...
 
@@ -26,11 +32,7 @@ class RowSource(Protocol):
 
 
 class Batches:
-    """The global batches of a run, each process reading only the rows of its own devices.
-
-    Attributes:
-      steps_per_epoch: N / batch_size, a fraction.
-    """
+    """The global batches of a run, each process reading only the rows of its own devices."""
 
     def __init__(self, rows: RowSource, seed: int, batch_size: int, sharding: jax.sharding.NamedSharding):
         """Batches of `batch_size` rows over all processes, laid out by `sharding`."""
@@ -38,7 +40,6 @@ class Batches:
             raise ValueError('there are no rows to train on')
         self._rows, self._batch_size, self._sharding = rows, batch_size, sharding
         self._permutation = grain.MapDataset.range(len(rows)).shuffle(seed=seed).repeat()
-        self.steps_per_epoch = len(rows) / batch_size
 
     def indices(self, step: int) -> np.ndarray:
         """int64[B]: the rows of the global batch of `step`, in order."""
@@ -60,8 +61,7 @@ def place_rows(rows: RowSource, indices_B: np.ndarray, sharding: jax.sharding.Na
             read[start, stop] = rows.read(indices_B[start:stop])
         return read[start, stop]
 
-    length = rows.read(indices_B[:1]).shape[1]
-    return jax.make_array_from_callback((len(indices_B), length), sharding, shard)
+    return jax.make_array_from_callback((len(indices_B), rows.sequence_length), sharding, shard)
 
 
 class Prefetcher:
@@ -111,21 +111,3 @@ class Prefetcher:
         """Stops the thread; batches not yet taken are dropped."""
         self._closed.set()
         self._thread.join()
-
-
-class SyntheticRows:
-    """Random rows of one document each, made from their index: for benchmarks and ahead-of-time checks."""
-
-    def __init__(self, num_rows: int, length: int, vocabulary):
-        self._num_rows, self._length, self._vocabulary = num_rows, length, vocabulary
-
-    def __len__(self) -> int:
-        return self._num_rows
-
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """int32[n, T]: [CLS], ordinary tokens, [SEP]."""
-        v = self._vocabulary
-        rows = [np.random.default_rng(int(i)).integers(v.special_ids[-1] + 1, v.size, self._length) for i in indices]
-        rows = np.stack(rows).astype(np.int32)
-        rows[:, 0], rows[:, -1] = v.cls_id, v.sep_id
-        return rows

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from mlm_jax.data.rows import RowSource, place_rows
-from mlm_jax.training.metrics import weighted_means
+from mlm_jax.parallel.mesh import replicated
+from mlm_jax.training.metrics import MetricsWindow
 
 
 class HeldOut:
@@ -25,20 +26,21 @@ class HeldOut:
                 'there are no held-out rows; raise data.validation_percent, or name a data.validation_corpus'
             )
         padded = _PaddedRows(rows, count, pad_id)
-        replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         self.num_rows = count
         self._batches = [
             (
                 place_rows(padded, np.arange(first, first + batch_size), sharding),
-                jax.device_put(np.int32(first), replicated),
+                jax.device_put(np.int32(first), replicated(sharding.mesh)),
             )
             for first in range(0, count, batch_size)
         ]
 
     def evaluate(self, eval_step: Callable, params) -> dict[str, float]:
         """Means over all held-out masked tokens: `loss` in nats, and the metrics of the objective."""
-        parts = jax.device_get([eval_step(params, tokens, first) for tokens, first in self._batches])
-        return weighted_means([{name: [float(s), float(w)] for name, (s, w) in part.items()} for part in parts])
+        window = MetricsWindow()
+        for tokens_BxT, first_row in self._batches:
+            window.add(eval_step(params, tokens_BxT, first_row))
+        return window.mean()
 
     @property
     def example(self) -> tuple[jax.Array, jax.Array]:
@@ -49,6 +51,7 @@ class HeldOut:
 class _PaddedRows:
     def __init__(self, rows: RowSource, count: int, pad_id: int):
         self._rows, self._count, self._pad_id = rows, count, pad_id
+        self.sequence_length = rows.sequence_length
 
     def __len__(self) -> int:
         return self._count

@@ -8,13 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from mlm_jax.data.rows import Batches, Prefetcher, SyntheticRows, place_rows
+from mlm_jax.data.rows import Batches, Prefetcher, place_rows
+from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
 
 
 class NumberedRows:
     """Row i holds i; remembers what was read."""
+
+    sequence_length = 4
 
     def __init__(self, count):
         self.count, self.reads = count, []

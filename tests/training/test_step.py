@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.data.rows import SyntheticRows
+from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
 from mlm_jax.training import build
