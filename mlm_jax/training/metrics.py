@@ -2,13 +2,14 @@
 
 import importlib
 import json
-import os
 import pathlib
 import sys
 import time
 from collections.abc import Mapping
 
 import jax
+
+from mlm_jax.data import atomic
 
 
 class MetricsWindow:
@@ -90,9 +91,7 @@ def _truncated(path: pathlib.Path, start_step: int) -> pathlib.Path:
     """Drops the lines that a killed run wrote after its last checkpoint, and a line that it did not finish."""
     lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= start_step and start_step > 0]
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(''.join(kept), encoding='utf-8')
-    os.replace(temporary, path)
+    atomic.write_bytes(path, ''.join(kept).encode())
     return path
 
 

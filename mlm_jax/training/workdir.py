@@ -12,11 +12,12 @@ import jax
 import ml_collections
 
 from mlm_jax import config as config_lib
+from mlm_jax.data import atomic
 
 
 def write_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Writes `config.json`."""
-    _write(workdir / 'config.json', config_lib.to_json(config))
+    atomic.write_bytes(workdir / 'config.json', config_lib.to_json(config).encode())
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -46,7 +47,7 @@ def write_environment(workdir: pathlib.Path) -> None:
         },
         'xla_flags': os.environ.get('XLA_FLAGS', ''),
     }
-    _write(workdir / 'environment.json', json.dumps(environment, indent=2) + '\n')
+    atomic.write_bytes(workdir / 'environment.json', f'{json.dumps(environment, indent=2)}\n'.encode())
 
 
 def _commit() -> str | None:
@@ -57,9 +58,3 @@ def _commit() -> str | None:
     except OSError:
         return None
     return result.stdout.strip() or None
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, path)
