@@ -61,7 +61,7 @@ class Encoder(nn.Module):
             self.final_norm = layer_norm(c, None)
 
     @nn.compact
-    def __call__(self, tokens_BxT, segments_BxT, positions_BxT=None, deterministic: bool = True):
+    def __call__(self, tokens_BxT, segments_BxT, positions_BxT=None, deterministic: bool = True, copies_BxT=None):
         """Encodes rows.
 
         Args:
@@ -69,6 +69,7 @@ class Encoder(nn.Module):
           segments_BxT: int32[B, T]; tokens see only their own segment, and 0 is padding.
           positions_BxT: int32[B, T]; None counts from the start of each document.
           deterministic: False applies dropout, from the rng stream 'dropout'.
+          copies_BxT: int32[B, T], the second coordinate of 'rotary_2d' positions; None means 0.
 
         Returns:
           [B, T, d] in the dtype of the configuration.
@@ -81,10 +82,14 @@ class Encoder(nn.Module):
             bias_BxHxTxT = self.relative_bias(index_BxT)
         if positions_BxT is None:
             positions_BxT = positions_lib.positions_in_documents(segments_BxT)
-        angles_BxTxR = positions_lib.rotary_angles(positions_BxT, c.head_width) if c.positions == 'rotary' else None
+        coordinates = (positions_BxT,)
+        if c.positions == 'rotary_2d':
+            coordinates += (jnp.zeros_like(positions_BxT) if copies_BxT is None else copies_BxT,)
+        rotary = c.positions != 'learned'
+        angles_BxTxAxR = positions_lib.rotary_angles(coordinates, c.head_width) if rotary else None
         x_BxTxd = self.embed(tokens_BxT, positions_BxT, deterministic)
         layers = scanned_layers(c, c.num_layers, deterministic, self.is_initializing())
-        x_BxTxd, _ = layers(x_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT)
+        x_BxTxd, _ = layers(x_BxTxd, segments_BxT, angles_BxTxAxR, bias_BxHxTxT)
         return self.final_norm(x_BxTxd) if c.norm == 'pre' else x_BxTxd
 
     def embed(self, tokens_BxT, positions_BxT, deterministic: bool):

@@ -23,7 +23,8 @@ class EncoderConfig:
       width: d.
       num_heads: H, each of width d / H.
       ffn_width: F, hidden units of the MLP.
-      positions: 'learned' (absolute, within the document) or 'rotary'.
+      positions: 'learned' (absolute, within the document), 'rotary', or 'rotary_2d' (ExLM: a half of each head turns by
+        the position, the other by the number of the copy of an expanded token).
       relative_buckets: > 0 adds MAE-LM's relative bias, one table shared by all layers.
       relative_max_distance: where the logarithmic buckets end.
       norm: 'post' (after each residual) or 'pre' (before each sublayer, and once at the end).
@@ -93,20 +94,21 @@ class SelfAttention(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT, deterministic: bool, at_BxM=None):
-        """Mixes tokens: [B, T, d] → [B, T, d]; `angles_BxTxR` and `bias_BxHxTxT` may be None.
+    def __call__(self, x_BxTxd, segments_BxT, angles_BxTxAxR, bias_BxHxTxT, deterministic: bool, at_BxM=None):
+        """Mixes tokens: [B, T, d] → [B, T, d]; `angles_BxTxAxR` and `bias_BxHxTxT` may be None.
 
-        With `at_BxM`, queries and outputs at these positions only, [B, M, d]; T is no position. Needs neither angles
-        nor bias, which come for whole rows.
+        With `at_BxM`, queries and outputs at these positions only, [B, M, d]; T is no position. Takes no bias then,
+        which comes for whole rows.
         """
         c = self.config
         q_segments_BxT = segments_BxT if at_BxM is None else gather_positions(segments_BxT, at_BxM)
-        if at_BxM is not None and not (angles_BxTxR is None and bias_BxHxTxT is None):
-            raise ValueError('attention at some positions only takes neither rotary angles nor a relative bias')
+        if at_BxM is not None and bias_BxHxTxT is not None:
+            raise ValueError('attention at some positions only takes no relative bias')
         q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = self._queries_keys_values(x_BxTxd, at_BxM)
-        if angles_BxTxR is not None:
-            q_BxTxHxD = positions_lib.rotate(q_BxTxHxD, angles_BxTxR)
-            k_BxTxHxD = positions_lib.rotate(k_BxTxHxD, angles_BxTxR)
+        if angles_BxTxAxR is not None:
+            q_angles_BxTxAxR = angles_BxTxAxR if at_BxM is None else gather_positions(angles_BxTxAxR, at_BxM)
+            q_BxTxHxD = positions_lib.rotate(q_BxTxHxD, q_angles_BxTxAxR)
+            k_BxTxHxD = positions_lib.rotate(k_BxTxHxD, angles_BxTxAxR)
         has_dropout = c.attention_dropout > 0 and not deterministic
         out_BxTxHxD = attend(
             q_BxTxHxD,
@@ -161,7 +163,7 @@ class Block(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT, at_BxM=None):
+    def __call__(self, x_BxTxd, segments_BxT, angles_BxTxAxR, bias_BxHxTxT, at_BxM=None):
         """Returns the layer's output, as the carry of the scan, and no per-layer output.
 
         With `at_BxM`, the output at these positions only, [B, M, d]: all tokens are keys, and nothing else is computed
@@ -178,7 +180,7 @@ class Block(nn.Module):
 
         def attention(y_BxTxd):
             return SelfAttention(c, name='attention')(
-                y_BxTxd, segments_BxT, angles_BxTxR, bias_BxHxTxT, self.deterministic, at_BxM
+                y_BxTxd, segments_BxT, angles_BxTxAxR, bias_BxHxTxT, self.deterministic, at_BxM
             )
 
         x_BxTxd = sublayer(x_BxTxd, attention, 'attention_norm', at_BxM)

@@ -19,7 +19,7 @@ from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of, s
 from mlm_jax.models.encoder import Encoder, block_for_use, scanned_layers
 from mlm_jax.models.heads import MLMHead
 from mlm_jax.models.layers import EncoderConfig, dense, layer_norm
-from mlm_jax.models.positions import positions_in_documents
+from mlm_jax.models.positions import positions_in_documents, rotary_angles
 from mlm_jax.parallel.mesh import split_rows
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -131,7 +131,8 @@ def keep_tokens(batch: MaskedBatch, options: MAELMConfig) -> KeptTokens:
 class Decoder(nn.Module):
     """Transformer over the whole row, read at the masked positions; pretraining only.
 
-    `config` is that of `decoder_config`: post-LN, no dropout, no relative bias, learned positions of its own. Of the
+    `config` is that of `decoder_config`: layers like the encoder's, no dropout, no relative bias, learned positions of
+    its own. Under a rotary encoder, whose outputs do not tell where they stand, its attention is rotary besides. Of the
     last layer, queries, MLP and output are computed at the masked positions only; its parameters are a Block's.
     """
 
@@ -154,13 +155,16 @@ class Decoder(nn.Module):
             x_BxTxd = dense(c, c.width, 'project')(x_BxTxd)
         normal = nn.initializers.normal(c.init_stddev)
         position_embedding = nn.Embed(c.max_length, c.width, embedding_init=normal, name='position_embedding')
-        x_BxTxd += position_embedding(positions_in_documents(segments_BxT))  # at every position, kept ones too
+        positions_BxT = positions_in_documents(segments_BxT)
+        angles_BxTxAxR = rotary_angles((positions_BxT,), c.head_width) if c.positions != 'learned' else None
+        x_BxTxd += position_embedding(positions_BxT)  # at every position, kept ones too
         x_BxTxd = layer_norm(c, 'embedding_norm')(split_rows(x_BxTxd.astype(c.dtype)))
         if c.num_layers > 1:
             layers = scanned_layers(c, c.num_layers - 1, True, self.is_initializing())
-            x_BxTxd, _ = layers(x_BxTxd, segments_BxT, None, None)
+            x_BxTxd, _ = layers(x_BxTxd, segments_BxT, angles_BxTxAxR, None)
         last_layer = block_for_use(c, self.is_initializing())(c, True, name='last_layer')
-        return last_layer(x_BxTxd, segments_BxT, None, None, at_BxM)[0]
+        x_BxMxd = last_layer(x_BxTxd, segments_BxT, angles_BxTxAxR, None, at_BxM)[0]
+        return layer_norm(c, 'final_norm')(x_BxMxd) if c.norm == 'pre' else x_BxMxd
 
 
 def decoder_config(config: EncoderConfig, options: MAELMConfig) -> EncoderConfig:
@@ -173,9 +177,7 @@ def decoder_config(config: EncoderConfig, options: MAELMConfig) -> EncoderConfig
         num_layers=options.decoder_layers,
         width=width,
         ffn_width=options.decoder_ffn_width or config.ffn_width * width // config.width,
-        positions='learned',
         relative_buckets=0,
-        norm='post',
         embedding_norm=True,
         dropout=0.0,
         attention_dropout=0.0,

@@ -1,5 +1,7 @@
 """Where a token stands: positions within documents, rotary angles, and MAE-LM's relative buckets."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,18 +14,27 @@ def positions_in_documents(segments_BxT: jax.Array) -> jax.Array:
     return index_T - jax.lax.cummax(jnp.where(starts_BxT, index_T, 0), axis=1)
 
 
-def rotary_angles(positions_BxT: jax.Array, width: int, base: float = 10_000.0) -> jax.Array:
-    """f32[B, T, width/2]: position · base^(−2i/width) (RoPE, arXiv 2104.09864)."""
-    frequency = base ** -(np.arange(0, width, 2, dtype=np.float64) / width)
-    return positions_BxT.astype(jnp.float32)[..., None] * jnp.asarray(frequency, jnp.float32)
+def rotary_angles(positions: Sequence[jax.Array], width: int, base: float = 10_000.0) -> jax.Array:
+    """f32[B, T, A, width / 2A]: position · base^(−2j / (width / A)) for each of A coordinates (RoPE, arXiv 2104.09864).
+
+    Args:
+      positions: A arrays int32[B, T]. Each coordinate turns its share of a head: ExLM's two turn a half each.
+      width: of a head; a multiple of 2A.
+      base: of the wavelengths.
+    """
+    share = width // len(positions)
+    frequency = base ** -(np.arange(0, share, 2, dtype=np.float64) / share)
+    return jnp.stack(positions, axis=-1).astype(jnp.float32)[..., None] * jnp.asarray(frequency, jnp.float32)
 
 
-def rotate(x_BxTxHxD: jax.Array, angles_BxTxR: jax.Array) -> jax.Array:
-    """Rotates the pairs (x_i, x_{i + D/2}) of each head by `angles_BxTxR`, R = D/2; angles in float32."""
-    cos, sin = jnp.cos(angles_BxTxR)[:, :, None], jnp.sin(angles_BxTxR)[:, :, None]
-    first, second = jnp.split(x_BxTxHxD.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BxTxHxD.dtype)
+def rotate(x_BxTxHxD: jax.Array, angles_BxTxAxR: jax.Array) -> jax.Array:
+    """Rotates each head by `angles_BxTxAxR`, R = D / 2A: pairs (x_j, x_{j+R}) within each of A shares; in float32."""
+    axes, num_angles = angles_BxTxAxR.shape[2:]
+    cos, sin = jnp.cos(angles_BxTxAxR)[:, :, None], jnp.sin(angles_BxTxAxR)[:, :, None]
+    pairs_BxTxHxAx2xR = x_BxTxHxD.astype(jnp.float32).reshape(*x_BxTxHxD.shape[:3], axes, 2, num_angles)
+    first, second = pairs_BxTxHxAx2xR[..., 0, :], pairs_BxTxHxAx2xR[..., 1, :]
+    rotated = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-2)
+    return rotated.reshape(x_BxTxHxD.shape).astype(x_BxTxHxD.dtype)
 
 
 def relative_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.models.encoder import Encoder
 from mlm_jax.models.layers import Block, EncoderConfig
 from mlm_jax.models.mae_lm import MAELM, MAELMConfig, decoder_config, hidden_slots, keep_tokens, kept_slots
-from mlm_jax.models.positions import positions_in_documents
+from mlm_jax.models.positions import positions_in_documents, rotary_angles
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
 from mlm_jax.parallel.sharding import state_shardings
 
@@ -156,20 +156,26 @@ def test_a_row_whose_tokens_are_all_masked_is_predicted_from_nothing():
     assert terms.weight_sum == np.sum(batch.segments > 0)
 
 
-def test_the_last_layer_at_masked_positions_is_the_whole_layer_read_there():
+@pytest.mark.parametrize('encoder', ENCODERS)
+def test_the_last_layer_at_masked_positions_is_the_whole_layer_read_there(encoder):
     batch = make_batch(True)
-    module, params = initialised(PLAIN, SMALL, 5.0)
-    config = decoder_config(PLAIN, SMALL)
+    module, params = initialised(ENCODERS[encoder], SMALL, 5.0)
+    config = decoder_config(ENCODERS[encoder], SMALL)
+    positions = positions_in_documents(batch.segments)
+    angles = rotary_angles((positions,), config.head_width) if encoder == 'modern' else None
 
     def whole(params):
         p = params['decoder']
         x = module.apply({'params': params}, batch, method='decoder_inputs')
-        x = x + p['position_embedding']['embedding'][positions_in_documents(batch.segments)]
-        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        x = x * p['embedding_norm']['scale'] + p['embedding_norm']['bias']
+        x = x + p['position_embedding']['embedding'][positions]
+        x = normalised(x, p['embedding_norm'])
         for layer in (jax.tree.map(lambda leaf: leaf[0], p['layers']), p['last_layer']):
-            x, _ = Block(config, True).apply({'params': layer}, x, batch.segments, None, None)
-        return gather_positions(x, batch.positions)
+            x, _ = Block(config, True).apply({'params': layer}, x, batch.segments, angles, None)
+        return gather_positions(normalised(x, p['final_norm']) if 'final_norm' in p else x, batch.positions)
+
+    def normalised(x, p):
+        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return x * p['scale'] + p.get('bias', 0)
 
     def masked_only(params):
         return module.apply({'params': params}, batch, batch.positions, method='decode')
