@@ -110,6 +110,12 @@ def default_config() -> ml_collections.ConfigDict:
     a.renumber_positions = False  # the encoder counts the kept tokens; else they keep their original positions
     a.kept_margin = 0.125  # share of a row that may be special tokens before its kept tokens overflow; 1 always fits
 
+    c.exlm = e = ml_collections.ConfigDict()  # of the objective exlm alone; more in models/exlm.py
+    e.num_states = 4  # k, states of each expanded token
+    e.transitions = 'dense'  # to all later states | to those of later tokens only | none: states are equally likely
+    e.transition_heads = 0  # 0: as many as the encoder; 1: the single softmax of the paper's formula
+    e.anchors = True  # the ends of a row are expanded too: alignments start and end there
+
     c.optimizer = o = ml_collections.ConfigDict()
     o.name = 'adamw'
     o.learning_rate = 5e-4  # the peak

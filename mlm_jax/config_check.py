@@ -5,15 +5,16 @@ import ml_collections
 from mlm_jax.config import ConfigError, get, resolve_steps
 
 CHOICES = {
-    'objective': ('mlm', 'mae_lm'),
+    'objective': ('mlm', 'mae_lm', 'exlm'),
     'data.packing': ('documents', 'full_sentences', 'one_per_row'),
     'tokenizer.normalization': ('identity', 'nfkc', 'nmt_nfkc'),
-    'model.positions': ('learned', 'rotary'),
+    'model.positions': ('learned', 'rotary', 'rotary_2d'),
     'model.norm': ('post', 'pre'),
     'model.mlp': ('gelu', 'geglu'),
     'model.dtype': ('float32', 'bfloat16'),
     'model.attention_backend': ('xla', 'cudnn', 'splash'),
     'model.remat': ('none', 'full', 'matmuls'),
+    'exlm.transitions': ('dense', 'sparse', 'none'),
     'masking.strategy': ('uniform',),
     'optimizer.name': ('adamw', 'lamb', 'stable_adamw', 'muon'),
     'optimizer.decay_mask': ('all', 'matrices'),
@@ -22,6 +23,8 @@ CHOICES = {
     'on_nonfinite': ('stop', 'skip'),
     'accelerator': ('any', 'cpu', 'gpu', 'tpu'),
 }
+
+ROTARY_MULTIPLE = {'rotary': 2, 'rotary_2d': 4}  # each coordinate turns pairs
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -54,8 +57,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         problems.append(f'batch_size={c.batch_size} must be a multiple of num_microbatches={c.num_microbatches}')
     if m.width % m.num_heads:
         problems.append(f'model.width={m.width} must be a multiple of model.num_heads={m.num_heads}')
-    elif m.positions == 'rotary' and m.width // m.num_heads % 2:
-        problems.append(f'rotary positions need an even head width, not {m.width // m.num_heads}')
+    elif m.positions != 'learned' and m.width // m.num_heads % ROTARY_MULTIPLE[m.positions]:
+        problems.append(
+            f'model.positions={m.positions} needs a head width that is a multiple of '
+            f'{ROTARY_MULTIPLE[m.positions]}, not {m.width // m.num_heads}'
+        )
     if m.relative_buckets and (m.relative_buckets % 4 or m.relative_max_distance <= m.relative_buckets // 4 + 1):
         problems.append(
             f'model.relative_buckets={m.relative_buckets} must be a multiple of 4, and relative_max_distance='
@@ -63,6 +69,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if c.objective == 'mae_lm':
         problems += _mae_lm_problems(c)
+    if c.objective == 'exlm':
+        problems += _exlm_problems(c)
     if m.num_layers % m.scan_unroll:
         problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
     if c.masking.mask_fraction + c.masking.random_fraction > 1 + 1e-9:
@@ -103,6 +111,10 @@ def _mae_lm_problems(c: ml_collections.ConfigDict) -> list[str]:
         problems.append(
             f'mae_lm.decoder_width={a.decoder_width} must be 0, or a multiple of model.num_heads={m.num_heads}'
         )
+    elif m.positions != 'learned' and a.decoder_width // m.num_heads % 2:
+        problems.append(
+            f'rotary positions need an even head width in the decoder, not {a.decoder_width // m.num_heads}'
+        )
     if a.decoder_ffn_width < 0:
         problems.append(f'mae_lm.decoder_ffn_width={a.decoder_ffn_width} must be 0, or positive')
     for key in ('masked_in_encoder', 'kept_margin'):
@@ -112,6 +124,19 @@ def _mae_lm_problems(c: ml_collections.ConfigDict) -> list[str]:
         problems.append('mae_lm.reset_masked needs masked positions in the encoder: set mae_lm.masked_in_encoder=1.0')
     if m.attention_backend == 'splash':
         problems.append('the splash attention backend needs lengths in 128s, which kept tokens have not: use xla')
+    return problems
+
+
+def _exlm_problems(c: ml_collections.ConfigDict) -> list[str]:
+    e, m, problems = c.exlm, c.model, []
+    if e.num_states < 1:
+        problems.append(f'exlm.num_states={e.num_states} must be at least 1')
+    if e.transition_heads < 0 or (e.transition_heads and m.width % e.transition_heads):
+        problems.append(f'exlm.transition_heads={e.transition_heads} must be 0, or divide model.width={m.width}')
+    if m.positions == 'learned':
+        problems.append('exlm needs rotary positions, which copies of a token share: set model.positions=rotary_2d')
+    if m.relative_buckets:
+        problems.append('exlm has no relative position bias: set model.relative_buckets=0')
     return problems
 
 

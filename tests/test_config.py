@@ -24,6 +24,11 @@ ALL = [('demo.py', '')] + [
 ]
 ALL += [('mae_lm.py', size) for size in (*config_lib.SIZES, 'base++', 'large++')]
 ALL += [('mae_lm.py', f'tiny,{argument}') for argument in ('recipe=modern', 'mae_lm.decoder_width=64')]
+ALL += [('exlm.py', size) for size in config_lib.SIZES]
+ALL += [
+    ('exlm.py', f'tiny,{argument}')
+    for argument in ('recipe=modern', 'objective=mlm', 'exlm.transition_heads=1', 'exlm.transitions=none')
+]
 
 
 @pytest.mark.smoke

@@ -1,9 +1,10 @@
-"""Weights of MAE-LM's released fairseq code as an objective here: to continue or to fine-tune what it trained.
+"""Weights of the released fairseq code of MAE-LM and ExLM as objectives here: to continue or to fine-tune them.
 
 Plain arrays in, a module and its parameters out: neither PyTorch nor fairseq is imported. Names and shapes are those of
-`yumeng5/MAE-LM`; its position tables count from 0, unlike RoBERTa's. Reading is strict: a name that is missing, or that
-has no place here, is an error. Two kinds of names hold nothing of the objective, and are left out: copies of tied
-weights, which must be equal, and `classification_heads.…`, the heads of tasks that a model was fine-tuned for.
+`yumeng5/MAE-LM`, whose position tables count from 0, unlike RoBERTa's, and of `zhengkangjie/ExLM`. Reading is strict:
+a name that is missing, or that has no place here, is an error. Two kinds of names hold nothing of the objective, and
+are left out: copies of tied weights, which must be equal, and `classification_heads.…`, the heads of tasks that a model
+was fine-tuned for.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from mlm_jax.interop.state_dict import StateDict, block_params, stack_layers
 from mlm_jax.masking.batch import MaskedBatch
+from mlm_jax.models.exlm import ExLM, ExLMConfig
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.models.mae_lm import MAELM, MAELMConfig
 from mlm_jax.models.mlm import MLM
@@ -95,6 +97,92 @@ def mlm(
     return module, params
 
 
+def exlm(
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    num_heads: int,
+    num_states: int,
+    mask_id: int,
+    bos_id: int = 0,
+    pad_id: int = 1,
+    eos_id: int = 2,
+) -> tuple[ExLM, dict]:
+    """ExLM from its released model.
+
+    Args:
+      state_dict: name → array, float.
+      num_heads: H, of the encoder and of the transitions.
+      num_states: k.
+      mask_id: the id of [MASK]; like `pad_id`, it is only checked: rows come as MaskedBatch has them.
+      bos_id, eos_id: every token with these ids is an anchor, as in the released code.
+      pad_id: the id of the padding.
+
+    Returns:
+      The module and its parameters, float32. The module has slots for rows in which every token is an anchor; where
+      rows have one of each, `module.clone(options=dataclasses.replace(module.options, max_anchors=2))` saves time.
+
+    Raises:
+      ValueError: for missing names, names without a place, shapes and arguments that disagree, and copies of tied
+        weights that differ.
+    """
+    source = _without_classification(state_dict)
+    tokens_Vxd = source[f'{ENCODER}.embed_tokens.weight']
+    vocab_size, width = tokens_Vxd.shape
+    _check_ids(vocab_size, mask_id=mask_id, bos_id=bos_id, pad_id=pad_id, eos_id=eos_id)
+    layers = _layers(source, ENCODER, num_heads)
+    links_Lxd = source['encoder.link_positional.weight'][2:]  # the table counts from padding id + 1
+    heads = (num_heads, width // num_heads)
+    params = {
+        'encoder': {
+            'token_embedding': {'embedding': tokens_Vxd},
+            'layers': stack_layers(layers),
+            'final_norm': source.norm(f'{ENCODER}.emb_layer_norm_after'),
+        },
+        'transitions': {
+            'position_embedding': {'embedding': links_Lxd},
+            'query': _in_heads(source.linear('encoder.query_linear'), heads),
+            'key': _in_heads(source.linear('encoder.key_linear'), heads),
+            'gate': source.linear('encoder.gate_linear'),
+        },
+        'head': _head(source, 'encoder.lm_head'),
+    }
+    _check_tied(source, params['encoder'], 'encoder.lm_head.weight')
+    source.check_all_read()
+    config = EncoderConfig(
+        vocab_size=vocab_size,
+        max_length=len(links_Lxd),
+        num_layers=len(layers),
+        width=width,
+        num_heads=num_heads,
+        ffn_width=layers[0]['mlp']['up']['bias'].shape[0],
+        positions='rotary_2d',
+        norm='pre',
+        embedding_norm=False,
+    )
+    options = ExLMConfig(
+        num_states=num_states,
+        link_positions=len(links_Lxd),
+        anchor_ids=(bos_id, eos_id),
+        max_anchors=len(links_Lxd),
+    )
+    module = ExLM(config, options)
+    _check_shapes(module, params)
+    return module, params
+
+
+def _in_heads(linear: dict, heads: tuple[int, int]) -> dict:
+    return {
+        'kernel': linear['kernel'].reshape(linear['kernel'].shape[0], *heads),
+        'bias': linear['bias'].reshape(heads),
+    }
+
+
+def _check_ids(vocab_size: int, **ids: int) -> None:
+    for name, token in ids.items():
+        if not 0 <= token < vocab_size:
+            raise ValueError(f'{name}={token} lies outside the {vocab_size} rows of the token embedding')
+
+
 def _without_classification(state_dict: Mapping[str, np.ndarray]) -> StateDict:
     """The weights without heads of fine-tuning, which the released loader leaves out as well."""
     return StateDict({k: v for k, v in state_dict.items() if not k.startswith('classification_heads.')})
@@ -133,9 +221,7 @@ def _encoder(
 ) -> tuple[EncoderConfig, dict]:
     tokens_Vxd, positions_Txd = (source[f'{ENCODER}.embed_{name}.weight'] for name in ('tokens', 'positions'))
     vocab_size, width = tokens_Vxd.shape
-    for name, token in (('mask_id', mask_id), ('pad_id', pad_id)):
-        if not 0 <= token < vocab_size:
-            raise ValueError(f'{name}={token} lies outside the {vocab_size} rows of the token embedding')
+    _check_ids(vocab_size, mask_id=mask_id, pad_id=pad_id)
     layers = _layers(source, ENCODER, num_heads)
     params = {
         'token_embedding': {'embedding': tokens_Vxd},

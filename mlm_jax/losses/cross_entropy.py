@@ -22,7 +22,8 @@ def cross_entropy_terms(logits_BxMxV: jax.Array, targets_BxM: jax.Array, weights
       weights_BxM: f32[B, M], 0 in unused slots.
 
     Returns:
-      LossTerms with the metric `accuracy`: the share of the positions whose most likely id is the target.
+      LossTerms with the metrics `accuracy`, the share of the positions whose most likely id is the target, and
+      `masked_nll`, the mean without weights, which compares objectives and strategies.
     """
     nll_BxM = negative_log_likelihood(logits_BxMxV, targets_BxM)
     used_BxM = (weights_BxM > 0).astype(jnp.float32)
@@ -30,5 +31,8 @@ def cross_entropy_terms(logits_BxMxV: jax.Array, targets_BxM: jax.Array, weights
     return LossTerms(
         loss_sum=jnp.sum(nll_BxM * weights_BxM),
         weight_sum=jnp.sum(weights_BxM),
-        metrics={'accuracy': (jnp.sum(correct_BxM), jnp.sum(used_BxM))},
+        metrics={
+            'accuracy': (jnp.sum(correct_BxM), jnp.sum(used_BxM)),
+            'masked_nll': (jnp.sum(nll_BxM * used_BxM), jnp.sum(used_BxM)),
+        },
     )

@@ -10,10 +10,16 @@ class MLMHead(nn.Module):
 
     config: EncoderConfig
 
-    @nn.compact
+    def setup(self):
+        c = self.config
+        self.dense = dense(c, c.width, None)
+        self.norm = layer_norm(c, None)
+        self.bias = self.param('bias', nn.initializers.zeros, (c.vocab_size,))
+
     def __call__(self, x_BxMxd, token_logits):
         """f32[B, M, V] logits; `token_logits` multiplies by the encoder's token embedding."""
-        c = self.config
-        x_BxMxd = nn.gelu(dense(c, c.width, 'dense')(x_BxMxd), approximate=False)
-        x_BxMxd = layer_norm(c, 'norm')(x_BxMxd)
-        return token_logits(x_BxMxd) + self.param('bias', nn.initializers.zeros, (c.vocab_size,))
+        return token_logits(self.hidden(x_BxMxd)) + self.bias
+
+    def hidden(self, x_BxMxd):
+        """[B, M, d]: what meets the token embedding."""
+        return self.norm(nn.gelu(self.dense(x_BxMxd), approximate=False))

@@ -1,5 +1,6 @@
 """The objectives by the name that configurations use. A new one is a module with MLM's interface and a line here."""
 
+from mlm_jax.models.exlm import ExLM, ExLMConfig
 from mlm_jax.models.mae_lm import MAELM, MAELMConfig
 from mlm_jax.models.mlm import MLM
 
@@ -7,4 +8,5 @@ from mlm_jax.models.mlm import MLM
 OBJECTIVES = {
     'mlm': lambda encoder, options, vocabulary: MLM(encoder),
     'mae_lm': lambda encoder, options, vocabulary: MAELM(encoder, vocabulary.mask_id, MAELMConfig(**options)),
+    'exlm': lambda encoder, options, vocabulary: ExLM(encoder, ExLMConfig(**options)),
 }

@@ -23,9 +23,12 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r'mlp/down/kernel', ('hidden', 'width')),
     (r'head/dense/kernel', (None, None)),
     (r'head/bias', ('vocabulary',)),
+    (r'transitions/(query|key)/kernel', (None, None, None)),
+    (r'transitions/(query|key)/bias', (None, None)),
+    (r'transitions/gate/kernel', (None, None)),
     (r'decoder/project/kernel', (None, None)),
     (r'widen/kernel', (None, None)),
-    (r'(attention/out|mlp/down|head/dense|decoder/project)/bias', (None,)),
+    (r'(attention/out|mlp/down|head/dense|decoder/project|transitions/gate)/bias', (None,)),
     (r'[a-z_]*norm/(scale|bias)', (None,)),
     (r'ns_coeffs', (None,)),  # constants that Muon keeps in its state
 )

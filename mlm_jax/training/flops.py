@@ -30,7 +30,7 @@ def step_flops(config: ml_collections.ConfigDict) -> float:
 
     Rows count in full, packed or not, and only with what the objective needs: no unused slots.
     """
-    row_flops = {'mlm': mlm_row_flops, 'mae_lm': mae_lm_row_flops}[config.objective]
+    row_flops = {'mlm': mlm_row_flops, 'mae_lm': mae_lm_row_flops, 'exlm': exlm_row_flops}[config.objective]
     return 3 * config.batch_size * row_flops(config)
 
 
@@ -58,6 +58,23 @@ def mae_lm_row_flops(config: ml_collections.ConfigDict) -> float:
     between = 2 * m.width * width * (n + masked) if width != m.width else 0
     layers = m.num_layers * _layer_flops(m, kept) + (options.decoder_layers - 1) * _layer_flops(decoder, n) + last
     return layers + head + between
+
+
+def exlm_row_flops(config: ml_collections.ConfigDict) -> float:
+    """Forward pass of ExLM: the encoder on n' = n + (k − 1)e slots, e = ratio·n + 2; the head on S = k·e states.
+
+    Transitions take 2·S·2d(2d + C) for queries, keys and gates, and 2S²d for their products; the likelihood 2·e·S².
+    """
+    m, options, n = config.model, config.exlm, config.sequence_length
+    expanded = config.masking.ratio * n + 2 * options.anchors
+    states = options.num_states * expanded
+    layers = m.num_layers * _layer_flops(m, n + (options.num_states - 1) * expanded)
+    head = states * (2 * m.width**2 + 2 * m.width * config.vocab_size)
+    if options.transitions == 'none':
+        return layers + head
+    heads = options.transition_heads or m.num_heads
+    links = 4 * states * m.width * (2 * m.width + (heads if heads > 1 else 0)) + 2 * states**2 * m.width
+    return layers + head + links + 2 * expanded * states**2
 
 
 def _layer_weights(m: ml_collections.ConfigDict) -> int:

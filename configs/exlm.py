@@ -1,0 +1,39 @@
+"""ExLM (arXiv 2501.13397): each masked token becomes 4 states, and its prediction a sum over alignments with them.
+
+    python -m mlm_jax.prepare --config=configs/exlm.py:mini
+    python -m mlm_jax.train --config=configs/exlm.py:mini --workdir=runs/exlm_mini
+
+Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the released
+encoder: pre-LN, two-dimensional rotary positions, no embedding LayerNorm. `base` and `large` have its short recipe:
+23,000 steps of 4096 × 128 tokens.
+
+Ablations, as arguments: `exlm.num_states=2`; `exlm.transitions=sparse` (to states of later tokens only) or `none`;
+`exlm.transition_heads=1` (the paper's formula); `model.positions=rotary` (copies of a token do not differ in position);
+`exlm.anchors=false`. `objective=mlm` trains the baseline of the paper: the same encoder, without expansion. Further
+arguments are keys of `mlm_jax/config.py`, e.g. `configs/exlm.py:base,batch_size=256`.
+
+Not yet run at base size and above.
+"""
+
+from mlm_jax import config as config_lib
+
+
+def get_config(argument: str = 'mini'):
+    """The configuration for 'SIZE[,recipe=…][,key=value…]'; the default recipe is that of the released code."""
+    size, overrides = config_lib.parse_argument(argument, {'mini': config_lib.SIZES['mini'], **config_lib.SIZES})
+    config = config_lib.default_config()
+    config.objective = 'exlm'
+    config.model.update(config_lib.SIZES[size])
+    config.model.update(positions='rotary_2d', norm='pre', embedding_norm=False)
+    config.masking.update(mask_fraction=1.0, random_fraction=0.0)
+    config.optimizer.update(clip_norm=0.0)
+    if size in ('base', 'large'):  # for accelerators
+        config.update(sequence_length=128, batch_size=4096, vocab_size=32768)
+        config.model.dtype = 'bfloat16'
+        config.optimizer.learning_rate = 2e-3
+        config_lib.apply_overrides(config, {'total_steps': '23000', 'schedule.warmup_steps': '1380'})
+    if 'recipe' in overrides:
+        config_lib.apply_recipe(config, overrides.pop('recipe'))
+        config.model.positions = 'rotary_2d'
+    config_lib.apply_overrides(config, overrides)
+    return config

@@ -1,0 +1,97 @@
+"""ExLM's rows: every token to predict, and the two anchors of a row, become k states each."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of, selected_of
+from mlm_jax.models.positions import positions_in_documents
+
+
+@flax.struct.dataclass
+class ExpandedRows:
+    """Rows in which some tokens stand k times, side by side. All shapes are static.
+
+    Attributes:
+      tokens: int32[B, L], what the encoder reads.
+      segments: int32[B, L], the documents of the row; 0 in unused slots.
+      positions: int32[B, L], within the document and before expansion: copies share theirs.
+      copies: int32[B, L], 1 … k for the copies of an expanded token, 0 for the others.
+      index: int32[B, L], where in the row; T in unused slots.
+      first_slot: int32[B, T], the slot of each token, or of its first copy.
+      expanded: int32[B, E], the expanded positions of the row, ascending; T in unused places.
+      state_slot: int32[B, k·E], the slots of the states, ascending; L in unused places.
+    """
+
+    tokens: jax.Array
+    segments: jax.Array
+    positions: jax.Array
+    copies: jax.Array
+    index: jax.Array
+    first_slot: jax.Array
+    expanded: jax.Array
+    state_slot: jax.Array
+
+    @property
+    def num_targets(self) -> jax.Array:
+        """int32[B]: the number of expanded tokens of each row."""
+        return (self.expanded < self.first_slot.shape[1]).sum(1)
+
+
+def row_ends(segments_BxT: jax.Array) -> jax.Array:
+    """bool[B, T]: the first and the last token of each row."""
+    real_BxT = segments_BxT > 0
+    is_first_BxT = real_BxT & (jnp.cumsum(real_BxT, axis=1) == 1)
+    is_last_BxT = real_BxT & (jnp.cumsum(real_BxT[:, ::-1], axis=1)[:, ::-1] == 1)
+    return is_first_BxT | is_last_BxT
+
+
+def expand(
+    batch: MaskedBatch, anchors_BxT: jax.Array, max_anchors: int, num_states: int, multiple: int = 8
+) -> ExpandedRows:
+    """Expands the masked positions and the anchors of each row.
+
+    Args:
+      batch: `inputs` are what the encoder reads; copies share their input.
+      anchors_BxT: bool, positions to expand besides; may be masked as well.
+      max_anchors: the most of them in a row; more are left as they are.
+      num_states: k.
+      multiple: L is rounded up to one; lengths in eights suit matrix units.
+
+    Returns:
+      Rows with E = min(T, M + max_anchors) and L = T + (k − 1)·E, rounded up.
+    """
+    length = batch.tokens.shape[1]
+    max_expanded = min(length, batch.positions.shape[1] + max_anchors)
+    max_slots = -(-(length + (num_states - 1) * max_expanded) // multiple) * multiple
+    expanded_BxT = (selected_of(batch.positions, length) | anchors_BxT) & (batch.segments > 0)
+    expanded_BxE = positions_of(expanded_BxT, max_expanded)
+
+    before_BxT = (expanded_BxE[:, None, :] < jnp.arange(length)[None, :, None]).sum(
+        2
+    )  # expanded tokens before each one
+    first_slot_BxT = jnp.arange(length) + (num_states - 1) * before_BxT
+    used_BxE = expanded_BxE < length
+    start_BxE = jnp.where(used_BxE, expanded_BxE + (num_states - 1) * jnp.arange(max_expanded), max_slots)
+
+    slot_L = jnp.arange(max_slots)
+    begun_BxL = (start_BxE[:, None, :] <= slot_L[None, :, None]).sum(2)  # expansions that began at or before each slot
+    latest_BxL = jnp.maximum(begun_BxL - 1, 0)
+    copy_BxL = slot_L - jnp.take_along_axis(start_BxE, latest_BxL, axis=1)
+    is_copy_BxL = (begun_BxL > 0) & (copy_BxL < num_states)
+    index_BxL = jnp.where(
+        is_copy_BxL, jnp.take_along_axis(expanded_BxE, latest_BxL, axis=1), slot_L - (num_states - 1) * begun_BxL
+    )
+    index_BxL = jnp.minimum(index_BxL, length)
+    segments_BxL = gather_positions(batch.segments, index_BxL)
+    state_slot_BxExk = start_BxE[:, :, None] + jnp.where(used_BxE[:, :, None], jnp.arange(num_states), 0)
+    return ExpandedRows(
+        tokens=gather_positions(batch.inputs, index_BxL),
+        segments=segments_BxL,
+        positions=gather_positions(positions_in_documents(batch.segments), index_BxL),
+        copies=jnp.where(is_copy_BxL & (segments_BxL > 0), copy_BxL + 1, 0),
+        index=index_BxL,
+        first_slot=first_slot_BxT,
+        expanded=expanded_BxE,
+        state_slot=state_slot_BxExk.reshape(len(expanded_BxE), -1),
+    )
