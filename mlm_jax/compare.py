@@ -144,13 +144,10 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f'{seconds / 3600:.1f} h'
-        if seconds > 5400
-        else f'{seconds / 60:.0f} min'
-        if seconds > 90
-        else f'{seconds:.0f} s'
-    )
+    for unit, size in (('h', 3600), ('min', 60)):
+        if seconds > 1.5 * size:
+            return f'{seconds / size:.1f} {unit}'
+    return f'{seconds:.0f} s'
 
 
 def train_all(candidates: Sequence[Candidate], seeds: Sequence[int], output: pathlib.Path, after_seed) -> None:
@@ -160,7 +157,7 @@ def train_all(candidates: Sequence[Candidate], seeds: Sequence[int], output: pat
       candidates: with their lengths.
       seeds: in this order.
       output: the runs are in `<output>/<label>/seed<k>`.
-      after_seed: called with the seeds that are complete, each time another one is.
+      after_seed: called with the seeds that are complete, each time another one is, and at the end.
     """
     done = {
         (candidate.label, seed): updates_done(_workdir(output, candidate, seed), candidate.of_seed(seed))
@@ -177,12 +174,12 @@ def train_all(candidates: Sequence[Candidate], seeds: Sequence[int], output: pat
         _note(f'{finished} of {len(done)} runs are there already')
     progress = Progress(list(missing.values()))
     for i, seed in enumerate(seeds):
-        for candidate in candidates:
-            if (candidate.label, seed) not in missing:
-                continue
+        to_train = [candidate for candidate in candidates if (candidate.label, seed) in missing]
+        for candidate in to_train:
             progress.next(f'{candidate.label}, seed {seed}, {candidate.config.total_steps:,} steps')
             _train(candidate, seed, _workdir(output, candidate, seed))
-        after_seed(seeds[: i + 1])
+        if to_train or seed == seeds[-1]:
+            after_seed(seeds[: i + 1])
 
 
 def _train(candidate: Candidate, seed: int, workdir: pathlib.Path) -> None:
