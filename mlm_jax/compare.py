@@ -227,10 +227,11 @@ def write_report(entries: dict, budget: str, metric: str, settings: Sequence[str
     first = next(iter(summary.values()))
     seeds = list(first['by_seed'])
     device = jax.devices()[0].device_kind
-    unit = {'flops': f'{first["spent"]:.3g}', 'steps': f'{first["steps"]:,}'}
-    spent = unit.get(budget, f'{first["spent"]:,.0f}, by steps measured in turn,')
+    spent = {'flops': f'{first["spent"]:.3g}', 'steps': f'{first["steps"]:,}'}.get(budget, f'{first["spent"]:,.0f}')
+    how = ', with the length of a step measured in turn' if budget == 'time' else ''
     text = (
-        f'Equal {comparison.UNITS[budget]}: {spent} a run; seeds {", ".join(seeds)}; {jax.device_count()} × {device}.\n'
+        f'Equal {comparison.UNITS[budget]}: {spent} a run{how}.\n'
+        f'Seeds {", ".join(seeds)}; {jax.device_count()} × {device}.\n'
         'Means ± standard errors over seeds, held out; differences are paired by seed.\n\n'
         f'{comparison.markdown_table(summary)}\n'
         + ''.join(f'* {label}: `{line["config"]}`\n' for label, line in summary.items())

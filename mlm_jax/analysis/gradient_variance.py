@@ -128,27 +128,34 @@ def make_sketched_gradients(objective, masking: Masking, design: Design, mesh: M
 
     Returns:
       The function. It returns sketched gradients of mean losses, without dropout: float32[B, P, M, k] of the windows of
-      each draw, and float32[B, P, k] of P draws of `masking` itself.
+      each draw, and float32[B, P, k] of P draws of `masking` itself, which may make several rows of a text.
     """
     sketch_key = jax.random.key(design.seed)
 
-    def mean_loss(params, batch):
-        terms = objective.apply({'params': params}, batch, deterministic=True)
-        return terms.loss_sum / jnp.maximum(terms.weight_sum, 1e-6)
+    def of_row(params, row):
+        def loss(params):
+            terms = objective.apply({'params': params}, jax.tree.map(lambda x: x[None], row), deterministic=True)
+            return terms.loss_sum, terms.weight_sum
 
-    def sketched(params, batch):
-        return sketch(jax.grad(mean_loss)(params, batch), sketch_key, design.sketch_size)
+        grads, weight = jax.grad(loss, has_aux=True)(params)
+        return sketch(grads, sketch_key, design.sketch_size), weight
+
+    def of_rows(params, batch):
+        return jax.lax.map(lambda row: of_row(params, row), batch)
 
     def of_text(params, tokens_T, number):
         text_key = jax.random.fold_in(jax.random.fold_in(sketch_key, 1 + number), 0)
 
         def of_windows(draw):
             batch = window_batches(jax.random.fold_in(text_key, draw), tokens_T, masking, design)
-            return jax.lax.map(lambda row: sketched(params, jax.tree.map(lambda x: x[None], row)), batch)
+            sum_Mxk, weight_M = of_rows(params, batch)
+            return sum_Mxk / jnp.maximum(weight_M, 1e-6)[:, None]
 
         def of_masking(draw):
             key = jax.random.fold_in(text_key, design.draws + draw)
-            return sketched(params, masking(key, tokens_T[None], segment_ids(tokens_T[None], masking.vocabulary)))
+            batch = masking(key, tokens_T[None], segment_ids(tokens_T[None], masking.vocabulary))
+            sum_Rxk, weight_R = of_rows(params, batch)  # sketches add up as gradients do
+            return sum_Rxk.sum(0) / jnp.maximum(weight_R.sum(), 1e-6)
 
         draws = jnp.arange(design.draws)
         return jax.lax.map(of_windows, draws), jax.lax.map(of_masking, draws)

@@ -5,6 +5,8 @@ masks of s of N positions with o in common, sampling without replacement gives c
 the sample variance of the a_i.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,10 @@ from mlm_jax.analysis import gradient_variance
 from mlm_jax.analysis.gradient_variance import Design
 from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.losses.terms import LossTerms
+from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.vocabulary import standard_vocabulary
-from mlm_jax.parallel.mesh import batch_sharding, make_mesh
+from mlm_jax.parallel.mesh import batch_sharding, make_mesh, split_rows
 
 VOCABULARY = standard_vocabulary(64)
 LENGTH = 26  # 24 eligible positions
@@ -30,13 +33,22 @@ class Quadratic(nn.Module):
     @nn.compact
     def __call__(self, batch, deterministic=True):
         w = self.param('w', nn.initializers.zeros, (WIDTH,))
-        losses = 0.5 * ((w - vectors()[batch.targets]) ** 2).sum(-1)
+        losses = split_rows(0.5 * ((w - vectors()[batch.targets]) ** 2).sum(-1))  # as models do
         return LossTerms((losses * batch.weights).sum(), batch.weights.sum(), {})
 
 
 def vectors():
     """f32[V, WIDTH]: a_i."""
     return jax.random.normal(jax.random.key(1), (VOCABULARY.size, WIDTH)) * jnp.arange(1, WIDTH + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Views(Masking):
+    """Two rows of a text: position 1 is predicted in one, and position 2, with twice the weight, in the other."""
+
+    def __call__(self, key, tokens, segments):
+        rows = [jnp.concatenate([x, x]) for x in (tokens, segments)]
+        return MaskedBatch(rows[0], rows[0], jnp.array([[1], [2]]), jnp.array([[1.0], [2.0]]), rows[1])
 
 
 def known_covariance(a_Nxd, size, overlap):
@@ -154,3 +166,14 @@ def test_sketched_gradients_on_any_mesh_and_what_they_add_up_to():
     assert summary['covariance_over_variance'][2][0] == pytest.approx(1, abs=0.15)
     for name in ('variance', 'own_variance'):
         assert summary[name][1] < 0.2 * summary[name][0], 'errors small enough to tell'
+
+
+def test_several_rows_of_a_text_have_the_gradient_of_their_common_loss():
+    design, mesh = Design(segments=3, draws=3, overlaps=(), sketch_size=32), make_mesh()
+    tokens = SyntheticRows(8, LENGTH, VOCABULARY).read(np.arange(8))
+    with jax.set_mesh(mesh):
+        gradients = gradient_variance.make_sketched_gradients(Quadratic(), Views(VOCABULARY), design, mesh)
+        _, own_BxPxk = gradients({'w': jnp.zeros(WIDTH)}, tokens, np.arange(8))
+    a_Bx2xd = np.asarray(vectors())[tokens[:, 1:3]]
+    expected_B = np.linalg.norm((a_Bx2xd[:, 0] + 2 * a_Bx2xd[:, 1]) / 3, axis=1)
+    np.testing.assert_allclose(np.linalg.norm(own_BxPxk, axis=2), np.tile(expected_B, (3, 1)).T, rtol=1e-5)
