@@ -149,8 +149,10 @@ def main_gradient_variance() -> None:
         raise ConfigError(f'--steps={",".join(values.steps)} must be steps of checkpoints, such as 0,1000')
     steps = [int(step) for step in values.steps] or [values.step]
     output.mkdir(parents=True, exist_ok=True)
+    names = [pathlib.Path(workdir).name for workdir in values.workdir]
+    names = names if len(set(names)) == len(names) else values.workdir
     with jax.set_mesh(mesh):
-        for workdir in values.workdir:
+        for workdir, name in zip(values.workdir, names, strict=True):
             gradients = None
             for step in steps:
                 model = loading.load(pathlib.Path(workdir).expanduser(), mesh, step)
@@ -158,8 +160,7 @@ def main_gradient_variance() -> None:
                 again = (1.0,) if masking.mask_fraction < 1 else ()
                 design = Design(values.segments, values.draws, (*OVERLAPS, *again))
                 gradients = gradients or make_sketched_gradients(model.run.objective, masking, design, mesh)
-                label = f'{pathlib.Path(workdir).name}, step {model.step:,}'
-                label = f'{workdir}, step {model.step:,}' if label in report else label
+                label = f'{name}, step {model.step:,}'
                 report[label] = gradient_variance_report.measure(model, mesh, values.texts, design, gradients)
                 print(gradient_variance_report.describe(label, report[label]), flush=True)
     (output / 'gradient_variance.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')

@@ -130,7 +130,7 @@ def make_sketched_gradients(objective, masking: Masking, design: Design, mesh: M
       The function. It returns sketched gradients of mean losses, without dropout: float32[B, P, M, k] of the windows of
       each draw, and float32[B, P, k] of P draws of `masking` itself, which may make several rows of a text.
     """
-    sketch_key = jax.random.key(design.seed)
+    sketch_key, texts_key = jax.random.split(jax.random.key(design.seed))
 
     def of_row(params, row):
         def loss(params):
@@ -144,7 +144,7 @@ def make_sketched_gradients(objective, masking: Masking, design: Design, mesh: M
         return jax.lax.map(lambda row: of_row(params, row), batch)
 
     def of_text(params, tokens_T, number):
-        text_key = jax.random.fold_in(jax.random.fold_in(sketch_key, 1 + number), 0)
+        text_key = jax.random.fold_in(texts_key, number)
 
         def of_windows(draw):
             batch = window_batches(jax.random.fold_in(text_key, draw), tokens_T, masking, design)
