@@ -25,9 +25,8 @@ from jax.experimental import multihost_utils
 
 from mlm_jax import bench, command_line, train
 from mlm_jax import config as config_lib
-from mlm_jax.analysis import candidates as candidates_lib
-from mlm_jax.analysis import comparison
-from mlm_jax.analysis.candidates import Candidate
+from mlm_jax.analysis import comparison, configurations
+from mlm_jax.analysis.configurations import Candidate
 from mlm_jax.config import ConfigError
 from mlm_jax.data import atomic
 from mlm_jax.data import manifest as manifest_lib
@@ -77,8 +76,8 @@ def step_seconds(candidates: Sequence[Candidate], output: pathlib.Path, rounds: 
         entry = known.get(candidate.label)
         if not entry:
             return False
-        return not candidates_lib.differences(
-            ml_collections.ConfigDict(entry['config']), candidate.config, candidates_lib.LENGTH_AND_SEED
+        return not configurations.differences(
+            ml_collections.ConfigDict(entry['config']), candidate.config, configurations.LENGTH_AND_SEED
         )
 
     if not is_known(first):
@@ -112,7 +111,7 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
     if not (workdir / 'config.json').exists():
         return 0
     old = read_config(workdir)
-    different = candidates_lib.differences(old, config)
+    different = configurations.differences(old, config)
     if different:
         lines = (f'  {key}: {a!r} there, {b!r} now' for key, (a, b) in different.items())
         raise ConfigError(
@@ -272,7 +271,7 @@ def main() -> None:
     values = flags.FLAGS
     runtime.initialize_distributed(values)
     output, seeds = pathlib.Path(values.output).expanduser(), parse_seeds(values.seeds)
-    candidates = candidates_lib.load_candidates(candidates_lib.split_names(values.configs), values.label, values.set)
+    candidates = configurations.load_candidates(configurations.split_names(values.configs), values.label, values.set)
     runtime.use_compilation_cache(candidates[0].config.compilation_cache)
     candidates = share_budget(candidates, values.budget, output)
     for candidate in candidates:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import compare
-from mlm_jax.analysis import candidates as candidates_lib
+from mlm_jax.analysis import configurations
 from mlm_jax.config import ConfigError
 from mlm_jax.training import flops
 from mlm_jax.training.metrics import read_metrics
@@ -26,7 +26,7 @@ SMALL = (
 def pair(prepared):
     """Two masking ratios of the same model."""
     names = [f'configs/mlm.py:{SMALL},data.directory={prepared}{more}' for more in ('', ',masking.ratio=0.4')]
-    return candidates_lib.load_candidates(names, ['low', 'high'], [])
+    return configurations.load_candidates(names, ['low', 'high'], [])
 
 
 def train_one_seed(train, calls, at_most):
@@ -115,7 +115,7 @@ def test_times_are_measured_once_and_new_ones_beside_the_first(pair, tmp_path, m
     assert first[1].step_cost == pytest.approx(4 * first[0].step_cost)
     assert compare.share_budget(pair, 'time', tmp_path)[1].step_cost == first[1].step_cost and len(measured) == 2
 
-    third = candidates_lib.load_candidates(
+    third = configurations.load_candidates(
         [pair[0].name, pair[1].name, pair[0].name + ',masking.ratio=0.5'], ['low', 'high', 'higher'], []
     )
     more = compare.share_budget(third, 'time', tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlm_jax.analysis import candidates
+from mlm_jax.analysis import configurations
 from mlm_jax.config import ConfigError
 
 TINY = 'tiny,vocab_size=64,sequence_length=32,data.directory={prepared}'
@@ -18,7 +18,7 @@ TINY = 'tiny,vocab_size=64,sequence_length=32,data.directory={prepared}'
     ],
 )
 def test_names_are_split_where_a_file_begins(texts, names):
-    assert candidates.split_names(texts) == names
+    assert configurations.split_names(texts) == names
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ def test_names_are_split_where_a_file_begins(texts, names):
     ],
 )
 def test_labels_say_what_differs_and_name_directories(names, labels):
-    assert candidates.make_labels(names) == labels
+    assert configurations.make_labels(names) == labels
 
 
 def test_shared_settings_reach_every_configuration(prepared):
     names = [f'configs/{file}.py:{TINY}'.format(prepared=prepared) for file in ('mlm', 'mae_lm')]
-    loaded = candidates.load_candidates(names, ['A', 'B'], ['batch_size=8', 'optimizer.learning_rate=0.5'])
+    loaded = configurations.load_candidates(names, ['A', 'B'], ['batch_size=8', 'optimizer.learning_rate=0.5'])
     assert [c.label for c in loaded] == ['A', 'B']
     assert {c.config.batch_size for c in loaded} == {8}
     assert {c.config.optimizer.learning_rate for c in loaded} == {0.5}
@@ -67,4 +67,4 @@ def test_shared_settings_reach_every_configuration(prepared):
 def test_what_cannot_be_compared_is_refused(prepared, names, labels, settings, message):
     names = ['configs/' + name.format(TINY=TINY).format(prepared=prepared) for name in names]
     with pytest.raises(ConfigError, match=message):
-        candidates.load_candidates(names, labels, settings)
+        configurations.load_candidates(names, labels, settings)
