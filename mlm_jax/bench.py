@@ -12,6 +12,7 @@ import pathlib
 import time
 
 import jax
+import ml_collections
 import numpy as np
 from absl import flags
 
@@ -57,9 +58,9 @@ class Contestant:
         return (time.perf_counter() - start) / num_steps
 
 
-def prepare(name: str) -> Contestant:
-    """Compiles the step of `name`, FILE.py:ARGUMENT, and creates its state on the mesh."""
-    config = config_lib.load(name)
+def prepare(name: str, config: ml_collections.ConfigDict | None = None) -> Contestant:
+    """Compiles the step of `config`, or of what `name`, FILE.py:ARGUMENT, says, and creates its state on the mesh."""
+    config = config_lib.load(name) if config is None else config
     config_check.check(config)
     vocabulary = standard_vocabulary(config.vocab_size)
     run = build.make_run(config, vocabulary, steps_per_epoch=1000.0)

@@ -5,6 +5,11 @@
 effective_rank: how many dimensions the representations of each layer use (analysis/effective_rank.py), for real tokens
 of masked input, [MASK] tokens, all tokens of masked input, and the same text without masks. "Masked input" is what the
 encoder reads in pretraining: of MAE-LM, the kept tokens alone. Several checkpoints are laid over each other.
+
+    python -m mlm_jax.probe gradient_variance --workdir=runs/mlm --steps=0,1000,10000 --output=runs/variance
+
+gradient_variance: how far gradients of one text under different masks agree, by the Hamming distance of the masks, and
+whether disjoint masks make a step less noisy (analysis/gradient_variance.py).
 """
 
 import json
@@ -19,7 +24,9 @@ import tqdm
 from absl import flags
 
 from mlm_jax import command_line
+from mlm_jax.analysis import gradient_variance_report
 from mlm_jax.analysis.effective_rank import GramSums, effective_rank, gram_sums
+from mlm_jax.analysis.gradient_variance import OVERLAPS, Design, make_sketched_gradients
 from mlm_jax.config import ConfigError
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import place_rows
@@ -134,14 +141,45 @@ def main_effective_rank() -> None:
     print(f'{output / "effective_rank.json"}\n{output / "effective_rank.png"}')
 
 
-PROBES = {'effective_rank': main_effective_rank}
+def main_gradient_variance() -> None:
+    """Writes gradient_variance.json and gradient_variance.png, and prints tables."""
+    values, mesh, report = flags.FLAGS, mesh_lib.make_mesh(), {}
+    output = pathlib.Path(values.output).expanduser()
+    if not all(step.isdecimal() for step in values.steps):
+        raise ConfigError(f'--steps={",".join(values.steps)} must be steps of checkpoints, such as 0,1000')
+    steps = [int(step) for step in values.steps] or [values.step]
+    output.mkdir(parents=True, exist_ok=True)
+    names = [pathlib.Path(workdir).name for workdir in values.workdir]
+    names = names if len(set(names)) == len(names) else values.workdir
+    with jax.set_mesh(mesh):
+        for workdir, name in zip(values.workdir, names, strict=True):
+            gradients = None
+            for step in steps:
+                model = loading.load(pathlib.Path(workdir).expanduser(), mesh, step)
+                masking = model.run.masking
+                again = (1.0,) if masking.mask_fraction < 1 else ()
+                design = Design(values.segments, values.draws, (*OVERLAPS, *again))
+                gradients = gradients or make_sketched_gradients(model.run.objective, masking, design, mesh)
+                label = f'{name}, step {model.step:,}'
+                report[label] = gradient_variance_report.measure(model, mesh, values.texts, design, gradients)
+                print(gradient_variance_report.describe(label, report[label]), flush=True)
+    (output / 'gradient_variance.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
+    gradient_variance_report.draw(report, output / 'gradient_variance.png')
+    print(f'{output / "gradient_variance.json"}\n{output / "gradient_variance.png"}')
+
+
+PROBES = {'effective_rank': main_effective_rank, 'gradient_variance': main_gradient_variance}
 
 
 def _define_flags() -> None:
     flags.DEFINE_multi_string('workdir', None, 'Workdir of a trained model; several are laid over each other.')
-    flags.DEFINE_integer('step', None, 'Checkpoint; the newest unless given.', lower_bound=0)
+    flags.DEFINE_integer('step', None, 'Checkpoint; the newest unless given; 0 is the start of the run.', lower_bound=0)
     flags.DEFINE_integer('rows', 4096, 'Held-out rows, at most.', lower_bound=1)
     flags.DEFINE_list('thresholds', ['0.8', '0.9', '0.95', '0.99'], 'τ, several.')
+    flags.DEFINE_list('steps', [], 'gradient_variance: several checkpoints, in place of --step.')
+    flags.DEFINE_integer('texts', 64, 'gradient_variance: held-out rows.', lower_bound=3)
+    flags.DEFINE_integer('segments', 7, 'gradient_variance: disjoint masks of a text, K.', lower_bound=2)
+    flags.DEFINE_integer('draws', 8, 'gradient_variance: random orders of each text; K masks each.', lower_bound=3)
     flags.DEFINE_string('output', None, 'Directory for the JSON file and the picture.')
 
 

@@ -91,6 +91,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         compile_seconds = time.perf_counter() - start
         log.write(first_step, {'perf/compile_seconds': compile_seconds})
         log.note(f'compiled in {compile_seconds:.1f} s; {checks.describe_memory(train_step)}')
+        log.start_clock()
 
         # ---- The loop ------------------------------------------------------------------------------------------------
         # The order is a contract: evaluate the old state → save if due → next batch → step → write the metrics of the

@@ -13,7 +13,10 @@ from mlm_jax import probe, train
 from mlm_jax.analysis.effective_rank import effective_rank
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.shards import Shards
+from mlm_jax.parallel.mesh import batch_sharding
 from mlm_jax.training import loading
+from mlm_jax.training.evaluation import HeldOut
+from mlm_jax.training.metrics import read_metrics
 
 NUM_ROWS = 20
 
@@ -70,6 +73,36 @@ def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path)
     assert 'mae_lm' in result.stdout
 
 
+def test_gradient_variance_from_the_start_to_the_newest_checkpoint(mae_lm, tmp_path):
+    command = [sys.executable, '-m', 'mlm_jax.probe', 'gradient_variance', f'--workdir={mae_lm[0]}', '--steps=0,5']
+    command += [f'--output={tmp_path}', '--texts=8', '--segments=3', '--draws=3']
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / 'gradient_variance.json').read_text())
+    assert [entry['step'] for entry in report.values()] == [0, 5]
+    for label, entry in report.items():
+        assert label in result.stdout
+        assert len(entry['hamming_distance']) == len(entry['overlap']) == len(entry['covariance_over_variance'])
+        assert entry['hamming_distance'] == sorted(entry['hamming_distance'], reverse=True)
+        assert entry['variance'][0] > 0 and entry['own_variance'][0] > 0 and entry['texts'] == 8
+        covariance = [value for value, _ in entry['covariance_over_variance']]
+        assert covariance[0] < covariance[2] < covariance[-1], 'it falls with the distance'
+    assert (tmp_path / 'gradient_variance.png').stat().st_size > 10_000
+
+
+def test_step_0_is_where_training_started(trained):
+    """Its held-out loss is the one that the run wrote before its first update."""
+    workdir, mesh, _ = trained
+    first = loading.load(workdir, mesh, step=0)
+    line = next(line for line in read_metrics(workdir / 'metrics.jsonl') if 'eval/loss' in line)
+    rows = Shards(first.config.data.directory, 'validation')
+    with jax.set_mesh(mesh):
+        held_out = HeldOut(rows, 20, 16, first.tokenizer.vocabulary.pad_id, batch_sharding(mesh))
+        found = held_out.evaluate(jax.jit(first.run.eval_step), first.params)
+    assert line['step'] == first.step == 0
+    assert found['loss'] == pytest.approx(line['eval/loss'], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -78,6 +111,7 @@ def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path)
         (['effective_rank', '--workdir=x'], 'output'),
         (['effective_rank', '--workdir=nowhere', '--output={tmp}'], 'not the workdir of a run'),
         (['effective_rank', '--workdir=x', '--output={tmp}', '--thresholds=0,2'], 'must lie above 0'),
+        (['gradient_variance', '--workdir=x', '--output={tmp}', '--steps=0,last'], 'must be steps of checkpoints'),
     ],
 )
 def test_wrong_command_lines_end_in_one_message(tmp_path, arguments, message):

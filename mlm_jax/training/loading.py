@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.training import build, checkpoints
-from mlm_jax.training.state import abstract_state
+from mlm_jax.training.state import abstract_state, create_state
 from mlm_jax.training.workdir import read_config
 
 
@@ -38,7 +38,7 @@ def load(workdir: pathlib.Path, mesh: Mesh, step: int | None = None) -> TrainedM
     Args:
       workdir: of the run.
       mesh: any mesh, whatever the run was trained on.
-      step: of the checkpoint; None takes the newest.
+      step: of the checkpoint; None takes the newest, and 0 is how the run began, made anew from its seed.
 
     Raises:
       ConfigError: when `workdir` is none.
@@ -48,6 +48,8 @@ def load(workdir: pathlib.Path, mesh: Mesh, step: int | None = None) -> TrainedM
     config.model.attention_backend = 'xla'  # the others need the accelerator that the run was trained on
     tokenizer = Tokenizer.from_file(workdir / 'tokenizer.model')
     run = build.make_run(config, tokenizer.vocabulary, steps_per_epoch=1.0)
+    if step == 0:
+        return TrainedModel(config, tokenizer, run, create_state(run.init, mesh, 'dp').params, step)
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
     step = saver.checked(step)
     params = saver.restore_params(abstract_state(run.init, mesh, 'dp').params, step)

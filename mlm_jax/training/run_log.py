@@ -53,6 +53,10 @@ class RunLog:
         self._updates_since_mark, self._stall_at_mark = 0, 0.0
         self._mark = time.perf_counter()
 
+    def start_clock(self) -> None:
+        """Counts the time from now on as training, and not what was needed to begin."""
+        self._mark = time.perf_counter()
+
     def note(self, text: str) -> None:
         """Prints a line that stays."""
         if self._writer:

@@ -1,0 +1,301 @@
+"""Trains the same model under several strategies or objectives at an equal budget, with several seeds each.
+
+    python -m mlm_jax.compare --configs=configs/mlm.py:mini,configs/mae_lm.py:mini --budget=flops --seeds=0,1,2 \\
+        --output=runs/mlm_against_mae_lm
+
+The length of the first configuration is the budget, in FLOPs, in steps or in time; the lengths of the others follow
+from it. Each run is an ordinary one, in `<output>/<label>/seed<k>`. Started again, the program trains what is missing,
+and goes on with what was interrupted. After each seed it writes `comparison.md`, `comparison.json` and
+`comparison.png`.
+"""
+
+import dataclasses
+import json
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from mlm_jax import bench, command_line, train
+from mlm_jax import config as config_lib
+from mlm_jax.analysis import comparison, configurations
+from mlm_jax.analysis.configurations import Candidate
+from mlm_jax.config import ConfigError
+from mlm_jax.data import atomic
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.training import checkpoints, flops, runtime
+from mlm_jax.training.metrics import read_metrics
+from mlm_jax.training.workdir import read_config
+
+TIMING_FILE = 'timing.json'
+
+
+def share_budget(candidates: Sequence[Candidate], budget: str, output: pathlib.Path) -> list[Candidate]:
+    """The candidates with lengths that spend what the first one spends.
+
+    Args:
+      candidates: the first one's length is the budget.
+      budget: 'flops', 'steps' or 'time'.
+      output: where times of steps are kept: measured again, they would ask for other lengths.
+    """
+    first = candidates[0].config
+    rows = manifest_lib.load(first.data.directory).split('train').rows
+    total = config_lib.resolve_steps(first, 'total', steps_per_epoch=rows / first.batch_size)
+    if budget == 'flops':
+        costs = [flops.step_flops(candidate.config) for candidate in candidates]
+    elif budget == 'time':
+        costs = step_seconds(candidates, output)
+    else:
+        costs = [1.0] * len(candidates)
+    shared = []
+    for candidate, cost in zip(candidates, costs, strict=True):
+        config = candidate.config.copy_and_resolve_references()
+        config_lib.apply_overrides(config, {'total_steps': str(max(1, round(total * costs[0] / cost)))})
+        shared.append(dataclasses.replace(candidate, config=config, step_cost=cost))
+    return shared
+
+
+def step_seconds(candidates: Sequence[Candidate], output: pathlib.Path, rounds: int = 10) -> list[float]:
+    """Seconds of a training step of each candidate, as `bench` measures them: in turn, medians over rounds.
+
+    Those measured before are taken from `<output>/timing.json`; a new candidate is measured beside the first one, and
+    its ratio applied to the first one's time.
+    """
+    path = output / TIMING_FILE
+    known = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    first = candidates[0]
+
+    def is_known(candidate: Candidate) -> bool:
+        entry = known.get(candidate.label)
+        if not entry:
+            return False
+        return not configurations.differences(
+            ml_collections.ConfigDict(entry['config']), candidate.config, configurations.LENGTH_AND_SEED
+        )
+
+    if not is_known(first):
+        known = {}
+    new = [candidate for candidate in candidates if not is_known(candidate)]
+    if new:
+        measured = [first, *(candidate for candidate in new if candidate is not first)]
+        contestants = []
+        for candidate in measured:
+            _note(f'measuring the step of {candidate.label}')
+            contestants.append(bench.prepare(candidate.name, candidate.of_seed(0)))
+        bench.measure(contestants, rounds, steps_per_round=2)
+        base = known[first.label]['seconds'] if first.label in known else float(np.median(contestants[0].seconds))
+        for candidate, contestant in zip(measured, contestants, strict=True):
+            ratio = np.median(np.array(contestant.seconds) / np.array(contestants[0].seconds))
+            # Several processes must agree on the lengths of their common runs.
+            seconds = float(multihost_utils.broadcast_one_to_all(np.float32(base * ratio)))
+            known[candidate.label] = {'seconds': seconds, 'config': candidate.config.to_dict()}
+        if jax.process_index() == 0:
+            output.mkdir(parents=True, exist_ok=True)
+            atomic.write_bytes(path, f'{json.dumps(known, indent=2)}\n'.encode())
+    return [known[candidate.label]['seconds'] for candidate in candidates]
+
+
+def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> int:
+    """The steps that are done, and saved, of the run in `workdir`; 0 where there is none.
+
+    Raises:
+      ConfigError: when the run is not that of `config`.
+    """
+    if not (workdir / 'config.json').exists():
+        return 0
+    old = read_config(workdir)
+    different = configurations.differences(old, config)
+    if different:
+        lines = (f'  {key}: {a!r} there, {b!r} now' for key, (a, b) in different.items())
+        raise ConfigError(
+            f'{workdir} holds a run of another configuration:\n' + '\n'.join(lines) + '\n'
+            'Ask for what is there, choose another --output, or delete that directory to train it again'
+        )
+    saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
+    step = saver.latest_step()
+    saver.close()
+    return step or 0
+
+
+class Progress:
+    """Says before each run which one it is, and when all will be done."""
+
+    def __init__(self, costs: Sequence[float]):
+        """`costs`: of the runs to come, in any unit."""
+        self._costs, self._done, self._start = list(costs), 0, time.perf_counter()
+
+    def next(self, text: str) -> None:
+        """Announces the next run; from the second one on with the time left."""
+        done, left = sum(self._costs[: self._done]), sum(self._costs[self._done :])
+        eta = ''
+        if done:
+            seconds = (time.perf_counter() - self._start) / done * left
+            eta = f'; all that is left takes about {_duration(seconds)}'
+        self._done += 1
+        _note(f'=== run {self._done} of {len(self._costs)}: {text}{eta}')
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (('h', 3600), ('min', 60)):
+        if seconds > 1.5 * size:
+            return f'{seconds / size:.1f} {unit}'
+    return f'{seconds:.0f} s'
+
+
+def train_all(candidates: Sequence[Candidate], seeds: Sequence[int], output: pathlib.Path, after_seed) -> None:
+    """Trains what is missing: all candidates under the first seed, then under the next.
+
+    Args:
+      candidates: with their lengths.
+      seeds: in this order.
+      output: the runs are in `<output>/<label>/seed<k>`.
+      after_seed: called with the seeds that are complete, each time another one is, and at the end.
+    """
+    done = {
+        (candidate.label, seed): updates_done(_workdir(output, candidate, seed), candidate.of_seed(seed))
+        for seed in seeds
+        for candidate in candidates
+    }  # all are checked before the first one is trained
+    missing = {
+        (c.label, seed): c.cost * (1 - done[c.label, seed] / c.config.total_steps)
+        for seed in seeds
+        for c in candidates
+        if done[c.label, seed] < c.config.total_steps
+    }
+    if finished := len(done) - len(missing):
+        _note(f'{finished} of {len(done)} runs are there already')
+    progress = Progress(list(missing.values()))
+    for i, seed in enumerate(seeds):
+        to_train = [candidate for candidate in candidates if (candidate.label, seed) in missing]
+        for candidate in to_train:
+            progress.next(f'{candidate.label}, seed {seed}, {candidate.config.total_steps:,} steps')
+            _train(candidate, seed, _workdir(output, candidate, seed))
+        if to_train or seed == seeds[-1]:
+            after_seed(seeds[: i + 1])
+
+
+def _train(candidate: Candidate, seed: int, workdir: pathlib.Path) -> None:
+    # In this process: the mesh of several processes, and the memory of a GPU, are not to be had a second time.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        train.train(candidate.of_seed(seed), workdir)
+    except FloatingPointError as error:
+        raise FloatingPointError(f'{candidate.label}, seed {seed}: {error}') from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _workdir(output: pathlib.Path, candidate: Candidate, seed: int) -> pathlib.Path:
+    return output / candidate.label / f'seed{seed}'
+
+
+def collect(candidates: Sequence[Candidate], seeds: Sequence[int], output: pathlib.Path) -> dict:
+    """Label → Entry, of finished runs."""
+    entries = {}
+    for candidate in candidates:
+        config, runs, seconds = candidate.config, {}, {}
+        for seed in seeds:
+            workdir = _workdir(output, candidate, seed)
+            runs[seed] = read_metrics(workdir / 'metrics.jsonl')
+            saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
+            seconds[seed] = saver.restore_position().train_seconds
+            saver.close()
+        entries[candidate.label] = comparison.Entry(
+            name=candidate.name,
+            total_steps=config.total_steps,
+            tokens=config.total_steps * config.batch_size * config.sequence_length,
+            flops=config.total_steps * flops.step_flops(config),
+            step_cost=candidate.step_cost,
+            runs=runs,
+            train_seconds=seconds,
+        )
+    return entries
+
+
+def write_report(entries: dict, budget: str, metric: str, settings: Sequence[str], output: pathlib.Path) -> str:
+    """Writes comparison.json, comparison.md and comparison.png; returns the Markdown."""
+    summary = comparison.summarize(entries, metric)
+    first = next(iter(summary.values()))
+    seeds = list(first['by_seed'])
+    device = jax.devices()[0].device_kind
+    spent = {'flops': f'{first["spent"]:.3g}', 'steps': f'{first["steps"]:,}'}.get(budget, f'{first["spent"]:,.0f}')
+    how = ', with the length of a step measured in turn' if budget == 'time' else ''
+    text = (
+        f'Equal {comparison.UNITS[budget]}: {spent} a run{how}.\n'
+        f'Seeds {", ".join(seeds)}; {jax.device_count()} × {device}.\n'
+        'Means ± standard errors over seeds, held out; differences are paired by seed.\n\n'
+        f'{comparison.markdown_table(summary)}\n'
+        + ''.join(f'* {label}: `{line["config"]}`\n' for label, line in summary.items())
+        + (f'* all: `{" ".join(settings)}`\n' if settings else '')
+    )
+    report = {
+        'budget': budget,
+        'seeds': [int(seed) for seed in seeds],
+        'settings': list(settings),
+        'device': device,
+        'num_devices': jax.device_count(),
+        'configurations': summary,
+    }
+    atomic.write_bytes(output / 'comparison.json', f'{json.dumps(report, indent=2)}\n'.encode())
+    atomic.write_bytes(output / 'comparison.md', text.encode())
+    comparison.draw(summary, budget, output / 'comparison.png')
+    return text
+
+
+def _note(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def parse_seeds(texts: Sequence[str]) -> list[int]:
+    """Seeds from text; ConfigError unless they are different whole numbers."""
+    try:
+        seeds = [int(text) for text in texts]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError(f'--seeds={",".join(texts)}: give different whole numbers, such as 0,1,2')
+    return seeds
+
+
+def main() -> None:
+    """Trains, and reports after each seed."""
+    values = flags.FLAGS
+    runtime.initialize_distributed(values)
+    output, seeds = pathlib.Path(values.output).expanduser(), parse_seeds(values.seeds)
+    candidates = configurations.load_candidates(configurations.split_names(values.configs), values.label, values.set)
+    runtime.use_compilation_cache(candidates[0].config.compilation_cache)
+    candidates = share_budget(candidates, values.budget, output)
+    for candidate in candidates:
+        _note(f'{candidate.label}: {candidate.config.total_steps:,} steps    {candidate.name}')
+
+    def report(complete: Sequence[int]) -> None:
+        if jax.process_index() == 0:
+            entries = collect(candidates, complete, output)
+            text = write_report(entries, values.budget, values.metric, values.set, output)
+            print(f'\n{text}\n{output / "comparison.md"}\n{output / "comparison.png"}', flush=True)
+
+    train_all(candidates, seeds, output, report)
+
+
+if __name__ == '__main__':
+    flags.DEFINE_multi_string(
+        'configs', None, "FILE.py[:SIZE[,key=value…]],FILE.py…: two or more; ';' separates them too. May be repeated."
+    )
+    flags.DEFINE_enum('budget', 'flops', list(comparison.UNITS), 'What is equal; the length of the first one sets it.')
+    flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of the runs of each configuration.')
+    flags.DEFINE_multi_string('set', [], 'key=value, a setting of all configurations; may be repeated.')
+    flags.DEFINE_multi_string('label', [], 'Name of a configuration, repeated in their order; made up unless given.')
+    flags.DEFINE_string('metric', '', 'Metric to compare: eval/masked_nll where runs have it, else eval/loss.')
+    flags.DEFINE_string('output', None, 'Directory for the runs, the table and the picture.')
+    runtime.define_distributed_flags()
+    flags.adopt_module_key_flags(runtime)
+    command_line.run(main, required=('configs', 'output'))
