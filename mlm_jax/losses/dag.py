@@ -66,6 +66,19 @@ def dag_forward_backward(
     return _forward(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)[0]
 
 
+def dag_posterior(
+    match_BxMxS: jax.Array, links_BxSxS: jax.Array, num_targets_B: jax.Array, num_states_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of `dag_log_likelihood`: posteriors of states and transitions; arguments as there.
+
+    Returns:
+      f32[B, M, S], the probability that target i is emitted by state u, and f32[B, S, S], that the alignment steps from
+      v to u.
+    """
+    (log_z_B, _), residuals = _forward(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
+    return _backward(residuals, (jnp.ones_like(log_z_B),))[:2]
+
+
 def dag_viterbi(
     match_BxMxS: jax.Array, links_BxSxS: jax.Array, num_targets_B: jax.Array, num_states_B: jax.Array
 ) -> jax.Array:
