@@ -130,6 +130,10 @@ def exlm(
     vocab_size, width = tokens_Vxd.shape
     _check_ids(vocab_size, mask_id=mask_id, bos_id=bos_id, pad_id=pad_id, eos_id=eos_id)
     layers = _layers(source, ENCODER, num_heads)
+    if width // num_heads % 4:
+        raise ValueError(
+            f'num_heads={num_heads}: positions of two coordinates need heads whose width is a multiple of 4'
+        )
     links_Lxd = source['encoder.link_positional.weight'][2:]  # the table counts from padding id + 1
     heads = (num_heads, width // num_heads)
     params = {
