@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 
 from mlm_jax.analysis import entropy
-from mlm_jax.losses.dag import dag_log_likelihood
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models.exlm import ExLM, ExLMConfig
 from mlm_jax.models.layers import EncoderConfig
-from mlm_jax.models.mae_lm import MAELM, MAELMConfig
+from mlm_jax.models.mae_lm import MAELM, MAELMConfig, keep_tokens
 from mlm_jax.models.mlm import MLM
 
 LENGTH, VOCAB, MASK = 12, 16, 4
 token_bits = jax.jit(entropy.token_bits, static_argnums=0)
 row_sums = jax.jit(entropy.row_sums, static_argnums=0)
+run = jax.jit(
+    lambda module, params, batch, method: module.apply({'params': params}, batch, method=method), static_argnums=(0, 3)
+)
 ENCODER = EncoderConfig(
     vocab_size=VOCAB, max_length=LENGTH, num_layers=1, width=16, num_heads=2, ffn_width=32, positions='rotary_2d',
     norm='pre', embedding_norm=False, dropout=0.0, attention_dropout=0.0,
@@ -45,9 +47,10 @@ def batch() -> MaskedBatch:
 
 
 def peaked(module, batch, seed: int = 0) -> dict:
-    """Random parameters, large enough that predictions and transitions are far from uniform."""
-    params = jax.jit(module.init)(jax.random.key(seed), batch)['params']
-    return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params)
+    """Random parameters, large enough that states, predictions and transitions differ much."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), batch)['params']
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: (0.6 * rng.normal(size=x.shape) + (x.ndim < 2)).astype(np.float32), shapes)
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +74,7 @@ def enumerated(match_MxS: np.ndarray, links_SxS: np.ndarray) -> np.ndarray:
 def test_exlm_equals_enumeration(exlm, batch):
     module, params = exlm
     bits, masked_BxE = token_bits(module, params, batch)
-    states = module.apply({'params': params}, batch, method='states')
+    states = run(module, params, batch, 'states')
     np.testing.assert_array_equal(masked_BxE.sum(1), [3, 2, 3])
     spread = []
     for row, positions in enumerate(POSITIONS):
@@ -110,33 +113,53 @@ def test_a_mixture_has_no_less_entropy_than_its_states_on_average(exlm, batch):
 
 def test_nll_by_the_prior_is_what_training_reports(exlm, batch):
     sums = row_sums(*exlm, batch)
-    total, count = exlm[0].apply({'params': exlm[1]}, batch).metrics['masked_nll']
+    total, count = run(*exlm, batch, '__call__').metrics['masked_nll']
     assert float(sums['tokens'].sum()) == float(count) == 8
     assert float(sums['bits'][entropy.COMPARABLE][:, 1].sum() * np.log(2)) == pytest.approx(float(total), rel=1e-5)
 
 
-@pytest.mark.parametrize('transitions', ['dense', 'sparse', 'none'])
-def test_entropy_and_nll_agree_on_text_that_the_model_has_made(transitions):
-    """Over all texts, weighted by their likelihood: of the mixture by the prior, and of the states by the posterior."""
-    vocab = 6
-    config = dataclasses.replace(ENCODER, vocab_size=vocab, max_length=6)
-    module = ExLM(config, ExLMConfig(num_states=2, transitions=transitions, anchors=False))
-    texts = np.array(list(itertools.product(range(vocab), repeat=3)))
+@pytest.fixture(scope='module')
+def all_texts() -> MaskedBatch:
+    """A short row with all values of its 3 masked tokens."""
+    texts = np.array(list(itertools.product(range(6), repeat=3)))
     rows = np.tile([5, 0, 0, 5, 0, 5], (len(texts), 1))
     rows[:, [1, 2, 4]] = texts
-    batch = make_batch(rows, np.tile([1, 2, 4], (len(texts), 1)))
-    params = peaked(module, batch, seed=3)
-    bits, _ = token_bits(module, params, batch)
-    states, match, _ = module.apply({'params': params}, batch, method='alignment')
-    if transitions == 'none':
-        log_z = jnp.stack([jax.nn.logsumexp(match[:, i, 2 * i : 2 * i + 2], axis=1) for i in range(3)]).sum(0)
-    else:
-        log_z = dag_log_likelihood(match, states.links, jnp.full(len(texts), 3), jnp.full(len(texts), 6))
-    likelihood = np.exp(np.asarray(log_z, np.float64))[:, None] / np.exp(np.asarray(log_z, np.float64)).sum()
-    gap = {name: float((likelihood * np.asarray(nll - h)).sum()) for name, (h, nll) in bits.items()}
+    return make_batch(rows, np.tile([1, 2, 4], (len(texts), 1)))
+
+
+def without_anchors(transitions: str, batch: MaskedBatch):
+    config = dataclasses.replace(ENCODER, vocab_size=6, max_length=6)
+    module = ExLM(config, ExLMConfig(num_states=2, transitions=transitions, anchors=False))
+    return module, peaked(module, batch)
+
+
+@pytest.mark.parametrize('transitions', ['dense', 'none'])
+def test_entropy_and_nll_agree_on_text_that_the_model_has_made(transitions, all_texts):
+    """Over all texts, weighted by their likelihood: of the mixture by the prior, and of the states by the posterior."""
+    module, params = without_anchors(transitions, all_texts)
+    bits, _ = token_bits(module, params, all_texts)
+    states, match_BxExS, _ = run(module, params, all_texts, 'alignment')
+    match_BxExS = np.asarray(match_BxExS, np.float64)
+    paths = {'dense': [(0, u, 5) for u in range(1, 5)], 'none': itertools.product((0, 1), (2, 3), (4, 5))}[transitions]
+    likelihood_B = 0.0
+    for path in paths:
+        steps = 0.0 if states.links is None else sum(states.links[0, v, u] for v, u in itertools.pairwise(path))
+        likelihood_B += np.exp(sum(match_BxExS[:, i, u] for i, u in enumerate(path)) + float(steps))
+    share_Bx1 = (likelihood_B / likelihood_B.sum())[:, None]
+    gap = {name: float((share_Bx1 * np.asarray(nll - h)).sum()) for name, (h, nll) in bits.items()}
     assert gap['prior, mixture'] == pytest.approx(0, abs=1e-4)
     assert gap['posterior, states'] == pytest.approx(0, abs=1e-4)
     assert gap['prior, states'] > 0.01
+
+
+def test_rows_without_an_alignment_are_left_out(all_texts):
+    """Two states of one token, and no anchors: an alignment would have to start and end with it."""
+    module, params = without_anchors('dense', all_texts)
+    one = dataclasses.replace(all_texts, positions=all_texts.positions.at[1, 1:].set(6))
+    sums = row_sums(module, params, one)
+    np.testing.assert_array_equal(sums['tokens'][:3], [3, 0, 3])
+    np.testing.assert_array_equal(sums['left_out'][:3], [0, 1, 0])
+    assert all(np.isfinite(x).all() for x in sums['bits'].values())
 
 
 @pytest.mark.parametrize(
@@ -159,7 +182,7 @@ def test_one_distribution(batch):
     module = MLM(ENCODER)
     params = peaked(module, batch)
     bits, masked_BxM = token_bits(module, params, batch)
-    logits = np.asarray(module.apply({'params': params}, batch, method='logits'), np.float64)[masked_BxM]
+    logits = np.asarray(run(module, params, batch, 'logits'), np.float64)[masked_BxM]
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     found = [np.asarray(x)[masked_BxM] for x in bits[entropy.PREDICTION]]
     np.testing.assert_allclose(found[0], -(p * np.log2(p)).sum(1), rtol=1e-5)
@@ -171,21 +194,11 @@ def test_rows_of_padding_count_for_nothing(exlm, batch):
         tokens=batch.tokens * 0, inputs=batch.tokens * 0, positions=batch.positions * 0 + LENGTH,
         weights=batch.weights * 0, segments=batch.segments * 0,
     )  # fmt: skip
-    alone = row_sums(*exlm, batch)
-    both = row_sums(*exlm, jax.tree.map(lambda *xs: jnp.concatenate(xs), batch, padding))
-    for one, two in zip(jax.tree.leaves(alone), jax.tree.leaves(both), strict=True):
-        np.testing.assert_allclose(two[:3], one, rtol=1e-5)
-        np.testing.assert_array_equal(two[3:], np.zeros_like(one))
-
-
-def test_rows_without_an_alignment_are_left_out(batch):
-    """Two states of one token, and no anchors: an alignment would have to start and end with it."""
-    module = ExLM(ENCODER, ExLMConfig(num_states=2, anchors=False))
-    one = dataclasses.replace(batch, positions=jnp.asarray([[2, 3, 8], [1, LENGTH, LENGTH], [4, 9, 10]]))
-    sums = row_sums(module, peaked(module, batch), one)
-    np.testing.assert_array_equal(sums['tokens'], [3, 0, 3])
-    np.testing.assert_array_equal(sums['left_out'], [0, 1, 0])
-    assert all(np.isfinite(x).all() for x in sums['bits'].values())
+    whole = row_sums(*exlm, batch)
+    padded = row_sums(*exlm, jax.tree.map(lambda x, y: x.at[2].set(y[2]), batch, padding))
+    for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(padded), strict=True):
+        np.testing.assert_allclose(y[:2], x[:2], rtol=1e-5)
+        np.testing.assert_array_equal(y[2], np.zeros_like(y[2]))
 
 
 def test_mae_lm_takes_any_ratio_and_is_the_same_function():
@@ -193,13 +206,11 @@ def test_mae_lm_takes_any_ratio_and_is_the_same_function():
     rng = np.random.default_rng(1)
     batch = make_batch(rng.integers(5, VOCAB, (2, LENGTH)), np.stack([np.arange(1, 10), np.arange(2, 11)]))
     params = peaked(module, batch)
-    found = [
-        token_bits(m, params, batch)[0][entropy.PREDICTION] for m in (module, entropy.for_any_ratio(module))
-    ]
+    found = [token_bits(m, params, batch)[0][entropy.PREDICTION] for m in (module, entropy.for_any_ratio(module))]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
     few = dataclasses.replace(batch, positions=batch.positions.at[:, 1:].set(LENGTH))  # fewer than M promises
-    assert module.apply({'params': params}, few).metrics['kept_overflow'][0] > 0
-    assert entropy.for_any_ratio(module).apply({'params': params}, few).metrics['kept_overflow'][0] == 0
+    assert keep_tokens(few, module.options).overflow.any()
+    assert not keep_tokens(few, entropy.for_any_ratio(module).options).overflow.any()
 
 
 def test_the_standard_error_is_over_rows():
