@@ -132,12 +132,12 @@ def test_entropy_has_the_same_masks_for_every_objective(trained, mae_lm, exlm, m
 def test_entropy_of_every_objective(trained, mae_lm, exlm, tmp_path):
     command = [sys.executable, '-m', 'mlm_jax.probe', 'entropy', f'--output={tmp_path}', f'--rows={NUM_ROWS}']
     command += [f'--workdir={workdir}' for workdir in (trained[0], mae_lm[0], exlm[0])]
-    result = subprocess.run([*command, '--ratios=0.5,0.15', '--step=0'], capture_output=True, text=True, timeout=240)
+    result = subprocess.run([*command, '--ratios=0.5', '--step=0'], capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / 'entropy.json').read_text())
     assert list(report) == ['run', 'mae_lm', 'exlm']
     for label, entry in report.items():
-        assert list(entry['ratios']) == ['0.15', '0.5'] and entry['rows'] == NUM_ROWS
+        assert list(entry['ratios']) == ['0.5'] and entry['rows'] == NUM_ROWS
         for ratio, summary in entry['ratios'].items():
             assert summary['tokens'] == report['run']['ratios'][ratio]['tokens'] and summary['left_out'] == 0
             names = entropy.EXLM_DEFINITIONS if label == 'exlm' else (entropy.PREDICTION,)
@@ -200,7 +200,8 @@ def test_only_a_graph_is_drawn(trained, exlm):
         alignment.check_model(types.SimpleNamespace(config=config, run=run))
 
 
-def test_names_tell_workdirs_apart():
+def test_names_tell_workdirs_apart_and_ratios_are_sorted():
+    assert probe.mask_ratios(['0.5', '0.15', '.5']) == [0.15, 0.5]
     assert probe.short_names(['runs/mlm', 'runs/exlm']) == ['mlm', 'exlm']
     assert probe.short_names(['c/mlm/seed1', 'c/exlm/seed1']) == ['mlm/seed1', 'exlm/seed1']
     with pytest.raises(ConfigError, match='given twice'):

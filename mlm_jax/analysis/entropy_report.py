@@ -130,6 +130,6 @@ def draw(report: dict[str, dict], path: pathlib.Path) -> None:
     figure.axes[0].set_ylabel('bits per masked token')
     figure.axes[2].axhline(0, color='gray', linewidth=0.8)
     colours = [Line2D([], [], color=f'C{i}', marker='o', label=label) for i, label in enumerate(report)]
-    styles = [Line2D([], [], color='gray', linestyle=STYLES[n], label=n) for n in STYLES if n in used]
+    styles = [Line2D([], [], color='gray', linestyle=STYLES[n], label=f'ExLM: {n}') for n in STYLES if n in used]
     figure.legend(handles=colours + styles, loc='outside lower center', ncols=4, fontsize=8, handlelength=4)
     figure.savefig(path, dpi=120)
