@@ -10,6 +10,16 @@ encoder reads in pretraining: of MAE-LM, the kept tokens alone. Several checkpoi
 
 gradient_variance: how far gradients of one text under different masks agree, by the Hamming distance of the masks, and
 whether disjoint masks make a step less noisy (analysis/gradient_variance.py).
+
+    python -m mlm_jax.probe entropy --workdir=runs/mlm --workdir=runs/exlm --ratios=0.15,0.3,0.5 --output=runs/entropy
+
+entropy: how many bits the prediction of a masked token leaves open, how many the token then costs, and whether the two
+agree (analysis/entropy.py), on the same rows and masks for all checkpoints, by mask ratio.
+
+    python -m mlm_jax.probe dag --workdir=runs/exlm --row=3 --output=runs/dag
+
+dag: one held-out row as ExLM sees it: text, states, transitions, and which of them have emitted the masked tokens
+(analysis/alignment.py).
 """
 
 import json
@@ -24,7 +34,7 @@ import tqdm
 from absl import flags
 
 from mlm_jax import command_line
-from mlm_jax.analysis import gradient_variance_report
+from mlm_jax.analysis import alignment, alignment_picture, entropy_report, gradient_variance_report
 from mlm_jax.analysis.effective_rank import GramSums, effective_rank, gram_sums
 from mlm_jax.analysis.gradient_variance import OVERLAPS, Design, make_sketched_gradients
 from mlm_jax.config import ConfigError
@@ -168,7 +178,86 @@ def main_gradient_variance() -> None:
     print(f'{output / "gradient_variance.json"}\n{output / "gradient_variance.png"}')
 
 
-PROBES = {'effective_rank': main_effective_rank, 'gradient_variance': main_gradient_variance}
+def main_entropy() -> None:
+    """Writes entropy.json and entropy.png, and prints tables."""
+    values, mesh, report, first = flags.FLAGS, mesh_lib.make_mesh(), {}, None
+    ratios = mask_ratios(values.ratios or ['0.15', '0.3', '0.5'])
+    output = pathlib.Path(values.output).expanduser()
+    output.mkdir(parents=True, exist_ok=True)
+    with jax.set_mesh(mesh):
+        for workdir, label in zip(values.workdir, short_names(values.workdir), strict=True):
+            model = loading.load(pathlib.Path(workdir).expanduser(), mesh, values.step)
+            first = first or model
+            if not entropy_report.same_text(first, model, values.rows):
+                raise ConfigError(
+                    f'{values.workdir[0]} and {workdir} have other tokenizers or held-out rows: '
+                    'bits per token compare on the same tokens only'
+                )
+            report[label] = {
+                'step': model.step,
+                'objective': model.config.objective,
+                'rows': min(len(entropy_report.held_out(model)), values.rows),
+                'ratios': entropy_report.measure(model, mesh, ratios, values.rows),
+            }
+            print(entropy_report.describe(label, report[label]), flush=True)
+    (output / 'entropy.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
+    entropy_report.draw(report, output / 'entropy.png')
+    print(f'{output / "entropy.json"}\n{output / "entropy.png"}')
+
+
+def main_dag() -> None:
+    """Writes dag_row<N>.json and dag_row<N>.png."""
+    values, mesh = flags.FLAGS, mesh_lib.make_mesh()
+    ratios = mask_ratios(values.ratios or [])
+    if len(values.workdir) > 1 or len(ratios) > 1:
+        raise ConfigError(
+            'dag draws one row of one checkpoint at one mask ratio: give one --workdir and one of --ratios'
+        )
+    output = pathlib.Path(values.output).expanduser()
+    with jax.set_mesh(mesh):
+        model = loading.load(pathlib.Path(values.workdir[0]).expanduser(), mesh, values.step)
+        ratio = ratios[0] if ratios else model.config.evaluation.ratio
+        row = alignment.align_row(model, values.row, ratio)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f'dag_row{values.row}.json'
+    path.write_text(json.dumps(row, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+    label = short_names(values.workdir)[0]
+    title = f'{label}, step {model.step:,}: held-out row {values.row}, {ratio:.0%} masked (in brackets)'
+    alignment_picture.draw(row, title, path.with_suffix('.png'))
+    print(f'{path}\n{path.with_suffix(".png")}')
+
+
+def mask_ratios(texts: Sequence[str]) -> list[float]:
+    """The values of --ratios, ascending.
+
+    Raises:
+      ConfigError: for one that is no number above 0 and below 1.
+    """
+    try:
+        ratios = sorted({float(text) for text in texts})
+    except ValueError:
+        ratios = [0.0]
+    if not all(0 < ratio < 1 for ratio in ratios):
+        raise ConfigError(f'--ratios={",".join(texts)} must be numbers above 0 and below 1, such as 0.15,0.5')
+    return ratios
+
+
+def short_names(workdirs: Sequence[str]) -> list[str]:
+    """The last parts of paths, as many as it takes to tell them apart; ConfigError where two are the same."""
+    parts = [pathlib.Path(workdir).expanduser().absolute().parts for workdir in workdirs]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ['/'.join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError(f'a --workdir is given twice: {", ".join(workdirs)}')
+
+
+PROBES = {
+    'effective_rank': main_effective_rank,
+    'gradient_variance': main_gradient_variance,
+    'entropy': main_entropy,
+    'dag': main_dag,
+}
 
 
 def _define_flags() -> None:
@@ -180,6 +269,10 @@ def _define_flags() -> None:
     flags.DEFINE_integer('texts', 64, 'gradient_variance: held-out rows.', lower_bound=3)
     flags.DEFINE_integer('segments', 7, 'gradient_variance: disjoint masks of a text, K.', lower_bound=2)
     flags.DEFINE_integer('draws', 8, 'gradient_variance: random orders of each text; K masks each.', lower_bound=3)
+    flags.DEFINE_list(
+        'ratios', None, 'entropy: shares of masked tokens (0.15,0.3,0.5); dag: one, else that of the run.'
+    )
+    flags.DEFINE_integer('row', 0, 'dag: which held-out row, from 0.', lower_bound=0)
     flags.DEFINE_string('output', None, 'Directory for the JSON file and the picture.')
 
 

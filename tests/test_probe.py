@@ -2,21 +2,26 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from mlm_jax import probe, train
+from mlm_jax.analysis import alignment, alignment_picture, entropy, entropy_report
 from mlm_jax.analysis.effective_rank import effective_rank
+from mlm_jax.config import ConfigError
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.shards import Shards
 from mlm_jax.parallel.mesh import batch_sharding
 from mlm_jax.training import loading
 from mlm_jax.training.evaluation import HeldOut
 from mlm_jax.training.metrics import read_metrics
+from mlm_jax.training.workdir import write_config
 
 NUM_ROWS = 20
 
@@ -29,6 +34,20 @@ def mae_lm(animals_config, trained, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('mae_lm') / 'mae_lm'
     train.train(config, workdir)
     return workdir, loading.load(workdir, trained[1])
+
+
+@pytest.fixture(scope='module')
+def exlm(animals_config, trained, tmp_path_factory):
+    """The start of a run of ExLM on the same rows: (workdir, model)."""
+    config = copy.deepcopy(animals_config)
+    config.objective = 'exlm'
+    config.model.update(positions='rotary_2d', norm='pre', embedding_norm=False)
+    config.masking.update(mask_fraction=1.0, random_fraction=0.0)
+    workdir = tmp_path_factory.mktemp('exlm') / 'exlm'
+    workdir.mkdir()
+    write_config(workdir, config)
+    shutil.copy(trained[0] / 'tokenizer.model', workdir)
+    return workdir, loading.load(workdir, trained[1], step=0)
 
 
 def test_ranks_of_unmasked_rows_equal_those_of_all_representations_at_once(trained):
@@ -90,6 +109,105 @@ def test_gradient_variance_from_the_start_to_the_newest_checkpoint(mae_lm, tmp_p
     assert (tmp_path / 'gradient_variance.png').stat().st_size > 10_000
 
 
+def test_entropy_has_the_same_masks_for_every_objective(trained, mae_lm, exlm, monkeypatch):
+    """Whatever the size of the batch; of another ratio, others."""
+    seen = []
+    monkeypatch.setattr(entropy, 'row_sums', lambda objective, params, batch: {'tokens': batch.weights, 'batch': batch})
+    monkeypatch.setattr(entropy, 'summarize', seen.append)
+    mesh = trained[1]
+    with jax.set_mesh(mesh):
+        for model, at_once in ((trained[2], 8), (mae_lm[1], 16), (exlm[1], 24)):
+            monkeypatch.setattr(entropy, 'rows_at_once', lambda *args, at_once=at_once: at_once)
+            entropy_report.measure(model, mesh, [0.15, 0.5], NUM_ROWS)
+    for i, ratio in enumerate((0.15, 0.5)):
+        first, *others = (seen[j]['batch'] for j in (i, i + 2, i + 4))
+        assert first.tokens.shape == (NUM_ROWS, 32)
+        for other in others:
+            jax.tree.map(np.testing.assert_array_equal, first, other)
+        special_ids = trained[2].tokenizer.vocabulary.special_ids
+        eligible = (~np.isin(first.tokens, special_ids)).sum(1)
+        assert (abs((first.positions < 32).sum(1) - ratio * eligible) < 1).all()
+
+
+def test_entropy_of_every_objective(trained, mae_lm, exlm, tmp_path):
+    command = [sys.executable, '-m', 'mlm_jax.probe', 'entropy', f'--output={tmp_path}', f'--rows={NUM_ROWS}']
+    command += [f'--workdir={workdir}' for workdir in (trained[0], mae_lm[0], exlm[0])]
+    result = subprocess.run([*command, '--ratios=0.5', '--step=0'], capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / 'entropy.json').read_text())
+    assert list(report) == ['run', 'mae_lm', 'exlm']
+    for label, entry in report.items():
+        assert list(entry['ratios']) == ['0.5'] and entry['rows'] == NUM_ROWS
+        for ratio, summary in entry['ratios'].items():
+            assert summary['tokens'] == report['run']['ratios'][ratio]['tokens'] and summary['left_out'] == 0
+            names = entropy.EXLM_DEFINITIONS if label == 'exlm' else (entropy.PREDICTION,)
+            assert tuple(summary['bits']) == names
+            for values in summary['bits'].values():
+                assert values['gap'][0] == pytest.approx(values['nll'][0] - values['entropy'][0], abs=1e-9)
+                assert values['nll'][0] == pytest.approx(np.log2(trained[2].config.vocab_size), abs=0.5), 'untrained'
+    assert (tmp_path / 'entropy.png').stat().st_size > 10_000
+    assert 'prior, mixture' in result.stdout and 'mae_lm' in result.stdout
+
+
+def test_checkpoints_of_other_text_do_not_compare(trained, exlm):
+    other = copy.copy(trained[2])
+    assert entropy_report.same_text(trained[2], exlm[1], NUM_ROWS)
+    object.__setattr__(other, 'tokenizer', types.SimpleNamespace(model=b'another'))
+    assert not entropy_report.same_text(other, exlm[1], NUM_ROWS)
+
+
+def test_the_alignment_of_a_row(exlm, trained, tmp_path, monkeypatch):
+    values = dict(workdir=[str(exlm[0])], ratios=['0.5'], step=0, row=2, output=str(tmp_path))
+    monkeypatch.setattr(probe.flags, 'FLAGS', types.SimpleNamespace(**values))
+    probe.main_dag()
+    row = json.loads((tmp_path / 'dag_row2.json').read_text())
+    assert (tmp_path / 'dag_row2.png').stat().st_size > 30_000
+    tokens = Shards(exlm[1].config.data.directory, 'validation').read(np.array([2]))[0]
+    assert row['pieces'] == exlm[1].tokenizer.pieces(tokens[tokens != 0])
+    targets, states, path = row['targets'], row['states'], [target['viterbi'] for target in row['targets']]
+    assert len(states) == 4 * len(targets) and [s['target'] for s in states[3:6]] == [0, 1, 1]
+    assert [target['anchor'] for target in targets] == [True, *[False] * (len(targets) - 2), True]
+    assert all(row['pieces'][target['position']] == target['piece'] for target in targets)
+    assert path == sorted(set(path)) and (path[0], path[-1]) == (0, len(states) - 1)
+    assert sum(state['occupancy'] for state in states) == pytest.approx(len(targets), rel=1e-4)
+    for target in targets:
+        assert sum(p for _, p in target['emitted_by']) == pytest.approx(1, abs=0.001 * len(states))
+    assert all(v < u and alignment.LEAST < p < 1.001 for v, u, p in row['transitions'])
+
+
+def test_the_lines_of_a_picture():
+    assert alignment_picture.lines_of(1) == [range(1)]
+    assert [len(line) for line in alignment_picture.lines_of(21)] == [7, 7, 7]
+    row = {'pieces': ['[CLS]', '▁the', '▁un', 'real', 'ist', 'ic', '▁cat', '.', '[SEP]'], 'targets': []}
+    for position, anchor in ((0, True), (3, False), (6, False), (8, True)):
+        row['targets'].append({'position': position, 'anchor': anchor})
+    pairs = alignment_picture.text_of(row, range(4))
+    assert ''.join(text for text, _ in pairs) == '[CLS]¹ the un[real]²istic [cat]³.[SEP]⁴'
+    lines = alignment_picture.wrap(pairs, 16)
+    assert [''.join(text for text, _ in line) for line in lines] == ['[CLS]¹ the', 'un[real]²istic', '[cat]³.[SEP]⁴']
+    assert [text for text, _ in alignment_picture.text_of(row, range(2, 4))] == [' [cat]³', '.', '[SEP]⁴']
+
+
+def test_only_a_graph_is_drawn(trained, exlm):
+    with pytest.raises(ConfigError, match='objective=mlm has no states'):
+        alignment.align_row(trained[2], 0, 0.15)
+    with pytest.raises(ConfigError, match='there are [0-9]+ held-out rows'):
+        alignment.align_row(exlm[1], 10**6, 0.15)
+    config = copy.deepcopy(exlm[1].config)
+    config.exlm.transitions = 'none'
+    run = loading.build.make_run(config, exlm[1].tokenizer.vocabulary, steps_per_epoch=1.0)
+    with pytest.raises(ConfigError, match='without transitions there is no graph'):
+        alignment.check_model(types.SimpleNamespace(config=config, run=run))
+
+
+def test_names_tell_workdirs_apart_and_ratios_are_sorted():
+    assert probe.mask_ratios(['0.5', '0.15', '.5']) == [0.15, 0.5]
+    assert probe.short_names(['runs/mlm', 'runs/exlm']) == ['mlm', 'exlm']
+    assert probe.short_names(['c/mlm/seed1', 'c/exlm/seed1']) == ['mlm/seed1', 'exlm/seed1']
+    with pytest.raises(ConfigError, match='given twice'):
+        probe.short_names(['runs/mlm', 'runs/mlm'])
+
+
 def test_step_0_is_where_training_started(trained):
     """Its held-out loss is the one that the run wrote before its first update."""
     workdir, mesh, _ = trained
@@ -111,6 +229,9 @@ def test_step_0_is_where_training_started(trained):
         (['effective_rank', '--workdir=x'], 'output'),
         (['effective_rank', '--workdir=nowhere', '--output={tmp}'], 'not the workdir of a run'),
         (['effective_rank', '--workdir=x', '--output={tmp}', '--thresholds=0,2'], 'must lie above 0'),
+        (['entropy', '--workdir=x', '--output={tmp}', '--ratios=0.15,1'], 'above 0 and below 1'),
+        (['entropy', '--workdir=x', '--output={tmp}', '--ratios=half'], 'above 0 and below 1'),
+        (['dag', '--workdir=x', '--workdir=y', '--output={tmp}'], 'one row of one checkpoint'),
         (['gradient_variance', '--workdir=x', '--output={tmp}', '--steps=0,last'], 'must be steps of checkpoints'),
     ],
 )

@@ -113,7 +113,7 @@ class ExLM(nn.Module):
             'infeasible': _mean_terms(~feasible_B, used_BxM.any(1)),
         }
         if deterministic:  # another recursion, of no use to training
-            prior_BxExS = self._prior(states)
+            prior_BxExS = self.prior(states)
             metrics['masked_nll'] = _mean_terms(_mixture_nll(prior_BxExS, match_BxExS), masked_BxE)
         return LossTerms(loss_sum=jnp.sum(weight_B * loss_B), weight_sum=jnp.sum(weight_B), metrics=metrics)
 
@@ -121,7 +121,7 @@ class ExLM(nn.Module):
         """f32[B, M, V], log-probabilities at the masked positions from the context alone, over all alignments."""
         states = self.states(batch, deterministic)
         log_prob_BxSxV = jax.nn.log_softmax(states.logits, axis=-1)
-        mixture_BxExV = jnp.einsum('bes,bsv->bev', self._prior(states), jnp.exp(log_prob_BxSxV))
+        mixture_BxExV = jnp.einsum('bes,bsv->bev', self.prior(states), jnp.exp(log_prob_BxSxV))
         place_BxM = (states.rows.expanded[:, None, :] < batch.positions[:, :, None]).sum(2)
         return jnp.log(gather_positions(mixture_BxExV, place_BxM))
 
@@ -198,15 +198,15 @@ class ExLM(nn.Module):
         rows, num_states = states.rows, self.options.num_states
         if states.links is not None:
             return dag_forward_backward(match_BxExS, states.links, rows.num_targets, num_states * rows.num_targets)
-        uniform_BxExS = self._prior(states)
+        uniform_BxExS = self.prior(states)
         log_joint_BxExS = jnp.where(uniform_BxExS > 0, match_BxExS - jnp.log(num_states), -1e30)
         used_BxE = rows.expanded < rows.first_slot.shape[1]
         log_z_B = jnp.where(used_BxE, jax.nn.logsumexp(log_joint_BxExS, axis=2), 0.0).sum(1)
         posterior_BxExS = jax.nn.softmax(log_joint_BxExS, axis=2) * used_BxE[..., None]
         return jnp.where(rows.num_targets > 0, log_z_B, -jnp.inf), jax.lax.stop_gradient(posterior_BxExS)
 
-    def _prior(self, states: States) -> jax.Array:
-        """f32[B, E, S]: where the alignment goes when nothing is known of the targets."""
+    def prior(self, states: States) -> jax.Array:
+        """f32[B, E, S]: which state emits which target when nothing is known of the targets but their number."""
         rows, num_states = states.rows, self.options.num_states
         num_expanded = rows.expanded.shape[1]
         if states.links is not None:

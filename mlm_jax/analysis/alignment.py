@@ -1,0 +1,126 @@
+"""Which states of ExLM have emitted the targets of one row, and along which transitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlm_jax.analysis.entropy_report import held_out
+from mlm_jax.config import ConfigError
+from mlm_jax.data.packing import segment_ids
+from mlm_jax.losses.dag import dag_posterior, dag_viterbi
+from mlm_jax.masking.batch import gather_positions, selected_of
+from mlm_jax.masking.masking import Masking
+from mlm_jax.models.exlm import ExLM
+from mlm_jax.training.loading import TrainedModel
+from mlm_jax.training.step import frozen_masks
+
+LEAST = 0.02  # expected number of steps along a transition worth showing
+
+
+def check_model(model: TrainedModel) -> None:
+    """Raises ConfigError unless the model has transitions between states."""
+    objective = model.run.objective
+    if not isinstance(objective, ExLM):
+        raise ConfigError(
+            f'objective={model.config.objective} has no states to align: the workdir must be that of objective=exlm'
+        )
+    if objective.options.transitions == 'none':
+        raise ConfigError('the model has exlm.transitions=none: without transitions there is no graph to draw')
+
+
+def align_row(model: TrainedModel, row: int, ratio: float) -> dict:
+    """The alignment of a held-out row at the mask that `analysis/entropy_report.py` gives it.
+
+    Args:
+      model: ExLM with transitions.
+      row: its number among the held-out rows.
+      ratio: share of the tokens that are masked.
+
+    Returns:
+      What JSON can hold. `pieces`: the tokens of the row, without padding. `targets`, the E expanded tokens in reading
+      order: `position` in the row, `piece`, `anchor` (expanded without being masked), `probability` of the token from
+      the context alone, the state that emits it in the most likely alignment (`viterbi`), and `emitted_by`, the pairs
+      [state, posterior] above 0.001. `states`, k of each target: `target`, the index of the expanded token that it is
+      a copy of; `copy`, 1 … k; `occupancy`, the posterior of emitting any target; `top`, its likeliest pieces as
+      [piece, probability]. `transitions`: [from, to, expected number] above `LEAST`, of states.
+
+    Raises:
+      ConfigError: for another model, a row that there is not, and one without masked tokens or without alignment.
+    """
+    check_model(model)
+    rows, tokenizer = held_out(model), model.tokenizer
+    if row >= len(rows):
+        raise ConfigError(f'--row={row}: there are {len(rows):,} held-out rows, counted from 0')
+    tokens_1xT = jnp.asarray(rows.read(np.array([row])))
+    segments_1xT = segment_ids(tokens_1xT, tokenizer.vocabulary)
+    masking = Masking(tokenizer.vocabulary, ratio=ratio)
+    batch = frozen_masks(masking, tokens_1xT, segments_1xT, jnp.array([row]))
+    if not (batch.positions < tokens_1xT.shape[1]).any():
+        raise ConfigError(f'--row={row}: at a ratio of {ratio:g}, no token of this row is masked')
+    found = jax.device_get(jax.jit(_align, static_argnums=0)(model.run.objective, model.params, batch))
+
+    num_states = model.run.objective.options.num_states
+    expanded_E = found['expanded'][found['expanded'] < tokens_1xT.shape[1]]
+    count = len(expanded_E)
+    viterbi_E = found['viterbi'][:count]
+    if viterbi_E[0] < 0:
+        raise ConfigError(f'--row={row} has no alignment: too few of its tokens are expanded')
+    tokens_T, posterior_ExS = np.asarray(tokens_1xT[0]), found['posterior'][:count, : num_states * count]
+    transitions_SxS = found['transitions'][: num_states * count, : num_states * count]
+    return {
+        'step': model.step,
+        'row': row,
+        'ratio': ratio,
+        'pieces': tokenizer.pieces(tokens_T[np.asarray(segments_1xT[0]) > 0]),
+        'targets': [
+            {
+                'position': int(position),
+                'piece': tokenizer.id_to_piece(tokens_T[position]),
+                'anchor': not bool(found['masked'][i]),
+                'probability': float(found['probability'][i]),
+                'viterbi': int(viterbi_E[i]),
+                'emitted_by': _above(posterior_ExS[i], 0.001),
+            }
+            for i, position in enumerate(expanded_E)
+        ],
+        'states': [
+            {
+                'target': u // num_states,
+                'copy': u % num_states + 1,
+                'occupancy': float(posterior_ExS[:, u].sum()),
+                'top': [
+                    [tokenizer.id_to_piece(token), float(p)]
+                    for token, p in zip(found['top'][u], found['top_probability'][u], strict=True)
+                ],
+            }
+            for u in range(num_states * count)
+        ],
+        'transitions': [
+            [int(v), int(u), float(transitions_SxS[v, u])] for v, u in np.argwhere(transitions_SxS > LEAST)
+        ],
+    }
+
+
+def _align(objective: ExLM, params, batch) -> dict[str, jax.Array]:
+    """All that is shown of one row."""
+    states, match_1xExS, _ = objective.apply({'params': params}, batch, method='alignment')
+    prior_1xExS = objective.apply({'params': params}, states, method='prior')
+    rows = states.rows
+    sizes = rows.num_targets, objective.options.num_states * rows.num_targets
+    posterior_1xExS, transitions_1xSxS = dag_posterior(match_1xExS, states.links, *sizes)
+    top_probability_1xSx3, top_1xSx3 = jax.lax.top_k(jax.nn.softmax(states.logits), 3)
+    arrays = {
+        'expanded': rows.expanded,
+        'masked': gather_positions(selected_of(batch.positions, batch.tokens.shape[1]), rows.expanded),
+        'probability': (prior_1xExS * jnp.exp(match_1xExS)).sum(2),
+        'posterior': posterior_1xExS,
+        'transitions': transitions_1xSxS,
+        'viterbi': dag_viterbi(match_1xExS, states.links, *sizes),
+        'top': top_1xSx3,
+        'top_probability': top_probability_1xSx3,
+    }
+    return {name: x[0] for name, x in arrays.items()}
+
+
+def _above(value_S: np.ndarray, least: float) -> list[list]:
+    return [[int(u), float(value_S[u])] for u in np.flatnonzero(value_S > least)]

@@ -1,0 +1,135 @@
+"""The entropy of trained models on the same held-out text, as numbers, as a table and as a picture."""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import tqdm
+from jax.experimental import multihost_utils
+
+from mlm_jax.analysis import entropy
+from mlm_jax.config import ConfigError
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.data.packing import segment_ids
+from mlm_jax.data.rows import place_rows
+from mlm_jax.data.shards import Shards
+from mlm_jax.masking.masking import Masking
+from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.training.loading import TrainedModel
+from mlm_jax.training.step import frozen_masks
+
+STYLES = {'prior, mixture': '-', 'prior, states': '--', 'posterior, mixture': '-.', 'posterior, states': ':'}
+
+
+def held_out(model: TrainedModel) -> Shards:
+    """The held-out rows of the model's data.
+
+    Raises:
+      ConfigError: when there are none.
+    """
+    directory = model.config.data.directory
+    if not manifest_lib.load(directory).split('validation').rows:
+        raise ConfigError(
+            f'{directory} has no held-out rows: raise data.validation_percent, or name a data.validation_corpus'
+        )
+    return Shards(directory, 'validation')
+
+
+def same_text(first: TrainedModel, other: TrainedModel, max_rows: int) -> bool:
+    """Whether two models have the same tokenizer and the same first held-out rows, wherever those lie."""
+    if first.tokenizer.model != other.tokenizer.model:
+        return False
+    one, two = held_out(first), held_out(other)
+    if (len(one), one.sequence_length) != (len(two), two.sequence_length):
+        return False
+    few = np.arange(min(len(one), max_rows))
+    return bool((one.read(few) == two.read(few)).all())
+
+
+def measure(model: TrainedModel, mesh: jax.sharding.Mesh, ratios: Sequence[float], max_rows: int) -> dict[str, dict]:
+    """`entropy.summarize` of the first held-out rows, for each mask ratio.
+
+    The mask of a row is a function of its number, its tokens and the ratio: the same for every checkpoint. All chosen
+    positions are [MASK]. No more than a batch of logits is ever there.
+
+    Args:
+      model: any objective, on `mesh`.
+      mesh: rows are split over it.
+      ratios: each above 0 and below 1.
+      max_rows: the most rows.
+
+    Raises:
+      ConfigError: when there are no held-out rows, or no token of theirs is masked.
+    """
+    rows, vocabulary = held_out(model), model.tokenizer.vocabulary
+    objective = entropy.for_any_ratio(model.run.objective)
+    count, found = min(len(rows), max_rows), {}
+    for ratio in ratios:
+        masking = Masking(vocabulary, ratio=ratio)
+        at_once = entropy.rows_at_once(
+            objective, rows.sequence_length, masking.max_masked(rows.sequence_length), vocabulary.size
+        )
+        batch_size = min(at_once, 64, count)
+        batch_size += -batch_size % mesh.size
+
+        def batch_sums(params, tokens_BxT, row_B, valid_B, masking=masking):
+            segments_BxT = segment_ids(tokens_BxT, vocabulary) * valid_B[:, None]
+            return entropy.row_sums(objective, params, frozen_masks(masking, tokens_BxT, segments_BxT, row_B))
+
+        jitted, parts = jax.jit(batch_sums), []
+        for first in tqdm.trange(0, count, batch_size, desc=f'ratio {ratio:g}', unit='batch', disable=None):
+            row_B = np.arange(first, first + batch_size)
+            tokens_BxT = place_rows(rows, np.minimum(row_B, count - 1), mesh_lib.batch_sharding(mesh))
+            sums = jitted(model.params, tokens_BxT, row_B, (row_B < count).astype(np.int32))
+            parts.append(multihost_utils.process_allgather(sums, tiled=True))
+        total = jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
+        if not total['tokens'].sum():
+            raise ConfigError(
+                f'at a ratio of {ratio:g}, no token of {count} held-out rows is masked: take a larger one'
+            )
+        found[f'{ratio:g}'] = entropy.summarize(total)
+    return found
+
+
+def describe(label: str, entry: dict) -> str:
+    """The table of one checkpoint: bits per masked token, each with its standard error over rows."""
+    lines = [
+        f'{label} ({entry["objective"]}, step {entry["step"]:,}): bits per masked token, {entry["rows"]:,} rows',
+        f'    {"masked":>6}  {"definition":20}{"entropy":>16}{"NLL":>17}{"NLL − entropy":>18}',
+    ]
+    for ratio, summary in entry['ratios'].items():
+        for name, values in summary['bits'].items():
+            cells = ''.join(f'{mean:9.3f} ± {error:.3f}' for mean, error in (values[k] for k in ('entropy', 'nll')))
+            gap, error = values['gap']
+            lines.append(f'    {float(ratio):6.0%}  {name:20}{cells}   {gap:+9.3f} ± {error:.3f}')
+        if summary['left_out']:
+            lines.append(f'    {summary["left_out"]:,} masked tokens are in rows without an alignment, and left out')
+    return '\n'.join(lines)
+
+
+def draw(report: dict[str, dict], path: pathlib.Path) -> None:
+    """Draws entropy, NLL and gap against the mask ratio: a colour for each checkpoint, a style for each definition."""
+    from matplotlib.figure import Figure  # no pyplot: no global state and no display
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(13, 4.8), layout='constrained')
+    panels = {'entropy': 'entropy', 'nll': 'negative log-likelihood', 'gap': 'NLL − entropy'}
+    used = set()
+    for axes, (key, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for i, entry in enumerate(report.values()):
+            ratios = list(map(float, entry['ratios']))
+            summaries = list(entry['ratios'].values())
+            for name in summaries[0]['bits']:
+                value, error = np.array([summary['bits'][name][key] for summary in summaries]).T
+                style = STYLES.get(name, '-')
+                used |= {name} & set(STYLES)
+                axes.errorbar(ratios, value, error, color=f'C{i}', linestyle=style, marker='o', markersize=4, capsize=2)
+        axes.set(xlabel='share of the tokens that are masked', title=title)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel('bits per masked token')
+    figure.axes[2].axhline(0, color='gray', linewidth=0.8)
+    colours = [Line2D([], [], color=f'C{i}', marker='o', label=label) for i, label in enumerate(report)]
+    styles = [Line2D([], [], color='gray', linestyle=STYLES[n], label=f'ExLM: {n}') for n in STYLES if n in used]
+    figure.legend(handles=colours + styles, loc='outside lower center', ncols=4, fontsize=8, handlelength=4)
+    figure.savefig(path, dpi=120)
