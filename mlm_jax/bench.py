@@ -18,6 +18,7 @@ from absl import flags
 from mlm_jax import command_line, config_check
 from mlm_jax import config as config_lib
 from mlm_jax.data.synthetic import SyntheticRows
+from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build, flops, runtime
@@ -62,7 +63,7 @@ def prepare(name: str) -> Contestant:
     config = config_lib.load(name)
     config_check.check(config)
     vocabulary = standard_vocabulary(config.vocab_size)
-    run = build.make_run(config, vocabulary, steps_per_epoch=1000.0)
+    run = build.make_run(config, vocabulary, 1000.0, tables.stand_in(vocabulary))
     mesh = runtime.make_mesh(config)
     with jax.set_mesh(mesh):
         state = create_state(run.init, mesh, config.sharding)

@@ -19,6 +19,7 @@ from absl import flags
 from mlm_jax import command_line, config_check
 from mlm_jax import config as config_lib
 from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.data import tables as tables_lib
 from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
 from mlm_jax.parallel import mesh as mesh_lib
@@ -42,7 +43,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     checks.check_data(config, manifest)
     train_rows = Shards(config.data.directory, 'train')
     steps_per_epoch = len(train_rows) / config.batch_size
-    run = build.make_run(config, manifest.vocabulary, steps_per_epoch)
+    run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
     durations = dict(total_steps=run.total_steps, steps_per_epoch=steps_per_epoch)
     evaluate_every = config_lib.resolve_steps(config, 'evaluation.every', **durations)
     save_every = config_lib.resolve_steps(config, 'checkpoint.every', **durations)
