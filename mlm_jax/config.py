@@ -57,6 +57,7 @@ def default_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.objective = 'mlm'
+    c.init_from = ''  # start from the parameters of another run, by its workdir
     c.vocab_size = 8192  # ids of the tokenizer, specials included; also the rows of the embedding
     c.sequence_length = 128  # T: tokens in a packed row
     c.batch_size = 64  # rows of text of one optimizer step, over all devices; some masking makes several of each

@@ -51,10 +51,7 @@ def write_missing(config: ml_collections.ConfigDict, directory: pathlib.Path, ma
         return False
     vocabulary = manifest.vocabulary
     if 'word_starts' in missing:
-        tokenizer = tokenizers.Tokenizer.from_file(directory / manifest.tokenizer)
-        pieces = tokenizer.pieces(np.arange(vocabulary.size))
-        special = np.isin(np.arange(vocabulary.size), vocabulary.special_ids)
-        arrays['word_starts'] = np.array([piece.startswith('▁') for piece in pieces]) & ~special
+        arrays['word_starts'] = word_starts(tokenizers.Tokenizer.from_file(directory / manifest.tokenizer))
     if required(config):
         _check_words(config, arrays['word_starts'])
     if 'counts' in missing:
@@ -68,6 +65,13 @@ def write_missing(config: ml_collections.ConfigDict, directory: pathlib.Path, ma
         print(f'tables     {len(arrays["collocations"]):,} collocations of 2 to 5 words')
     atomic.write(path, lambda file: np.savez(file, **dict(sorted(arrays.items()))), scratch)
     return True
+
+
+def word_starts(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+    """bool[V]: whether a piece starts a word: SentencePiece writes the space before it as ▁."""
+    ids = np.arange(tokenizer.vocabulary.size)
+    starts = np.array([piece.startswith('▁') for piece in tokenizer.pieces(ids)])
+    return starts & ~np.isin(ids, tokenizer.vocabulary.special_ids)
 
 
 def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import TABLES, VOCABULARY, draw, full_rows, mask, masked_positions, rows
 
 from mlm_jax.masking.fully_explored import PARTITIONS, FullyExplored
 from mlm_jax.masking.masking import Masking
-from tests.masking.test_masking import TABLES, UNITS, VOCABULARY, draw, full_rows, mask, masked_positions, rows
+from mlm_jax.masking.units import UNITS
 
 
 def make(unit: str = 'token', num_rows: int = 0, **options) -> Masking:
@@ -31,8 +32,10 @@ def test_the_masks_of_a_step_divide_the_tokens(partition, segments):
     assert not overflow.any()
 
 
-@pytest.mark.parametrize('partition', PARTITIONS)
-@pytest.mark.parametrize('unit', [unit for unit in UNITS if unit != 'token'])
+@pytest.mark.parametrize(
+    ('partition', 'unit'),
+    [('random', unit) for unit in UNITS if unit != 'token'] + [('contiguous', 'span'), ('stratified', 'span')],
+)
 def test_units_stay_whole_and_nothing_is_masked_twice(partition, unit):
     tokens = rows(1, batch=64)
     batch, overflow = draw(make(unit, segments=3, partition=partition), jax.random.key(0), tokens)
