@@ -73,7 +73,7 @@ def text_of(tokenizer: Tokenizer, tokens_T: np.ndarray, inputs_T: np.ndarray, ki
         if token in v.special_ids:
             text = f' {text} '
         if kind and new not in (token, v.mask_id):
-            text += f'→{tokenizer.id_to_piece(new)}'
+            text += f'→{tokenizer.id_to_piece(new).removeprefix("▁")}'
         parts += [paint(space, 0), paint(text, kind)]
     return ''.join(parts)
 
