@@ -34,7 +34,7 @@ def test_prepare_writes_word_starts_and_counts(copied):
         rows = shards.Shards(directory, 'train')
         assert stored['counts'].sum() == len(rows) * 32
         starts = stored['word_starts']
-    assert starts.shape == (config.vocab_size,) and 5 < starts.sum() < config.vocab_size
+    assert starts.shape == (config.vocab_size,) and 1 < starts.sum() < config.vocab_size
     assert not starts[list(manifest.vocabulary.special_ids)].any()
 
 
@@ -53,7 +53,7 @@ def test_an_older_directory_is_refused_with_the_cure_and_completed_by_it(copied,
     for key, value in (('unit', 'word'), ('unit', 'pmi'), ('strategy', 'weighted')):
         changed = config_lib.from_json(config_lib.to_json(config))
         changed.masking[key] = value
-        with pytest.raises(ConfigError, match='lacks the masking tables.*mlm_jax.prepare'):
+        with pytest.raises(ConfigError, match=r'(?s)lacks the masking tables.*mlm_jax.prepare'):
             tables.load(changed, manifest_lib.load(directory))
     rows = (directory / 'train-00000-of-00001.npy').stat().st_mtime_ns
     prepare.run(config, num_workers=1)
