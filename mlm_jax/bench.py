@@ -4,6 +4,7 @@
 
 Synthetic rows; no data stack is imported. Each round takes the configurations in turn, so that what else the machine
 does falls on all of them alike; figures are medians over rounds, and medians of ratios to the first configuration.
+Masking alone, compiled apart and timed in the same rounds, is given as a share of the step that contains it.
 """
 
 import dataclasses
@@ -18,12 +19,14 @@ from absl import flags
 
 from mlm_jax import command_line, config_check
 from mlm_jax import config as config_lib
+from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.synthetic import SyntheticRows
+from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build, flops, runtime
 from mlm_jax.training.state import create_state
-from mlm_jax.training.step import jit_train_step
+from mlm_jax.training.step import MASK_STREAM, jit_train_step, stream_key
 
 
 @dataclasses.dataclass
@@ -35,7 +38,8 @@ class Contestant:
       tokens_per_step: source tokens, whatever the objective makes of them.
       flops_per_step: of its matmuls.
       compile_seconds: what compiling took.
-      seconds: of each round so far, for one step.
+      masking: the compiled masking of the batch alone.
+      seconds: of each round so far, for one step; `masking_seconds`, for masking alone.
     """
 
     name: str
@@ -43,10 +47,12 @@ class Contestant:
     flops_per_step: float
     compile_seconds: float
     step: jax.stages.Compiled
+    masking: jax.stages.Compiled
     state: object
     tokens: jax.Array
     mesh: jax.sharding.Mesh
     seconds: list[float] = dataclasses.field(default_factory=list)
+    masking_seconds: list[float] = dataclasses.field(default_factory=list)
 
     def run(self, num_steps: int) -> float:
         """Runs steps and returns the seconds of one."""
@@ -57,13 +63,21 @@ class Contestant:
             jax.block_until_ready((self.state, metrics))
         return (time.perf_counter() - start) / num_steps
 
+    def mask(self, num_steps: int) -> float:
+        """Draws masks as often and returns the seconds of one draw."""
+        start = time.perf_counter()
+        for _ in range(num_steps):
+            masks = self.masking(self.tokens, self.state.step)
+        jax.block_until_ready(masks)
+        return (time.perf_counter() - start) / num_steps
+
 
 def prepare(name: str, config: ml_collections.ConfigDict | None = None) -> Contestant:
     """Compiles the step of `config`, or of what `name`, FILE.py:ARGUMENT, says, and creates its state on the mesh."""
     config = config_lib.load(name) if config is None else config
     config_check.check(config)
     vocabulary = standard_vocabulary(config.vocab_size)
-    run = build.make_run(config, vocabulary, steps_per_epoch=1000.0)
+    run = build.make_run(config, vocabulary, 1000.0, tables.stand_in(vocabulary))
     mesh = runtime.make_mesh(config)
     with jax.set_mesh(mesh):
         state = create_state(run.init, mesh, config.sharding)
@@ -72,17 +86,25 @@ def prepare(name: str, config: ml_collections.ConfigDict | None = None) -> Conte
         start = time.perf_counter()
         step = jit_train_step(run.train_step, state, mesh).lower(state, tokens).compile()
         compile_seconds = time.perf_counter() - start
+
+        def mask(tokens_BxT, step):
+            key = stream_key(config.seed, MASK_STREAM, step)
+            return run.masking(key, tokens_BxT, segment_ids(tokens_BxT, vocabulary), step)
+
+        masking = jax.jit(mask).lower(tokens, state.step).compile()
     size = config.batch_size * config.sequence_length
-    return Contestant(name, size, flops.step_flops(config), compile_seconds, step, state, tokens, mesh)
+    return Contestant(name, size, flops.step_flops(config), compile_seconds, step, masking, state, tokens, mesh)
 
 
 def measure(contestants: list[Contestant], rounds: int, steps_per_round: int) -> None:
     """Times every contestant in every round, after one step each that does not count."""
     for contestant in contestants:
         contestant.run(1)
+        contestant.mask(1)
     for _ in range(rounds):
         for contestant in contestants:
             contestant.seconds.append(contestant.run(steps_per_round))
+            contestant.masking_seconds.append(contestant.mask(steps_per_round))
 
 
 def report(contestants: list[Contestant]) -> list[dict]:
@@ -98,6 +120,8 @@ def report(contestants: list[Contestant]) -> list[dict]:
             'config': c.name,
             'step_ms': 1000 * median,
             'step_ms_quartiles': [1000 * low, 1000 * high],
+            'masking_ms': 1000 * float(np.median(c.masking_seconds)),
+            'masking_share': float(np.median(np.array(c.masking_seconds) / np.array(c.seconds))),
             'tokens_per_second': c.tokens_per_step / median,
             'tflops_per_second': c.flops_per_step / median / 1e12,
             'compile_seconds': c.compile_seconds,
@@ -123,13 +147,21 @@ def main() -> None:
         print(f'compiled {name} in {contestants[-1].compile_seconds:.1f} s')
     measure(contestants, flags.FLAGS.rounds, flags.FLAGS.steps)
     lines = report(contestants)
-    titles = {'step ms': 9, 'quartiles': 17, 'tokens/s': 12, 'TFLOP/s': 9, 'time ratio': 12, 'FLOP ratio': 12}
+    titles = {
+        'step ms': 9,
+        'quartiles': 17,
+        'tokens/s': 12,
+        'TFLOP/s': 9,
+        'masking': 9,
+        'time ratio': 12,
+        'FLOP ratio': 12,
+    }
     print('\n' + ''.join(title.rjust(width) for title, width in titles.items()) + '  config')
     for line in lines:
         low, high = line['step_ms_quartiles']
         print(
             f'{line["step_ms"]:9.1f}{f"{low:.1f} … {high:.1f}":>17}{line["tokens_per_second"]:12,.0f}'
-            f'{line["tflops_per_second"]:9.3f}{line["time_per_token_ratio"]:12.3f}'
+            f'{line["tflops_per_second"]:9.3f}{line["masking_share"]:9.2%}{line["time_per_token_ratio"]:12.3f}'
             f'{line["flops_per_token_ratio"]:12.3f}  {line["config"]}'
         )
     if flags.FLAGS.output:

@@ -27,7 +27,10 @@ SIZES = {
     'large': dict(num_layers=24, width=1024, num_heads=16, ffn_width=4096),
 }
 
-DURATIONS = ('total', 'schedule.warmup', 'schedule.decay', 'evaluation.every', 'checkpoint.every', 'checkpoint.keep')
+DURATIONS = (
+    'total', 'schedule.warmup', 'schedule.decay', 'masking.anneal', 'evaluation.every', 'checkpoint.every',
+    'checkpoint.keep',
+)  # fmt: skip
 DURATION_UNITS = ('steps', 'epochs', 'examples', 'tokens', 'percent')
 
 
@@ -54,9 +57,10 @@ def default_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.objective = 'mlm'
+    c.init_from = ''  # start from the parameters of another run, by its workdir
     c.vocab_size = 8192  # ids of the tokenizer, specials included; also the rows of the embedding
     c.sequence_length = 128  # T: tokens in a packed row
-    c.batch_size = 64  # rows of one optimizer step, over all devices
+    c.batch_size = 64  # rows of text of one optimizer step, over all devices; some masking makes several of each
     c.num_microbatches = 1  # the batch passes through the model in this many parts
     duration_keys(c, 'total', steps=10_000)
     c.sharding = 'dp'  # parallel/sharding.py: how the state lies on the mesh
@@ -96,10 +100,24 @@ def default_config() -> ml_collections.ConfigDict:
     m.remat = 'none'  # recompute in the backward pass: nothing | everything | all but matmul outputs
 
     c.masking = k = ml_collections.ConfigDict()
-    k.strategy = 'uniform'
-    k.ratio = 0.15
+    k.strategy = 'uniform'  # masking/selection.py: which units are chosen
+    k.unit = 'token'  # masking/units.py: what is chosen together: token | word | span | ngram | pmi
+    k.ratio = 0.15  # of the tokens of a row; at the start of the run, where it moves
+    k.ratio_schedule = 'constant'  # linear, cosine, staged: to final_ratio; diffusion: drawn for each row
+    k.final_ratio = 0.15  # at the end of the run; of diffusion, the smallest
+    duration_keys(k, 'anneal', percent=100.0)  # the end of the run, in which the ratio moves; staged jumps at once
+    k.predicted_fraction = 1.0  # of the chosen positions; the others are replaced and not predicted
     k.mask_fraction = 0.8  # of the chosen positions: [MASK];
     k.random_fraction = 0.1  # a random ordinary token; the others stay as they are
+    k.corruption_unit = 'token'  # or 'unit': that is drawn once for all tokens of a unit (SpanBERT)
+    k.repeats = 1  # k: rows hold k copies of each token, masked one by one (repeated MLM)
+    k.static_masks = 0  # 0: a new mask at every visit of a row; n: each row has n masks, in turn
+    k.token_weights = 'frequency'  # of the strategy weighted: 1/√count; or PATH.npy, float [vocab_size]
+    k.fully_explored = f = ml_collections.ConfigDict()  # of that strategy alone, in place of the ratio
+    f.segments = 7  # K: 1/K of the tokens are masked
+    f.partition = 'random'  # or contiguous, stratified
+    f.schedule = 'one_step'  # K rows for each row of text | successive: one, the next at its next visit | subset: some
+    f.views = 2  # of subset: how many
 
     c.mae_lm = a = ml_collections.ConfigDict()  # of the objective mae_lm alone; more in models/mae_lm.py
     a.decoder_layers = 4

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from mlm_jax.config import ConfigError, get, resolve_steps
+from mlm_jax.config import DURATIONS, ConfigError, get, resolve_steps
 
 CHOICES = {
     'objective': ('mlm', 'mae_lm', 'exlm'),
@@ -15,7 +15,12 @@ CHOICES = {
     'model.attention_backend': ('xla', 'cudnn', 'splash'),
     'model.remat': ('none', 'full', 'matmuls'),
     'exlm.transitions': ('dense', 'sparse', 'none'),
-    'masking.strategy': ('uniform',),
+    'masking.strategy': ('uniform', 'bernoulli', 'weighted', 'least_masked', 'complementary', 'fully_explored'),
+    'masking.unit': ('token', 'word', 'span', 'ngram', 'pmi'),
+    'masking.ratio_schedule': ('constant', 'linear', 'cosine', 'staged', 'diffusion'),
+    'masking.corruption_unit': ('token', 'unit'),
+    'masking.fully_explored.partition': ('random', 'contiguous', 'stratified'),
+    'masking.fully_explored.schedule': ('one_step', 'successive', 'subset'),
     'optimizer.name': ('adamw', 'lamb', 'stable_adamw', 'muon'),
     'optimizer.decay_mask': ('all', 'matrices'),
     'schedule.name': ('linear', 'cosine', 'wsd', 'constant'),
@@ -43,7 +48,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         'model.num_heads', 'model.ffn_width', 'logging.every_steps', 'evaluation.rows', 'checkpoint.keep_last',
     ]  # fmt: skip
     problems += [f'{key}={get(c, key)} must be at least 1' for key in positive if get(c, key) < 1]
-    fractions = ['masking.ratio', 'masking.mask_fraction', 'masking.random_fraction', 'evaluation.ratio']
+    fractions = [
+        'masking.ratio', 'masking.final_ratio', 'masking.predicted_fraction', 'masking.mask_fraction',
+        'masking.random_fraction', 'evaluation.ratio',
+    ]  # fmt: skip
     problems += [f'{key}={get(c, key)} must lie within 0 … 1' for key in fractions if not 0 <= get(c, key) <= 1]
     problems += [
         f'{key}={get(c, key)} must be at least 0 and below 1'
@@ -73,25 +81,17 @@ def check(config: ml_collections.ConfigDict) -> None:
         problems += _exlm_problems(c)
     if m.num_layers % m.scan_unroll:
         problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
-    if c.masking.mask_fraction + c.masking.random_fraction > 1 + 1e-9:
-        problems.append('masking.mask_fraction + masking.random_fraction must not exceed 1')
+    problems += _masking_problems(c)
     if c.sharding != 'dp' and c.mesh.fsdp == 1 and c.mesh.tensor == 1:
         problems.append(
             f'sharding={c.sharding} splits the state over mesh.fsdp and mesh.tensor, which are both 1: set mesh.data=1 '
             'and mesh.fsdp=-1, or sharding=dp'
         )
     if m.attention_backend in ('cudnn', 'splash'):
-        problems += _fused_attention_problems(m, c.sequence_length)
+        problems += _fused_attention_problems(m, c.masking.repeats * c.sequence_length)
     if c.accelerator == 'cpu' and m.attention_backend != 'xla':
         problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU; use xla')
-    for prefix in (
-        'total',
-        'schedule.warmup',
-        'schedule.decay',
-        'evaluation.every',
-        'checkpoint.every',
-        'checkpoint.keep',
-    ):
+    for prefix in DURATIONS:
         try:
             steps = resolve_steps(c, prefix, total_steps=100, steps_per_epoch=1.0)
         except ConfigError as error:
@@ -101,6 +101,61 @@ def check(config: ml_collections.ConfigDict) -> None:
             problems.append('the length of the run is missing or 0: set total_steps, or another total_…')
     if problems:
         raise ConfigError('\n'.join(problems))
+
+
+def _masking_problems(c: ml_collections.ConfigDict) -> list[str]:
+    k, problems = c.masking, []
+    explored = k.fully_explored if k.strategy == 'fully_explored' else None
+    if k.mask_fraction + k.random_fraction > 1 + 1e-9:
+        problems.append('masking.mask_fraction + masking.random_fraction must not exceed 1')
+    if not k.predicted_fraction:
+        problems.append('masking.predicted_fraction=0 predicts nothing: set a share above 0, 1 for all that is chosen')
+    if k.predicted_fraction < 1 and c.objective != 'mlm':
+        problems.append(
+            f'masking.predicted_fraction={k.predicted_fraction} leaves tokens replaced that are not predicted, which '
+            f'only mlm reads: set masking.predicted_fraction=1, not objective={c.objective}'
+        )
+    if k.static_masks < 0:
+        problems.append(f'masking.static_masks={k.static_masks} must be 0, for new masks at every visit, or more')
+    if k.repeats < 1:
+        problems.append(f'masking.repeats={k.repeats} must be at least 1')
+    if k.repeats > 1 and (c.objective != 'mlm' or k.unit != 'token'):
+        problems.append(
+            f'masking.repeats={k.repeats} masks copies of tokens one by one, for mlm: set objective=mlm and '
+            'masking.unit=token, or masking.repeats=1'
+        )
+    if k.ratio_schedule == 'diffusion' and not 0 < k.final_ratio <= k.ratio:
+        problems.append(
+            f'masking.ratio_schedule=diffusion draws ratios from final_ratio={k.final_ratio} to ratio={k.ratio}: set '
+            'masking.ratio=1.0 and a smaller masking.final_ratio above 0, such as 0.001'
+        )
+    if k.strategy == 'complementary' and _largest_ratio(k) > 0.5:
+        problems.append(f'complementary masks of ratio {_largest_ratio(k)} would overlap: use at most 0.5')
+    if explored is not None:
+        if explored.segments < 2:
+            problems.append(f'masking.fully_explored.segments={explored.segments} must be at least 2')
+        if explored.schedule == 'subset' and not 1 <= explored.views <= explored.segments:
+            problems.append(
+                f'masking.fully_explored.views={explored.views} must lie within 1 … segments={explored.segments}'
+            )
+        if k.ratio_schedule != 'constant':
+            problems.append(
+                'fully_explored masks 1/segments of the tokens at every step: set masking.ratio_schedule=constant'
+            )
+    follows = k.strategy == 'least_masked' or (explored is not None and explored.schedule == 'successive')
+    if k.static_masks and follows:
+        problems.append('masks that follow from earlier visits cannot be static: set masking.static_masks=0')
+    varies = k.unit != 'token' or k.ratio_schedule != 'constant' or k.strategy in ('bernoulli', 'weighted')
+    if c.objective == 'mae_lm' and varies and c.mae_lm.kept_margin < 1:
+        problems.append(
+            'this masking leaves some rows with far fewer masked tokens than others, and MAE-LM has no slots for the '
+            'tokens kept there: set mae_lm.kept_margin=1'
+        )
+    return problems
+
+
+def _largest_ratio(k: ml_collections.ConfigDict) -> float:
+    return k.ratio if k.ratio_schedule == 'constant' else max(k.ratio, k.final_ratio)
 
 
 def _mae_lm_problems(c: ml_collections.ConfigDict) -> list[str]:

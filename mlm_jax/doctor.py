@@ -21,9 +21,10 @@ from absl import flags
 from mlm_jax import command_line, config_check
 from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.data import tables as tables_lib
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import topology as topology_lib
-from mlm_jax.training import ahead_of_time, build, checks, flops, runtime
+from mlm_jax.training import ahead_of_time, build, checks, continuation, flops, runtime
 from mlm_jax.training.state import num_parameters
 
 MIB = 2**20
@@ -79,6 +80,8 @@ def _check_configuration(config: ml_collections.ConfigDict) -> str:
 def _check_data(config: ml_collections.ConfigDict) -> str:
     manifest = manifest_lib.load(config.data.directory)
     checks.check_data(config, manifest)
+    tables_lib.load(config, manifest)
+    continuation.check_source(config, manifest)
     rows = {name: split.rows for name, split in manifest.splits.items()}
     missing = [
         shard.file

@@ -9,6 +9,7 @@ the directory ends up the same to the byte, on any number of cores. A directory 
 
     manifest.json                     what is here; written last
     tokenizer.model                   SentencePiece
+    tables.npz                        what masking must know: word starts, counts, with masking.unit=pmi collocations
     train-00000-of-00012.npy, …       packed rows, uint16 or uint32 [rows, T]
     validation-00000-of-00001.npy
     .prepare/                         while the work is under way
@@ -41,7 +42,7 @@ from absl import flags
 
 from mlm_jax import command_line, config_check
 from mlm_jax import config as config_lib
-from mlm_jax.data import atomic, corpora, encoding, shards, tokenizers
+from mlm_jax.data import atomic, corpora, encoding, shards, tables, tokenizers
 from mlm_jax.data import manifest as manifest_lib
 
 TOKENIZER_FILE = 'tokenizer.model'
@@ -64,7 +65,7 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
     """Prepares `config.data.directory`, or finds it finished.
 
     Args:
-      config: the keys `data.*`, `tokenizer.*`, `vocab_size` and `sequence_length` matter.
+      config: the keys `data.*`, `tokenizer.*`, `vocab_size` and `sequence_length` matter; `masking.*` for the tables.
       num_workers: processes that encode; None means all cores. The result does not depend on it.
 
     Raises:
@@ -81,6 +82,10 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
             manifest = manifest_lib.load(directory)
             _refuse_changes(directory, dataclasses.asdict(manifest), intent)
             shutil.rmtree(working, ignore_errors=True)  # killed between the manifest and this
+            if tables.write_missing(config, directory, manifest):
+                manifest = dataclasses.replace(manifest, tables=tables.FILE)
+                manifest_lib.save(manifest, directory)
+                print(f'added      {tables.FILE} to {directory}')
             print(f'{directory} is up to date: {_in_words(manifest)}')
             return manifest
         _claim(directory, working, intent)
@@ -101,6 +106,7 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
             name: _split(name, [(job, counts[job]) for job in jobs if job.split == name]) for name in corpus.splits
         }
         manifest = _manifest(config, intent, tokenizer, directory, splits)
+        tables.write_missing(config, directory, manifest, working)
         manifest_lib.save(manifest, directory, working)
         shutil.rmtree(working)
         print(f'prepared   {directory}: {_in_words(manifest)}')
@@ -293,6 +299,7 @@ def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: 
             'python': platform.python_version(),
             **{name: metadata.version(name) for name in _VERSIONS},
         },
+        tables=tables.FILE,
     )
 
 

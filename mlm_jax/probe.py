@@ -41,9 +41,8 @@ from mlm_jax.config import ConfigError
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import place_rows
 from mlm_jax.data.shards import Shards
-from mlm_jax.masking.masking import Masking
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.training import loading
+from mlm_jax.training import build, loading
 from mlm_jax.training.step import frozen_masks
 
 CURVES = ('real tokens, masked input', '[MASK] tokens', 'all tokens, masked input', 'all tokens, unmasked input')
@@ -63,7 +62,7 @@ def layer_outputs(model: loading.TrainedModel, params, *args, method: str) -> tu
 def rank_sums(model: loading.TrainedModel, mesh, max_rows: int) -> GramSums:
     """Gram matrices of all layers for the four `CURVES`, over held-out rows at the frozen evaluation masks."""
     config, vocabulary = model.config, model.tokenizer.vocabulary
-    masking = Masking(vocabulary, ratio=config.evaluation.ratio)
+    masking = build.evaluation_masking(config, vocabulary)
     rows = Shards(config.data.directory, 'validation')
     batch_size = min(config.batch_size, 64)
     batch_size += -batch_size % mesh.size

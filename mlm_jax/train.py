@@ -19,10 +19,11 @@ from absl import flags
 from mlm_jax import command_line, config_check
 from mlm_jax import config as config_lib
 from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.data import tables as tables_lib
 from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.training import build, checkpoints, checks, evaluation, loss_curve, runtime
+from mlm_jax.training import build, checkpoints, checks, continuation, evaluation, loss_curve, runtime
 from mlm_jax.training import workdir as workdir_lib
 from mlm_jax.training.run_log import RunLog
 from mlm_jax.training.state import abstract_state, create_state, num_parameters
@@ -40,9 +41,10 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     config_check.check(config)
     manifest = manifest_lib.load(config.data.directory)
     checks.check_data(config, manifest)
+    continuation.check_source(config, manifest)
     train_rows = Shards(config.data.directory, 'train')
     steps_per_epoch = len(train_rows) / config.batch_size
-    run = build.make_run(config, manifest.vocabulary, steps_per_epoch)
+    run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
     durations = dict(total_steps=run.total_steps, steps_per_epoch=steps_per_epoch)
     evaluate_every = config_lib.resolve_steps(config, 'evaluation.every', **durations)
     save_every = config_lib.resolve_steps(config, 'checkpoint.every', **durations)
@@ -68,6 +70,8 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
             state = saver.restore(abstract_state(run.init, mesh, config.sharding))
         else:
             state = create_state(run.init, mesh, config.sharding)
+            if config.init_from:
+                state = continuation.start_from(config.init_from, state)
         if is_leader:
             workdir_lib.write_config(workdir, config)
             workdir_lib.write_environment(workdir)

@@ -21,6 +21,7 @@ def test_two_objectives_in_turn(tmp_path):
     assert mlm['time_per_token_ratio'] == mlm['flops_per_token_ratio'] == 1.0
     assert mae_lm['flops_per_token_ratio'] > 1.0
     assert mae_lm['step_ms_quartiles'][0] <= mae_lm['step_ms'] <= mae_lm['step_ms_quartiles'][1]
+    assert 0 < mlm['masking_ms'] < mlm['step_ms'] and mlm['masking_share'] < 1
     assert 'tokens/s' in result.stdout
 
 

@@ -8,6 +8,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax import config_check
 from mlm_jax.config import ConfigError
+from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.training import build, flops
 
@@ -23,7 +24,15 @@ ALL = [('demo.py', '')] + [
     ('mlm.py', f'{size}{recipe}') for size in config_lib.SIZES for recipe in ('', ',recipe=modern')
 ]
 ALL += [('mae_lm.py', size) for size in (*config_lib.SIZES, 'base++', 'large++')]
+MASKING = (
+    'words', 'spans', 'ngrams', 'pmi', 'frequency', 'least_masked', 'annealed', 'diffusion', 'complementary',
+    'fully_explored', 'successive',
+)  # fmt: skip
+ALL += [('masking.py', f'{name},size=tiny') for name in MASKING]
 ALL += [('mae_lm.py', f'tiny,{argument}') for argument in ('recipe=modern', 'mae_lm.decoder_width=64')]
+ALL += [
+    ('repeated_mlm.py', argument) for argument in ('tiny', 'tiny,repeats=4,recipe=modern', 'tiny,masking.ratio=0.4')
+]
 ALL += [('exlm.py', size) for size in config_lib.SIZES]
 ALL += [
     ('exlm.py', f'tiny,{argument}')
@@ -36,7 +45,8 @@ ALL += [
 def test_every_configuration_is_checked_and_shape_evaluated(name, argument):
     config = load(name, argument)
     config_check.check(config)
-    run = build.make_run(config, standard_vocabulary(config.vocab_size), steps_per_epoch=1000.0)
+    vocabulary = standard_vocabulary(config.vocab_size)
+    run = build.make_run(config, vocabulary, 1000.0, tables.stand_in(vocabulary))
     state = jax.eval_shape(run.init)
     tokens = jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), 'int32')
     new_state, metrics = jax.eval_shape(run.train_step, state, tokens)
@@ -127,6 +137,19 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,model.positions=absolute', 'must be one of learned, rotary'),
         ('mini,masking.ratio=1.5', 'within 0 … 1'),
         ('mini,masking.mask_fraction=0.95', 'must not exceed 1'),
+        ('mini,masking.unit=sentence', 'must be one of token, word, span'),
+        ('mini,masking.predicted_fraction=0', 'predicts nothing'),
+        ('mini,masking.static_masks=-1', 'or more'),
+        ('mini,masking.ratio_schedule=diffusion,masking.ratio=0.1', 'set masking.ratio=1.0'),
+        ('mini,masking.strategy=complementary,masking.ratio=0.6', 'would overlap'),
+        ('mini,masking.strategy=fully_explored,masking.fully_explored.segments=1', 'at least 2'),
+        (
+            'mini,masking.strategy=fully_explored,masking.fully_explored.schedule=subset,masking.fully_explored.views=8',
+            '1 … s',
+        ),
+        ('mini,masking.strategy=fully_explored,masking.ratio_schedule=linear', 'ratio_schedule=constant'),
+        ('mini,masking.strategy=least_masked,masking.static_masks=1', 'cannot be static'),
+        ('mini,masking.anneal_steps=-1', 'negative'),
         ('mini,total_steps=0', 'length of the run'),
         ('mini,total_percent=3', 'set total_|give total_steps'),
         ('mini,model.scan_unroll=3', 'must divide'),
@@ -144,6 +167,33 @@ def test_keys_that_disagree_are_refused_with_the_cure(argument, message):
         return
     with pytest.raises(ConfigError, match=message):
         config_check.check(load('mlm.py', argument))
+
+
+@pytest.mark.parametrize('masking', ['unit=word', 'ratio_schedule=cosine', 'strategy=bernoulli'])
+def test_mae_lm_needs_slots_for_every_token_where_the_masked_count_varies(masking):
+    with pytest.raises(ConfigError, match='set mae_lm.kept_margin=1'):
+        config_check.check(load('mae_lm.py', f'tiny,masking.{masking}'))
+    config_check.check(load('mae_lm.py', f'tiny,masking.{masking},mae_lm.kept_margin=1'))
+
+
+def test_other_objectives_predict_all_that_is_corrupted():
+    with pytest.raises(ConfigError, match='predicted_fraction=1'):
+        config_check.check(load('mae_lm.py', 'tiny,masking.predicted_fraction=0.5'))
+
+
+def test_flops_count_every_mask_of_a_text_and_the_mean_ratio():
+    def ratio(argument):
+        return flops.masked_ratio(load('mlm.py', f'tiny,masking.ratio=0.3,{argument}'))
+
+    assert ratio('masking.ratio_schedule=linear') == pytest.approx(0.225)
+    assert ratio('masking.ratio_schedule=staged,masking.anneal_percent=20') == pytest.approx(0.27)
+    assert ratio('masking.ratio_schedule=cosine,masking.anneal_percent=20') == pytest.approx(0.285)
+    assert ratio('masking.ratio_schedule=constant') == 0.3
+    assert ratio('masking.ratio=1.0,masking.ratio_schedule=diffusion') == pytest.approx(0.575)
+    one, seven = (
+        load('mlm.py', f'tiny,masking.ratio={1 / 7},masking.strategy={s}') for s in ('uniform', 'fully_explored')
+    )
+    assert flops.step_flops(seven) == pytest.approx(7 * flops.step_flops(one))
 
 
 def test_durations_become_steps():

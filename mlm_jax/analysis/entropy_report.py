@@ -14,8 +14,8 @@ from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import place_rows
 from mlm_jax.data.shards import Shards
-from mlm_jax.masking.masking import Masking
 from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.training import build
 from mlm_jax.training.loading import TrainedModel
 from mlm_jax.training.step import frozen_masks
 
@@ -66,7 +66,7 @@ def measure(model: TrainedModel, mesh: jax.sharding.Mesh, ratios: Sequence[float
     objective = entropy.for_any_ratio(model.run.objective)
     count, found = min(len(rows), max_rows), {}
     for ratio in ratios:
-        masking = Masking(vocabulary, ratio=ratio)
+        masking = build.evaluation_masking(model.config, vocabulary, ratio)
         at_once = entropy.rows_at_once(
             objective, rows.sequence_length, masking.max_masked(rows.sequence_length), vocabulary.size
         )

@@ -65,6 +65,7 @@ class Manifest:
       dtype: of the rows.
       splits: 'train' and 'validation'.
       versions: of Python and of the libraries that had a part.
+      tables: the file name of what masking must know; '' in directories of earlier versions.
     """
 
     settings: dict[str, Any]
@@ -77,6 +78,7 @@ class Manifest:
     dtype: str
     splits: dict[str, Split]
     versions: dict[str, str]
+    tables: str = ''
 
     def split(self, name: str) -> Split:
         """The split of that name; ConfigError when there is none."""

@@ -1,5 +1,7 @@
 """What stands in the input at the positions to predict."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -21,6 +23,7 @@ def corrupt(
     vocabulary: Vocabulary,
     mask_fraction: float,
     random_fraction: float,
+    spread: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Replaces chosen tokens by [MASK], by random ordinary tokens, or not at all (BERT's 80/10/10).
 
@@ -31,6 +34,8 @@ def corrupt(
       vocabulary: the ids.
       mask_fraction: probability of [MASK] at a chosen position.
       random_fraction: probability of a random ordinary token; what remains is left unchanged.
+      spread: gives all positions of a unit the number drawn at its start, so that a unit is replaced as one (SpanBERT);
+        each token of a random replacement is still drawn by itself. None draws for every token.
 
     Returns:
       int32[B, T].
@@ -40,6 +45,8 @@ def corrupt(
         return jnp.where(selected_BxT, mask, tokens_BxT)
     kind_key, token_key = jax.random.split(key)
     kind_BxT = jax.random.uniform(kind_key, tokens_BxT.shape)
+    if spread is not None:
+        kind_BxT = spread(kind_BxT)
     random_BxT = random_ordinary_tokens(token_key, tokens_BxT.shape, vocabulary)
     replaced_BxT = jnp.where(kind_BxT < mask_fraction + random_fraction, random_BxT, tokens_BxT)
     replaced_BxT = jnp.where(kind_BxT < mask_fraction, mask, replaced_BxT)

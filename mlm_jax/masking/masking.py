@@ -5,9 +5,17 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mlm_jax.masking import corruption, selection
+from mlm_jax.masking import candidates as candidates_lib
+from mlm_jax.masking import corruption, schedules, selection, units
 from mlm_jax.masking.batch import MaskedBatch, positions_of
+from mlm_jax.masking.candidates import Candidates
+from mlm_jax.masking.fully_explored import FullyExplored
+from mlm_jax.masking.tables import Tables, row_hash
 from mlm_jax.masking.vocabulary import Vocabulary
+
+# Streams of random bits within one draw. The first two are those of `split(key)`, of which the frozen masks are made.
+_UNIT_STREAM, _RATIO_STREAM, _PREDICTED_STREAM = 2, 3, 4
+_ROW_STREAM = 0x726F77  # of the keys of rows, apart from those of steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,14 +23,27 @@ class Masking:
     """A masking strategy with its settings: a pure function `(key, tokens, segments) → MaskedBatch`.
 
     Draws depend on the key and on the shape of the global batch alone: the masks have the same bits on any mesh, any
-    number of processes and any split into microbatches.
+    number of processes and any split into microbatches. Masks that know of earlier visits of a row depend on the seed,
+    the row's tokens and the number of the visit instead; no state is kept.
 
     Attributes:
       vocabulary: the ids.
       strategy: a name in `selection.STRATEGIES`.
-      ratio: share of the eligible tokens of a row that are predicted.
+      ratio: share of the eligible tokens of a row that are corrupted; `fully_explored` has 1/segments instead.
       mask_fraction: share of those that become [MASK].
       random_fraction: share of those that become a random ordinary token.
+      unit: a name in `units.UNITS`: what is chosen together.
+      schedule: how the ratio moves with the step; None means that it stays.
+      predicted_fraction: share of the corrupted tokens that are predicted (arXiv 2202.08005); the others have no slot.
+        To predict more than one corrupts, take several disjoint masks: `fully_explored`, `subset`.
+      corruption_unit: 'unit' draws [MASK], random or unchanged once for all tokens of a unit (SpanBERT); else 'token'.
+      repeats: k > 1 puts k copies of each token side by side before anything is chosen (repeated MLM, ExLM's pilot
+        study): copies are masked by themselves, and rows are k times as long.
+      static_masks: 0 draws a new mask at every visit; n gives a row n masks, used in turn (1: static masking).
+      fully_explored: the switches of that strategy.
+      tables: what units and weights know of the tokenizer and the corpus.
+      seed: of the masks that depend on the row.
+      num_rows: of an epoch, to count visits by; 0 where unknown, and every visit is the first.
     """
 
     vocabulary: Vocabulary
@@ -30,33 +51,155 @@ class Masking:
     ratio: float = 0.15
     mask_fraction: float = 1.0
     random_fraction: float = 0.0
+    unit: str = 'token'
+    schedule: schedules.RatioSchedule | None = None
+    predicted_fraction: float = 1.0
+    corruption_unit: str = 'token'
+    repeats: int = 1
+    static_masks: int = 0
+    fully_explored: FullyExplored = dataclasses.field(default_factory=FullyExplored)
+    tables: Tables | None = None
+    seed: int = 0
+    num_rows: int = 0
+
+    @property
+    def ratio_schedule(self) -> schedules.RatioSchedule:
+        """How the ratio moves."""
+        return self.schedule or schedules.RatioSchedule('constant', self.ratio, self.ratio)
+
+    @property
+    def num_views(self) -> int:
+        """K, the rows of the MaskedBatch for each row of text."""
+        return selection.num_views(self.strategy, self.fully_explored)
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether more tokens can be chosen than there are slots; they are then left alone, and counted."""
+        return selection.may_overflow(self.strategy, self.unit)
+
+    @property
+    def cycle(self) -> int:
+        """After how many visits of a row its masks start afresh; 1 where no visit knows of another."""
+        return selection.cycle(self.strategy, self.ratio_schedule.largest, self.fully_explored)
 
     def max_masked(self, length: int) -> int:
-        """M, the static number of slots for masked positions in a row of `length` tokens."""
-        return selection.max_count(self.ratio, length)
+        """M, the static number of slots for predicted positions in a row of `length` tokens of text."""
+        return self._max_predicted(self.repeats * length)
 
-    def __call__(self, key: jax.Array, tokens_BxT: jax.Array, segments_BxT: jax.Array) -> MaskedBatch:
+    def __call__(self, key: jax.Array, tokens_BxT: jax.Array, segments_BxT: jax.Array, step=0) -> MaskedBatch:
         """Masks the global batch.
 
         Args:
           key: a random key.
           tokens_BxT: int32[B, T].
           segments_BxT: int32[B, T], 0 on padding.
+          step: int32[], of the update: by it ratios move and visits are counted.
 
         Returns:
-          A MaskedBatch with M = `max_masked(T)`.
+          A MaskedBatch of B·K rows, K = `num_views`, those of one text behind each other, with M = `max_masked(T)`. Its
+          rows have `repeats`·T tokens.
         """
-        select_key, corrupt_key = jax.random.split(key)
-        eligible_BxT = selection.eligible_positions(tokens_BxT, segments_BxT, self.vocabulary)
-        selected_BxT = selection.STRATEGIES[self.strategy](select_key, eligible_BxT, self.ratio)
+        return self.draw(key, tokens_BxT, segments_BxT, step)[0]
+
+    def draw(self, key: jax.Array, tokens_BxT: jax.Array, segments_BxT: jax.Array, step=0):
+        """As `__call__`, with int32[B·K], the chosen tokens that found no slot and were left alone."""
+        tokens_BxT, segments_BxT = (jnp.repeat(x, self.repeats, axis=1) for x in (tokens_BxT, segments_BxT))
+        visit_B = schedules.visits(step, tokens_BxT.shape[0], self.num_rows)
+        if self.static_masks:
+            # Every row by itself and from its own key, as if it were a batch.
+            key_B = self._row_keys(tokens_BxT, visit_B % self.static_masks)
+            one = jax.vmap(lambda key, tokens, segments: self._masked(key, tokens[None], segments[None], step, None))
+            batch_BxK, overflow_BxK = one(key_B, tokens_BxT, segments_BxT)
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch_BxK, overflow_BxK))
+        return self._masked(key, tokens_BxT, segments_BxT, step, visit_B)
+
+    def _masked(self, key, tokens_BxT, segments_BxT, step, visit_B):
         length = tokens_BxT.shape[1]
-        positions_BxM = positions_of(selected_BxT, self.max_masked(length))
-        return MaskedBatch(
+        select_key, corrupt_key = jax.random.split(key)
+        candidates, weight_B = self._candidates(select_key, tokens_BxT, segments_BxT, step, visit_B)
+        selected = selection.STRATEGIES[self.strategy](select_key, candidates)
+        if selected.ndim == 3:  # several masks of each row: rows of their own from here on
+            selected, (candidates, tokens_BxT, segments_BxT, weight_B) = _repeat(
+                selected, (candidates, tokens_BxT, segments_BxT, weight_B)
+            )
+        overflow_B = jnp.zeros(selected.shape[:1], jnp.int32)
+        if self.may_overflow:
+            selected, overflow_B = candidates_lib.limit(selected, candidates, self._max_corrupted(length))
+        inputs_BxT = corruption.corrupt(
+            corrupt_key, tokens_BxT, selected, self.vocabulary, self.mask_fraction, self.random_fraction,
+            candidates.spread if self.corruption_unit == 'unit' else None,
+        )  # fmt: skip
+        if self.predicted_fraction < 1:
+            part_key = jax.random.fold_in(key, _PREDICTED_STREAM)
+            selected = selection.uniform(part_key, _tokens(candidates, selected, self.predicted_fraction))
+        positions_BxM = positions_of(selected, self._max_predicted(length))
+        batch = MaskedBatch(
             tokens=tokens_BxT,
-            inputs=corruption.corrupt(
-                corrupt_key, tokens_BxT, selected_BxT, self.vocabulary, self.mask_fraction, self.random_fraction
-            ),
+            inputs=inputs_BxT,
             positions=positions_BxM,
-            weights=(positions_BxM < length).astype(jnp.float32),
+            weights=jnp.where(positions_BxM < length, weight_B[:, None], 0.0),
             segments=segments_BxT,
         )
+        return batch, overflow_B
+
+    def _candidates(self, key, tokens_BxT, segments_BxT, step, visit_B) -> tuple[Candidates, jax.Array]:
+        """The units to choose from, and the loss weights of the rows, float32[B]."""
+        batch_size, length = tokens_BxT.shape
+        eligible_BxT = selection.eligible_positions(tokens_BxT, segments_BxT, self.vocabulary)
+        ratio_B, weight_B = self.ratio_schedule(jax.random.fold_in(key, _RATIO_STREAM), step, batch_size)
+        visit_B = jnp.zeros(batch_size, jnp.int32) if visit_B is None else visit_B
+        row_key_B = self._row_keys(tokens_BxT, visit_B // self.cycle)
+        if self.cycle > 1:  # units must stay while masks of a row know of each other
+            noise_BxT = candidates_lib.row_uniform(_fold_in(row_key_B, _UNIT_STREAM), length)
+        else:
+            noise_BxT = jax.random.uniform(jax.random.fold_in(key, _UNIT_STREAM), eligible_BxT.shape)
+        weights_V = None if self.tables is None else self.tables.token_weights
+        candidates = Candidates(
+            tokens=tokens_BxT,
+            eligible=eligible_BxT,
+            starts=units.UNITS[self.unit](noise_BxT, tokens_BxT, eligible_BxT, self.tables),
+            ratio=ratio_B,
+            row_key=row_key_B,
+            turn=visit_B % self.cycle,
+            token_weights=None if weights_V is None else jnp.asarray(weights_V),
+            options=self.fully_explored,
+            single=self.unit == 'token',
+        )
+        return candidates, weight_B
+
+    def _max_predicted(self, length: int) -> int:
+        corrupted, part = self._max_corrupted(length), self.predicted_fraction
+        return candidates_lib.max_count(part, corrupted) if part < 1 else corrupted
+
+    def _max_corrupted(self, length: int) -> int:
+        ratio = self.ratio_schedule.largest
+        return selection.max_masked(self.strategy, self.unit, ratio, length, self.fully_explored)
+
+    def _row_keys(self, tokens_BxT: jax.Array, data_B: jax.Array) -> jax.Array:
+        """key[B]: a key of each row, by its tokens and by an integer."""
+        base = jax.random.fold_in(jax.random.key(self.seed), _ROW_STREAM)
+        return jax.vmap(jax.random.fold_in)(_fold_in(base, row_hash(tokens_BxT)), data_B)
+
+
+def _fold_in(key, data) -> jax.Array:
+    """`fold_in` of one key and many numbers, or of many keys and one number."""
+    return jax.vmap(jax.random.fold_in, (0, None) if key.ndim else (None, 0))(key, data)
+
+
+def _tokens(candidates: Candidates, selected_BxT: jax.Array, ratio: float) -> Candidates:
+    """The chosen tokens, one by one, as candidates for a second choice."""
+    return candidates.replace(
+        eligible=selected_BxT, starts=selected_BxT, ratio=jnp.full(selected_BxT.shape[:1], ratio), single=True
+    )
+
+
+def _repeat(selected_BxKxT: jax.Array, tree):
+    """Masks of the same row as rows behind each other, and whatever belongs to the row K times."""
+    batch_size, num_views = selected_BxKxT.shape[:2]
+
+    def repeat(x):
+        return jnp.repeat(x, num_views, axis=0) if x.shape[:1] == (batch_size,) else x
+
+    weights_V = tree[0].token_weights  # not by row
+    candidates, *others = jax.tree.map(repeat, (tree[0].replace(token_weights=None), *tree[1:]))
+    return selected_BxKxT.reshape(-1, selected_BxKxT.shape[-1]), (candidates.replace(token_weights=weights_V), *others)

@@ -1,10 +1,13 @@
-"""Which positions are predicted: one function per strategy, and the registry that configurations name them by."""
+"""Which positions are masked: one function per strategy, and the registry that configurations name them by."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from mlm_jax.masking.candidates import Candidates, fixed_count, max_count, rounded_count, row_uniform, take
+from mlm_jax.masking.fully_explored import FullyExplored, fully_explored
+from mlm_jax.masking.units import LONG, SPREAD
 from mlm_jax.masking.vocabulary import Vocabulary
 
 
@@ -18,40 +21,134 @@ def eligible_positions(tokens_BxT: jax.Array, segments_BxT: jax.Array, vocabular
     return (segments_BxT > 0) & ~is_special(tokens_BxT, vocabulary)
 
 
-def fixed_count(key: jax.Array, eligible_BxT: jax.Array, ratio: float | jax.Array) -> jax.Array:
-    """int32[B]: ⌊ratio·N + U[0, 1)⌋ of the N eligible positions of each row.
-
-    Stochastic rounding keeps the expectation at ratio·N, with less variance than a draw per position.
-    """
-    num_eligible_B = eligible_BxT.sum(1)
-    count_B = jnp.floor(ratio * num_eligible_B + jax.random.uniform(key, num_eligible_B.shape)).astype(jnp.int32)
-    return jnp.minimum(count_B, num_eligible_B)  # U + a float error could round up past N
+# ---- Strategies ------------------------------------------------------------------------------------------------------
 
 
-def max_count(ratio: float, length: int) -> int:
-    """The most positions that `fixed_count` can ask for in a row of `length` tokens: the static M."""
-    return min(length, int(ratio * length) + 1) if ratio > 0 else 1
+def uniform(key: jax.Array, candidates: Candidates) -> jax.Array:
+    """A fixed count of tokens, uniformly without replacement (RoBERTa, MAE-LM, ExLM).
 
-
-def uniform(key: jax.Array, eligible_BxT: jax.Array, ratio: float | jax.Array) -> jax.Array:
-    """A fixed count of positions, uniformly without replacement (RoBERTa, MAE-LM, ExLM).
+    Of longer units, whole ones in random order until the count is met; one that does not fit is skipped (whole-word
+    masking, SpanBERT).
 
     Args:
       key: a random key for the global batch.
-      eligible_BxT: bool[B, T], where masking is allowed.
-      ratio: the share of the eligible positions to choose.
+      candidates: what there is to choose from.
 
     Returns:
-      bool[B, T], the chosen positions.
+      bool[B, T], the chosen positions; or bool[B, K, T], K masks of each row, which become K rows of the MaskedBatch.
     """
     count_key, order_key = jax.random.split(key)
-    count_B = fixed_count(count_key, eligible_BxT, ratio)
-    # The rank of a random number among the eligible ones is uniform; ranks, unlike thresholds, cannot tie.
-    score_BxT = jnp.where(eligible_BxT, jax.random.uniform(order_key, eligible_BxT.shape), 2.0)
-    rank_BxT = jnp.argsort(jnp.argsort(score_BxT, axis=1), axis=1)
-    return rank_BxT < count_B[:, None]
+    count_B = fixed_count(count_key, candidates.eligible, candidates.ratio)
+    return take(jax.random.uniform(order_key, candidates.eligible.shape), candidates, count_B)
 
 
-STRATEGIES: dict[str, Callable[[jax.Array, jax.Array, float | jax.Array], jax.Array]] = {
+def bernoulli(key: jax.Array, candidates: Candidates) -> jax.Array:
+    """Each unit by itself with probability `ratio` (BERT as described, and its random counts).
+
+    The slots are bounded: `masked_overflow` counts the few tokens that find none.
+    """
+    chosen_BxT = jax.random.uniform(key, candidates.eligible.shape) < candidates.ratio[:, None]
+    return candidates.spread(chosen_BxT)
+
+
+def weighted(key: jax.Array, candidates: Candidates) -> jax.Array:
+    """A fixed count without replacement, units one after the other with probability in proportion to their weight.
+
+    The weight of a unit is the mean of a table over its ids (InforMask, arXiv 2210.11771; by frequency); where it is 0,
+    the unit is never chosen. The order of Exponential(1) / weight is that of drawing one by one (Efraimidis, Spirakis).
+    """
+    if candidates.token_weights is None:
+        raise ValueError("the strategy 'weighted' needs the table 'token_weights', which this Masking was not given")
+    count_key, order_key = jax.random.split(key)
+    count_B = fixed_count(count_key, candidates.eligible, candidates.ratio)
+    weight_BxT = candidates.mean(candidates.token_weights[candidates.tokens])
+    waiting_BxT = jax.random.exponential(order_key, candidates.eligible.shape) / jnp.maximum(weight_BxT, 1e-30)
+    return take(waiting_BxT, candidates, count_B, weight_BxT > 0)
+
+
+def least_masked(key: jax.Array, candidates: Candidates) -> jax.Array:
+    """The units masked least often so far in the visits of this row, ties at random (after GPT-BERT, 2410.24159).
+
+    No counts are stored: the masks of the earlier visits are drawn once more from the row's key. After a cycle of
+    1/ratio visits, when every token has been masked about once, counting starts afresh. So `key` is not used.
+    """
+    del key
+    eligible_BxT = candidates.eligible
+
+    def mask_of(visit_B, times_BxT):
+        count_key_B, order_key_B = (
+            jax.vmap(jax.random.fold_in)(candidates.row_key, 2 * visit_B + use) for use in (0, 1)
+        )
+        count_B = rounded_count(row_uniform(count_key_B, 1)[:, 0], eligible_BxT, candidates.ratio)
+        score_BxT = candidates.mean(times_BxT) + row_uniform(order_key_B, eligible_BxT.shape[1])
+        return take(score_BxT, candidates, count_B)
+
+    def pass_visit(visit, times_BxT):
+        masked_BxT = mask_of(jnp.full_like(candidates.turn, visit), times_BxT)
+        return times_BxT + (masked_BxT & (visit < candidates.turn)[:, None])
+
+    times_BxT = jnp.zeros(eligible_BxT.shape, jnp.float32)
+    times_BxT = jax.lax.fori_loop(0, candidates.turn.max(), pass_visit, times_BxT)
+    return mask_of(candidates.turn, times_BxT)
+
+
+def complementary(key: jax.Array, candidates: Candidates) -> jax.Array:
+    """Two disjoint masks of each row, each of a fixed count: at 1/2, a mask and its complement (MIRROR, 2511.18159).
+
+    They are antithetic: the second takes the units in the opposite order, and rounds its count the opposite way.
+    """
+    count_key, order_key = jax.random.split(key)
+    noise_B = jax.random.uniform(count_key, candidates.eligible.shape[:1])
+    score_BxT = jax.random.uniform(order_key, candidates.eligible.shape)
+    counts = (rounded_count(noise, candidates.eligible, candidates.ratio) for noise in (noise_B, 1 - noise_B))
+    first_BxT = take(score_BxT, candidates, next(counts))
+    second_BxT = take(-score_BxT, candidates, next(counts), ~first_BxT)
+    return jnp.stack([first_BxT, second_BxT], axis=1)
+
+
+STRATEGIES: dict[str, Callable[[jax.Array, Candidates], jax.Array]] = {
     'uniform': uniform,
+    'bernoulli': bernoulli,
+    'weighted': weighted,
+    'least_masked': least_masked,
+    'complementary': complementary,
+    'fully_explored': fully_explored,
 }
+
+# ---- What the shapes must know of a strategy before it runs ----------------------------------------------------------
+
+
+def num_views(strategy: str, options: FullyExplored) -> int:
+    """K, how many masks of a row a strategy returns: rows of the MaskedBatch for each row of text."""
+    return {'complementary': 2, 'fully_explored': options.num_views}.get(strategy, 1)
+
+
+def max_masked(strategy: str, unit: str, ratio: float, length: int, options: FullyExplored) -> int:
+    """M, the static number of slots for the masked positions of a row of `length` tokens, at most at `ratio`.
+
+    A strategy that keeps to `fixed_count` needs no entry here. The others get four standard deviations more than they
+    need on average; what finds no slot is not masked, and counted.
+    """
+    if strategy == 'bernoulli':
+        slots = ratio * length + 4 * (ratio * (1 - ratio) * length * SPREAD[unit]) ** 0.5
+        return max(1, min(length, int(slots) + 1))
+    if strategy == 'fully_explored':
+        return options.max_masked(length, LONG[unit], SPREAD[unit])
+    return max_count(ratio, length)
+
+
+def may_overflow(strategy: str, unit: str) -> bool:
+    """Whether `max_masked` bounds a count that is random."""
+    return strategy == 'bernoulli' or (strategy == 'fully_explored' and unit != 'token')
+
+
+def has_fixed_count(strategy: str, unit: str) -> bool:
+    """Whether, at a constant ratio, a row of N eligible tokens has at least ⌊ratio·N⌋ masked: models may rely on it."""
+    return unit == 'token' and strategy not in ('bernoulli', 'weighted')
+
+
+def cycle(strategy: str, ratio: float, options: FullyExplored) -> int:
+    """After how many visits of a row its masks start afresh; 1 where no visit knows of another."""
+    if strategy == 'least_masked':
+        return max(1, round(1 / ratio)) if ratio else 1
+    return options.segments if strategy == 'fully_explored' and options.schedule == 'successive' else 1

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.experimental.compilation_cache import compilation_cache
 
+from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.parallel import collectives
 from mlm_jax.parallel import mesh as mesh_lib
@@ -66,7 +67,8 @@ def compile_train_step(
       jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, when the step does not fit the devices' memory.
     """
     mesh = runtime.make_mesh(config, devices)
-    run = build.make_run(config, vocabulary or standard_vocabulary(config.vocab_size), steps_per_epoch=1000.0)
+    vocabulary = vocabulary or standard_vocabulary(config.vocab_size)
+    run = build.make_run(config, vocabulary, 1000.0, tables.stand_in(vocabulary))
     with jax.set_mesh(mesh):
         state = abstract_state(run.init, mesh, config.sharding)
         shape = (config.batch_size, config.sequence_length)

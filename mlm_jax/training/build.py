@@ -7,7 +7,10 @@ import ml_collections
 import optax
 
 from mlm_jax import config as config_lib
+from mlm_jax.masking.fully_explored import FullyExplored
 from mlm_jax.masking.masking import Masking
+from mlm_jax.masking.schedules import RatioSchedule
+from mlm_jax.masking.tables import Tables
 from mlm_jax.masking.vocabulary import Vocabulary
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.models.objectives import OBJECTIVES
@@ -15,6 +18,12 @@ from mlm_jax.training.optimizers import make_optimizer
 from mlm_jax.training.schedules import make_schedule
 from mlm_jax.training.state import make_init
 from mlm_jax.training.step import make_eval_step, make_train_step
+
+# Keys of `config.masking` that are attributes of Masking as they stand.
+_PLAIN_MASKING_KEYS = (
+    'strategy', 'ratio', 'mask_fraction', 'random_fraction', 'unit', 'predicted_fraction', 'corruption_unit',
+    'repeats', 'static_masks',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +49,23 @@ class Run:
     eval_step: Callable
 
 
+def row_length(config: ml_collections.ConfigDict) -> int:
+    """Tokens in a row of the model: those of the text, and their copies where masking repeats them."""
+    return config.masking.repeats * config.sequence_length
+
+
+def evaluation_masking(
+    config: ml_collections.ConfigDict, vocabulary: Vocabulary, ratio: float | None = None
+) -> Masking:
+    """Uniform masks, all [MASK], whatever the strategy; `ratio` is that of evaluations, unless given."""
+    return Masking(
+        vocabulary, ratio=config.evaluation.ratio if ratio is None else ratio, repeats=config.masking.repeats
+    )
+
+
 def encoder_config(config: ml_collections.ConfigDict) -> EncoderConfig:
     """The encoder that `config.model` describes."""
-    return EncoderConfig(vocab_size=config.vocab_size, max_length=config.sequence_length, **config.model)
+    return EncoderConfig(vocab_size=config.vocab_size, max_length=row_length(config), **config.model)
 
 
 def make_objective(config: ml_collections.ConfigDict, vocabulary: Vocabulary):
@@ -64,18 +87,51 @@ def make_optimizer_of_run(
     return make_optimizer(config.optimizer, schedule), lambda step: config.optimizer.learning_rate * schedule(step)
 
 
-def make_run(config: ml_collections.ConfigDict, vocabulary: Vocabulary, steps_per_epoch: float) -> Run:
+def make_masking(
+    config: ml_collections.ConfigDict,
+    vocabulary: Vocabulary,
+    total_steps: int,
+    steps_per_epoch: float,
+    tables: Tables | None = None,
+) -> Masking:
+    """The masking of the training that `config.masking` describes.
+
+    Args:
+      config: a checked configuration.
+      vocabulary: the special ids.
+      total_steps: the length of the run, by which the ratio moves.
+      steps_per_epoch: rows / batch_size, by which visits are counted.
+      tables: what units and weights need; those that lack it refuse to be traced.
+    """
+    k = config.masking
+    durations = dict(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    anneal_steps = config_lib.resolve_steps(config, 'masking.anneal', **durations) or 0
+    schedule = RatioSchedule(k.ratio_schedule, k.ratio, k.final_ratio, total_steps - anneal_steps, total_steps)
+    return Masking(
+        vocabulary,
+        fully_explored=FullyExplored(**k.fully_explored),
+        schedule=schedule,
+        tables=tables,
+        seed=config.seed,
+        num_rows=round(steps_per_epoch * config.batch_size),
+        **{key: k[key] for key in _PLAIN_MASKING_KEYS},
+    )
+
+
+def make_run(
+    config: ml_collections.ConfigDict, vocabulary: Vocabulary, steps_per_epoch: float, tables: Tables | None = None
+) -> Run:
     """Everything that a run computes, before any device is touched.
 
     Args:
       config: a checked configuration.
       vocabulary: the special ids; its size is `config.vocab_size`.
       steps_per_epoch: rows / batch_size, for durations in epochs.
+      tables: of the tokenizer and the corpus, where the masking of the training needs them.
     """
     total_steps = config_lib.resolve_steps(config, 'total', steps_per_epoch=steps_per_epoch)
     objective = make_objective(config, vocabulary)
-    masking = Masking(vocabulary, **config.masking)
-    evaluation_masking = Masking(vocabulary, ratio=config.evaluation.ratio)
+    masking = make_masking(config, vocabulary, total_steps, steps_per_epoch, tables)
     optimizer, learning_rate = make_optimizer_of_run(config, total_steps, steps_per_epoch)
     max_masked = masking.max_masked(config.sequence_length)
     return Run(
@@ -83,7 +139,7 @@ def make_run(config: ml_collections.ConfigDict, vocabulary: Vocabulary, steps_pe
         masking=masking,
         total_steps=total_steps,
         learning_rate=learning_rate,
-        init=make_init(objective, optimizer, config.seed, config.sequence_length, max_masked),
+        init=make_init(objective, optimizer, config.seed, row_length(config), max_masked),
         train_step=make_train_step(objective, masking, optimizer, config.seed, config.num_microbatches),
-        eval_step=make_eval_step(objective, evaluation_masking),
+        eval_step=make_eval_step(objective, evaluation_masking(config, vocabulary)),
     )

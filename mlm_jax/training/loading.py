@@ -7,8 +7,11 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
+from mlm_jax.config import ConfigError
+from mlm_jax.data import manifest, tables
 from mlm_jax.data.tokenizers import Tokenizer
-from mlm_jax.training import build, checkpoints
+from mlm_jax.masking.tables import Tables
+from mlm_jax.training import build, checkpoints, continuation
 from mlm_jax.training.state import abstract_state, create_state
 from mlm_jax.training.workdir import read_config
 
@@ -20,7 +23,8 @@ class TrainedModel:
     Attributes:
       config: of the run, with the attention backend that runs everywhere.
       tokenizer: of its text.
-      run: its functions; `run.objective` is the Linen module.
+      run: its functions; `run.objective` is the Linen module. Where the prepared data are gone, `run.masking` lacks the
+        tables that some units need.
       params: on the mesh it was loaded onto.
       step: updates done.
     """
@@ -47,11 +51,22 @@ def load(workdir: pathlib.Path, mesh: Mesh, step: int | None = None) -> TrainedM
     config = read_config(workdir)
     config.model.attention_backend = 'xla'  # the others need the accelerator that the run was trained on
     tokenizer = Tokenizer.from_file(workdir / 'tokenizer.model')
-    run = build.make_run(config, tokenizer.vocabulary, steps_per_epoch=1.0)
+    run = build.make_run(config, tokenizer.vocabulary, 1.0, _tables(config))
     if step == 0:
-        return TrainedModel(config, tokenizer, run, create_state(run.init, mesh, 'dp').params, step)
+        state = create_state(run.init, mesh, 'dp')
+        if config.init_from:
+            state = continuation.start_from(config.init_from, state)
+        return TrainedModel(config, tokenizer, run, state.params, step)
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
     step = saver.checked(step)
     params = saver.restore_params(abstract_state(run.init, mesh, 'dp').params, step)
     saver.close()
     return TrainedModel(config, tokenizer, run, jax.block_until_ready(params), step)
+
+
+def _tables(config: ml_collections.ConfigDict) -> Tables | None:
+    """Of the data of the run, where they are still there: evaluation has masks of its own."""
+    try:
+        return tables.load(config, manifest.load(config.data.directory))
+    except ConfigError:
+        return None

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.losses.terms import LossTerms
-from mlm_jax.masking.batch import MaskedBatch
+from mlm_jax.masking.batch import MaskedBatch, selected_of
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.selection import eligible_positions
 from mlm_jax.parallel.mesh import replicated
@@ -33,13 +33,16 @@ def make_train_step(
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The update `(state, tokens int32[B, T]) → (state, metrics)`.
 
+    Masking may make several rows of one; microbatches are parts of these.
+
     The loss is Σ loss / Σ weight over the global batch: sums are accumulated over microbatches and divided once. Where
     loss or gradient is not finite, parameters and optimizer state stay as they were, and the metric `nonfinite` is 1.
     """
 
     def train_step(state: TrainState, tokens_BxT: jax.Array) -> tuple[TrainState, Metrics]:
         segments_BxT = segment_ids(tokens_BxT, masking.vocabulary)
-        batch = masking(stream_key(seed, MASK_STREAM, state.step), tokens_BxT, segments_BxT)
+        mask_key = stream_key(seed, MASK_STREAM, state.step)
+        batch, overflow_B = masking.draw(mask_key, tokens_BxT, segments_BxT, state.step)
         dropout_key = stream_key(seed, DROPOUT_STREAM, state.step)
 
         grads, terms = accumulate_gradients(objective, state.params, batch, dropout_key, num_microbatches)
@@ -58,7 +61,7 @@ def make_train_step(
             **terms.metrics,
             'grad_norm': (grad_norm, one),
             'nonfinite': (1.0 - finite, one),
-            **batch_statistics(batch, masking),
+            **batch_statistics(batch, masking, overflow_B),
         }
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
@@ -108,12 +111,24 @@ def accumulate_gradients(
     return sums
 
 
-def batch_statistics(batch: MaskedBatch, masking: Masking) -> Metrics:
-    """Share of the eligible tokens that are predicted, and of the row positions that hold real tokens."""
+def batch_statistics(batch: MaskedBatch, masking: Masking, overflow_B: jax.Array) -> Metrics:
+    """Share of the eligible tokens that are predicted, and of the row positions that hold real tokens.
+
+    Where masking repeats tokens: `corrupted_ratio`, the share of them of which no copy is left to read. Where it bounds
+    a random count: `masked_overflow`, the share of the chosen tokens that found no slot.
+    """
     used = jnp.sum(batch.positions < batch.tokens.shape[1]).astype(jnp.float32)
     eligible = jnp.sum(eligible_positions(batch.tokens, batch.segments, masking.vocabulary)).astype(jnp.float32)
     real = jnp.sum(batch.segments > 0).astype(jnp.float32)
-    return {'masked_ratio': (used, eligible), 'real_tokens': (real, jnp.asarray(batch.tokens.size, jnp.float32))}
+    statistics = {'masked_ratio': (used, eligible), 'real_tokens': (real, jnp.asarray(batch.tokens.size, jnp.float32))}
+    if masking.repeats > 1:
+        chosen_BxT = selected_of(batch.positions, batch.tokens.shape[1]).reshape(len(batch.tokens), -1, masking.repeats)
+        lost = jnp.sum(chosen_BxT.all(-1)).astype(jnp.float32)
+        statistics['corrupted_ratio'] = (lost, eligible / masking.repeats)
+    if masking.may_overflow:
+        overflow = jnp.sum(overflow_B).astype(jnp.float32)
+        statistics['masked_overflow'] = (overflow, used + overflow)
+    return statistics
 
 
 def make_eval_step(objective, masking: Masking) -> Callable[[dict, jax.Array, jax.Array], Metrics]:

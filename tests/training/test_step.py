@@ -72,6 +72,24 @@ def test_an_update_is_the_same_on_one_and_on_eight_devices(tiny_config, tokens, 
         assert a['masked_ratio'] == b['masked_ratio']
 
 
+@pytest.mark.parametrize('masking', [dict(strategy='fully_explored'), dict(strategy='least_masked', unit='ngram')])
+def test_several_masks_of_a_text_and_masks_by_visit_are_the_same_on_any_mesh_in_any_parts(tiny_config, tokens, masking):
+    tiny_config.masking.update(masking)
+    tiny_config.masking.fully_explored.segments = 4
+    _, history = updated(tiny_config, tokens)
+    views = 4 if masking['strategy'] == 'fully_explored' else 1
+    eligible = (tokens > 4).sum()
+    assert history[0]['masked_ratio'][1] == views * eligible
+    if views > 1:
+        assert history[0]['loss'][1] == eligible, 'every token is predicted once'
+    tiny_config.num_microbatches = 2
+    _, parts_history = updated(tiny_config, tokens, (4, 2, 1))
+    for a, b in zip(history, parts_history, strict=True):
+        assert a['loss'][0] == pytest.approx(b['loss'][0], rel=1e-4)
+        assert a['loss'][1] == b['loss'][1]
+        assert a['masked_ratio'] == b['masked_ratio']
+
+
 @pytest.mark.parametrize('num_microbatches', [2, 4])
 def test_an_update_is_the_same_with_microbatches_of_unequal_weight(tiny_config, tokens, reference, num_microbatches):
     tiny_config.num_microbatches = num_microbatches

@@ -1,0 +1,45 @@
+"""MLM under other masking strategies: the same encoder and recipe, another choice of tokens.
+
+    python -m mlm_jax.prepare --config=configs/masking.py:spans
+    python -m mlm_jax.train --config=configs/masking.py:spans --workdir=runs/spans
+
+The first argument names the strategy: `words` (whole words), `spans` (SpanBERT's), `ngrams` (GPT-BERT's), `pmi`
+(collocations), `frequency` (rare tokens more often), `least_masked`, `annealed` (30 → 15 %), `diffusion` (ratios from
+0.1 to 100 %, weights 1/ratio), `complementary` (two disjoint masks), `fully_explored` (7 disjoint masks of a text in
+one step) and `successive` (one of them at each visit). Several masks of a text are several rows for the model, and
+`batch_size` counts texts: it is half of the usual for `complementary`, an eighth for `fully_explored`. Further
+arguments are those of `configs/mlm.py`, the size among them as `size=base`.
+
+Not yet run to the end.
+"""
+
+import pathlib
+
+from mlm_jax import config as config_lib
+
+STRATEGIES = {
+    'words': dict(unit='word'),
+    'spans': dict(unit='span', corruption_unit='unit'),
+    'ngrams': dict(unit='ngram'),
+    'pmi': dict(unit='pmi'),
+    'frequency': dict(strategy='weighted'),
+    'least_masked': dict(strategy='least_masked'),
+    'annealed': dict(ratio=0.3, ratio_schedule='linear', final_ratio=0.15),
+    'diffusion': dict(ratio=1.0, ratio_schedule='diffusion', final_ratio=0.001, mask_fraction=1.0, random_fraction=0.0),
+    'complementary': dict(strategy='complementary'),
+    'fully_explored': dict(strategy='fully_explored'),
+    'successive': dict(strategy='fully_explored', fully_explored=dict(schedule='successive')),
+}
+
+
+def get_config(argument: str = 'words'):
+    """The configuration for 'STRATEGY[,size=SIZE][,recipe=…][,key=value…]'."""
+    name, overrides = config_lib.parse_argument(argument, STRATEGIES)
+    size, recipe = overrides.pop('size', 'mini'), overrides.pop('recipe', 'roberta')
+    mlm = pathlib.Path(__file__).with_name('mlm.py')
+    config = config_lib.load(f'{mlm}:{size},recipe={recipe}')
+    config.masking.update(STRATEGIES[name])
+    # At most as many rows for the model as without: each text becomes several.
+    config.batch_size //= {'complementary': 2, 'fully_explored': 8}.get(name, 1)
+    config_lib.apply_overrides(config, overrides)
+    return config

@@ -1,0 +1,107 @@
+"""What masks look like: which positions were chosen and what became of them, counted over batches."""
+
+import dataclasses
+
+import numpy as np
+
+from mlm_jax.masking.batch import MaskedBatch
+from mlm_jax.masking.vocabulary import Vocabulary
+
+# What became of a position. Of the last kind, only the input differs: nothing is predicted there.
+KINDS = ('left alone', '[MASK]', 'random token', 'unchanged, predicted', 'replaced, not predicted')
+MAX_RUN = 30  # longer runs count as this long
+
+
+def kinds(batch: MaskedBatch, vocabulary: Vocabulary) -> np.ndarray:
+    """int[B, T]: what became of each position, an index into `KINDS`."""
+    tokens, inputs = np.asarray(batch.tokens), np.asarray(batch.inputs)
+    chosen = np.zeros((len(tokens), tokens.shape[1] + 1), bool)
+    np.put_along_axis(chosen, np.asarray(batch.positions), True, axis=1)  # unused slots hold T
+    chosen, changed = chosen[:, :-1], inputs != tokens
+    return np.select([chosen & (inputs == vocabulary.mask_id), chosen & changed, chosen, changed], [1, 2, 3, 4], 0)
+
+
+@dataclasses.dataclass
+class MaskStatistics:
+    """Counts over the rows added so far.
+
+    Attributes:
+      ratios: the chosen share of the eligible tokens of each row.
+      kinds: int[5], tokens of each of `KINDS`.
+      runs: int[31], runs of neighbouring chosen tokens by their length.
+      words: words with a chosen token, and those of them whose tokens are all chosen.
+      chosen: int[T], rows in which a position is chosen; `eligible`, in which it might have been.
+      overflow: chosen tokens that found no slot.
+    """
+
+    ratios: list
+    kinds: np.ndarray
+    runs: np.ndarray
+    words: np.ndarray
+    chosen: np.ndarray
+    eligible: np.ndarray
+    overflow: int = 0
+
+    @classmethod
+    def zeros(cls, length: int) -> 'MaskStatistics':
+        """No rows of `length` tokens."""
+        return cls([], *(np.zeros(n, np.int64) for n in (len(KINDS), MAX_RUN + 1, 2, length, length)))
+
+    def add(self, batch: MaskedBatch, overflow_B: np.ndarray, word_starts: np.ndarray, vocabulary: Vocabulary) -> None:
+        """Counts a batch; `word_starts` is bool[V]."""
+        tokens = np.asarray(batch.tokens)
+        kinds_BxT = kinds(batch, vocabulary)
+        chosen_BxT = kinds_BxT > 0
+        eligible_BxT = (np.asarray(batch.segments) > 0) & ~np.isin(tokens, vocabulary.special_ids)
+        self.ratios += (chosen_BxT.sum(1) / np.maximum(1, eligible_BxT.sum(1)))[eligible_BxT.any(1)].tolist()
+        self.kinds += np.bincount(kinds_BxT[eligible_BxT], minlength=len(KINDS))
+        self.runs += _run_lengths(chosen_BxT)
+        before = np.pad(eligible_BxT[:, :-1], ((0, 0), (1, 0)))
+        starts_BxT = eligible_BxT & (word_starts[tokens] | ~before)
+        word_N = np.cumsum(starts_BxT)[eligible_BxT.ravel()]  # the number of the word of each eligible token
+        hit_W, size_W = np.bincount(word_N, chosen_BxT[eligible_BxT]), np.bincount(word_N)
+        self.words += [np.count_nonzero(hit_W), np.count_nonzero((hit_W == size_W) & (hit_W > 0))]
+        self.chosen += chosen_BxT.sum(0)
+        self.eligible += eligible_BxT.sum(0)
+        self.overflow += int(np.sum(overflow_B))
+
+    def summary(self) -> dict[str, float]:
+        """The figures, by names that say what they are."""
+        chosen = int(self.kinds[1:].sum())
+        lengths = np.arange(MAX_RUN + 1)
+        return {
+            'rows': len(self.ratios),
+            'chosen share of the tokens': chosen / max(1, int(self.kinds.sum())),
+            'standard deviation of it over rows': float(np.std(self.ratios)) if self.ratios else 0.0,
+            **{f'of the chosen: {name}': int(n) / max(1, chosen) for name, n in zip(KINDS[1:], self.kinds[1:])},
+            'mean length of runs of chosen tokens': float(self.runs @ lengths / max(1, self.runs.sum())),
+            'of the words touched: wholly chosen': float(self.words[1] / max(1, self.words[0])),
+            'of the tokens chosen at first: without a slot': self.overflow / max(1, chosen + self.overflow),
+        }
+
+    def draw(self, path, title: str) -> None:
+        """Draws ratios, runs and positions as a picture."""
+        from matplotlib.figure import Figure  # no pyplot: no global state and no display
+
+        figure = Figure(figsize=(12, 3.6), layout='constrained')
+        ratio, run, position = figure.subplots(1, 3)
+        ratio.hist(self.ratios, bins=40, color='tab:blue')
+        ratio.set(xlabel='chosen share of the tokens of a row', ylabel='rows')
+        longest = max(2, int(np.flatnonzero(self.runs).max(initial=2)))
+        run.bar(np.arange(1, longest + 1), self.runs[1 : longest + 1] / max(1, self.runs.sum()), color='tab:orange')
+        run.set(xlabel='tokens in a run of chosen ones', ylabel='share of the runs')
+        marginal = self.chosen / np.maximum(1, self.eligible)
+        position.plot(np.where(self.eligible > 0, marginal, np.nan), color='tab:green', linewidth=1)
+        position.set(xlabel='position in the row', ylabel='share of its tokens chosen', ylim=(0, None))
+        for axes in (ratio, run, position):
+            axes.grid(alpha=0.3)
+        figure.suptitle(title)
+        figure.savefig(path, dpi=120)
+
+
+def _run_lengths(chosen_BxT: np.ndarray) -> np.ndarray:
+    """int[MAX_RUN + 1]: how many runs of True there are of each length."""
+    padded = np.pad(chosen_BxT.astype(np.int8), ((0, 0), (1, 1))).ravel()
+    edges = np.flatnonzero(np.diff(padded))
+    lengths = np.minimum(edges[1::2] - edges[::2], MAX_RUN)
+    return np.bincount(lengths, minlength=MAX_RUN + 1)

@@ -1,0 +1,118 @@
+"""Fully-explored masking: the positions of a text are divided into disjoint segments, each of which is masked once.
+
+Zheng et al., Improving Self-supervised Pre-training via a Fully-Explored Masked Language Model, arXiv 2010.06040: the
+covariance of the gradients of two masks of a text falls with their Hamming distance, so the mean over disjoint masks
+has a smaller variance than over independent ones. What its abstract leaves open is a switch here.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mlm_jax.masking.candidates import Candidates, ranks, row_uniform
+
+PARTITIONS = ('random', 'contiguous', 'stratified')
+SCHEDULES = ('one_step', 'successive', 'subset')
+
+
+@dataclasses.dataclass(frozen=True)
+class FullyExplored:
+    """The switches.
+
+    Attributes:
+      segments: K; each mask holds 1/K of the eligible tokens.
+      partition: 'random'; 'contiguous', with a random cyclic offset; or 'stratified', where each segment has one of
+        every K neighbouring units. Against random masks of the same ratio, contiguous ones are harder and stratified
+        ones easier to predict.
+      schedule: 'one_step', all K masks of a text in one step, as K rows; 'successive', one mask at a time, that of
+        segment (visit mod K), and a new partition every K visits; 'subset', some of the K masks in one step.
+      views: J, the number of masks of 'subset'.
+    """
+
+    segments: int = 7
+    partition: str = 'random'
+    schedule: str = 'one_step'
+    views: int = 2
+
+    @property
+    def num_views(self) -> int:
+        """How many masks of each text a step has."""
+        return {'one_step': self.segments, 'successive': 1, 'subset': self.views}[self.schedule]
+
+    def max_masked(self, length: int, longest: int, spread: float) -> int:
+        """Slots for the largest segment: ⌈T/K⌉ for single tokens; for units, more, and what finds no slot is counted.
+
+        Args:
+          length: T.
+          longest: tokens of a long unit.
+          spread: E[ℓ²]/E[ℓ] of the tokens ℓ of a unit.
+        """
+        share = -(-length // self.segments)
+        if longest == 1:
+            return share
+        # A segment starts and ends within half a unit of its place; strata add up the differences of their units.
+        slack = 4 * (share * spread) ** 0.5 if self.partition == 'stratified' else 0
+        return min(length, share + max(longest, int(slack) + 1))
+
+
+def fully_explored(key: jax.Array, candidates: Candidates) -> jax.Array:
+    """bool[B, J, T]: J of the K segments of each row; bool[B, T] for the schedule `successive`, which uses no `key`.
+
+    Every position belongs to each segment with probability 1/K exactly.
+    """
+    options: FullyExplored = candidates.options
+    length = candidates.eligible.shape[1]
+    if options.schedule == 'successive':
+        keys = jax.vmap(lambda key: jax.random.split(key, 2))(candidates.row_key)
+        turn_B = jax.vmap(lambda key: jax.random.randint(key, (), 0, 2**30))(keys[:, 1])
+        segment_BxT = segments_of(row_uniform(keys[:, 0], length), turn_B, candidates, options)
+        return (segment_BxT == candidates.turn[:, None] % options.segments) & candidates.eligible
+    noise_key, turn_key = jax.random.split(key)
+    turn_B = jax.random.randint(turn_key, candidates.eligible.shape[:1], 0, 2**30)
+    noise_BxT = jax.random.uniform(noise_key, candidates.eligible.shape)
+    segment_BxT = segments_of(noise_BxT, turn_B, candidates, options)
+    view_Jx1 = jnp.arange(options.num_views)[:, None]
+    return (segment_BxT[:, None] == view_Jx1) & candidates.eligible[:, None]
+
+
+def segments_of(noise_BxT: jax.Array, turn_B: jax.Array, candidates: Candidates, options: FullyExplored) -> jax.Array:
+    """int32[B, T]: the segment, 0 … K − 1, of each eligible position; of no meaning elsewhere.
+
+    Single tokens: the sizes of segments differ by at most 1. Longer units: the tokens lie on a line in the order of
+    their units, the line is cut into K equal parts, and a unit belongs to the part that holds its middle.
+
+    Args:
+      noise_BxT: float32[B, T] in [0, 1).
+      turn_B: int32[B], large random numbers: which segment is called 0, and where a contiguous partition starts.
+      candidates: the units.
+      options: the partition and K.
+    """
+    num_segments, starts_BxT = options.segments, candidates.starts
+    total_Bx1 = jnp.maximum(candidates.eligible.sum(1, keepdims=True), 1)
+    if options.partition == 'stratified':
+        block_BxT = (jnp.cumsum(starts_BxT, axis=1) - 1) // num_segments
+        # Blocks one after the other, each in random order; the product of integers cannot tie as a sum of floats could.
+        order_BxT = block_BxT * starts_BxT.shape[1] + ranks(noise_BxT, starts_BxT)
+        big = jnp.iinfo(jnp.int32).max
+        rank_BxT = jnp.argsort(jnp.argsort(jnp.where(starts_BxT, order_BxT, big), axis=1), axis=1)
+        segment_BxT = rank_BxT % num_segments
+    else:
+        if options.partition == 'contiguous':
+            before_BxT = jnp.cumsum(candidates.eligible, axis=1) - 1 + turn_B[:, None] % total_Bx1
+        else:
+            before_BxT = _tokens_before(noise_BxT, candidates)
+        middle_BxT = (2 * before_BxT + candidates.sizes) % (2 * total_Bx1)
+        segment_BxT = middle_BxT * num_segments // (2 * total_Bx1)
+    # Where K does not divide the tokens, some segments are larger: without a turn, always the same ones.
+    return candidates.spread((segment_BxT + turn_B[:, None] // total_Bx1) % num_segments)
+
+
+def _tokens_before(noise_BxT: jax.Array, candidates: Candidates) -> jax.Array:
+    """int32[B, T]: at the start of each unit, the tokens of the units before it in random order."""
+    if candidates.single:
+        return ranks(noise_BxT, candidates.starts)
+    order_BxT = jnp.argsort(jnp.where(candidates.starts, noise_BxT, jnp.inf), axis=1)
+    size_BxT = jnp.take_along_axis(candidates.sizes, order_BxT, axis=1)
+    before_BxT = jnp.cumsum(size_BxT, axis=1) - size_BxT
+    return jnp.take_along_axis(before_BxT, jnp.argsort(order_BxT, axis=1), axis=1)

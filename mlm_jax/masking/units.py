@@ -1,0 +1,144 @@
+"""Which tokens are chosen together: tokens, words, spans of words, n-grams of tokens, collocations.
+
+A unit of text is told by where it starts: a function here returns bool[B, T], and a unit reaches up to the next start,
+or to the next position that must not be masked. So units never overlap, cover every eligible position, and never hold a
+special token. Those of random length divide the whole row anew at each draw, and a strategy chooses among them.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlm_jax.masking.candidates import next_boundary
+from mlm_jax.masking.tables import MAX_NGRAM, Tables, span_hashes
+
+SPAN_P, MAX_SPAN = 0.2, 10
+MAX_RANDOM_NGRAM = 3
+
+
+def token(noise_BxT: jax.Array, tokens_BxT: jax.Array, eligible_BxT: jax.Array, tables: Tables | None) -> jax.Array:
+    """Every token by itself.
+
+    Args:
+      noise_BxT: float32[B, T], random in [0, 1): all the chance that a unit depends on.
+      tokens_BxT: int32[B, T].
+      eligible_BxT: bool[B, T], where masking is allowed.
+      tables: of the tokenizer and the corpus.
+
+    Returns:
+      bool[B, T], where units start.
+    """
+    del noise_BxT, tokens_BxT, tables
+    return eligible_BxT
+
+
+def word(noise_BxT: jax.Array, tokens_BxT: jax.Array, eligible_BxT: jax.Array, tables: Tables | None) -> jax.Array:
+    """Whole words: a piece with a space before it, and the pieces that go on (BERT's whole-word masking)."""
+    del noise_BxT
+    starts_V = jnp.asarray(_required(tables, 'word_starts', 'word'))
+    return eligible_BxT & (starts_V[tokens_BxT] | run_starts(eligible_BxT))
+
+
+def span(noise_BxT: jax.Array, tokens_BxT: jax.Array, eligible_BxT: jax.Array, tables: Tables | None) -> jax.Array:
+    """Spans of ℓ whole words, ℓ ~ Geo(0.2) truncated to 1 … 10, of mean 3.80 (SpanBERT, arXiv 1907.10529).
+
+    SpanBERT draws places and lengths until its budget is spent, and cuts the last span; here spans tile the row, and
+    one that does not fit is skipped. Long spans fit less often, so that the first and last dozen tokens of a document,
+    where spans are short, are chosen more often: at 15 % of 126 tokens, with a probability of up to 0.2.
+    """
+    words_BxT = word(noise_BxT, tokens_BxT, eligible_BxT, tables)
+    passed = jnp.asarray(np.cumsum(span_distribution())[:-1], jnp.float32)
+    length_BxT = 1 + (noise_BxT[..., None] >= passed).sum(-1, dtype=jnp.int32)
+    return tiles(length_BxT, words_BxT, eligible_BxT, MAX_SPAN)
+
+
+def ngram(noise_BxT: jax.Array, tokens_BxT: jax.Array, eligible_BxT: jax.Array, tables: Tables | None) -> jax.Array:
+    """Runs of 1, 2 or 3 tokens, as likely as each other (GPT-BERT, arXiv 2410.24159)."""
+    del tokens_BxT, tables
+    length_BxT = 1 + jnp.floor(noise_BxT * MAX_RANDOM_NGRAM).astype(jnp.int32)
+    return tiles(jnp.minimum(length_BxT, MAX_RANDOM_NGRAM), eligible_BxT, eligible_BxT, MAX_RANDOM_NGRAM)
+
+
+def pmi(noise_BxT: jax.Array, tokens_BxT: jax.Array, eligible_BxT: jax.Array, tables: Tables | None) -> jax.Array:
+    """Collocations of 2 to 5 words from a list, the longest match from left to right; other words by themselves.
+
+    Levine et al., PMI-Masking, arXiv 2010.01825.
+    """
+    words_BxT = word(noise_BxT, tokens_BxT, eligible_BxT, tables)
+    listed = jnp.asarray(_required(tables, 'collocations', 'pmi'))
+    row_length = tokens_BxT.shape[1]
+    hashes = span_hashes(tokens_BxT)
+    next_BxT = next_boundary(words_BxT, eligible_BxT)
+    end_BxT, length_BxT, whole_BxT = next_BxT, jnp.ones_like(next_BxT), words_BxT
+    for n in range(2, MAX_NGRAM + 1):
+        inside_BxT = jnp.minimum(end_BxT, row_length - 1)
+        # One more word, if one starts where the last ended.
+        whole_BxT &= (end_BxT < row_length) & jnp.take_along_axis(words_BxT, inside_BxT, axis=1)
+        whole_BxT &= ~jnp.take_along_axis(run_starts(eligible_BxT), inside_BxT, axis=1)
+        end_BxT = jnp.where(whole_BxT, jnp.take_along_axis(next_BxT, inside_BxT, axis=1), end_BxT)
+        hash_BxT = hashes(jnp.arange(row_length, dtype=jnp.int32), end_BxT)
+        place_BxT = jnp.minimum(jnp.searchsorted(listed, hash_BxT), listed.shape[0] - 1)
+        length_BxT = jnp.where(whole_BxT & (listed[place_BxT] == hash_BxT), n, length_BxT)
+    return tiles(length_BxT, words_BxT, eligible_BxT, MAX_NGRAM)
+
+
+UNITS: dict[str, Callable[..., jax.Array]] = {
+    'token': token,
+    'word': word,
+    'span': span,
+    'ngram': ngram,
+    'pmi': pmi,
+}
+# E[ℓ²]/E[ℓ] of the tokens ℓ of a unit, generously: by this, choosing units instead of tokens spreads the count further.
+SPREAD = {'token': 1.0, 'word': 2.5, 'span': 9.0, 'ngram': 2.34, 'pmi': 4.0}
+# Few units are longer.
+LONG = {'token': 1, 'word': 8, 'span': 24, 'ngram': 3, 'pmi': 10}
+
+
+def span_distribution() -> np.ndarray:
+    """float64[10]: the probability that a span has 1, 2, … words, before any budget."""
+    p = SPAN_P * (1 - SPAN_P) ** np.arange(MAX_SPAN)
+    return p / p.sum()
+
+
+def run_starts(eligible_BxT: jax.Array) -> jax.Array:
+    """bool[B, T]: the eligible positions behind one that is not, or behind none."""
+    return eligible_BxT & ~jnp.pad(eligible_BxT[:, :-1], ((0, 0), (1, 0)))
+
+
+def tiles(length_BxT: jax.Array, elements_BxT: jax.Array, eligible_BxT: jax.Array, longest: int) -> jax.Array:
+    """Joins neighbouring elements to tiles, from left to right: the lengths are read where tiles happen to start.
+
+    Left to right is no loop: with r elements still to come of the tile under way, each position is a function r → r,
+    and such functions are composed in ⌈log T⌉ rounds.
+
+    Args:
+      length_BxT: int32[B, T], how many elements a tile would have that started at a position, 1 … `longest`.
+      elements_BxT: bool[B, T], where elements start.
+      eligible_BxT: bool[B, T]; a tile ends at the latest before a position that is not.
+      longest: R.
+
+    Returns:
+      bool[B, T], where tiles start.
+    """
+    new_run_BxT = run_starts(eligible_BxT)
+    r_R = jnp.arange(longest, dtype=jnp.int32)
+    fresh_BxTx1 = length_BxT[..., None] - 1
+    after_BxTxR = jnp.where(elements_BxT[..., None], jnp.where(r_R == 0, fresh_BxTx1, r_R - 1), r_R)
+    after_BxTxR = jnp.where(new_run_BxT[..., None], fresh_BxTx1, after_BxTxR)
+
+    def then(first, second):
+        return jnp.take_along_axis(second, first, axis=-1, mode='promise_in_bounds')
+
+    left_BxT = jax.lax.associative_scan(then, after_BxTxR, axis=1)[..., 0]
+    left_before_BxT = jnp.pad(left_BxT[:, :-1], ((0, 0), (1, 0)))
+    return elements_BxT & (new_run_BxT | (left_before_BxT == 0))
+
+
+def _required(tables: Tables | None, name: str, unit: str) -> np.ndarray:
+    array = None if tables is None else getattr(tables, name)
+    if array is None:
+        raise ValueError(f'the unit {unit!r} needs the table {name!r}, which this Masking was not given')
+    return array

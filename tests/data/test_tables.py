@@ -1,0 +1,116 @@
+"""The tables of masking in a prepared directory: made with it, added to an older one, and missed where they lack."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mlm_jax import config as config_lib
+from mlm_jax import prepare
+from mlm_jax.config import ConfigError
+from mlm_jax.data import collocations, shards, tables
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.masking.tables import span_hashes
+from mlm_jax.masking.vocabulary import standard_vocabulary
+
+
+@pytest.fixture
+def copied(animals_config, tmp_path):
+    """A configuration of its own for a copy of the prepared animals."""
+    config = config_lib.from_json(config_lib.to_json(animals_config))
+    config.data.directory = str(tmp_path / 'copy')
+    (tmp_path / 'copy').mkdir()
+    for file in manifest_lib.pathlib.Path(animals_config.data.directory).iterdir():
+        (tmp_path / 'copy' / file.name).write_bytes(file.read_bytes())
+    return config, tmp_path / 'copy'
+
+
+def test_prepare_writes_word_starts_and_counts(copied):
+    config, directory = copied
+    manifest = manifest_lib.load(directory)
+    assert manifest.tables == tables.FILE
+    with np.load(directory / tables.FILE) as stored:
+        assert set(stored) == {'word_starts', 'counts'}
+        rows = shards.Shards(directory, 'train')
+        assert stored['counts'].sum() == len(rows) * 32
+        starts = stored['word_starts']
+    assert starts.shape == (config.vocab_size,) and 1 < starts.sum() < config.vocab_size
+    assert not starts[list(manifest.vocabulary.special_ids)].any()
+
+
+def test_an_older_directory_is_refused_with_the_cure_and_completed_by_it(copied, capsys):
+    config, directory = copied
+    (directory / tables.FILE).unlink()
+    stored = json.loads((directory / manifest_lib.FILE).read_text())
+    del stored['tables']
+    (directory / manifest_lib.FILE).write_text(json.dumps(stored))
+    assert manifest_lib.load(directory).tables == ''
+
+    def load():
+        return tables.load(config, manifest_lib.load(directory))
+
+    assert load().word_starts is None, 'the default masking needs none'
+    for key, value in (('unit', 'word'), ('unit', 'pmi'), ('strategy', 'weighted')):
+        changed = config_lib.from_json(config_lib.to_json(config))
+        changed.masking[key] = value
+        with pytest.raises(ConfigError, match=r'(?s)lacks the masking tables.*mlm_jax.prepare'):
+            tables.load(changed, manifest_lib.load(directory))
+    rows = (directory / 'train-00000-of-00001.npy').stat().st_mtime_ns
+    prepare.run(config, num_workers=1)
+    assert 'added      tables.npz' in capsys.readouterr().out
+    config.masking.unit = 'span'
+    assert load().word_starts.any() and load().collocations is None
+    config.masking.unit = 'pmi'
+    with pytest.raises(ConfigError, match='lacks the masking tables collocations'):
+        load()
+    prepare.run(config, num_workers=1)
+    assert load().collocations.dtype == np.uint32
+    assert (directory / 'train-00000-of-00001.npy').stat().st_mtime_ns == rows, 'rows stay'
+    prepare.run(config, num_workers=1)
+    assert 'added' not in capsys.readouterr().out.split('up to date')[-1]
+
+
+def test_weights_come_from_counts_or_a_file(copied, tmp_path):
+    config, directory = copied
+    config.masking.strategy = 'weighted'
+    manifest = manifest_lib.load(directory)
+    with np.load(directory / tables.FILE) as stored:
+        counts = stored['counts']
+    weights = tables.load(config, manifest).token_weights
+    assert weights.dtype == np.float32 and weights[counts.argmax()] == weights.min()
+    config.masking.token_weights = str(tmp_path / 'weights.npy')
+    with pytest.raises(ConfigError, match='path of a .npy file'):
+        tables.load(config, manifest)
+    np.save(tmp_path / 'weights.npy', np.arange(config.vocab_size))
+    assert np.array_equal(tables.load(config, manifest).token_weights, np.arange(config.vocab_size))
+    np.save(tmp_path / 'weights.npy', -np.ones(config.vocab_size))
+    with pytest.raises(ConfigError, match='finite numbers, one for each id'):
+        tables.load(config, manifest)
+
+
+def test_words_are_refused_where_no_piece_starts_one(copied):
+    config, directory = copied
+    config.masking.unit = 'word'
+    np.savez(directory / tables.FILE, word_starts=np.zeros(config.vocab_size, bool))
+    with pytest.raises(ConfigError, match='masking.unit=ngram, or token'):
+        tables.load(config, manifest_lib.load(directory))
+
+
+def test_collocations_are_what_occurs_together_more_often_than_its_parts():
+    """Words 10–29 at random, one piece each; '40 41' always together; '50 51 52' too; '60 61' always, but rarely."""
+    vocabulary, rng = standard_vocabulary(100), np.random.default_rng(0)
+    rows = []
+    for index in range(600):
+        row = rng.integers(10, 30, 32)
+        row[[0, 31]] = vocabulary.cls_id, vocabulary.sep_id
+        if index % 10 == 0:
+            row[4:6], row[12:15] = (40, 41), (50, 51, 52)
+        if index < 5:
+            row[20:22] = 60, 61
+        rows.append(row)
+    starts = np.ones(100, bool)
+    starts[52] = False  # goes on with the word of 51: '50 51·52' has two words
+    found = collocations.collocations([np.array(rows[:300]), np.array(rows[300:])], starts, vocabulary)
+    expected = [(40, 41), (50, 51, 52)]
+    hashes = [span_hashes(np.array([n]))(np.array([0]), np.array([len(n)]))[0, 0] for n in expected]
+    assert found.tolist() == sorted(map(int, hashes))

@@ -1,0 +1,47 @@
+"""The README's how-to for a new strategy, followed to the letter."""
+
+import pathlib
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+from draws import VOCABULARY, full_rows, make, mask, masked_positions
+from test_masking import check_promises
+
+from mlm_jax import config_check
+from mlm_jax.masking import selection
+from mlm_jax.masking.vocabulary import standard_vocabulary
+from mlm_jax.training import build
+
+README = pathlib.Path(__file__).parents[2] / 'README.md'
+
+
+@pytest.fixture
+def added(monkeypatch):
+    """The section of the README, and its function in the registry and among the values of the key."""
+    section = README.read_text().split('### … add a masking strategy\n')[1].split('\n### ')[0]
+    code = textwrap.dedent(section[section.index('    def ') :].split('\n\n')[0])
+    exec(code, vars(selection))
+    monkeypatch.setitem(selection.STRATEGIES, 'repeated', selection.repeated)
+    values = config_check.CHOICES['masking.strategy']
+    monkeypatch.setitem(config_check.CHOICES, 'masking.strategy', (*values, 'repeated'))
+    yield section
+    del selection.repeated
+
+
+def test_a_strategy_is_one_function_and_one_value(added, tiny_config):
+    assert len(added.splitlines()) <= 50
+    for unit in ('token', 'word'):
+        check_promises('repeated', unit, 0, 0.3, (0.8, 0.1))
+    tokens = np.arange(5, 37, dtype=np.int32).reshape(1, 32)
+    tokens[0, [0, 10, 20, 31]] = VOCABULARY.cls_id, 40, 40, VOCABULARY.sep_id
+    masked = masked_positions(mask(make('repeated', ratio=2 / 30), jax.random.key(0), tokens))
+    assert np.flatnonzero(masked).tolist() == [10, 20]
+
+    tiny_config.masking.strategy = 'repeated'
+    config_check.check(tiny_config)
+    run = build.make_run(tiny_config, standard_vocabulary(64), steps_per_epoch=10.0)
+    rows = full_rows(16, 32)
+    _, metrics = jax.jit(run.train_step)(jax.jit(run.init)(), rows)
+    assert float(metrics['masked_ratio'][0] / metrics['masked_ratio'][1]) == pytest.approx(0.15, abs=0.01)

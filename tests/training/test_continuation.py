@@ -1,0 +1,53 @@
+"""Pretraining from the parameters of another run."""
+
+import jax
+import numpy as np
+import pytest
+
+from mlm_jax import config as config_lib
+from mlm_jax import train
+from mlm_jax.config import ConfigError
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.training import checkpoints, continuation
+from mlm_jax.training.metrics import read_metrics
+
+
+@pytest.fixture
+def continued(trained, animals_config):
+    """A configuration that goes on from the trained model, under other masks."""
+    config = config_lib.from_json(config_lib.to_json(animals_config))
+    config.update(init_from=str(trained[0]), total_steps=3)
+    config.masking.update(strategy='fully_explored', unit='word')
+    config.masking.fully_explored.segments = 4
+    config.optimizer.learning_rate = 0.0
+    return config
+
+
+def test_a_run_starts_where_another_ended(trained, continued, tmp_path):
+    """Without a learning rate, the first held-out loss and the last are those of the model it started from."""
+    train.train(continued, tmp_path / 'run')
+    lines = [line for line in read_metrics(tmp_path / 'run' / 'metrics.jsonl') if 'eval/loss' in line]
+    last = [line for line in read_metrics(trained[0] / 'metrics.jsonl') if 'eval/loss' in line][-1]
+    assert lines[0]['step'] == 0
+    for line in lines:
+        assert line['eval/loss'] == pytest.approx(last['eval/loss'], rel=1e-5)
+    saver = checkpoints.Checkpoints(tmp_path / 'run' / 'checkpoints', read_only=True)
+    assert saver.latest_step() == 3
+    params = saver.restore_params(trained[2].params)
+    saver.close()
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(trained[2].params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_another_model_or_tokenizer_is_refused(trained, continued, tmp_path):
+    manifest = manifest_lib.load(continued.data.directory)
+    continuation.check_source(continued, manifest)
+    continued.model.width = 128
+    with pytest.raises(ConfigError, match='model.width: 64 there, 128 here'):
+        continuation.check_source(continued, manifest)
+    continued.model.width = 64
+    with pytest.raises(ConfigError, match='tokenizer.model='):
+        continuation.check_source(continued, manifest_lib.dataclasses.replace(manifest, tokenizer_sha256='0'))
+    continued.init_from = str(tmp_path)
+    with pytest.raises(ConfigError, match='not the workdir of a run'):
+        continuation.check_source(continued, manifest)
