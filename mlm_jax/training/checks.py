@@ -13,7 +13,7 @@ from mlm_jax.data.manifest import Manifest
 STATE_KEYS = (
     'objective', 'vocab_size', 'sequence_length', 'optimizer.name', 'optimizer.clip_norm', 'model.num_layers',
     'model.width', 'model.num_heads', 'model.ffn_width', 'model.positions', 'model.relative_buckets', 'model.norm',
-    'model.embedding_norm', 'model.bias', 'model.mlp', 'mae_lm.decoder_layers', 'mae_lm.decoder_width',
+    'model.embedding_norm', 'model.bias', 'model.mlp', 'model.norm_epsilon', 'mae_lm.decoder_layers', 'mae_lm.decoder_width',
     'mae_lm.decoder_ffn_width', 'exlm.num_states', 'exlm.transitions', 'exlm.transition_heads', 'masking.repeats',
 )  # fmt: skip
 
