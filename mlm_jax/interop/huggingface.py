@@ -283,7 +283,7 @@ def _read_config(directory: pathlib.Path) -> _Checkpoint:
     architectures = stored.get('architectures') or []
     kinds = {_ARCHITECTURES.get(name) for name in architectures}
     kind = stored.get('model_type')
-    if kinds != {kind}:
+    if kind is None or kinds != {kind}:
         raise ValueError(
             f'{path} describes {", ".join(architectures) or "no architecture"} (model_type {kind!r}); only '
             f'{" and ".join(_ARCHITECTURES)} can be read'
