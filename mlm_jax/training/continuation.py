@@ -29,8 +29,8 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     """Checks that the parameters that `config.init_from` names fit this model and this tokenizer.
 
     Raises:
-      ConfigError: with what differs, or when `init_from` is neither a workdir nor a checkpoint; nothing where it is ''.
-      FileNotFoundError, ImportError: when a checkpoint of Hugging Face lacks a file, or its extra is not installed.
+      ConfigError: with what differs, or when `init_from` is neither a workdir nor a checkpoint, or the extra
+        `huggingface` is missing that reads it; nothing where it is ''.
     """
     if not config.init_from:
         return
@@ -89,7 +89,7 @@ def _check_hugging_face(config: ml_collections.ConfigDict, manifest: Manifest) -
         )
     try:
         there = huggingface.read_encoder_config(directory)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         raise ConfigError(f'init_from={config.init_from}: {error}') from error
     here = build.encoder_config(config)
     keys = {'vocab_size': 'vocab_size'} | {f'model.{name}': name for name in (*_SHAPE_KEYS, *_RECIPE_KEYS)}

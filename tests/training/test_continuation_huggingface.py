@@ -17,35 +17,51 @@ from mlm_jax.interop import huggingface
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.models.mlm import MLM
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.training import build, checks, continuation
+from mlm_jax.training import build, checks, continuation, loading
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.state import create_state, example_batch
 from mlm_jax.training.step import make_eval_step
 
 pytest.importorskip('safetensors.numpy')
+pytest.importorskip('tokenizers')
+SPECIALS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+TOKENIZER = {
+    'version': '1.0',
+    'added_tokens': [
+        dict(id=i, content=c, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+        for i, c in enumerate(SPECIALS)
+    ],
+    'pre_tokenizer': {'type': 'BertPreTokenizer'},
+    'model': {
+        'type': 'WordPiece',
+        'unk_token': '[UNK]',
+        'continuing_subword_prefix': '##',
+        'max_input_chars_per_word': 100,
+        'vocab': {piece: i for i, piece in enumerate([*SPECIALS, *(f'w{i}' for i in range(5, 64))])},
+    },
+}
 
 
 @pytest.fixture
 def source(tiny_config, tmp_path):
     """A checkpoint with 40 positions, and `tiny_config`, with rows of 32 tokens, that starts from it."""
     directory = tmp_path / 'bert'
-    encoder = EncoderConfig(64, 40, num_layers=2, width=32, num_heads=2, ffn_width=64, norm_epsilon=1e-12)
+    encoder = EncoderConfig(64, 40, num_layers=2, width=32, num_heads=2, ffn_width=64, norm_epsilon=1e-5)
     shapes = jax.eval_shape(MLM(encoder).init, jax.random.key(0), example_batch(40, 4))['params']
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0.1, 0.2, x.shape).astype(np.float32), shapes)
     huggingface.to_hf(encoder, params, directory)
-    (directory / 'tokenizer.json').write_text('{}')
-    # The data know their tokenizer by its hash.
+    (directory / 'tokenizer.json').write_text(json.dumps(TOKENIZER))
     data = tmp_path / 'data'
     data.mkdir()
     for file in manifest_lib.pathlib.Path(tiny_config.data.directory).iterdir():
         (data / file.name).write_bytes(file.read_bytes())
+    (data / 'tokenizer.model').write_bytes((directory / 'tokenizer.json').read_bytes())
     stored = json.loads((data / manifest_lib.FILE).read_text())
     stored['tokenizer_sha256'] = atomic.sha256(directory / 'tokenizer.json')
     (data / manifest_lib.FILE).write_text(json.dumps(stored))
     tiny_config.data.directory = str(data)
     tiny_config.init_from = f'hf:{directory}'
-    tiny_config.model.norm_epsilon = 1e-12
     tiny_config.total_steps = 1
     return tiny_config, directory
 
@@ -53,7 +69,8 @@ def source(tiny_config, tmp_path):
 def test_a_run_starts_at_the_loss_of_the_checkpoint(source, tmp_path):
     config, directory = source
     train.train(config, tmp_path / 'run')
-    (first, *_) = [line for line in read_metrics(tmp_path / 'run' / 'metrics.jsonl') if 'eval/loss' in line]
+    workdir = tmp_path / 'run'
+    (first, *_) = [line for line in read_metrics(workdir / 'metrics.jsonl') if 'eval/loss' in line]
     assert first['step'] == 0
 
     module, params = huggingface.from_hf(directory)
@@ -66,6 +83,11 @@ def test_a_run_starts_at_the_loss_of_the_checkpoint(source, tmp_path):
         terms = step(params, rows, np.int32(0))
     total, weight = jax.device_get(terms['loss'])
     assert first['eval/loss'] == pytest.approx(total / weight, rel=1e-5)
+
+    model = loading.load(workdir, mesh, step=0)
+    assert model.tokenizer.decode(model.tokenizer.encode('w7 w20')) == 'w7 w20'
+    positions = model.params['encoder']['position_embedding']['embedding']
+    np.testing.assert_array_equal(positions, params['encoder']['position_embedding']['embedding'][:32])
 
 
 @pytest.mark.parametrize('width', [0, 16])
@@ -96,7 +118,7 @@ def test_mae_lm_takes_the_encoder_and_a_head_that_fits(source, width):
     [
         ({'vocab_size': 65}, 'vocab_size: 64 there, 65 here\nSet vocab_size=64'),
         ({'model.num_layers': 3, 'model.width': 64}, 'Set model.num_layers=2,model.width=32$'),
-        ({'model.norm_epsilon': 1e-5}, 'Set model.norm_epsilon=1e-12'),
+        ({'model.norm_epsilon': 1e-12}, 'Set model.norm_epsilon=1e-05'),
         ({'model.norm': 'pre'}, "model.norm: 'post' there, 'pre' here"),
         ({'sequence_length': 64}, 'has 40 positions, .* set sequence_length=40 or less'),
         ({'masking.repeats': 2}, 'set sequence_length=20 or less'),
