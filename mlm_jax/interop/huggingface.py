@@ -73,20 +73,7 @@ def from_hf(directory: str | pathlib.Path) -> tuple[MLM, dict]:
         params = bert_params(state_dict, c.num_heads)
     else:
         params = roberta_params(state_dict, c.num_heads, checkpoint.pad_id)
-    encoder = params['encoder']
-    found = {
-        'vocab_size × hidden_size': (encoder['token_embedding']['embedding'].shape, (c.vocab_size, c.width)),
-        'max_position_embeddings': (encoder['position_embedding']['embedding'].shape, (c.max_length, c.width)),
-        'num_hidden_layers × intermediate_size': (
-            encoder['layers']['mlp']['up']['bias'].shape,
-            (c.num_layers, c.ffn_width),
-        ),
-    }
-    for key, (actual, expected) in found.items():
-        if actual != expected:
-            raise ValueError(
-                f'the weights in {directory} are {list(actual)} where {key} of its config.json say {list(expected)}'
-            )
+    _check_sizes(c, params, f'the weights in {directory}')
     return MLM(c), params
 
 
@@ -116,7 +103,7 @@ def to_hf(config: EncoderConfig, params: Mapping, directory: str | pathlib.Path,
 
     Raises:
       ImportError: without the extra `huggingface`.
-      ValueError: for parameters of another objective, and for a recipe that BERT cannot express.
+      ValueError: for parameters of another objective or of other sizes, and for a recipe that BERT cannot express.
     """
     reasons = [
         f'{key}={getattr(config, key)!r}, where BERT has {value!r}'
@@ -130,6 +117,7 @@ def to_hf(config: EncoderConfig, params: Mapping, directory: str | pathlib.Path,
             f'a BertForMaskedLM is an encoder and a head, the parameters of the objective mlm; these have '
             f'{", ".join(sorted(params))}'
         )
+    _check_sizes(config, params, 'the parameters')
     save_file = _safetensors().save_file
     directory = pathlib.Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
@@ -311,6 +299,20 @@ def _read_config(directory: pathlib.Path) -> _Checkpoint:
         )
     except KeyError as error:
         raise ValueError(f'{path} lacks {error}') from None
+    except TypeError as error:
+        raise ValueError(f'{path} holds a value of another type: {error}') from None
+
+
+def _check_sizes(config: EncoderConfig, params: Mapping, name: str) -> None:
+    encoder, c = params['encoder'], config
+    sizes = {
+        'vocab_size × hidden_size': (encoder['token_embedding']['embedding'], (c.vocab_size, c.width)),
+        'positions × hidden_size': (encoder['position_embedding']['embedding'], (c.max_length, c.width)),
+        'num_hidden_layers × intermediate_size': (encoder['layers']['mlp']['up']['bias'], (c.num_layers, c.ffn_width)),
+    }
+    for key, (array, expected) in sizes.items():
+        if array.shape != expected:
+            raise ValueError(f'{name} are {list(array.shape)}, where the configuration says {key} = {list(expected)}')
 
 
 def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:

@@ -1,6 +1,7 @@
 """Tokenizers of Hugging Face give the ids that their own package gives, and never a special one."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -130,6 +131,12 @@ def test_what_cannot_be_used_is_refused(wordpiece, tmp_path):
     words.save(str(path))
     with pytest.raises(ConfigError, match=r'makes the special token \[PAD\] from text'):
         Tokenizer.from_file(path)
+
+
+def test_without_the_extra_the_error_says_how_to_install_it(wordpiece, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tokenizers', None)
+    with pytest.raises(ImportError, match=r"pip install 'mlm_jax\[huggingface\]'"):
+        Tokenizer.from_file(wordpiece[0])
 
 
 def test_prepare_encodes_with_it(wordpiece, tmp_path):

@@ -1,6 +1,7 @@
 """Directories of `transformers` are read and written so that both sides compute the same numbers."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -141,8 +142,8 @@ def test_old_names_the_pooler_half_precision_and_shards_are_read(written):
         (dict(tie_word_embeddings=False), 'tie_word_embeddings=False'),
         (dict(is_decoder=True), 'is_decoder=True'),
         (dict(vocab_size=None), "lacks 'vocab_size'"),
-        (dict(vocab_size=60), r'\[61, 16\] where vocab_size × hidden_size'),
-        (dict(num_hidden_layers=3), r'\[2, 40\] where num_hidden_layers'),
+        (dict(vocab_size=60), r'\[61, 16\], where .* vocab_size × hidden_size = \[60, 16\]'),
+        (dict(num_hidden_layers=3), r'\[2, 40\], where .* num_hidden_layers'),
         (dict(num_attention_heads=3), 'num_heads=3 does not divide'),
     ],
 )
@@ -174,11 +175,19 @@ def test_missing_files_and_untied_weights_are_refused(written):
         huggingface.from_hf(directory)
 
 
+def test_without_the_extra_the_error_says_how_to_install_it(written, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'safetensors.numpy', None)
+    with pytest.raises(ImportError, match=r"pip install 'mlm_jax\[huggingface\]'"):
+        huggingface.read_encoder_config(written[2])
+
+
 def test_what_bert_cannot_express_is_refused(written, tmp_path):
     _, params, _ = written
     modern = EncoderConfig(VOCAB, LENGTH, 2, 16, 4, 40, positions='rotary', norm='pre', bias=False, mlp='geglu')
     with pytest.raises(ValueError, match=r"positions='rotary', where BERT has 'learned'; norm='pre'.*bias=.*mlp="):
         huggingface.to_hf(modern, params, tmp_path / 'new')
+    with pytest.raises(ValueError, match=r'the parameters are \[16, 16\], where .* positions'):
+        huggingface.to_hf(EncoderConfig(VOCAB, 8, 2, 16, 4, 40), params, tmp_path / 'new')
     with pytest.raises(ValueError, match='these have decoder, encoder, head'):
         huggingface.to_hf(EncoderConfig(VOCAB, LENGTH), {**params, 'decoder': {}}, tmp_path / 'new')
     assert not (tmp_path / 'new').exists()
