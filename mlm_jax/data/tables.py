@@ -68,7 +68,7 @@ def write_missing(config: ml_collections.ConfigDict, directory: pathlib.Path, ma
 
 
 def word_starts(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """bool[V]: whether a piece starts a word: SentencePiece writes the space before it as ▁."""
+    """bool[V]: whether a piece starts a word: tokenizers write the space before it as ▁."""
     ids = np.arange(tokenizer.vocabulary.size)
     starts = np.array([piece.startswith('▁') for piece in tokenizer.pieces(ids)])
     return starts & ~np.isin(ids, tokenizer.vocabulary.special_ids)

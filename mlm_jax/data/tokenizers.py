@@ -1,5 +1,7 @@
 """SentencePiece tokenizers: trained on a corpus, or given; text in, ids without specials out.
 
+`Tokenizer.from_file` reads those of Hugging Face too (`tokenizer_json.py`).
+
 The special symbols are CONTROL symbols, whatever the model that was given says: SentencePiece never makes one
 of those from text, so a document that contains "[MASK]" or "<s>" is encoded as the ordinary characters it
 consists of.
@@ -16,18 +18,12 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from mlm_jax import config as config_lib
+from mlm_jax.data.tokenizer_json import JSONTokenizer
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
 TRAINED = ('unigram', 'bpe')  # values of tokenizer.model that mean: train one
 
 _PIECE_TYPES = sentencepiece_model_pb2.ModelProto.SentencePiece
-# Symbol → its names in models in the wild, for those that declare no id for it.
-_NAMES = {
-    'pad': ('[PAD]', '<pad>'),
-    'cls': ('[CLS]', '<cls>', '<s>'),
-    'sep': ('[SEP]', '<sep>', '</s>'),
-    'mask': ('[MASK]', '<mask>'),
-}
 _CURES = {
     'pad': '--pad_id=0 --pad_piece=[PAD]',
     'cls': '--bos_id=2 --bos_piece=[CLS]',
@@ -43,7 +39,10 @@ class Tokenizer:
     Attributes:
       vocabulary: the special ids.
       model: the serialised model, as `from_file` reads it.
+      package: what reads it.
     """
+
+    package = 'sentencepiece'
 
     def __init__(self, model: bytes, name: str = 'the SentencePiece model'):
         """Reads a serialised model; `name` stands for it in errors.
@@ -74,19 +73,23 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model, num_threads=1)
 
     @classmethod
-    def from_file(cls, path: str | pathlib.Path) -> 'Tokenizer':
-        """Reads a model file.
+    def from_file(cls, path: str | pathlib.Path) -> 'Tokenizer | JSONTokenizer':
+        """Reads a SentencePiece model, or a tokenizer.json of Hugging Face, whatever the name of the file.
 
         Raises:
-          ConfigError: when it is missing, is no SentencePiece model, or lacks a special symbol.
+          ConfigError: when it is missing, is neither, or lacks a special symbol.
+          ImportError: for a tokenizer.json without the extra `huggingface`.
         """
         try:
             model = pathlib.Path(path).expanduser().read_bytes()
         except OSError as error:
             raise config_lib.ConfigError(
                 f'cannot read the tokenizer {path}: {error.strerror}. tokenizer.model is '
-                f'{" or ".join(TRAINED)}, to train one on the corpus, or the path of a SentencePiece model'
+                f'{" or ".join(TRAINED)}, to train one on the corpus, or the path of a SentencePiece model or of '
+                'a tokenizer.json of Hugging Face'
             ) from error
+        if model.startswith(b'{'):  # which a SentencePiece model never does
+            return JSONTokenizer(model, str(path))
         return cls(model, str(path))
 
     def encode(self, text: str) -> np.ndarray:
@@ -96,6 +99,19 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
         """The ids of several texts (or their UTF-8), int32[n] each; quicker than one by one."""
         return self._processor.encode(list(texts), return_type='numpy')
+
+    def encode_masked(self, text: str, marker: str) -> np.ndarray:
+        """The ids of a text in which every `marker` becomes [MASK], int32[n], without [CLS] or [SEP].
+
+        A word in the place of the marker would be tokenised with the space before it, and without the text after it: so
+        a character that occurs nowhere stands in while the text is encoded, and its pieces are replaced.
+        """
+        stand_in = '\ue000'
+        start, *core = self.encode(stand_in).tolist()  # a space, and then the character: bytes, or unknown
+        ids = ' '.join(map(str, self.encode(text.replace(marker, stand_in)).tolist()))
+        pattern = rf'(?<!\d)(?:{start} )?{" ".join(map(str, core))}(?!\d)'
+        ids = re.sub(pattern, str(self.vocabulary.mask_id), ids)
+        return np.array(list(map(int, ids.split())), np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids; special ones are left out."""
@@ -165,7 +181,7 @@ def _special_ids(proto: sentencepiece_model_pb2.ModelProto, name: str) -> dict[s
     }
     by_piece = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     ids, missing = {}, []
-    for symbol, names in _NAMES.items():
+    for symbol, names in vocabulary_lib.SYMBOL_NAMES.items():
         candidates = [by_piece[n] for n in names if n in by_piece]
         if 0 <= declared.get(symbol, -1) < len(proto.pieces):
             candidates.append(declared[symbol])
@@ -174,7 +190,7 @@ def _special_ids(proto: sentencepiece_model_pb2.ModelProto, name: str) -> dict[s
         else:
             missing.append(symbol)
     if missing:
-        listed = ', '.join(f'{symbol} ({" or ".join(_NAMES[symbol])})' for symbol in missing)
+        listed = ', '.join(f'{symbol} ({" or ".join(vocabulary_lib.SYMBOL_NAMES[symbol])})' for symbol in missing)
         cure = ' '.join(_CURES[symbol] for symbol in missing)
         raise config_lib.ConfigError(
             f'{name} has no symbol for {listed}. Train it with {cure}, or set tokenizer.model=unigram to train one here'

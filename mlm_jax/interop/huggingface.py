@@ -1,15 +1,148 @@
-"""Weights of `transformers`' BERT and RoBERTa as parameters of the objective `mlm`.
+"""BERT and RoBERTa of `transformers`: their directories, and their weights as parameters of the objective `mlm`.
 
-Plain arrays in, a pytree out: neither PyTorch nor transformers is imported. Both models are the RoBERTa recipe of
-`EncoderConfig` with other numbers: norm_epsilon is the `layer_norm_eps` of their configuration, and RoBERTa's rows hold
-pad_id + 1 positions fewer than its table has.
+Neither PyTorch nor transformers is imported: a directory is `config.json` and safetensors, read and written by the
+package of that name (extra `huggingface`); weights are plain arrays, and a pytree here. Both models are the RoBERTa
+recipe of `EncoderConfig` with other numbers: norm_epsilon is the `layer_norm_eps` of their configuration, and RoBERTa's
+rows hold pad_id + 1 positions fewer than its table has.
 """
 
+import dataclasses
+import json
+import pathlib
 from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
 
 from mlm_jax.interop.state_dict import StateDict, block_params, stack_layers
+from mlm_jax.models.layers import EncoderConfig
+from mlm_jax.models.mlm import MLM
+
+CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
+
+_ARCHITECTURES = {'BertForMaskedLM': 'bert', 'BertForPreTraining': 'bert', 'RobertaForMaskedLM': 'roberta'}
+# What a checkpoint holds besides an MLM: the parts that predict the next sentence, and are left out.
+_NEXT_SENTENCE = ('bert.pooler.', 'roberta.pooler.', 'cls.seq_relationship.')
+# Key of config.json → the only value that there is a place for here, which is also what a missing key means.
+_FIXED = {
+    'hidden_act': 'gelu',  # the exact one; gelu_new and gelu_pytorch_tanh are approximations
+    'position_embedding_type': 'absolute',
+    'tie_word_embeddings': True,
+    'is_decoder': False,
+    'add_cross_attention': False,
+}
+# What BERT has no place for: the values of EncoderConfig that it does have.
+_BERT_RECIPE = {
+    'positions': 'learned', 'relative_buckets': 0, 'norm': 'post', 'embedding_norm': True, 'bias': True, 'mlp': 'gelu',
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checkpoint:
+    """What `config.json` of a directory says."""
+
+    kind: str  # 'bert' or 'roberta'
+    pad_id: int
+    encoder: EncoderConfig
+
+
+def from_hf(directory: str | pathlib.Path) -> tuple[MLM, dict]:
+    """The module and the parameters of a BertForMaskedLM or RobertaForMaskedLM, as `save_pretrained` leaves it.
+
+    Of a BertForPreTraining, and of checkpoints that hold a pooler, what predicts the next sentence is left out. Weights
+    of any float type become float32.
+
+    Args:
+      directory: with config.json, and model.safetensors or its shards.
+
+    Returns:
+      The module `MLM`, with the dropout of the checkpoint, and its parameters. Rows may be as long as the position
+      table has rows: `module.config.max_length`.
+
+    Raises:
+      FileNotFoundError: when a file is missing.
+      ImportError: without the extra `huggingface`.
+      ValueError: for another architecture, a recipe without a place here, damaged files, missing and unknown weights,
+        weights whose shapes are not those of config.json, and an output embedding that is not tied.
+    """
+    directory = pathlib.Path(directory).expanduser()
+    checkpoint = _read_config(directory)
+    state_dict = {_modern_name(k): v for k, v in _read_weights(directory).items() if not k.startswith(_NEXT_SENTENCE)}
+    c = checkpoint.encoder
+    if checkpoint.kind == 'bert':
+        params = bert_params(state_dict, c.num_heads)
+    else:
+        params = roberta_params(state_dict, c.num_heads, checkpoint.pad_id)
+    _check_sizes(c, params, f'the weights in {directory}')
+    return MLM(c), params
+
+
+def read_encoder_config(directory: str | pathlib.Path) -> EncoderConfig:
+    """The encoder of a directory that `from_hf` reads, without its weights, whose files must be there.
+
+    Raises:
+      FileNotFoundError, ImportError, ValueError: as `from_hf`, for all that can be known from config.json.
+    """
+    directory = pathlib.Path(directory).expanduser()
+    config = _read_config(directory).encoder
+    _safetensors()
+    _weight_files(directory)
+    return config
+
+
+def to_hf(config: EncoderConfig, params: Mapping, directory: str | pathlib.Path, *, pad_id: int = 0) -> None:
+    """Writes an MLM as a BertForMaskedLM: `transformers.AutoModelForMaskedLM.from_pretrained(directory)` reads it.
+
+    The tokenizer is not part of it. Token types have embeddings of zero.
+
+    Args:
+      config: of the encoder, as in `run.objective.config` of a model that `training.loading.load` returns.
+      params: of the objective `mlm`.
+      directory: made where it does not exist; files of these names are replaced.
+      pad_id: the id of the padding, for config.json.
+
+    Raises:
+      ImportError: without the extra `huggingface`.
+      ValueError: for parameters of another objective or of other sizes, and for a recipe that BERT cannot express.
+    """
+    reasons = [
+        f'{key}={getattr(config, key)!r}, where BERT has {value!r}'
+        for key, value in _BERT_RECIPE.items()
+        if getattr(config, key) != value
+    ]
+    if reasons:
+        raise ValueError(f'a BertForMaskedLM cannot express this encoder: {"; ".join(reasons)}')
+    if set(params) != {'encoder', 'head'}:
+        raise ValueError(
+            f'a BertForMaskedLM is an encoder and a head, the parameters of the objective mlm; these have '
+            f'{", ".join(sorted(params))}'
+        )
+    _check_sizes(config, params, 'the parameters')
+    save_file = _safetensors().save_file
+    directory = pathlib.Path(directory).expanduser()
+    directory.mkdir(parents=True, exist_ok=True)
+    description = {
+        'architectures': ['BertForMaskedLM'],
+        'model_type': 'bert',
+        'vocab_size': config.vocab_size,
+        'hidden_size': config.width,
+        'num_hidden_layers': config.num_layers,
+        'num_attention_heads': config.num_heads,
+        'intermediate_size': config.ffn_width,
+        'max_position_embeddings': config.max_length,
+        'layer_norm_eps': config.norm_epsilon,
+        'hidden_dropout_prob': config.dropout,
+        'attention_probs_dropout_prob': config.attention_dropout,
+        'initializer_range': config.init_stddev,
+        'type_vocab_size': 2,
+        'pad_token_id': pad_id,
+        'dtype': 'float32',
+        **_FIXED,
+    }
+    # safetensors writes the memory of an array as it lies: transposed views must be copied first.
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in _bert_arrays(params)}
+    save_file(arrays, directory / WEIGHTS_FILE, metadata={'format': 'pt'})
+    (directory / CONFIG_FILE).write_text(json.dumps(description, indent=2) + '\n', encoding='utf-8')
 
 
 def bert_params(state_dict: Mapping[str, np.ndarray], num_heads: int) -> dict:
@@ -110,3 +243,140 @@ def _layer(source: StateDict, name: str, num_heads: int) -> dict:
         down=f'{name}.output.dense',
         mlp_norm=f'{name}.output.LayerNorm',
     )
+
+
+# ---- Directories ---------------------------------------------------------------------------------------------
+
+
+def _safetensors():
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError(
+            "checkpoints of Hugging Face need the package safetensors: pip install 'mlm_jax[huggingface]'"
+        ) from None
+    return safetensors.numpy
+
+
+def _read_config(directory: pathlib.Path) -> _Checkpoint:
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{directory} has no {CONFIG_FILE}: it is no checkpoint as `save_pretrained` of transformers leaves it'
+        )
+    try:
+        stored = json.loads(path.read_text(encoding='utf-8'))
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{path} is damaged: {error}') from None
+    architectures = stored.get('architectures') or []
+    kinds = {_ARCHITECTURES.get(name) for name in architectures}
+    kind = stored.get('model_type')
+    if kind is None or kinds != {kind}:
+        raise ValueError(
+            f'{path} describes {", ".join(architectures) or "no architecture"} (model_type {kind!r}); only '
+            f'{" and ".join(_ARCHITECTURES)} can be read'
+        )
+    for key, value in _FIXED.items():
+        if (actual := stored.get(key, value)) != value:
+            raise ValueError(f'{path} has {key}={actual!r}: only {value!r} has a place here')
+    try:
+        pad_id = stored.get('pad_token_id', 0 if kind == 'bert' else 1)
+        return _Checkpoint(
+            kind,
+            pad_id,
+            EncoderConfig(
+                vocab_size=stored['vocab_size'],
+                max_length=stored['max_position_embeddings'] - (0 if kind == 'bert' else pad_id + 1),
+                num_layers=stored['num_hidden_layers'],
+                width=stored['hidden_size'],
+                num_heads=stored['num_attention_heads'],
+                ffn_width=stored['intermediate_size'],
+                dropout=stored.get('hidden_dropout_prob', 0.1),
+                attention_dropout=stored.get('attention_probs_dropout_prob', 0.1),
+                norm_epsilon=stored.get('layer_norm_eps', 1e-12),
+                init_stddev=stored.get('initializer_range', 0.02),
+            ),
+        )
+    except KeyError as error:
+        raise ValueError(f'{path} lacks {error}') from None
+    except TypeError as error:
+        raise ValueError(f'{path} holds a value of another type: {error}') from None
+
+
+def _check_sizes(config: EncoderConfig, params: Mapping, name: str) -> None:
+    encoder, c = params['encoder'], config
+    sizes = {
+        'vocab_size × hidden_size': (encoder['token_embedding']['embedding'], (c.vocab_size, c.width)),
+        'positions × hidden_size': (encoder['position_embedding']['embedding'], (c.max_length, c.width)),
+        'num_hidden_layers × intermediate_size': (encoder['layers']['mlp']['up']['bias'], (c.num_layers, c.ffn_width)),
+    }
+    for key, (array, expected) in sizes.items():
+        if array.shape != expected:
+            raise ValueError(f'{name} are {list(array.shape)}, where the configuration says {key} = {list(expected)}')
+
+
+def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The file of the weights, or its shards."""
+    files = [directory / WEIGHTS_FILE]
+    if not files[0].is_file() and (directory / INDEX_FILE).is_file():
+        index = json.loads((directory / INDEX_FILE).read_text(encoding='utf-8'))
+        files = [directory / name for name in sorted(set(index['weight_map'].values()))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(
+            f'{directory} lacks {", ".join(missing)}. Where it has pytorch_model.bin instead, save_pretrained of a '
+            'current transformers writes it as safetensors'
+        )
+    return files
+
+
+def _read_weights(directory: pathlib.Path) -> dict[str, np.ndarray]:
+    load_file, arrays = _safetensors().load_file, {}
+    for file in _weight_files(directory):
+        try:
+            arrays |= load_file(file)
+        except Exception as error:  # SafetensorError, which cannot be named without the package
+            raise ValueError(f'{file} is damaged: {error}') from error
+    return arrays
+
+
+def _modern_name(name: str) -> str:
+    """The parameters of a LayerNorm were called gamma and beta in the first checkpoints of BERT."""
+    return name.replace('LayerNorm.gamma', 'LayerNorm.weight').replace('LayerNorm.beta', 'LayerNorm.bias')
+
+
+def _bert_arrays(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
+    """The names and arrays of a BertForMaskedLM, but for those that are tied to another."""
+
+    def linear(name, kernel_and_bias):
+        kernel, bias = (np.asarray(kernel_and_bias[key]) for key in ('kernel', 'bias'))
+        yield f'{name}.weight', kernel.T
+        yield f'{name}.bias', bias
+
+    def norm(name, scale_and_bias):
+        yield f'{name}.weight', np.asarray(scale_and_bias['scale'])
+        yield f'{name}.bias', np.asarray(scale_and_bias['bias'])
+
+    encoder, head = params['encoder'], params['head']
+    tokens_Vxd = np.asarray(encoder['token_embedding']['embedding'])
+    width = tokens_Vxd.shape[1]
+    yield 'bert.embeddings.word_embeddings.weight', tokens_Vxd
+    yield 'bert.embeddings.position_embeddings.weight', np.asarray(encoder['position_embedding']['embedding'])
+    yield 'bert.embeddings.token_type_embeddings.weight', np.zeros((2, width))
+    yield from norm('bert.embeddings.LayerNorm', encoder['embedding_norm'])
+    stacked = encoder['layers']
+    for number in range(len(stacked['mlp_norm']['scale'])):
+        layer = jax.tree.map(lambda leaf, number=number: np.asarray(leaf[number]), stacked)
+        name, attention = f'bert.encoder.layer.{number}', layer['attention']
+        kernel, bias, out = attention['qkv']['kernel'], attention['qkv']['bias'], attention['out']
+        for place, part in enumerate(('query', 'key', 'value')):
+            one = {'kernel': kernel[:, place].reshape(width, width), 'bias': bias[place].reshape(width)}
+            yield from linear(f'{name}.attention.self.{part}', one)
+        one = {'kernel': out['kernel'].reshape(width, width), 'bias': out['bias']}
+        yield from linear(f'{name}.attention.output.dense', one)
+        yield from norm(f'{name}.attention.output.LayerNorm', layer['attention_norm'])
+        yield from linear(f'{name}.intermediate.dense', layer['mlp']['up'])
+        yield from linear(f'{name}.output.dense', layer['mlp']['down'])
+        yield from norm(f'{name}.output.LayerNorm', layer['mlp_norm'])
+    yield from linear('cls.predictions.transform.dense', head['dense'])
+    yield from norm('cls.predictions.transform.LayerNorm', head['norm'])
+    yield 'cls.predictions.bias', np.asarray(head['bias'])

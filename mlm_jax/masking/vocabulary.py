@@ -2,6 +2,14 @@
 
 import dataclasses
 
+# Symbol → its names in tokenizers in the wild.
+SYMBOL_NAMES = {
+    'pad': ('[PAD]', '<pad>'),
+    'cls': ('[CLS]', '<cls>', '<s>'),
+    'sep': ('[SEP]', '<sep>', '</s>'),
+    'mask': ('[MASK]', '<mask>'),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:

@@ -1,5 +1,6 @@
 """Whether a configuration fits the prepared data, and the run that it goes on with."""
 
+import json
 from collections.abc import Callable
 
 import jax
@@ -13,8 +14,9 @@ from mlm_jax.data.manifest import Manifest
 STATE_KEYS = (
     'objective', 'vocab_size', 'sequence_length', 'optimizer.name', 'optimizer.clip_norm', 'model.num_layers',
     'model.width', 'model.num_heads', 'model.ffn_width', 'model.positions', 'model.relative_buckets', 'model.norm',
-    'model.embedding_norm', 'model.bias', 'model.mlp', 'mae_lm.decoder_layers', 'mae_lm.decoder_width',
-    'mae_lm.decoder_ffn_width', 'exlm.num_states', 'exlm.transitions', 'exlm.transition_heads', 'masking.repeats',
+    'model.embedding_norm', 'model.bias', 'model.mlp', 'model.norm_epsilon', 'mae_lm.decoder_layers',
+    'mae_lm.decoder_width', 'mae_lm.decoder_ffn_width', 'exlm.num_states', 'exlm.transitions', 'exlm.transition_heads',
+    'masking.repeats',
 )  # fmt: skip
 
 
@@ -53,7 +55,8 @@ def check_resume(stored: dict, config: ml_collections.ConfigDict, note: Callable
     Raises:
       ConfigError: when a key that shapes the state differs.
     """
-    different = config_lib.differences(ml_collections.ConfigDict(stored), config)
+    # Keys that came after the checkpoint had their defaults then.
+    different = config_lib.differences(config_lib.from_json(json.dumps(stored)), config)
     lines = {key: f'  {key}: {old!r} in the checkpoint, {new!r} now' for key, (old, new) in different.items()}
     fatal = [line for key, line in lines.items() if key in STATE_KEYS]
     if fatal:

@@ -1,26 +1,41 @@
-"""Pretraining that starts from the parameters of another run: on new text, or under other masks."""
+"""Pretraining that starts from other parameters: on new text, or under other masks.
+
+They come from another run, `init_from=WORKDIR`, or from a checkpoint of Hugging Face, `init_from=hf:DIRECTORY`.
+"""
 
 import pathlib
 
+import jax
 import ml_collections
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
 from mlm_jax.data import atomic
 from mlm_jax.data.manifest import Manifest
-from mlm_jax.training import checkpoints
+from mlm_jax.interop import huggingface
+from mlm_jax.training import build, checkpoints
 from mlm_jax.training.checks import STATE_KEYS
 from mlm_jax.training.state import TrainState
 from mlm_jax.training.workdir import read_config
 
+HUGGING_FACE = 'hf:'
+_HUGGING_FACE_TOKENIZER = 'tokenizer.json'
+# Attributes of EncoderConfig, and keys of the configuration, in which a run must agree with a checkpoint.
+_SHAPE_KEYS = ('num_layers', 'width', 'num_heads', 'ffn_width')
+_RECIPE_KEYS = ('positions', 'relative_buckets', 'norm', 'embedding_norm', 'bias', 'mlp', 'norm_epsilon')
+
 
 def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
-    """Checks that the parameters of the run in `config.init_from` fit this model and this tokenizer.
+    """Checks that the parameters that `config.init_from` names fit this model and this tokenizer.
 
     Raises:
-      ConfigError: with what differs, or when `init_from` is no workdir; nothing where it is ''.
+      ConfigError: with what differs, or when `init_from` is neither a workdir nor a checkpoint, or the extra
+        `huggingface` is missing that reads it; nothing where it is ''.
     """
     if not config.init_from:
+        return
+    if config.init_from.startswith(HUGGING_FACE):
+        _check_hugging_face(config, manifest)
         return
     source = pathlib.Path(config.init_from).expanduser()
     different = config_lib.differences(read_config(source), config)
@@ -30,26 +45,93 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
         raise ConfigError(
             f'the parameters in init_from={config.init_from} are of another model:\n{lines}\nUse its values'
         )
-    if atomic.sha256(source / 'tokenizer.model') != manifest.tokenizer_sha256:
-        raise ConfigError(
-            f'the data in {config.data.directory} were not made with the tokenizer of init_from={config.init_from}. '
-            f'Prepare them with tokenizer.model={source / "tokenizer.model"}, in another data.directory'
-        )
+    _check_tokenizer(config, manifest, source / 'tokenizer.model')
 
 
 def start_from(source: str, state: TrainState) -> TrainState:
-    """`state` with the parameters of the newest checkpoint of a run, laid out as they are in `state`.
-
-    Step and optimizer start afresh.
+    """`state` with the parameters of `source`, laid out as they are in `state`; step and optimizer start afresh.
 
     Args:
-      source: the workdir of a run that `check_source` has found fitting.
+      source: what `check_source` has found fitting: the workdir of a run, whose newest checkpoint is read, or
+        hf:DIRECTORY.
       state: fresh, on the mesh.
 
     Raises:
       FileNotFoundError: without a checkpoint.
+      ConfigError: for a checkpoint of Hugging Face whose weights are not what its description says.
     """
+    if source.startswith(HUGGING_FACE):
+        return state.replace(params=_hugging_face_params(source, state.params))
     saver = checkpoints.Checkpoints(pathlib.Path(source).expanduser() / 'checkpoints', read_only=True)
     params = saver.restore_params(state.params)
     saver.close()
     return state.replace(params=params)
+
+
+def _check_tokenizer(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path) -> None:
+    if atomic.sha256(path) != manifest.tokenizer_sha256:
+        raise ConfigError(
+            f'the data in {config.data.directory} were not made with the tokenizer of init_from={config.init_from}. '
+            f'Prepare them with tokenizer.model={path}, in another data.directory'
+        )
+
+
+def _directory(source: str) -> pathlib.Path:
+    return pathlib.Path(source.removeprefix(HUGGING_FACE)).expanduser()
+
+
+def _check_hugging_face(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
+    directory = _directory(config.init_from)
+    if config.objective == 'exlm':
+        raise ConfigError(
+            f'init_from={config.init_from} has absolute positions, which the layers have learned to read, and exlm has '
+            'rotary ones: it cannot start there. Use objective=mlm or mae_lm'
+        )
+    try:
+        there = huggingface.read_encoder_config(directory)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise ConfigError(f'init_from={config.init_from}: {error}') from error
+    here = build.encoder_config(config)
+    keys = {'vocab_size': 'vocab_size'} | {f'model.{name}': name for name in (*_SHAPE_KEYS, *_RECIPE_KEYS)}
+    values = {key: (getattr(there, name), getattr(here, name)) for key, name in keys.items()}
+    different = {key: pair for key, pair in values.items() if pair[0] != pair[1]}
+    if different:
+        lines = '\n'.join(f'  {key}: {a!r} there, {b!r} here' for key, (a, b) in different.items())
+        arguments = ','.join(f'{key}={a}' for key, (a, _) in different.items())
+        raise ConfigError(
+            f'the parameters in init_from={config.init_from} are of another model:\n{lines}\nSet {arguments}'
+        )
+    if here.max_length > there.max_length:
+        raise ConfigError(
+            f'init_from={config.init_from} has {there.max_length} positions, and rows here have {here.max_length} '
+            f'tokens: set sequence_length={there.max_length // config.masking.repeats} or less'
+        )
+    path = directory / _HUGGING_FACE_TOKENIZER
+    if not path.is_file():
+        raise ConfigError(
+            f'{directory} has no {_HUGGING_FACE_TOKENIZER}, so nothing tells whether the data were made with its '
+            'tokenizer. save_pretrained of the fast tokenizer of transformers writes it'
+        )
+    _check_tokenizer(config, manifest, path)
+
+
+def _hugging_face_params(source: str, fresh: dict) -> dict:
+    """`fresh`, with the encoder of a checkpoint, and its head where that has the shapes of the one here."""
+    try:
+        _, stored = huggingface.from_hf(_directory(source))
+    except ValueError as error:
+        raise ConfigError(f'init_from={source}: {error}') from error
+    positions = stored['encoder']['position_embedding']
+    length = fresh['encoder']['position_embedding']['embedding'].shape[0]
+    positions['embedding'] = positions['embedding'][:length]
+
+    def shapes(tree):
+        return jax.tree.map(lambda leaf: leaf.shape, tree)
+
+    # MAE-LM's head follows its decoder, which may be narrower than the encoder.
+    taken = ['encoder'] + ['head'] * (shapes(stored['head']) == shapes(fresh['head']))
+    placed = {
+        name: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), stored[name], fresh[name])
+        for name in taken
+    }
+    return {**fresh, **placed}

@@ -1,0 +1,159 @@
+"""Tokenizers of Hugging Face give the ids that their own package gives, and never a special one."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from mlm_jax import config as config_lib
+from mlm_jax import evaluate, prepare
+from mlm_jax.config import ConfigError
+from mlm_jax.data import tables
+from mlm_jax.data.shards import Shards
+from mlm_jax.data.tokenizers import Tokenizer
+
+hub = pytest.importorskip('tokenizers')
+TEXTS = [f'the model reads {word} words, and learns what each of them means.' for word in ('many', 'few', 'long')] * 20
+BERT = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+ROBERTA = ['<s>', '<pad>', '</s>', '<unk>']
+
+
+def train_wordpiece():
+    tokenizer = hub.Tokenizer(hub.models.WordPiece(unk_token='[UNK]'))
+    tokenizer.normalizer = hub.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = hub.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = hub.decoders.WordPiece()
+    trainer = hub.trainers.WordPieceTrainer(vocab_size=90, special_tokens=BERT, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.post_processor = hub.processors.BertProcessing(('[SEP]', 3), ('[CLS]', 2))
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding()
+    return tokenizer
+
+
+def train_byte_level():
+    """RoBERTa's, with <mask> behind the ordinary ids."""
+    tokenizer = hub.Tokenizer(hub.models.BPE())
+    tokenizer.pre_tokenizer = hub.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = hub.decoders.ByteLevel()
+    alphabet = hub.pre_tokenizers.ByteLevel.alphabet()
+    trainer = hub.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=ROBERTA, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens([hub.AddedToken('<mask>', lstrip=True)])
+    return tokenizer
+
+
+@pytest.fixture(scope='module')
+def wordpiece(tmp_path_factory):
+    return saved(train_wordpiece(), tmp_path_factory.mktemp('wordpiece') / 'tokenizer.json')
+
+
+@pytest.fixture(scope='module')
+def byte_level(tmp_path_factory):
+    return saved(train_byte_level(), tmp_path_factory.mktemp('byte_level') / 'tokenizer.json')
+
+
+def saved(tokenizer, path):
+    """(path, a tokenizer of the package that neither cuts nor pads, ours)."""
+    tokenizer.save(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return path, tokenizer, Tokenizer.from_file(path)
+
+
+def test_special_ids_are_found_by_name(wordpiece, byte_level):
+    v = wordpiece[2].vocabulary
+    assert (v.size, v.pad_id, v.cls_id, v.sep_id, v.mask_id) == (wordpiece[1].get_vocab_size(), 0, 2, 3, 4)
+    assert v.special_ids == (0, 1, 2, 3, 4)
+    v = byte_level[2].vocabulary
+    last = byte_level[1].get_vocab_size() - 1
+    assert (v.size, v.cls_id, v.pad_id, v.sep_id, v.mask_id) == (last + 1, 0, 1, 2, last)
+    assert v.special_ids == (0, 1, 2, 3, last)
+
+
+def test_ids_are_those_of_the_package(wordpiece, byte_level):
+    texts = [*TEXTS[:3], 'Reading MODELS,  learn-ed\n\nmeans', 'Ünïcödé ☃ 漢字', '']
+    for _, theirs, ours in (wordpiece, byte_level):
+        batch = ours.encode_batch([text.encode() for text in texts])
+        for text, ids in zip(texts, batch, strict=True):
+            assert ids.dtype == np.int32 and ids.ndim == 1
+            assert ids.tolist() == theirs.encode(text, add_special_tokens=False).ids == ours.encode(text).tolist()
+    assert byte_level[2].decode(byte_level[2].encode(texts[3])) == texts[3]
+    assert wordpiece[2].decode([2, *wordpiece[2].encode('the model'), 3, 0]) == 'the model'
+
+
+def test_special_symbols_in_text_are_text(wordpiece, byte_level):
+    for _, _, ours in (wordpiece, byte_level):
+        unknown = ours.vocabulary.special_ids[1 if ours is wordpiece[2] else 3]  # may come from text
+        for symbol in (*BERT, *ROBERTA, '<mask>'):
+            for text in (symbol, f'a {symbol} b', f'a{symbol}'):
+                assert not set(ours.encode(text).tolist()) & set(ours.vocabulary.special_ids) - {unknown}, text
+
+
+def test_pieces_show_the_space_before_a_word(wordpiece, byte_level):
+    ours = wordpiece[2]
+    assert ours.pieces(ours.encode('the models')) == ['▁the', '▁model', 's']
+    assert ours.id_to_piece(ours.vocabulary.mask_id) == '[MASK]'
+    ours = byte_level[2]
+    assert ours.pieces(ours.encode('the model é')) == ['the', '▁model', '▁', 'Ã', '©']
+    for _, theirs, ours in (wordpiece, byte_level):
+        starts = tables.word_starts(ours)
+        assert starts.any() and not starts[list(ours.vocabulary.special_ids)].any()
+        for piece, token in theirs.get_vocab().items():
+            if token not in ours.vocabulary.special_ids:
+                assert starts[token] == (piece.startswith('Ġ') if ours is byte_level[2] else piece[:2] != '##'), piece
+
+
+def test_a_mask_takes_the_place_of_a_word_and_its_space(wordpiece, byte_level):
+    for _, theirs, ours in (wordpiece, byte_level):
+        v = ours.vocabulary
+        ids = evaluate.encode_with_masks(ours, 'the [MASK] reads[MASK].').tolist()
+        named = 'the <mask> reads<mask>.'.replace('<mask>', theirs.id_to_token(v.mask_id))
+        assert ids == [v.cls_id, *theirs.encode(named, add_special_tokens=False).ids, v.sep_id]
+
+
+def test_what_cannot_be_used_is_refused(wordpiece, tmp_path):
+    path = tmp_path / 'tokenizer.json'
+    path.write_text('{"model": {}}')
+    with pytest.raises(ConfigError, match='is no tokenizer.json'):
+        Tokenizer.from_file(path)
+    stored = json.loads(wordpiece[0].read_text())
+    stored['added_tokens'].pop()
+    del stored['model']['vocab']['[MASK]']
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match=r'no symbol for mask \(\[MASK\] or <mask>\)'):
+        Tokenizer.from_file(path)
+    words = hub.Tokenizer(hub.models.WordLevel({name: i for i, name in enumerate([*BERT, 'a'])}, unk_token='[UNK]'))
+    words.pre_tokenizer = hub.pre_tokenizers.WhitespaceSplit()
+    words.save(str(path))
+    with pytest.raises(ConfigError, match=r'makes the special token \[PAD\] from text'):
+        Tokenizer.from_file(path)
+
+
+def test_without_the_extra_the_error_says_how_to_install_it(wordpiece, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tokenizers', None)
+    with pytest.raises(ImportError, match=r"pip install 'mlm_jax\[huggingface\]'"):
+        Tokenizer.from_file(wordpiece[0])
+
+
+def test_prepare_encodes_with_it(wordpiece, tmp_path):
+    (tmp_path / 'text.txt').write_text('\n\n'.join(TEXTS))
+    config = config_lib.default_config()
+    overrides = {
+        'tokenizer.model': str(wordpiece[0]), 'sequence_length': '32', 'data.directory': str(tmp_path / 'rows'),
+        'data.corpus': f'text:{tmp_path}/text.txt', 'data.validation_percent': '40', 'masking.unit': 'word',
+    }  # fmt: skip
+    config_lib.apply_overrides(config, overrides)
+    with pytest.raises(ConfigError, match=r'set vocab_size=\d+'):
+        prepare.run(config, num_workers=1)
+    config.vocab_size = wordpiece[2].vocabulary.size
+    manifest = prepare.run(config, num_workers=1)
+    stored = tmp_path / 'rows' / manifest.tokenizer
+    assert stored.read_bytes() == wordpiece[0].read_bytes()
+    assert manifest.versions['tokenizers'] and manifest.vocabulary == wordpiece[2].vocabulary
+    text = Tokenizer.from_file(stored).decode(Shards(tmp_path / 'rows', 'train').read(np.arange(1))[0])
+    assert {f'{sentence}.' for sentence in text.rstrip('.').split('. ')} <= set(TEXTS)
+    assert tables.load(config, manifest).word_starts.any()
