@@ -153,7 +153,10 @@ def make_sketched_gradients(objective, masking: Masking, design: Design, mesh: M
 
         def of_masking(draw):
             key = jax.random.fold_in(text_key, design.draws + draw)
-            batch = masking(key, tokens_T[None], segment_ids(tokens_T[None], masking.vocabulary))
+            # Masks that follow from the visits of a row differ by the visit, not by the key.
+            by_visit = masking.cycle > 1 or masking.static_masks > 1
+            step = draw * max(masking.num_rows, 1) if by_visit else 0
+            batch = masking(key, tokens_T[None], segment_ids(tokens_T[None], masking.vocabulary), step)
             sum_Rxk, weight_R = of_rows(params, batch)  # sketches add up as gradients do
             return sum_Rxk.sum(0) / jnp.maximum(weight_R.sum(), 1e-6)
 

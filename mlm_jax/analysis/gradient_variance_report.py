@@ -65,7 +65,7 @@ def measure(model: TrainedModel, mesh: jax.sharding.Mesh, num_texts: int, design
         'segments': design.segments,
         'mask_size': float(size_S.mean()),
         'sketch_size': design.sketch_size,
-        'masking': dict(model.config.masking),
+        'masking': model.config.masking.to_dict(),
         'overlap': overlap_O,
         'hamming_distance': [2 * (float(size_S.mean()) - overlap) for overlap in overlap_O],
         **summary,
