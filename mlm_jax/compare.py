@@ -183,7 +183,11 @@ def train_all(candidates: Sequence[Candidate], seeds: Sequence[int], output: pat
 
 def _train(candidate: Candidate, seed: int, workdir: pathlib.Path) -> None:
     # In this process: the mesh of several processes, and the memory of a GPU, are not to be had a second time.
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # A run ends at a signal by itself, unless that comes behind its last step: then nobody but this program hears it.
+    signalled = []
+    handlers = {}
+    for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():  # else jax listens
+        handlers[number] = signal.signal(number, lambda number, frame: signalled.append(number))
     try:
         train.train(candidate.of_seed(seed), workdir)
     except FloatingPointError as error:
@@ -191,6 +195,9 @@ def _train(candidate: Candidate, seed: int, workdir: pathlib.Path) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if signalled:
+        _note('stopped by a signal; the same command goes on from here')
+        sys.exit(runtime.PREEMPTED_EXIT_CODE)
 
 
 def _workdir(output: pathlib.Path, candidate: Candidate, seed: int) -> pathlib.Path:

@@ -1,7 +1,9 @@
 """The comparison: budgets, resuming, and what it writes."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -12,7 +14,7 @@ import pytest
 from mlm_jax import compare
 from mlm_jax.analysis import configurations
 from mlm_jax.config import ConfigError
-from mlm_jax.training import flops
+from mlm_jax.training import flops, runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import write_config
 
@@ -42,6 +44,19 @@ def train_one_seed(train, calls, at_most):
         return write_config(workdir, config)
 
     return run
+
+
+def test_a_signal_behind_the_last_step_of_a_run_ends_the_comparison(pair, tmp_path, monkeypatch):
+    def finished_and_signalled(config, workdir):
+        runtime.Preemption()  # what a run listens with
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(compare.train, 'train', finished_and_signalled)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        compare.train_all(compare.share_budget(pair, 'steps', tmp_path), [0], tmp_path, lambda seeds: None)
+    assert stopped.value.code == runtime.PREEMPTED_EXIT_CODE
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pair, tmp_path, monkeypatch):

@@ -72,18 +72,23 @@ def make_mesh(config: ml_collections.ConfigDict, devices=None) -> Mesh:
 
 
 class Preemption:
-    """Notices that the machine is about to be taken away: SIGTERM, or SIGINT once."""
+    """Notices that the machine is about to be taken away: SIGTERM, or SIGINT once.
+
+    A program around the run that listens too, in Python, hears of it as well.
+    """
 
     def __init__(self):
-        self._signalled = False
+        self._signalled, self._before = False, {}
         if jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._handle)
+                self._before[number] = signal.signal(number, self._handle)
 
     def _handle(self, number, frame) -> None:
-        del frame
         self._signalled = True
         signal.signal(number, signal.SIG_DFL)  # the second one ends the program at once
+        before = self._before[number]
+        if callable(before) and before is not signal.default_int_handler:
+            before(number, frame)
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop at `step`; with several processes, all answer alike."""
