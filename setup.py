@@ -35,6 +35,7 @@ EXTRAS_REQUIRE = {
     'peer': ['torch==2.13.0', 'transformers>=5.0'],
     'test': [
         'pytest>=8.3',
+        'pytest-xdist>=3.6',
         'hypothesis>=6.100',
         'tensorboardX>=2.6.4',
         'zstandard>=0.23',
