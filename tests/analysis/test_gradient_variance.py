@@ -46,7 +46,7 @@ def vectors():
 class Views(Masking):
     """Two rows of a text: position 1 is predicted in one, and position 2, with twice the weight, in the other."""
 
-    def __call__(self, key, tokens, segments):
+    def __call__(self, key, tokens, segments, step=0):
         rows = [jnp.concatenate([x, x]) for x in (tokens, segments)]
         return MaskedBatch(rows[0], rows[0], jnp.array([[1], [2]]), jnp.array([[1.0], [2.0]]), rows[1])
 
