@@ -30,7 +30,11 @@ GKE_TPU = [*GKE, '--tpu=tpu-v5-lite-podslice', '--topology=4x4']
 # What a dry run must print, in this order.
 DRY_RUNS = {
     ('demo',): ['-m venv', 'pip install', 'mlm_jax.prepare', 'mlm_jax.train', 'mlm_jax.evaluate', '[MASK]'],
-    ('test', '-k', 'masking'): ['-m venv', ".[test]'", '-m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile -k masking'],
+    ('test', '-k', 'masking'): [
+        '-m venv',
+        ".[test]'",
+        '-m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile -k masking',
+    ],
     ('test', '--extras=peer,test,tpu'): [".[peer,test,tpu]'", '-m pytest'],
     ('gpu_local', *RUN, '--cuda=12'): [".[cuda12]'", 'mlm_jax.prepare', 'mlm_jax.train', 'accelerator=gpu'],
     ('slurm', *RUN, '--nodes=2'): ['install', '#SBATCH --nodes=2', 'prepare', 'srun', 'train', '+ sbatch'],
