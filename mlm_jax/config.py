@@ -313,6 +313,11 @@ def resolve_steps(
     return max(1, round(value * per_unit)) if value else 0
 
 
+def row_length(config: ml_collections.ConfigDict) -> int:
+    """Tokens in a row of the model: those of the text, and their copies where masking repeats them."""
+    return config.masking.repeats * config.sequence_length
+
+
 def to_json(config: ml_collections.ConfigDict) -> str:
     """The configuration as indented JSON, keys sorted, as `config.json` in a workdir holds it."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'

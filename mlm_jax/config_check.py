@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from mlm_jax.config import DURATIONS, ConfigError, get, resolve_steps
+from mlm_jax.config import DURATIONS, ConfigError, get, resolve_steps, row_length
 
 CHOICES = {
     'objective': ('mlm', 'mae_lm', 'exlm'),
@@ -90,7 +90,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             'and mesh.fsdp=-1, or sharding=dp'
         )
     if m.attention_backend in ('cudnn', 'splash'):
-        problems += _fused_attention_problems(m, c.masking.repeats * c.sequence_length)
+        problems += _fused_attention_problems(m, row_length(c))
     if c.accelerator == 'cpu' and m.attention_backend != 'xla':
         problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU; use xla')
     for prefix in DURATIONS:

@@ -40,7 +40,6 @@ from mlm_jax.analysis.gradient_variance import OVERLAPS, Design, make_sketched_g
 from mlm_jax.config import ConfigError
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import place_rows
-from mlm_jax.data.shards import Shards
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build, loading
 from mlm_jax.training.step import frozen_masks
@@ -63,7 +62,7 @@ def rank_sums(model: loading.TrainedModel, mesh, max_rows: int) -> GramSums:
     """Gram matrices of all layers for the four `CURVES`, over held-out rows at the frozen evaluation masks."""
     config, vocabulary = model.config, model.tokenizer.vocabulary
     masking = build.evaluation_masking(config, vocabulary)
-    rows = Shards(config.data.directory, 'validation')
+    rows = model.held_out_rows()
     batch_size = min(config.batch_size, 64)
     batch_size += -batch_size % mesh.size
 
@@ -195,7 +194,7 @@ def main_entropy() -> None:
             report[label] = {
                 'step': model.step,
                 'objective': model.config.objective,
-                'rows': min(len(entropy_report.held_out(model)), values.rows),
+                'rows': min(len(model.held_out_rows()), values.rows),
                 'ratios': entropy_report.measure(model, mesh, ratios, values.rows),
             }
             print(entropy_report.describe(label, report[label]), flush=True)

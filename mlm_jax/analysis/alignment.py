@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlm_jax.analysis.entropy_report import held_out
 from mlm_jax.config import ConfigError
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.losses.dag import dag_posterior, dag_viterbi
 from mlm_jax.masking.batch import gather_positions, selected_of
-from mlm_jax.masking.masking import Masking
 from mlm_jax.models.exlm import ExLM
+from mlm_jax.training import build
 from mlm_jax.training.loading import TrainedModel
 from mlm_jax.training.step import frozen_masks
 
@@ -48,12 +47,12 @@ def align_row(model: TrainedModel, row: int, ratio: float) -> dict:
       ConfigError: for another model, a row that there is not, and one without masked tokens or without alignment.
     """
     check_model(model)
-    rows, tokenizer = held_out(model), model.tokenizer
+    rows, tokenizer = model.held_out_rows(), model.tokenizer
     if row >= len(rows):
         raise ConfigError(f'--row={row}: there are {len(rows):,} held-out rows, counted from 0')
     tokens_1xT = jnp.asarray(rows.read(np.array([row])))
     segments_1xT = segment_ids(tokens_1xT, tokenizer.vocabulary)
-    masking = Masking(tokenizer.vocabulary, ratio=ratio)
+    masking = build.evaluation_masking(model.config, tokenizer.vocabulary, ratio)
     batch = frozen_masks(masking, tokens_1xT, segments_1xT, jnp.array([row]))
     if not (batch.positions < tokens_1xT.shape[1]).any():
         raise ConfigError(f'--row={row}: at a ratio of {ratio:g}, no token of this row is masked')

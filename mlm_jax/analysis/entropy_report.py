@@ -10,10 +10,8 @@ from jax.experimental import multihost_utils
 
 from mlm_jax.analysis import entropy
 from mlm_jax.config import ConfigError
-from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import place_rows
-from mlm_jax.data.shards import Shards
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build
 from mlm_jax.training.loading import TrainedModel
@@ -22,25 +20,11 @@ from mlm_jax.training.step import frozen_masks
 STYLES = {'prior, mixture': '-', 'prior, states': '--', 'posterior, mixture': '-.', 'posterior, states': ':'}
 
 
-def held_out(model: TrainedModel) -> Shards:
-    """The held-out rows of the model's data.
-
-    Raises:
-      ConfigError: when there are none.
-    """
-    directory = model.config.data.directory
-    if not manifest_lib.load(directory).split('validation').rows:
-        raise ConfigError(
-            f'{directory} has no held-out rows: raise data.validation_percent, or name a data.validation_corpus'
-        )
-    return Shards(directory, 'validation')
-
-
 def same_text(first: TrainedModel, other: TrainedModel, max_rows: int) -> bool:
     """Whether two models have the same tokenizer and the same first held-out rows, wherever those lie."""
     if first.tokenizer.model != other.tokenizer.model:
         return False
-    one, two = held_out(first), held_out(other)
+    one, two = first.held_out_rows(), other.held_out_rows()
     if (len(one), one.sequence_length) != (len(two), two.sequence_length):
         return False
     few = np.arange(min(len(one), max_rows))
@@ -62,7 +46,7 @@ def measure(model: TrainedModel, mesh: jax.sharding.Mesh, ratios: Sequence[float
     Raises:
       ConfigError: when there are no held-out rows, or no token of theirs is masked.
     """
-    rows, vocabulary = held_out(model), model.tokenizer.vocabulary
+    rows, vocabulary = model.held_out_rows(), model.tokenizer.vocabulary
     objective = entropy.for_any_ratio(model.run.objective)
     count, found = min(len(rows), max_rows), {}
     for ratio in ratios:

@@ -30,7 +30,7 @@ def measure(model: TrainedModel, mesh: jax.sharding.Mesh, num_texts: int, design
     Raises:
       ConfigError: when there are fewer than 3 such rows.
     """
-    rows = Shards(model.config.data.directory, 'validation')
+    rows = model.held_out_rows()
     chosen_S, size_S = _long_rows(rows, model.tokenizer.vocabulary.special_ids, num_texts, design.segments)
     if len(chosen_S) < 3:
         raise ConfigError(

@@ -110,7 +110,7 @@ def dag_viterbi(
 
     first_Bx1, path_MxB = jax.lax.scan(back, end_Bx1, (index_M[1:], source_MxBxS), reverse=True)
     path_BxM = jnp.concatenate([first_Bx1, path_MxB.T], axis=1).astype(jnp.int32)
-    feasible_Bx1 = jnp.take_along_axis(best_BxS, end_Bx1, axis=1) > IMPOSSIBLE / 2
+    feasible_Bx1 = _is_possible(jnp.take_along_axis(best_BxS, end_Bx1, axis=1))
     return jnp.where(feasible_Bx1 & (num_targets_B > 0)[:, None], path_BxM, -1)
 
 
@@ -123,18 +123,18 @@ def _forward(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
     feasible_B = _is_possible(start_B)
     log_z_B = jnp.where(feasible_B, start_B + omega.offset_MxB.sum(0), -jnp.inf)
     occupancy_BxMxS = jnp.moveaxis(_occupancy(row, alpha, omega), 0, 1)
-    residuals = (match_BxMxS, links_BxSxS, num_targets_B, num_states_B, alpha, omega, exact_B, feasible_B)
-    return (log_z_B, occupancy_BxMxS), residuals
+    arguments = (match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
+    return (log_z_B, occupancy_BxMxS), (arguments, alpha, omega, exact_B, feasible_B, occupancy_BxMxS)
 
 
 def _backward(residuals, grads):
-    match_BxMxS, links_BxSxS, num_targets_B, num_states_B, alpha, omega, exact_B, feasible_B = residuals
-    row = _Row.of(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
-    parts = (row, alpha, omega)
+    arguments, alpha, omega, exact_B, feasible_B, occupancy_BxMxS = residuals
+    match_BxMxS, links_BxSxS = arguments[:2]
+    parts = (_Row.of(*arguments), alpha, omega)
     steps_BxSxS = _repaired(exact_B, _blocked_transitions(*parts), lambda: _transitions(*parts), axis=0)
     grad_B = jnp.where(feasible_B, grads[0], 0.0)[:, None, None]
-    grad_match_BxMxS = jnp.moveaxis(_occupancy(*parts), 0, 1) * grad_B
-    return grad_match_BxMxS.astype(match_BxMxS.dtype), (steps_BxSxS * grad_B).astype(links_BxSxS.dtype), None, None
+    grad_match_BxMxS, grad_links_BxSxS = occupancy_BxMxS * grad_B, steps_BxSxS * grad_B
+    return grad_match_BxMxS.astype(match_BxMxS.dtype), grad_links_BxSxS.astype(links_BxSxS.dtype), None, None
 
 
 dag_forward_backward.defvjp(_forward, _backward)
@@ -305,16 +305,11 @@ def _out_of_blocks(x, num_states: int):
     return x.reshape(*x.shape[:-2], -1)[..., :num_states]
 
 
-def _pairs(row: _Row, alpha: _Scores, omega: _Scores):
-    """α_i and ω_{i+1} in blocks, with log Σ_{v,u} exp(α_i(v) + links(v, u) + ω_{i+1}(u)), f32[M − 1, B]."""
-    log_z_MxB = _log_z(row, alpha, omega) + omega.offset_MxB
-    return alpha.score_MxBxS[:-1], omega.score_MxBxS[1:], log_z_MxB[:-1]
-
-
 def _exponents(row: _Row, alpha: _Scores, omega: _Scores):
     """The best of a pair of blocks, max α_i + max ω_{i+1}, relative to all pairs: f32[M − 1, B, G, G]."""
-    alpha_MxBxS, omega_MxBxS, log_z_MxB = _pairs(row, alpha, omega)
-    alpha_top, omega_top = _in_blocks(alpha_MxBxS).max(-1), _in_blocks(omega_MxBxS).max(-1)
+    # log Σ_{v,u} exp(α_i(v) + links(v, u) + ω_{i+1}(u)): ω_i is that sum over u, with its own emission and offset.
+    log_z_MxB = (_log_z(row, alpha, omega) + omega.offset_MxB)[:-1]
+    alpha_top, omega_top = (_in_blocks(x).max(-1) for x in (alpha.score_MxBxS[:-1], omega.score_MxBxS[1:]))
     exponent = alpha_top[..., :, None] + omega_top[..., None, :] - log_z_MxB[..., None, None]
     index = jnp.arange(exponent.shape[-1])
     return jnp.where((index[:, None] <= index) & _is_possible(log_z_MxB)[..., None, None], exponent, IMPOSSIBLE)
@@ -323,7 +318,7 @@ def _exponents(row: _Row, alpha: _Scores, omega: _Scores):
 def _blocked_transitions(row: _Row, alpha: _Scores, omega: _Scores):
     """The expected number of steps from v to u, f32[B, S, S], for rows that are exact in linear space."""
     num_states = row.links_BxSxS.shape[1]
-    alpha_MxBxGxK, omega_MxBxHxJ = (_in_blocks(x) for x in _pairs(row, alpha, omega)[:2])
+    alpha_MxBxGxK, omega_MxBxHxJ = (_in_blocks(x) for x in (alpha.score_MxBxS[:-1], omega.score_MxBxS[1:]))
     exponent_MxBxGxH = jnp.minimum(_exponents(row, alpha, omega), LARGEST_EXPONENT)
     left_MxBxGxK = jnp.exp(alpha_MxBxGxK - alpha_MxBxGxK.max(-1, keepdims=True))
     left_MxBxGxKxH = left_MxBxGxK[..., None] * jnp.exp(exponent_MxBxGxH)[..., None, :]

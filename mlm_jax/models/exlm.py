@@ -134,7 +134,7 @@ class ExLM(nn.Module):
         links_BxSxS = None
         if self.options.transitions != 'none':
             links_BxSxS = self.transitions(state_BxSxd, rows.state_slot, self._allowed(rows))
-        logits_BxSxV = self.head(state_BxSxd, self.encoder.token_logits)
+        logits_BxSxV = self.encoder.token_logits(hidden_BxSxd) + self.head.bias
         return States(rows=rows, logits=logits_BxSxV, hidden=hidden_BxSxd, links=links_BxSxS)
 
     def alignment(self, batch: MaskedBatch) -> tuple[States, jax.Array, jax.Array]:
@@ -166,9 +166,8 @@ class ExLM(nn.Module):
         else:
             anchors_BxT = row_ends(batch.segments) & o.anchors
         max_anchors = o.max_anchors if o.anchors else 0
-        multiple = (
-            128 if self.config.attention_backend == 'splash' else 8
-        )  # lengths that the kernel, or matrix units, take
+        # Lengths that the kernel, or matrix units, take.
+        multiple = 128 if self.config.attention_backend == 'splash' else 8
         return expand(batch, anchors_BxT, max_anchors, o.num_states, multiple)
 
     def _encode(self, rows: ExpandedRows, deterministic: bool) -> jax.Array:
@@ -200,9 +199,8 @@ class ExLM(nn.Module):
             return dag_forward_backward(match_BxExS, states.links, rows.num_targets, num_states * rows.num_targets)
         uniform_BxExS = self.prior(states)
         log_joint_BxExS = jnp.where(uniform_BxExS > 0, match_BxExS - jnp.log(num_states), -1e30)
-        used_BxE = rows.expanded < rows.first_slot.shape[1]
-        log_z_B = jnp.where(used_BxE, jax.nn.logsumexp(log_joint_BxExS, axis=2), 0.0).sum(1)
-        posterior_BxExS = jax.nn.softmax(log_joint_BxExS, axis=2) * used_BxE[..., None]
+        log_z_B = jnp.where(rows.used, jax.nn.logsumexp(log_joint_BxExS, axis=2), 0.0).sum(1)
+        posterior_BxExS = jax.nn.softmax(log_joint_BxExS, axis=2) * rows.used[..., None]
         return jnp.where(rows.num_targets > 0, log_z_B, -jnp.inf), jax.lax.stop_gradient(posterior_BxExS)
 
     def prior(self, states: States) -> jax.Array:
@@ -214,8 +212,7 @@ class ExLM(nn.Module):
             sizes = (rows.num_targets, num_states * rows.num_targets)
             return dag_forward_backward(no_match_BxExS, jax.lax.stop_gradient(states.links), *sizes)[1]
         own_ExS = jnp.arange(num_states * num_expanded) // num_states == jnp.arange(num_expanded)[:, None]
-        used_BxE = rows.expanded < rows.first_slot.shape[1]
-        return own_ExS * used_BxE[..., None] / num_states
+        return own_ExS * rows.used[..., None] / num_states
 
 
 def _mixture_nll(share_BxExS: jax.Array, match_BxExS: jax.Array) -> jax.Array:

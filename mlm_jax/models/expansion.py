@@ -33,9 +33,14 @@ class ExpandedRows:
     state_slot: jax.Array
 
     @property
+    def used(self) -> jax.Array:
+        """bool[B, E]: which places of `expanded` hold a position."""
+        return self.expanded < self.first_slot.shape[1]
+
+    @property
     def num_targets(self) -> jax.Array:
         """int32[B]: the number of expanded tokens of each row."""
-        return (self.expanded < self.first_slot.shape[1]).sum(1)
+        return self.used.sum(1)
 
 
 def row_ends(segments_BxT: jax.Array) -> jax.Array:

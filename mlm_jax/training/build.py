@@ -49,11 +49,6 @@ class Run:
     eval_step: Callable
 
 
-def row_length(config: ml_collections.ConfigDict) -> int:
-    """Tokens in a row of the model: those of the text, and their copies where masking repeats them."""
-    return config.masking.repeats * config.sequence_length
-
-
 def evaluation_masking(
     config: ml_collections.ConfigDict, vocabulary: Vocabulary, ratio: float | None = None
 ) -> Masking:
@@ -65,7 +60,7 @@ def evaluation_masking(
 
 def encoder_config(config: ml_collections.ConfigDict) -> EncoderConfig:
     """The encoder that `config.model` describes."""
-    return EncoderConfig(vocab_size=config.vocab_size, max_length=row_length(config), **config.model)
+    return EncoderConfig(vocab_size=config.vocab_size, max_length=config_lib.row_length(config), **config.model)
 
 
 def make_objective(config: ml_collections.ConfigDict, vocabulary: Vocabulary):
@@ -139,7 +134,7 @@ def make_run(
         masking=masking,
         total_steps=total_steps,
         learning_rate=learning_rate,
-        init=make_init(objective, optimizer, config.seed, row_length(config), max_masked),
+        init=make_init(objective, optimizer, config.seed, config_lib.row_length(config), max_masked),
         train_step=make_train_step(objective, masking, optimizer, config.seed, config.num_microbatches),
         eval_step=make_eval_step(objective, evaluation_masking(config, vocabulary)),
     )

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from mlm_jax.config import resolve_steps
+from mlm_jax.config import resolve_steps, row_length
 from mlm_jax.masking import selection
 from mlm_jax.masking.fully_explored import FullyExplored
 
@@ -62,7 +62,7 @@ def masked_ratio(config: ml_collections.ConfigDict) -> float:
 
 def mlm_row_flops(config: ml_collections.ConfigDict) -> float:
     """Forward pass of MLM on a row of n tokens: L·(2nW + 4n²d) + m·(2d² + 2dV), m = ratio·n masked positions."""
-    m, n = config.model, config.masking.repeats * config.sequence_length
+    m, n = config.model, row_length(config)
     head = (
         masked_ratio(config)
         * config.masking.predicted_fraction

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest, tables
+from mlm_jax.data.shards import Shards
 from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.masking.tables import Tables
 from mlm_jax.training import build, checkpoints, continuation
@@ -34,6 +35,19 @@ class TrainedModel:
     run: build.Run
     params: dict
     step: int
+
+    def held_out_rows(self) -> Shards:
+        """The held-out rows of the data that the run was trained on.
+
+        Raises:
+          ConfigError: when the data are gone, or there are no such rows.
+        """
+        directory = self.config.data.directory
+        if not manifest.load(directory).split('validation').rows:
+            raise ConfigError(
+                f'{directory} has no held-out rows: raise data.validation_percent, or name a data.validation_corpus'
+            )
+        return Shards(directory, 'validation')
 
 
 def load(workdir: pathlib.Path, mesh: Mesh, step: int | None = None) -> TrainedModel:
