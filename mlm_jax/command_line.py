@@ -1,7 +1,7 @@
 """What the programs share at their boundary: flags, and errors in the user's words instead of tracebacks."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -30,6 +30,17 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
     """
     flags.mark_flags_as_required(required)
     app.run(lambda argv: _guarded(main), flags_parser=_parse_flags)
+
+
+def parse_seeds(texts: Sequence[str]) -> list[int]:
+    """Seeds from text; ConfigError unless they are different whole numbers."""
+    try:
+        seeds = [int(text) for text in texts]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError(f'--seeds={",".join(texts)}: give different whole numbers, such as 0,1,2')
+    return seeds
 
 
 def _guarded(main: Callable[[], None]) -> None:

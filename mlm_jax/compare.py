@@ -262,22 +262,11 @@ def _note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def parse_seeds(texts: Sequence[str]) -> list[int]:
-    """Seeds from text; ConfigError unless they are different whole numbers."""
-    try:
-        seeds = [int(text) for text in texts]
-    except ValueError:
-        seeds = []
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ConfigError(f'--seeds={",".join(texts)}: give different whole numbers, such as 0,1,2')
-    return seeds
-
-
 def main() -> None:
     """Trains, and reports after each seed."""
     values = flags.FLAGS
     runtime.initialize_distributed(values)
-    output, seeds = pathlib.Path(values.output).expanduser(), parse_seeds(values.seeds)
+    output, seeds = pathlib.Path(values.output).expanduser(), command_line.parse_seeds(values.seeds)
     candidates = configurations.load_candidates(configurations.split_names(values.configs), values.label, values.set)
     runtime.use_compilation_cache(candidates[0].config.compilation_cache)
     candidates = share_budget(candidates, values.budget, output)

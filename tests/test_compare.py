@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from mlm_jax import compare
+from mlm_jax import command_line, compare
 from mlm_jax.analysis import configurations
 from mlm_jax.config import ConfigError
 from mlm_jax.training import flops, runtime
@@ -141,7 +141,7 @@ def test_times_are_measured_once_and_new_ones_beside_the_first(pair, tmp_path, m
 @pytest.mark.parametrize('seeds', [['0', '0'], ['x'], [], ['-1']])
 def test_seeds_are_different_whole_numbers(seeds):
     with pytest.raises(ConfigError, match='--seeds='):
-        compare.parse_seeds(seeds)
+        command_line.parse_seeds(seeds)
 
 
 def test_a_wrong_command_line_ends_in_one_message(tmp_path):

@@ -67,7 +67,7 @@ def read(path: pathlib.Path, kind: str, text_key: str) -> Iterator[bytes]:
       ConfigError: for a file that cannot be read, is damaged, or lacks the key.
     """
     try:
-        with _open(path) as file:
+        with open_binary(path) as file:
             yield from READERS[kind](file, path, text_key)
     except DAMAGED as error:
         raise config_lib.ConfigError(f'{path} is damaged or cut off ({error}); copy it again') from error
@@ -75,7 +75,8 @@ def read(path: pathlib.Path, kind: str, text_key: str) -> Iterator[bytes]:
         raise config_lib.ConfigError(f'cannot read {path}: {error.strerror or error}') from error
 
 
-def _open(path: pathlib.Path) -> BinaryIO:
+def open_binary(path: pathlib.Path) -> BinaryIO:
+    """A file to read, decompressed where its suffix is .gz, .xz or .zst."""
     if path.suffix == '.gz':
         return gzip.open(path)
     if path.suffix == '.xz':

@@ -1,7 +1,11 @@
 """What a downstream task hands to fine-tuning, whatever files it came in."""
 
 import dataclasses
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
+
+from mlm_jax.config import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,3 +57,57 @@ class TaskData:
     task: Task
     splits: Mapping[str, Sequence[Example]]
     notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def hold_out(examples: Sequence[Example], percent: float) -> tuple[list[Example], list[Example]]:
+    """Divides examples by a hash of their texts: the same ones in every run, and equal texts on one side.
+
+    Args:
+      examples: of the train split.
+      percent: the share to hold out.
+
+    Returns:
+      Those that stay, and those held out.
+    """
+    threshold = percent / 100 * 2**64
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for example in examples:
+        digest = hashlib.blake2b('\0'.join(example.texts).encode(errors='surrogatepass'), digest_size=8).digest()
+        sides[int.from_bytes(digest) < threshold].append(example)
+    return sides
+
+
+def class_number(value, labels: Sequence[str], where: str) -> float:
+    """The number of a class that a file gives by name, or by number; NaN for −1, the mark of a hidden label.
+
+    Raises:
+      ConfigError: when it is neither.
+    """
+    if str(value) in labels:
+        return float(labels.index(str(value)))
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = None
+    if number == -1:
+        return math.nan
+    if number is None or number not in range(len(labels)):
+        raise ConfigError(f'{where}: {value!r} is no label; they are {", ".join(labels)}, or 0 … {len(labels) - 1}')
+    return number
+
+
+def number(value, where: str) -> float:
+    """A value to be predicted; NaN where it is missing.
+
+    Raises:
+      ConfigError: for what is no finite number.
+    """
+    if value is None or value == '':
+        return math.nan
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        result = math.inf
+    if not math.isfinite(result):
+        raise ConfigError(f'{where}: {value!r} is no number')
+    return result

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import flax.linen as nn
 import jax
 import ml_collections
 from jax.sharding import Mesh
@@ -11,7 +12,9 @@ from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest, tables
 from mlm_jax.data.shards import Shards
 from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.interop import huggingface
 from mlm_jax.masking.tables import Tables
+from mlm_jax.parallel.mesh import replicated
 from mlm_jax.training import build, checkpoints, continuation
 from mlm_jax.training.state import abstract_state, create_state
 from mlm_jax.training.workdir import read_config
@@ -76,6 +79,64 @@ def load(workdir: pathlib.Path, mesh: Mesh, step: int | None = None) -> TrainedM
     params = saver.restore_params(abstract_state(run.init, mesh, 'dp').params, step)
     saver.close()
     return TrainedModel(config, tokenizer, run, jax.block_until_ready(params), step)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedEncoder:
+    """What fine-tuning takes of a model.
+
+    Attributes:
+      objective: the Linen module, of which `encode` is used.
+      params: its parameters `encoder`; None where they are to be drawn at random.
+      tokenizer: of its text.
+      step: updates of the checkpoint; None where there are none to count.
+    """
+
+    objective: nn.Module
+    params: dict | None
+    tokenizer: Tokenizer
+    step: int | None
+
+    @property
+    def takes_any_length(self) -> bool:
+        """Whether rows may be longer than those it was trained on: nothing in it counts positions in a table."""
+        c = self.objective.config
+        return c.positions != 'learned' and not c.relative_buckets
+
+
+RANDOM = 'random:'
+
+
+def load_encoder(source: str, mesh: Mesh) -> PretrainedEncoder:
+    """Loads an encoder, replicated on `mesh`.
+
+    Args:
+      source: the workdir of a run of any objective, WORKDIR or WORKDIR@STEP; hf:DIRECTORY, a checkpoint of Hugging Face
+        with its tokenizer.json; or random:SOURCE, the same model without what it has learned.
+      mesh: any mesh.
+
+    Raises:
+      ConfigError: when there is no such model.
+      FileNotFoundError: without a checkpoint (of that step).
+      ImportError: without the extra `huggingface`, where that is needed.
+    """
+    if source.startswith(RANDOM):
+        there = load_encoder(source.removeprefix(RANDOM), mesh)
+        return dataclasses.replace(there, params=None, step=None)
+    if source.startswith(continuation.HUGGING_FACE):
+        directory = pathlib.Path(source.removeprefix(continuation.HUGGING_FACE)).expanduser()
+        try:
+            objective, params = huggingface.from_hf(directory)
+        except ValueError as error:
+            raise ConfigError(f'{source}: {error}') from error
+        tokenizer = Tokenizer.from_file(directory / continuation.HUGGING_FACE_TOKENIZER)
+        return PretrainedEncoder(objective, jax.device_put(params['encoder'], replicated(mesh)), tokenizer, None)
+    workdir, at, step = source.rpartition('@')
+    if at and step.isdecimal():
+        model = load(pathlib.Path(workdir).expanduser(), mesh, int(step))
+    else:
+        model = load(pathlib.Path(source).expanduser(), mesh)
+    return PretrainedEncoder(model.run.objective, model.params['encoder'], model.tokenizer, model.step)
 
 
 def _tables(config: ml_collections.ConfigDict) -> Tables | None:

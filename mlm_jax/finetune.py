@@ -1,0 +1,339 @@
+"""Fine-tunes trained encoders on downstream tasks: grids × seeds, tables, predictions.
+
+    python -m mlm_jax.finetune --model=runs/mlm_mini --model=random:runs/mlm_mini --tasks=glue/sst2,glue/rte \\
+        --data=glue=data/glue --seeds=1,2,3 --grid=learning_rate=1e-4,3e-4 --output=runs/mlm_mini/finetune
+
+Models: the workdir of a run of any objective (WORKDIR or WORKDIR@STEP), hf:DIRECTORY, or random:MODEL, the same without
+what it has learned. Tasks: a suite (glue) or some of its tasks (glue/sst2); or files of your own, with --train_file.
+Recipes are those of the tasks; --set=KEY=VALUE changes a key for all, --grid=KEY=VALUE,VALUE,… tries several values.
+`Recipe` in mlm_jax/training/fine_tuning.py lists the keys.
+
+For each task and model the setting with the best median on the validation split is reported, with the parameters that
+were best there. Started again, the program runs what is missing. The output holds results.json, results.md, results.png,
+and <model>/<task>/<setting>/seed<k>/ with result.json and predictions; <model>/submission is what GLUE's site takes.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+import jax
+import tqdm
+from absl import flags
+
+from mlm_jax import command_line
+from mlm_jax.analysis import fine_tuning_report
+from mlm_jax.config import ConfigError
+from mlm_jax.data import atomic
+from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.probe import short_names
+from mlm_jax.tasks import custom, glue, problems, suites
+from mlm_jax.tasks.examples import TaskData
+from mlm_jax.training import fine_tuning, loading, runtime
+from mlm_jax.training.continuation import HUGGING_FACE
+from mlm_jax.training.fine_tuning import Outcome, Recipe
+
+RESULT_FILE = 'result.json'
+_TYPES = {f.name: type(f.default) for f in dataclasses.fields(Recipe)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One task under one setting for one model; its seeds run side by side.
+
+    Attributes:
+      model: its label.
+      task: its name.
+      setting: what of the grid it has, as 'key=value,…'; 'default' without a grid.
+      recipe: all of it.
+    """
+
+    model: str
+    task: str
+    setting: str
+    recipe: Recipe
+
+    def directory(self, output: pathlib.Path) -> pathlib.Path:
+        """Where its seeds are."""
+        return output / self.model / self.task.replace('/', '_') / self.setting
+
+
+def parse_settings(texts: Sequence[str], flag: str) -> dict[str, tuple]:
+    """Key → values, from 'key=value,value,…'.
+
+    Raises:
+      ConfigError: for an unknown key, or a value of the wrong type.
+    """
+    found = {}
+    for text in texts:
+        key, _, values = text.partition('=')
+        if key not in _TYPES:
+            raise ConfigError(f'--{flag}={text}: there is no key {key!r}; there are {", ".join(_TYPES)}')
+        kind = _TYPES[key]
+        try:
+            parsed = tuple(kind(float(value)) if kind is int else kind(value) for value in values.split(','))
+            if kind is int and any(value != float(v) for value, v in zip(parsed, values.split(','), strict=True)):
+                raise ValueError(text)
+        except ValueError:
+            raise ConfigError(f'--{flag}={text}: expected {kind.__name__}') from None
+        found[key] = parsed
+    return found
+
+
+def make_recipe(task_recipe: Mapping, settings: Mapping[str, tuple], point: Mapping) -> Recipe:
+    """The defaults, changed by the task, by the settings of all, and by a point of the grid.
+
+    Raises:
+      ConfigError: for values out of range.
+    """
+    recipe = Recipe(**{**task_recipe, **{key: values[0] for key, values in settings.items()}, **point})
+    positive = ('learning_rate', 'batch_size', 'epochs', 'evaluations_per_epoch')
+    wrong = [key for key in positive if getattr(recipe, key) <= 0]
+    wrong += [key for key in ('patience', 'max_length', 'max_train_examples') if getattr(recipe, key) < 0]
+    wrong += ['dropout'] if not 0 <= recipe.dropout < 1 else []
+    wrong += ['layer_decay'] if not 0 < recipe.layer_decay <= 1 else []
+    if wrong:
+        raise ConfigError(f'out of range: {", ".join(f"{key}={getattr(recipe, key)}" for key in wrong)}')
+    return recipe
+
+
+def make_jobs(data: Mapping[str, TaskData], models: Sequence[str], settings: Mapping, grid: Mapping) -> list[Job]:
+    """All jobs, task by task: so that each task is there for all models before the next begins."""
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    return [
+        Job(model, name, ','.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in point.items())
+            or 'default', make_recipe(task.task.recipe, settings, point))
+        for name, task in data.items()
+        for model in models
+        for point in points
+    ]  # fmt: skip
+
+
+def finished_seeds(job: Job, seeds: Sequence[int], output: pathlib.Path) -> dict[int, dict]:
+    """Seed → result.json, of those that are finished.
+
+    Raises:
+      ConfigError: when one is there that was made with another recipe.
+    """
+    found = {}
+    for seed in seeds:
+        path = job.directory(output) / f'seed{seed}' / RESULT_FILE
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text(encoding='utf-8'))
+        wanted = dataclasses.asdict(job.recipe)
+        different = [f'  {k}: {result["recipe"].get(k)!r} there, {v!r} now' for k, v in wanted.items()
+                     if result['recipe'].get(k) != v]  # fmt: skip
+        if different:
+            raise ConfigError(
+                f'{path.parent} was fine-tuned with another recipe:\n' + '\n'.join(different) + '\n'
+                'Ask for what is there, choose another --output, or delete that directory'
+            )
+        found[seed] = result
+    return found
+
+
+def make_labels(sources: Sequence[str]) -> list[str]:
+    """Short names of models: the last parts of their paths, with `random-` before those that have learned nothing."""
+    paths = [source.removeprefix(loading.RANDOM).removeprefix(HUGGING_FACE) for source in sources]
+    short = dict(zip(dict.fromkeys(paths), short_names(list(dict.fromkeys(paths))), strict=True))
+    return [
+        'random-' * source.startswith(loading.RANDOM) + re.sub(r'[^\w.+-]', '-', short[path])
+        for source, path in zip(sources, paths, strict=True)
+    ]
+
+
+def max_length(encoder: loading.PretrainedEncoder, recipe: Recipe, label: str) -> int:
+    """Tokens of the longest row; ConfigError where the model cannot read so many."""
+    trained = encoder.objective.config.max_length
+    if recipe.max_length > trained and not encoder.takes_any_length:
+        raise ConfigError(f'max_length={recipe.max_length}: {label} knows {trained} positions; set {trained} or less')
+    return recipe.max_length or trained
+
+
+def run_job(
+    job: Job, data: TaskData, encoder: loading.PretrainedEncoder, seeds: Sequence[int], mesh, bar
+) -> tuple[fine_tuning.Problem, list[Outcome]]:
+    """Fine-tunes the seeds of a job side by side."""
+    problem, notes = problems.make_problem(
+        data, encoder.tokenizer, job.recipe, max_length(encoder, job.recipe, job.model)
+    )
+    bar.set_description(f'{job.model} {job.task} {job.setting} seed {",".join(map(str, seeds))}')
+    for note, count in {**data.notes, **notes}.items():
+        bar.write(f'{job.task}: {count:,} {note}', file=sys.stderr)
+    per_update, pad_id = (
+        _cost(job, data) / fine_tuning.num_updates(problem, job.recipe),
+        encoder.tokenizer.vocabulary.pad_id,
+    )
+    outcomes = fine_tuning.fine_tune(
+        encoder.objective, encoder.params, pad_id, problem, job.recipe, seeds, mesh,
+        lambda updates: bar.update(updates * per_update * len(seeds)),
+    )  # fmt: skip
+    return problem, outcomes
+
+
+def _cost(job: Job, data: TaskData) -> float:
+    """Examples that one seed passes."""
+    count = len(data.splits['train'])
+    return job.recipe.epochs * (min(count, job.recipe.max_train_examples) or count)
+
+
+def save(job: Job, model: str, problem: fine_tuning.Problem, outcome: Outcome, output: pathlib.Path) -> None:
+    """Writes predictions, and last result.json: where that is, the seed is finished."""
+    directory = job.directory(output) / f'seed{outcome.seed}'
+    directory.mkdir(parents=True, exist_ok=True)
+    for split, outputs in outcome.outputs.items():
+        problem.write(split, outputs, directory)
+    result = {
+        'task': job.task,
+        'model': model,
+        'seed': outcome.seed,
+        'metric': problem.metric,
+        'metrics': outcome.metrics,
+        'best_step': outcome.best_step,
+        'seconds': round(outcome.seconds, 3),
+        'recipe': dataclasses.asdict(job.recipe),
+        'curve': outcome.curve,
+        'train_losses': [round(loss, 6) for loss in outcome.train_losses],
+    }
+    atomic.write_bytes(directory / RESULT_FILE, f'{json.dumps(_without_nan(result), indent=1)}\n'.encode())
+
+
+def _without_nan(value):
+    """JSON has no NaN: a metric that is not defined is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def write_report(jobs: Sequence[Job], seeds: Sequence[int], output: pathlib.Path) -> str:
+    """Writes results.json, results.md, results.png and submissions from what is finished; returns the Markdown."""
+    report: dict = {}
+    for job in jobs:
+        results = finished_seeds(job, seeds, output)
+        if len(results) == len(seeds):
+            report.setdefault(job.task, {}).setdefault(job.model, {})[job.setting] = list(results.values())
+    report = {
+        task: {model: fine_tuning_report.summarize(settings) for model, settings in by_model.items()}
+        for task, by_model in report.items()
+    }
+    text = fine_tuning_report.markdown(report)
+    atomic.write_bytes(output / 'results.json', f'{json.dumps(_without_nan(report), indent=2)}\n'.encode())
+    atomic.write_bytes(output / 'results.md', text.encode())
+    fine_tuning_report.draw(report, output / 'results.png')
+    for task, by_model in report.items():
+        suite, _, name = task.partition('/')
+        for model, entry in by_model.items() if suite == glue.SUITE else ():
+            job = next(j for j in jobs if (j.task, j.model, j.setting) == (task, model, entry['setting']))
+            _write_submission(name, job.directory(output) / f'seed{entry["best_seed"]}', output / model / 'submission')
+    return text
+
+
+def _write_submission(name: str, seed: pathlib.Path, directory: pathlib.Path) -> None:
+    for path in seed.glob('predictions_test*.jsonl'):
+        lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+        answers = [next(iter(a.values())) if isinstance(a := line['prediction'], dict) else a for line in lines]
+        directory.mkdir(parents=True, exist_ok=True)
+        glue.write_submission(name, path.stem.removeprefix('predictions_'), answers, directory)
+
+
+def read_tasks(values) -> dict[str, TaskData]:
+    """Name → task, of --tasks and --train_file.
+
+    Raises:
+      ConfigError: when there is none, or one that cannot be read.
+    """
+    where = suites.directories(values.data)
+    data = {name: suites.read(name, where) for name in suites.split_names(values.tasks)}
+    if values.train_file:
+        name = values.task_name or pathlib.Path(values.train_file).name.partition('.')[0]
+        if not re.fullmatch(r'\w[\w.-]*', name):
+            raise ConfigError(f'--task_name={name} names a directory; use letters, digits and . _ -')
+        files = custom.Files(
+            name, values.kind, values.train_file, values.validation_file, values.test_file,
+            tuple(values.text_columns), tuple(values.target_columns), tuple(values.metrics), values.held_out_percent,
+        )  # fmt: skip
+        data[name] = custom.read(files)
+    if not data:
+        raise ConfigError('nothing to fine-tune on: give --tasks, or --train_file for files of your own')
+    return data
+
+
+def main() -> None:
+    """Fine-tunes what is missing, and reports after each task."""
+    values, output = flags.FLAGS, pathlib.Path(flags.FLAGS.output).expanduser()
+    seeds = command_line.parse_seeds(values.seeds)
+    labels = values.label or make_labels(values.model)
+    if len(labels) != len(values.model) or len(set(labels)) < len(labels):
+        raise ConfigError(f'--label={", ".join(labels)}: give {len(values.model)} different ones, or none')
+    settings, grid = parse_settings(values.set, 'set'), parse_settings(values.grid, 'grid')
+    several = [key for key, given in settings.items() if len(given) > 1]
+    if several or settings.keys() & grid.keys():
+        raise ConfigError(
+            f'several values of {", ".join(several or settings.keys() & grid.keys())}: give them to --grid'
+        )
+    data = read_tasks(values)
+    jobs = make_jobs(data, labels, settings, grid)
+    missing = {
+        job: [seed for seed in seeds if seed not in done]
+        for job in jobs
+        for done in [finished_seeds(job, seeds, output)]
+    }
+    runtime.use_compilation_cache('~/.cache/mlm_jax/xla')
+    mesh = mesh_lib.make_mesh()
+    output.mkdir(parents=True, exist_ok=True)
+    # On a CPU seeds side by side gain nothing; an accelerator is fuller with them.
+    side_by_side = values.parallel_seeds or (1 if jax.default_backend() == 'cpu' else len(seeds))
+    total, text = sum(_cost(job, data[job.task]) * len(m) for job, m in missing.items()), ''
+    with jax.set_mesh(mesh), tqdm.tqdm(total=round(total), unit=' examples', unit_scale=True, disable=not total) as bar:
+        encoders = {
+            label: loading.load_encoder(source, mesh) for label, source in zip(labels, values.model, strict=True)
+        }
+        for job in jobs:
+            max_length(encoders[job.model], job.recipe, job.model)
+        for i, job in enumerate(jobs):
+            for start in range(0, len(missing[job]), side_by_side):
+                some = missing[job][start : start + side_by_side]
+                problem, outcomes = run_job(job, data[job.task], encoders[job.model], some, mesh, bar)
+                for outcome in outcomes:
+                    save(job, job.model, problem, outcome, output)
+                    best = outcome.metrics['validation'][problem.metric]
+                    bar.write(
+                        f'{job.model} {job.task} {job.setting} seed {outcome.seed}: {problem.metric} {best:.4f} after '
+                        f'{outcome.best_step:,} updates',
+                        file=sys.stderr,
+                    )
+            if i + 1 == len(jobs) or jobs[i + 1].task != job.task:
+                text = write_report(jobs, seeds, output)
+    print(f'\n{text}\n{output / "results.md"}\n{output / "results.png"}')
+
+
+if __name__ == '__main__':
+    flags.DEFINE_multi_string('model', None, 'WORKDIR[@STEP], hf:DIRECTORY or random:MODEL; several are compared.')
+    flags.DEFINE_multi_string('label', [], 'Name of a model, repeated in their order; made up unless given.')
+    flags.DEFINE_list('tasks', [], 'Suites, or tasks of suites: glue, glue/sst2, …')
+    flags.DEFINE_multi_string(
+        'data', [], 'Where they lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.'
+    )
+    flags.DEFINE_list('seeds', ['1', '2', '3'], 'Of heads, orders of rows and dropout.')
+    flags.DEFINE_multi_string('set', [], 'KEY=VALUE of the recipe, for all tasks; may be repeated.')
+    flags.DEFINE_multi_string('grid', [], 'KEY=VALUE,VALUE,…: each is tried; with several, every combination.')
+    flags.DEFINE_integer('parallel_seeds', None, 'Seeds side by side; all on accelerators, 1 on a CPU.', lower_bound=1)
+    flags.DEFINE_string('train_file', '', 'A task of your own: TSV, CSV or JSON lines.')
+    flags.DEFINE_string('validation_file', '', 'Its validation split; else a part of --train_file.')
+    flags.DEFINE_string('test_file', '', 'Its test split, with targets or without.')
+    flags.DEFINE_string('task_name', '', 'Its name; that of the file unless given.')
+    flags.DEFINE_enum('kind', 'classification', list(custom.METRICS), 'What is to be predicted.')
+    flags.DEFINE_list('text_columns', ['text'], 'One column of text, or two.')
+    flags.DEFINE_list('target_columns', ['label'], 'Column of the class; or of values, one or several.')
+    flags.DEFINE_list('metrics', [], 'tasks/metrics.py has them; the first chooses.')
+    flags.DEFINE_float('held_out_percent', 10.0, 'Of --train_file, without --validation_file.', 0.1, 90.0)
+    flags.DEFINE_string('output', None, 'Directory for runs, tables and pictures.')
+    command_line.run(main, required=('model', 'output'))

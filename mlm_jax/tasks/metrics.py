@@ -1,0 +1,122 @@
+"""How predictions are judged: scikit-learn's and SciPy's metrics by name (extra `finetune`)."""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mlm_jax.config import ConfigError
+
+# Metrics of which less is better.
+DECREASING = ('rmse', 'mae')
+
+
+def score(names: Sequence[str], targets_NxC: np.ndarray, outputs_NxC: np.ndarray) -> dict[str, float]:
+    """Metrics of predictions, as fractions (not percent); NaN where one is not defined.
+
+    Args:
+      names: keys of `METRICS`.
+      targets_NxC: float; class numbers or values [N, 1], or [N, C] of 0, 1 and, where unknown, NaN.
+      outputs_NxC: float; of a classification one logit for each class, else one logit or value for each target.
+
+    Raises:
+      ConfigError: for an unknown metric.
+      ImportError: without the extra `finetune`.
+    """
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise ConfigError(f'there is no metric {", ".join(unknown)}; there are {", ".join(METRICS)}')
+    return {name: float(METRICS[name](targets_NxC, outputs_NxC)) for name in names}
+
+
+def is_better(name: str, value: float, than: float) -> bool:
+    """Whether a value of a metric improves on another; NaN never does, and everything else improves on it."""
+    if np.isnan(value):
+        return False
+    return bool(np.isnan(than) or (value < than if name in DECREASING else value > than))
+
+
+def _sklearn():
+    try:
+        import sklearn.metrics
+    except ModuleNotFoundError:
+        raise ImportError("metrics need scikit-learn: pip install 'mlm_jax[finetune]'") from None
+    return sklearn.metrics
+
+
+def _classes(targets_NxC, outputs_NxC):
+    return targets_NxC[:, 0].astype(int), outputs_NxC.argmax(axis=1)
+
+
+def _accuracy(targets_NxC, outputs_NxC):
+    return _sklearn().accuracy_score(*_classes(targets_NxC, outputs_NxC))
+
+
+def _f1(targets_NxC, outputs_NxC):
+    """Of class 1, as GLUE has it for its two-class tasks."""
+    return _sklearn().f1_score(*_classes(targets_NxC, outputs_NxC), zero_division=0.0)
+
+
+def _macro_f1(targets_NxC, outputs_NxC):
+    return _sklearn().f1_score(*_classes(targets_NxC, outputs_NxC), average='macro', zero_division=0.0)
+
+
+def _matthews(targets_NxC, outputs_NxC):
+    return _sklearn().matthews_corrcoef(*_classes(targets_NxC, outputs_NxC))
+
+
+def _correlation(name: str) -> Callable:
+    def correlation(targets_NxC, outputs_NxC):
+        from scipy import stats
+
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', stats.ConstantInputWarning)  # NaN says it
+            return getattr(stats, name)(targets_NxC[:, 0], outputs_NxC[:, 0]).statistic
+
+    return correlation
+
+
+_pearson, _spearman = _correlation('pearsonr'), _correlation('spearmanr')
+
+
+def _pearson_spearman(targets_NxC, outputs_NxC):
+    return (_pearson(targets_NxC, outputs_NxC) + _spearman(targets_NxC, outputs_NxC)) / 2
+
+
+def _per_target(name: str) -> Callable:
+    """The mean over the targets of which both classes occur: where one is missing, the curve does not exist."""
+
+    def mean(targets_NxC, outputs_NxC):
+        if outputs_NxC.shape[1] == 2 and targets_NxC.shape[1] == 1:  # two classes: the second is the positive one
+            outputs_NxC = outputs_NxC[:, 1:] - outputs_NxC[:, :1]
+        metric, values = getattr(_sklearn(), name), []
+        for target_N, output_N in zip(targets_NxC.T, outputs_NxC.T, strict=True):
+            known = ~np.isnan(target_N)
+            if len(np.unique(target_N[known])) == 2:
+                values.append(metric(target_N[known], output_N[known]))
+        return np.mean(values) if values else np.nan
+
+    return mean
+
+
+def _rmse(targets_NxC, outputs_NxC):
+    return np.sqrt(np.nanmean((targets_NxC - outputs_NxC) ** 2))
+
+
+def _mae(targets_NxC, outputs_NxC):
+    return np.nanmean(np.abs(targets_NxC - outputs_NxC))
+
+
+METRICS: dict[str, Callable] = {
+    'accuracy': _accuracy,
+    'f1': _f1,
+    'macro_f1': _macro_f1,
+    'matthews': _matthews,
+    'pearson': _pearson,
+    'spearman': _spearman,
+    'pearson_spearman': _pearson_spearman,
+    'roc_auc': _per_target('roc_auc_score'),
+    'average_precision': _per_target('average_precision_score'),
+    'rmse': _rmse,
+    'mae': _mae,
+}

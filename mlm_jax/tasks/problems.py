@@ -1,0 +1,125 @@
+"""From the examples of a task to what fine-tuning computes with, for one tokenizer and one recipe."""
+
+import json
+import math
+import pathlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy import special
+
+from mlm_jax.config import ConfigError
+from mlm_jax.tasks import inputs as inputs_lib
+from mlm_jax.tasks import metrics
+from mlm_jax.tasks.examples import Example, Task, TaskData
+from mlm_jax.training.fine_tuning import Problem, Recipe
+
+CLASS_WEIGHTS = ('none', 'balanced')
+_SUBSET_SEED = 0
+
+
+def make_problem(data: TaskData, tokenizer, recipe: Recipe, max_length: int) -> tuple[Problem, dict[str, int]]:
+    """Tokenises a task of text, and scales its targets.
+
+    Args:
+      data: the task.
+      tokenizer: of the model.
+      recipe: its class weights, target scale and limits matter.
+      max_length: tokens of the longest row.
+
+    Returns:
+      The problem, and notes: what was cut, in words → how often.
+
+    Raises:
+      ConfigError: for a setting that does not fit the task.
+    """
+    task, notes = data.task, Counter()
+    if recipe.class_weights not in CLASS_WEIGHTS:
+        raise ConfigError(f'class_weights={recipe.class_weights} must be {" or ".join(CLASS_WEIGHTS)}')
+    splits = {**data.splits, 'train': subset(data.splits['train'], recipe.max_train_examples)}
+    inputs = {split: inputs_lib.encode(rows, tokenizer, max_length, notes) for split, rows in splits.items()}
+    raw = {split: x.targets for split, x in inputs.items()}
+    shift_C, scale_C = np.float32(0), np.float32(1)
+    if task.kind == 'regression':
+        shift_C, scale_C = _scaling(raw['train'], recipe.target_scale)
+        inputs = {split: inputs_lib.Inputs(x.tokens, (x.targets - shift_C) / scale_C) for split, x in inputs.items()}
+
+    def predictions(outputs_NxC: np.ndarray) -> np.ndarray:
+        return outputs_NxC * scale_C + shift_C
+
+    def score(split: str, outputs_NxC: np.ndarray) -> dict[str, float]:
+        if np.isnan(raw[split]).all():
+            return {}
+        return metrics.score(task.metrics, raw[split], predictions(outputs_NxC))
+
+    def write(split: str, outputs_NxC: np.ndarray, directory: pathlib.Path) -> None:
+        lines = describe_predictions(task, splits[split], predictions(outputs_NxC))
+        text = ''.join(f'{json.dumps(line, ensure_ascii=False)}\n' for line in lines)
+        (directory / f'predictions_{split}.jsonl').write_text(text, encoding='utf-8')
+
+    num_outputs = len(task.labels)
+    weights = _class_weights(task.kind, raw['train'], num_outputs) if recipe.class_weights == 'balanced' else None
+    problem = Problem(
+        loss=task.kind,
+        num_outputs=num_outputs,
+        inputs=inputs,
+        score=score,
+        write=write,
+        metric=task.metrics[0],
+        weights=np.ones(num_outputs, np.float32) if weights is None else weights,
+    )
+    return problem, {note: count for note, count in notes.items() if count}
+
+
+def describe_predictions(task: Task, examples: Sequence[Example], outputs_NxC: np.ndarray) -> Iterator[dict]:
+    """A line for each example: its id, the prediction, and the target where it is known.
+
+    Args:
+      task: its kind says what outputs are: logits of classes, logits of targets, or values.
+      examples: of the split.
+      outputs_NxC: on the scale of the targets.
+    """
+    for example, output_C in zip(examples, outputs_NxC.astype(float), strict=True):
+        target = None if math.isnan(example.targets[0]) else example.targets[0]
+        if task.kind == 'classification':
+            probability_C = special.softmax(output_C)
+            label, target = int(output_C.argmax()), None if target is None else task.labels[int(target)]
+            yield {
+                'id': example.id, 'prediction': task.labels[label], 'probability': round(probability_C[label], 6),
+                'target': target,
+            }  # fmt: skip
+            continue
+        values_C = special.expit(output_C) if task.kind == 'multilabel' else output_C
+        yield {
+            'id': example.id,
+            'prediction': {name: round(value, 6) for name, value in zip(task.labels, values_C, strict=True)},
+            'target': {
+                name: value for name, value in zip(task.labels, example.targets, strict=True) if not math.isnan(value)
+            },
+        }
+
+
+def subset(rows: Sequence[Example], size: int) -> Sequence[Example]:
+    """A random part of the rows, the same whoever asks, in their order; all where `size` is 0."""
+    if not 0 < size < len(rows):
+        return rows
+    return [rows[i] for i in np.sort(np.random.default_rng(_SUBSET_SEED).permutation(len(rows))[:size])]
+
+
+def _scaling(targets_NxC: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    if scale:
+        return np.float32(0), np.float32(scale)
+    deviation_C = np.nanstd(targets_NxC, axis=0)
+    return np.nanmean(targets_NxC, axis=0), np.where(deviation_C > 0, deviation_C, 1).astype(np.float32)
+
+
+def _class_weights(kind: str, targets_NxC: np.ndarray, num_outputs: int) -> np.ndarray | None:
+    """Of classes N / (C · N_c), as scikit-learn's 'balanced'; of yes-or-no targets negatives / positives."""
+    if kind == 'classification':
+        counts_C = np.bincount(targets_NxC[:, 0].astype(int), minlength=num_outputs)
+        return (len(targets_NxC) / (num_outputs * np.maximum(counts_C, 1))).astype(np.float32)
+    if kind == 'multilabel':
+        positives_C, known_C = np.nansum(targets_NxC, axis=0), (~np.isnan(targets_NxC)).sum(0)
+        return ((known_C - positives_C) / np.maximum(positives_C, 1)).astype(np.float32)
+    return None

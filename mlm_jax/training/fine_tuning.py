@@ -1,0 +1,402 @@
+"""Fine-tuning: a pretrained encoder with a new head, several seeds side by side.
+
+Seeds are a leading axis of everything: parameters, optimizer state and batches. One compiled program per length of rows
+serves them all, whatever their learning rates and schedules.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mlm_jax.config import ConfigError
+from mlm_jax.models.downstream import Downstream
+from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.parallel.sharding import is_stacked, path_name
+from mlm_jax.tasks import inputs as inputs_lib
+from mlm_jax.tasks.inputs import Inputs
+from mlm_jax.tasks.metrics import is_better
+from mlm_jax.training.optimizers import decayed
+from mlm_jax.training.schedules import make_schedule
+
+# Rows of an evaluation batch for each row of a training batch: no gradients are kept.
+EVALUATION_FACTOR = 2
+_INIT, _DROPOUT = 0, 1  # streams of random bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a task is fine-tuned. The defaults are in the middle of the grids of BERT, RoBERTa and MAE-LM at base.
+
+    Attributes:
+      learning_rate: the peak; small encoders want more, 3e-4 say.
+      batch_size: rows of an update.
+      epochs: passes over the train split, at most.
+      warmup_percent: of all updates, in which the learning rate rises; then it falls linearly to 0.
+      weight_decay: of kernels and embeddings, decoupled.
+      b1: of Adam.
+      b2: of Adam.
+      eps: of Adam.
+      clip_norm: of the global gradient; 0 clips nothing.
+      dropout: in the encoder, on its attention, and in the head.
+      layer_decay: each layer learns so much slower than the one above it, and the embeddings slowest (ELECTRA).
+      max_length: tokens of a row; 0: as many as the model was trained on.
+      evaluations_per_epoch: how often the validation split is scored.
+      patience: evaluations without improvement after which a run ends; 0 never ends it.
+      class_weights: 'none'; 'balanced' weights classes, or the positive ones of each target, by rarity.
+      target_scale: of a regression, what targets are divided by; 0 standardises them by the train split.
+      max_train_examples: a random part of the train split, the same for all seeds; 0 takes all.
+    """
+
+    learning_rate: float = 5e-5
+    batch_size: int = 32
+    epochs: int = 3
+    warmup_percent: float = 6.0
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-6
+    clip_norm: float = 1.0
+    dropout: float = 0.1
+    layer_decay: float = 1.0
+    max_length: int = 0
+    evaluations_per_epoch: int = 1
+    patience: int = 0
+    class_weights: str = 'none'
+    target_scale: float = 0.0
+    max_train_examples: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A task made ready for one model.
+
+    Attributes:
+      loss: a key of `LOSSES`.
+      num_outputs: of the head.
+      inputs: split → Inputs; 'train' and 'validation' at least.
+      score: (split, outputs) → metrics, none for a split without targets. Outputs are float32[N, num_outputs], or of
+        the loss 'span' a list of N arrays float32[n, 2].
+      write: (split, outputs, directory) → writes the predictions there.
+      metric: the one that chooses.
+      weights: float32[C], of classes, or of the positives of each target.
+    """
+
+    loss: str
+    num_outputs: int
+    inputs: Mapping[str, Inputs]
+    score: Callable[[str, Any], dict[str, float]]
+    write: Callable[[str, Any, pathlib.Path], None]
+    metric: str
+    weights: np.ndarray
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of one seed.
+
+    Attributes:
+      seed: of the head, the order of the rows and the dropout.
+      metrics: split → name → value, with the parameters that were best on the validation split.
+      outputs: split → what `Problem.score` takes, with the same parameters.
+      best_step: updates after which they were best.
+      curve: of each evaluation: `step`, `epoch`, `train_loss` since the one before, and the validation metrics.
+      train_losses: of each update.
+      seconds: that training took, divided among the seeds beside it.
+    """
+
+    seed: int
+    metrics: dict[str, dict[str, float]]
+    outputs: dict
+    best_step: int
+    curve: list[dict[str, float]]
+    train_losses: list[float]
+    seconds: float
+
+
+def _cross_entropy(outputs_BxC, targets_Bx1, segments_BxT, weights_C):
+    known_B = ~jnp.isnan(targets_Bx1[:, 0])
+    class_B = jnp.where(known_B, targets_Bx1[:, 0], 0).astype(jnp.int32)
+    weight_B = known_B * weights_C[class_B]
+    return optax.softmax_cross_entropy_with_integer_labels(outputs_BxC, class_B) * weight_B, weight_B
+
+
+def _masked_binary_cross_entropy(outputs_BxC, targets_BxC, segments_BxT, weights_C):
+    known_BxC = ~jnp.isnan(targets_BxC)
+    target_BxC = jnp.where(known_BxC, targets_BxC, 0)
+    weight_BxC = known_BxC * jnp.where(target_BxC > 0, weights_C, 1.0)
+    return optax.sigmoid_binary_cross_entropy(outputs_BxC, target_BxC) * weight_BxC, weight_BxC
+
+
+def _squared_error(outputs_BxC, targets_BxC, segments_BxT, weights_C):
+    known_BxC = ~jnp.isnan(targets_BxC)
+    return jnp.where(known_BxC, outputs_BxC - jnp.where(known_BxC, targets_BxC, 0), 0.0) ** 2, known_BxC
+
+
+def _span(outputs_BxTx2, targets_Bx2, segments_BxT, weights_C):
+    known_Bx2 = ~jnp.isnan(targets_Bx2)
+    place_Bx2 = jnp.where(known_Bx2, targets_Bx2, 0).astype(jnp.int32)
+    logits_Bx2xT = jnp.moveaxis(jnp.where((segments_BxT > 0)[..., None], outputs_BxTx2, -jnp.inf), -1, 1)
+    return optax.softmax_cross_entropy_with_integer_labels(logits_Bx2xT, place_Bx2) * known_Bx2, known_Bx2
+
+
+# (outputs, targets, segments, weights) → losses and their weights, of one shape; unknown targets weigh nothing.
+LOSSES = {
+    'classification': _cross_entropy,
+    'multilabel': _masked_binary_cross_entropy,
+    'regression': _squared_error,
+    'span': _span,
+}
+
+
+# ---- Programs ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+    """Compiled functions; the first axis of states and batches is that of the seeds."""
+
+    init: Callable
+    train_step: Callable
+    eval_step: Callable
+    keep_best: Callable
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(module: Downstream, loss: str, pad_id: int, static: Recipe) -> _Programs:
+    """The programs of a model, a loss and what of a recipe is built into them: `_static` of it."""
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(static.clip_norm) if static.clip_norm else optax.identity(),
+        optax.scale_by_adam(static.b1, static.b2, static.eps),
+        optax.add_decayed_weights(static.weight_decay, decayed),
+        scale_by_depth(static.layer_decay, module.objective.config.num_layers),
+    )
+
+    def init(seed, encoder):
+        row_1xT = jnp.ones((1, 8), jnp.int32)
+        params = module.init(jax.random.fold_in(jax.random.key(seed), _INIT), row_1xT, row_1xT)['params']
+        if encoder is not None:
+            params = {**params, 'objective': {**params['objective'], 'encoder': encoder}}
+        return params, optimizer.init(params)
+
+    def train_step(params, opt_state, tokens_BxT, targets_BxC, seed, step, learning_rate, weights_C):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _DROPOUT), step)
+        segments_BxT = (tokens_BxT != pad_id).astype(jnp.int32)
+
+        def mean_loss(params):
+            outputs = module.apply(
+                {'params': params}, tokens_BxT, segments_BxT, deterministic=False, rngs={'dropout': key}
+            )
+            losses, weights = LOSSES[loss](outputs, targets_BxC, segments_BxT, weights_C)
+            return losses.sum() / jnp.maximum(weights.sum(), 1e-6)
+
+        value, grads = jax.value_and_grad(mean_loss)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+        return params, opt_state, value
+
+    def eval_step(params, tokens_BxT):
+        return module.apply({'params': params}, tokens_BxT, (tokens_BxT != pad_id).astype(jnp.int32))
+
+    def keep_best(best, params, better):
+        return jax.tree.map(lambda b, p: jnp.where(better, p, b), best, params)
+
+    return _Programs(
+        init=jax.jit(jax.vmap(init, in_axes=(0, None))),
+        train_step=jax.jit(jax.vmap(train_step, in_axes=(0, 0, 0, 0, 0, None, None, None)), donate_argnums=(0, 1)),
+        eval_step=jax.jit(jax.vmap(eval_step, in_axes=(0, None))),
+        keep_best=jax.jit(jax.vmap(keep_best), donate_argnums=0),
+    )
+
+
+def _static(recipe: Recipe) -> Recipe:
+    """A recipe with what programs take as arguments, or do not need, at its default: equal ones share programs."""
+    built_in = ('clip_norm', 'b1', 'b2', 'eps', 'weight_decay', 'layer_decay')
+    return Recipe(**{name: getattr(recipe, name) for name in built_in})
+
+
+def scale_by_depth(decay: float, num_layers: int) -> optax.GradientTransformation:
+    """Layer-wise learning rates (ELECTRA, arXiv 2003.10555): decay^(L − l) of layer l, decay^(L + 1) of the embeddings.
+
+    The head, and a norm behind the last layer, learn at the full rate.
+    """
+
+    def factor(path):
+        name = path_name(path)
+        if is_stacked(path):
+            return decay ** jnp.arange(num_layers, 0, -1, dtype=jnp.float32)
+        below = 'embedding' in name or 'relative_bias' in name
+        return jnp.asarray(decay ** (num_layers + 1) if below else 1.0)
+
+    def update(updates, state, params=None):
+        def one(path, u):
+            f = factor(path)
+            return u * f.reshape(f.shape + (1,) * (u.ndim - f.ndim))
+
+        return jax.tree_util.tree_map_with_path(one, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+# ---- The run ----------------------------------------------------------------------------------------------------
+
+
+def num_updates(problem: Problem, recipe: Recipe) -> int:
+    """Updates of the whole recipe, without an early end."""
+    return recipe.epochs * math.ceil(len(problem.inputs['train'].tokens) / recipe.batch_size)
+
+
+def fine_tune(
+    objective: nn.Module,
+    encoder: Mapping | None,
+    pad_id: int,
+    problem: Problem,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    mesh: Mesh,
+    progress: Callable[[int], None] = lambda updates: None,
+) -> list[Outcome]:
+    """Fine-tunes all seeds side by side and scores each with the parameters that were best on the validation split.
+
+    Call it under `jax.set_mesh(mesh)`.
+
+    Args:
+      objective: the Linen module whose `encode` is used.
+      encoder: its parameters `encoder`; None draws them, for each seed its own.
+      pad_id: of the tokenizer.
+      problem: of this model.
+      recipe: how.
+      seeds: those that run side by side.
+      mesh: rows of a batch are divided over its devices.
+      progress: called with 1 after each update, and at an early end with those that are spared.
+
+    Raises:
+      ConfigError: when the batch cannot be divided over the devices.
+      FloatingPointError: when the loss of a seed is not finite.
+    """
+    shards = mesh.shape[mesh_lib.DATA] * mesh.shape[mesh_lib.FSDP]
+    if recipe.batch_size % shards:
+        raise ConfigError(f'batch_size={recipe.batch_size} cannot be divided over {shards} devices')
+    config = dataclasses.replace(objective.config, dropout=recipe.dropout, attention_dropout=recipe.dropout)
+    kind = 'span' if problem.loss == 'span' else 'sequence'
+    module = Downstream(objective.clone(config=config, parent=None), kind, problem.num_outputs, recipe.dropout)
+    programs = _programs(module, problem.loss, pad_id, _static(recipe))
+
+    train, total = problem.inputs['train'], num_updates(problem, recipe)
+    schedule = make_schedule('linear', total, round(total * recipe.warmup_percent / 100), 0)
+    lengths_N, seeds_S = train.lengths, jnp.asarray(seeds, jnp.uint32)
+    buckets, per_epoch = inputs_lib.make_buckets(lengths_N), total // recipe.epochs
+    due = {round(per_epoch * (i + 1) / recipe.evaluations_per_epoch) for i in range(recipe.evaluations_per_epoch)}
+    rows_divided = NamedSharding(mesh, PartitionSpec(None, mesh_lib.BATCH_AXES))
+
+    params, opt_state = programs.init(seeds_S, encoder)
+    best, judge = jax.tree.map(jnp.copy, params), _Judge(problem.metric, len(seeds), recipe.patience)
+    losses, curves, step, start = [], [[] for _ in seeds], 0, time.perf_counter()
+    for epoch in range(recipe.epochs):
+        orders = [inputs_lib.epoch_batches(lengths_N, recipe.batch_size, seed, epoch) for seed in seeds]
+        for place, rows_S in enumerate(zip(*orders, strict=True), start=1):
+            length = inputs_lib.bucket_of(max(lengths_N[rows].max() for rows in rows_S), buckets)
+            batches = [inputs_lib.pad_rows(train, rows, recipe.batch_size, length, pad_id) for rows in rows_S]
+            tokens_SxBxT, targets_SxBxC = (
+                jax.device_put(np.stack(x), rows_divided) for x in zip(*batches, strict=True)
+            )
+            rate = recipe.learning_rate * schedule(step)
+            params, opt_state, loss_S = programs.train_step(
+                params, opt_state, tokens_SxBxT, targets_SxBxC, seeds_S, step, rate, problem.weights
+            )
+            losses.append(loss_S)
+            step += 1
+            progress(1)
+            if place not in due:
+                continue
+            outputs_S = _outputs(programs, params, problem.inputs['validation'], recipe.batch_size, pad_id, mesh)
+            metrics_S = [problem.score('validation', outputs) for outputs in outputs_S]
+            better_S = judge.better([metrics[problem.metric] for metrics in metrics_S], step)
+            best = programs.keep_best(best, params, jnp.asarray(better_S))
+            since = np.array(losses[len(curves[0]) and curves[0][-1]['step'] :])
+            _check_finite(since, seeds, step)
+            for curve, loss, metrics in zip(curves, since.mean(0), metrics_S, strict=True):
+                curve.append({'step': step, 'epoch': step / per_epoch, 'train_loss': float(loss), **metrics})
+        if judge.all_done:
+            progress(total - step)
+            break
+    seconds = (time.perf_counter() - start) / len(seeds)
+
+    splits = [split for split in problem.inputs if split != 'train']
+    outputs = {s: _outputs(programs, best, problem.inputs[s], recipe.batch_size, pad_id, mesh) for s in splits}
+    losses_SxN = np.array(losses).T
+    return [
+        Outcome(
+            seed=seed,
+            metrics={split: problem.score(split, outputs[split][i]) for split in splits},
+            outputs={split: outputs[split][i] for split in splits},
+            best_step=judge.best_step[i],
+            curve=curves[i],
+            train_losses=losses_SxN[i].tolist(),
+            seconds=seconds,
+        )
+        for i, seed in enumerate(seeds)
+    ]
+
+
+class _Judge:
+    """Keeps the best value of each seed, and who has gone without improvement for too long."""
+
+    def __init__(self, metric: str, num_seeds: int, patience: int):
+        self._metric, self._patience = metric, patience
+        self._best, self._waited = [math.nan] * num_seeds, [0] * num_seeds
+        self.best_step = [0] * num_seeds
+
+    def better(self, values: Sequence[float], step: int) -> list[bool]:
+        """Which seeds are better than ever; one that is done is never."""
+        result = []
+        for i, value in enumerate(values):
+            is_first = self.best_step[i] == 0
+            result.append(not self._done(i) and (is_first or is_better(self._metric, value, self._best[i])))
+            self._waited[i] = 0 if result[-1] else self._waited[i] + 1
+            if result[-1]:
+                self._best[i], self.best_step[i] = value, step
+        return result
+
+    def _done(self, i: int) -> bool:
+        return 0 < self._patience <= self._waited[i]
+
+    @property
+    def all_done(self) -> bool:
+        """Whether all have gone without improvement for too long."""
+        return all(map(self._done, range(len(self._best))))
+
+
+def _outputs(programs: _Programs, params, inputs: Inputs, batch_size: int, pad_id: int, mesh: Mesh) -> list:
+    """The outputs for a split, in its order, of each seed: float32[N, C], or a list of N float32[n, 2]."""
+    lengths_N, size = inputs.lengths, batch_size * EVALUATION_FACTOR
+    order_N, buckets = np.argsort(lengths_N, kind='stable'), inputs_lib.make_buckets(lengths_N)
+    rows_of_seed: list[list] = [[None] * len(order_N) for _ in range(jax.tree.leaves(params)[0].shape[0])]
+    for start in range(0, len(order_N), size):
+        rows = order_N[start : start + size]
+        length = inputs_lib.bucket_of(lengths_N[rows].max(), buckets)
+        tokens_BxT, _ = inputs_lib.pad_rows(inputs, rows, size, length, pad_id)
+        outputs_SxB = programs.eval_step(params, jax.device_put(tokens_BxT, mesh_lib.batch_sharding(mesh)))
+        for found, outputs_B in zip(rows_of_seed, np.asarray(outputs_SxB), strict=True):
+            for row, output in zip(rows, outputs_B, strict=False):
+                found[row] = output if output.ndim == 1 else output[: lengths_N[row]]
+    return [found if found[0].ndim == 2 else np.stack(found) for found in rows_of_seed]
+
+
+def _check_finite(losses_NxS: np.ndarray, seeds: Sequence[int], step: int) -> None:
+    bad = [seed for seed, column in zip(seeds, losses_NxS.T, strict=True) if not np.isfinite(column).all()]
+    if bad:
+        raise FloatingPointError(
+            f'the loss of seed {", ".join(map(str, bad))} is not finite by update {step:,}: lower learning_rate, or '
+            'raise warmup_percent'
+        )
