@@ -9,8 +9,8 @@ Recipes are those of the tasks; --set=KEY=VALUE changes a key for all, --grid=KE
 `Recipe` in mlm_jax/training/fine_tuning.py lists the keys.
 
 For each task and model the setting with the best median on the validation split is reported, with the parameters that
-were best there. Started again, the program runs what is missing. The output holds results.json, results.md, results.png,
-and <model>/<task>/<setting>/seed<k>/ with result.json and predictions; <model>/submission is what GLUE's site takes.
+were best there. Started again, the program runs what is missing. The output holds results.json, results.md, results.png
+and <model>/<task>/<setting>/seed<k>/ with result.json and predictions; <model>/submission is for GLUE's site.
 """
 
 import dataclasses

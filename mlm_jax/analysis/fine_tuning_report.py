@@ -132,7 +132,7 @@ def draw(report: Mapping[str, Mapping[str, dict]], path: pathlib.Path) -> None:
     panels = figure.subplots(1, len(groups), squeeze=False, width_ratios=[len(group) for group in groups])[0]
     for axes, tasks in zip(panels, groups, strict=True):
         _draw_bars(axes, report, tasks, models)
-    panels[0].legend()
+    figure.legend(loc='outside lower center', ncols=len(models))
     figure.savefig(path, dpi=120)
 
 

@@ -183,10 +183,7 @@ def _programs(module: Downstream, loss: str, pad_id: int, static: Recipe) -> _Pr
     )
 
     def init(seed, encoder):
-        row_1xT = jnp.ones((1, 8), jnp.int32)
-        params = module.init(jax.random.fold_in(jax.random.key(seed), _INIT), row_1xT, row_1xT)['params']
-        if encoder is not None:
-            params = {**params, 'objective': {**params['objective'], 'encoder': encoder}}
+        params = init_params(module, seed, encoder)
         return params, optimizer.init(params)
 
     def train_step(params, opt_state, tokens_BxT, targets_BxC, seed, step, learning_rate, weights_C):
@@ -219,6 +216,15 @@ def _programs(module: Downstream, loss: str, pad_id: int, static: Recipe) -> _Pr
     )
 
 
+def init_params(module: Downstream, seed, encoder: Mapping | None) -> dict:
+    """The parameters with which a seed begins: a new head, and the encoder given, or a new one."""
+    row_1xT = jnp.ones((1, 8), jnp.int32)
+    params = module.init(jax.random.fold_in(jax.random.key(seed), _INIT), row_1xT, row_1xT)['params']
+    if encoder is None:
+        return params
+    return {**params, 'objective': {**params['objective'], 'encoder': encoder}}
+
+
 def _static(recipe: Recipe) -> Recipe:
     """A recipe with what programs take as arguments, or do not need, at its default: equal ones share programs."""
     built_in = ('clip_norm', 'b1', 'b2', 'eps', 'weight_decay', 'layer_decay')
@@ -249,6 +255,13 @@ def scale_by_depth(decay: float, num_layers: int) -> optax.GradientTransformatio
 
 
 # ---- The run ----------------------------------------------------------------------------------------------------
+
+
+def make_module(objective: nn.Module, problem: Problem, dropout: float) -> Downstream:
+    """The encoder of an objective under the head of a problem, both with the dropout of the fine-tuning."""
+    config = dataclasses.replace(objective.config, dropout=dropout, attention_dropout=dropout)
+    kind = 'span' if problem.loss == 'span' else 'sequence'
+    return Downstream(objective.clone(config=config, parent=None), kind, problem.num_outputs, dropout)
 
 
 def num_updates(problem: Problem, recipe: Recipe) -> int:
@@ -287,9 +300,7 @@ def fine_tune(
     shards = mesh.shape[mesh_lib.DATA] * mesh.shape[mesh_lib.FSDP]
     if recipe.batch_size % shards:
         raise ConfigError(f'batch_size={recipe.batch_size} cannot be divided over {shards} devices')
-    config = dataclasses.replace(objective.config, dropout=recipe.dropout, attention_dropout=recipe.dropout)
-    kind = 'span' if problem.loss == 'span' else 'sequence'
-    module = Downstream(objective.clone(config=config, parent=None), kind, problem.num_outputs, recipe.dropout)
+    module = make_module(objective, problem, recipe.dropout)
     programs = _programs(module, problem.loss, pad_id, _static(recipe))
 
     train, total = problem.inputs['train'], num_updates(problem, recipe)

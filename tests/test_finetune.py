@@ -1,0 +1,129 @@
+"""The fine-tuning program, from a trained model and a file of one's own to tables and predictions."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mlm_jax import finetune
+from mlm_jax.config import ConfigError
+from mlm_jax.parallel.mesh import make_mesh
+from mlm_jax.training import loading
+from mlm_jax.training.fine_tuning import Recipe
+
+pytest.importorskip('sklearn')
+WARM = ('red', 'white')
+
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory):
+    """Texts like those of the corpus that the model knows, with a class that one word decides."""
+    root, rng = tmp_path_factory.mktemp('task'), np.random.default_rng(0)
+    colours = ['red', 'green', 'blue', 'black', 'white']
+    lines = []
+    for i in range(200):
+        animals, colour = rng.choice(['cat', 'dog', 'bird', 'fish'], 2), colours[i % 5]
+        lines.append(f'the {animals[0]} and {animals[1]} {i} is {colour}.\t{"warm" if colour in WARM else "cold"}')
+    (root / 'colours.tsv').write_text('\n'.join(['text\tlabel', *lines]) + '\n')
+    (root / 'test.tsv').write_text('text\nthe cat and dog 7 is white.\nthe cat and dog 8 is blue.\n')
+    return root  # fmt: skip
+
+
+def command(*arguments) -> list[str]:
+    return [sys.executable, '-W', 'error::DeprecationWarning', '-m', 'mlm_jax.finetune', *map(str, arguments)]
+
+
+@pytest.fixture(scope='module')
+def output(trained, table, tmp_path_factory):
+    """What the program leaves behind, and its standard output and error."""
+    where = tmp_path_factory.mktemp('finetune') / 'out'
+    arguments = [
+        f'--model={trained[0]}', f'--model=random:{trained[0]}', '--label=learned', '--label=random',
+        f'--train_file={table / "colours.tsv"}', f'--test_file={table / "test.tsv"}', '--held_out_percent=25',
+        '--seeds=1,2', '--set=batch_size=16', '--set=epochs=6', '--set=dropout=0', '--grid=learning_rate=1e-5,2e-3',
+        '--parallel_seeds=2', f'--output={where}',
+    ]  # fmt: skip
+    result = subprocess.run(command(*arguments), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return where, arguments, result
+
+
+def test_tables_pictures_and_predictions(output):
+    where, _, result = output
+    report = json.loads((where / 'results.json').read_text())['colours']
+    assert report['learned']['setting'] == 'learning_rate=0.002', 'the better one of the grid'
+    assert report['learned']['settings_tried'].keys() == {'learning_rate=1e-05', 'learning_rate=0.002'}
+    values = report['learned']['splits']['validation']['accuracy']
+    assert values['median'] > 0.9 and set(values['by_seed']) == {'1', '2'}
+    assert 'learned − random' in (where / 'results.md').read_text() and str(where / 'results.md') in result.stdout
+    assert (where / 'results.png').read_bytes().startswith(b'\x89PNG')
+    assert 'examples of train held out' in result.stderr
+    seed = where / 'learned' / 'colours' / 'learning_rate=0.002' / 'seed1'
+    lines = [json.loads(line) for line in (seed / 'predictions_test.jsonl').read_text().splitlines()]
+    assert [line['prediction'] for line in lines] == ['warm', 'cold']
+    assert lines[0]['target'] is None and 0.5 <= lines[0]['probability'] <= 1
+    finished = json.loads((seed / 'result.json').read_text())
+    assert finished['recipe']['epochs'] == 6 and len(finished['curve']) == 6
+
+
+def test_started_again_it_runs_what_is_missing_only(output):
+    where, arguments, _ = output
+    seed1, seed2 = (where / 'learned' / 'colours' / 'learning_rate=0.002' / f'seed{k}' / 'result.json' for k in (1, 2))
+    before, kept = json.loads(seed2.read_text()), seed1.stat().st_mtime_ns
+    seed2.unlink()
+    result = subprocess.run(command(*arguments), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert seed1.stat().st_mtime_ns == kept
+    again = json.loads(seed2.read_text())
+    assert again['train_losses'] == pytest.approx(before['train_losses'], rel=1e-3, abs=1e-4)
+
+
+def test_another_recipe_in_the_same_place_is_refused(output):
+    arguments = output[1]
+    changed = [a.replace('--set=epochs=6', '--set=epochs=7') for a in arguments]
+    result = subprocess.run(command(*changed), capture_output=True, text=True)
+    assert result.returncode == 1
+    assert 'was fine-tuned with another recipe:\n  epochs: 6 there, 7 now' in result.stderr, result.stderr
+
+
+def test_settings():
+    parsed = finetune.parse_settings(['epochs=3,1e1', 'learning_rate=1e-4', 'class_weights=balanced'], 'grid')
+    assert parsed == {'epochs': (3, 10), 'learning_rate': (1e-4,), 'class_weights': ('balanced',)}
+    for text, message in (
+        ('epoch=3', "there is no key 'epoch'; there are learning_rate"),
+        ('epochs=2.5', 'expected int'),
+        ('learning_rate=fast', 'expected float'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            finetune.parse_settings([text], 'set')
+    recipe = finetune.make_recipe({'epochs': 40, 'dropout': 0.0}, {'epochs': (7,)}, {'learning_rate': 1.0})
+    assert (recipe.epochs, recipe.dropout, recipe.learning_rate, recipe.batch_size) == (
+        7,
+        0.0,
+        1.0,
+        Recipe().batch_size,
+    )
+    with pytest.raises(ConfigError, match='out of range: batch_size=0, dropout=1'):
+        finetune.make_recipe({}, {'batch_size': (0,), 'dropout': (1.0,)}, {})
+
+
+def test_models_by_name(trained):
+    workdir, mesh, model = trained
+    with jax.set_mesh(mesh):
+        encoder = loading.load_encoder(f'{workdir}@{model.step}', mesh)
+        assert encoder.step == model.step and encoder.params.keys() == model.params['encoder'].keys()
+        assert loading.load_encoder(f'random:{workdir}', mesh).params is None
+        with pytest.raises(FileNotFoundError):
+            loading.load_encoder(f'{workdir}@7', mesh)
+    assert finetune.make_labels(['/a/x', 'random:/a/x', '/b/x']) == ['a-x', 'random-a-x', 'b-x']
+    with pytest.raises(ConfigError, match='max_length=64: it knows 32 positions'):
+        finetune.max_length(encoder, Recipe(max_length=64), 'it')
+    assert finetune.max_length(encoder, Recipe(), 'it') == 32
+
+
+def test_a_checkpoint_of_hugging_face_needs_its_tokenizer(tmp_path):
+    with jax.set_mesh(mesh := make_mesh()), pytest.raises((ConfigError, FileNotFoundError), match=str(tmp_path)):
+        loading.load_encoder(f'hf:{tmp_path}', mesh)
