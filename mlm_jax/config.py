@@ -77,7 +77,7 @@ def default_config() -> ml_collections.ConfigDict:
     d.packing = 'documents'  # rows attend within documents | across them | hold one document each
 
     c.tokenizer = t = ml_collections.ConfigDict()
-    t.model = 'unigram'  # or 'bpe', trained on the corpus; or the path of a SentencePiece model or a tokenizer.json
+    t.model = 'unigram'  # or 'bpe', trained on the corpus; PATH of a SentencePiece model or tokenizer.json; extend:PATH
     t.normalization = 'nmt_nfkc'
     t.byte_fallback = True  # characters outside the vocabulary become bytes, not [UNK]
     t.character_coverage = 0.9995

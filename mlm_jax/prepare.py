@@ -179,6 +179,10 @@ def _make_tokenizer(config, corpus: corpora.Corpus, path: pathlib.Path) -> token
             size = config.tokenizer.training_megabytes
             print(f'tokenizer  training {model}, {config.vocab_size} pieces, on at most {size} MB')
             tokenizer = tokenizers.train(corpus.splits['train'].texts(), config)
+        elif model.startswith(tokenizers.EXTEND):
+            print(f'tokenizer  extending {model.removeprefix(tokenizers.EXTEND)} to {config.vocab_size} pieces')
+            old = tokenizers.Tokenizer.from_file(model.removeprefix(tokenizers.EXTEND))
+            tokenizer = tokenizers.extend(old, corpus.splits['train'].texts(), config)
         else:
             tokenizer = tokenizers.Tokenizer.from_file(model)
             tokenizers.check_size(tokenizer, config, model)

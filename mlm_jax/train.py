@@ -43,6 +43,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     checks.check_data(config, manifest)
     continuation.check_source(config, manifest)
     train_rows = Shards(config.data.directory, 'train')
+    tokenizer = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
     steps_per_epoch = len(train_rows) / config.batch_size
     run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
     durations = dict(total_steps=run.total_steps, steps_per_epoch=steps_per_epoch)
@@ -71,11 +72,11 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         else:
             state = create_state(run.init, mesh, config.sharding)
             if config.init_from:
-                state = continuation.start_from(config.init_from, state)
+                state = continuation.start_from(config.init_from, state, tokenizer)
         if is_leader:
             workdir_lib.write_config(workdir, config)
             workdir_lib.write_environment(workdir)
-            shutil.copy(pathlib.Path(config.data.directory) / manifest.tokenizer, workdir / 'tokenizer.model')
+            shutil.copy(tokenizer, workdir / 'tokenizer.model')
         shape = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
         log.note(f'{jax.device_count()} × {mesh.devices.flat[0].device_kind} (mesh: {shape})')
         log.note(

@@ -7,6 +7,7 @@ of those from text, so a document that contains "[MASK]" or "<s>" is encoded as 
 consists of.
 """
 
+import dataclasses
 import io
 import pathlib
 import re
@@ -22,6 +23,7 @@ from mlm_jax.data.tokenizer_json import JSONTokenizer
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
 TRAINED = ('unigram', 'bpe')  # values of tokenizer.model that mean: train one
+EXTEND = 'extend:'  # and before the path of one: add pieces of this corpus to it
 
 _PIECE_TYPES = sentencepiece_model_pb2.ModelProto.SentencePiece
 _CURES = {
@@ -126,12 +128,13 @@ class Tokenizer:
         return [self.id_to_piece(i) for i in np.asarray(ids).tolist()]
 
 
-def train(texts: Iterable[str], config: ml_collections.ConfigDict) -> Tokenizer:
+def train(texts: Iterable[str], config: ml_collections.ConfigDict, exact_size: bool = True) -> Tokenizer:
     """Trains a tokenizer; the same texts and settings give the same bytes on any number of cores.
 
     Args:
       texts: the text to learn from; only the first `config.tokenizer.training_megabytes` are consumed.
       config: the whole configuration; `config.tokenizer` and `config.vocab_size` matter.
+      exact_size: False lets a unigram tokenizer have fewer pieces than `config.vocab_size`, where the text has fewer.
 
     Raises:
       ConfigError: when the text is too small, or the vocabulary too small for its characters.
@@ -155,13 +158,65 @@ def train(texts: Iterable[str], config: ml_collections.ConfigDict) -> Tokenizer:
             max_sentence_length=8 * _SENTENCE_CHARACTERS,  # in bytes
             train_extremely_large_corpus=settings.training_megabytes > 1000,  # 64-bit positions
             num_threads=16,  # fixed: sums of floats depend on it
+            hard_vocab_limit=exact_size or settings.model == 'bpe',  # which has none that is soft
             minloglevel=2,
         )  # fmt: skip
     except (RuntimeError, OSError) as error:
         raise config_lib.ConfigError(_explain(str(error), config)) from error
     tokenizer = Tokenizer(model.getvalue())
-    check_size(tokenizer, config, 'the tokenizer trained')
+    if exact_size:
+        check_size(tokenizer, config, 'the tokenizer trained')
     return tokenizer
+
+
+def extend(old: Tokenizer, texts: Iterable[str], config: ml_collections.ConfigDict) -> Tokenizer:
+    """Adds pieces of other texts to a tokenizer: `config.vocab_size` in all, and the old ones keep their ids.
+
+    The new pieces are the best of a tokenizer of the same kind that is trained on `texts`, with its scores; of BPE they
+    come behind all old ones, in the order in which that one merges.
+
+    Args:
+      old: SentencePiece, unigram or BPE.
+      texts: as for `train`.
+      config: as for `train`; the kind and the normalisation are those of `old`.
+
+    Raises:
+      ConfigError: when `old` is of another kind, or the texts do not yield that many pieces.
+    """
+    if not isinstance(old, Tokenizer):
+        raise config_lib.ConfigError('a tokenizer.json of Hugging Face cannot be extended; use it as it is')
+    proto = sentencepiece_model_pb2.ModelProto.FromString(old.model)
+    kind = {1: 'unigram', 2: 'bpe'}.get(proto.trainer_spec.model_type)
+    if kind is None:
+        raise config_lib.ConfigError('only unigram and BPE tokenizers can be extended')
+    num_new = config.vocab_size - len(proto.pieces)
+    if num_new <= 0:
+        raise config_lib.ConfigError(
+            f'vocab_size={config.vocab_size}, and the tokenizer to extend has {len(proto.pieces)} pieces already; '
+            'set a larger vocab_size'
+        )
+    settings = config.copy_and_resolve_references()
+    settings.tokenizer.update(model=kind, normalization=proto.normalizer_spec.name or 'identity')
+    trained = sentencepiece_model_pb2.ModelProto.FromString(train(texts, settings, exact_size=False).model)
+    known = {piece.piece for piece in proto.pieces}
+    found = [piece for piece in trained.pieces if piece.type == _PIECE_TYPES.NORMAL and piece.piece not in known]
+    found = found[:num_new]
+    if len(found) < num_new:
+        raise config_lib.ConfigError(
+            f'the corpus has {len(found):,} frequent pieces that the tokenizer lacks, and not {num_new:,}: set '
+            f'vocab_size={len(proto.pieces) + len(found)}'
+        )
+    lowest = min(piece.score for piece in proto.pieces)
+    for rank, piece in enumerate(found, start=1):
+        proto.pieces.add(piece=piece.piece, score=piece.score if kind == 'unigram' else lowest - rank)
+    return Tokenizer(proto.SerializeToString(deterministic=True))
+
+
+def extends(new: 'Tokenizer | JSONTokenizer', old: 'Tokenizer | JSONTokenizer') -> bool:
+    """Whether all pieces of `old` have the same ids in `new`, which may have more."""
+    size = old.vocabulary.size
+    same = dataclasses.replace(new.vocabulary, size=size) == old.vocabulary
+    return same and size <= new.vocabulary.size and new.pieces(range(size)) == old.pieces(range(size))
 
 
 def check_size(tokenizer: Tokenizer, config: ml_collections.ConfigDict, name: str) -> None:

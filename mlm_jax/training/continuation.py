@@ -6,13 +6,18 @@ They come from another run, `init_from=WORKDIR`, or from a checkpoint of Hugging
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
 from mlm_jax.data import atomic
 from mlm_jax.data.manifest import Manifest
+from mlm_jax.data.tokenizers import Tokenizer, extends
 from mlm_jax.interop import huggingface
+from mlm_jax.parallel.mesh import replicated
+from mlm_jax.parallel.sharding import path_name
 from mlm_jax.training import build, checkpoints
 from mlm_jax.training.checks import STATE_KEYS
 from mlm_jax.training.state import TrainState
@@ -38,23 +43,31 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
         _check_hugging_face(config, manifest)
         return
     source = pathlib.Path(config.init_from).expanduser()
-    different = config_lib.differences(read_config(source), config)
+    there = read_config(source)
+    different = config_lib.differences(there, config)
     keys = [key for key in STATE_KEYS if key in different and not key.startswith('optimizer.')]
+    larger = config.vocab_size > there.vocab_size
+    if larger:
+        keys.remove('vocab_size')  # the tokenizer has been extended, if the last check says so
     if keys:
         lines = '\n'.join(f'  {key}: {different[key][0]!r} there, {different[key][1]!r} here' for key in keys)
         raise ConfigError(
             f'the parameters in init_from={config.init_from} are of another model:\n{lines}\nUse its values'
         )
-    _check_tokenizer(config, manifest, source / 'tokenizer.model')
+    if not larger or not _extends(config, manifest, source / 'tokenizer.model'):
+        _check_tokenizer(config, manifest, source / 'tokenizer.model')
 
 
-def start_from(source: str, state: TrainState) -> TrainState:
+def start_from(source: str, state: TrainState, tokenizer: pathlib.Path) -> TrainState:
     """`state` with the parameters of `source`, laid out as they are in `state`; step and optimizer start afresh.
+
+    A piece that an extended tokenizer has added starts as the mean of the old ones that spell it.
 
     Args:
       source: what `check_source` has found fitting: the workdir of a run, whose newest checkpoint is read, or
         hf:DIRECTORY.
       state: fresh, on the mesh.
+      tokenizer: of the data, or of the run that starts here.
 
     Raises:
       FileNotFoundError: without a checkpoint.
@@ -62,18 +75,75 @@ def start_from(source: str, state: TrainState) -> TrainState:
     """
     if source.startswith(HUGGING_FACE):
         return state.replace(params=_hugging_face_params(source, state.params))
-    saver = checkpoints.Checkpoints(pathlib.Path(source).expanduser() / 'checkpoints', read_only=True)
-    params = saver.restore_params(state.params)
+    workdir = pathlib.Path(source).expanduser()
+    old_size = read_config(workdir).vocab_size
+    extended = old_size < state.params['encoder']['token_embedding']['embedding'].shape[0]
+    saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
+    params = saver.restore_params(_with_vocabulary(state.params, old_size) if extended else state.params)
     saver.close()
+    if extended:
+        spelling = _spelling(Tokenizer.from_file(tokenizer), Tokenizer.from_file(workdir / 'tokenizer.model'))
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, old, fresh: _extended(old, *spelling, fresh.sharding) if _counts_pieces(path) else old,
+            params,
+            state.params,
+        )
     return state.replace(params=params)
+
+
+def _counts_pieces(path) -> bool:
+    """Whether the first dimension of a parameter is the vocabulary."""
+    return path_name(path) in ('encoder/token_embedding/embedding', 'head/bias')
+
+
+def _with_vocabulary(params: dict, size: int) -> dict:
+    """Shapes and shardings of `params` with another vocabulary, whose tensors lie whole on every device."""
+
+    def one(path, x):
+        if not _counts_pieces(path):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        return jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=replicated(x.sharding.mesh))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _spelling(new: Tokenizer, old: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The old pieces that spell each new one, int32[N, K], and their weights, float32[N, K], which sum to 1."""
+    added = new.pieces(range(old.vocabulary.size, new.vocabulary.size))
+    start = old.encode('a')[0] if len(old.encode('a')) > 1 else None  # ▁, which stands before a piece within a word
+    rows = []
+    for piece in added:
+        ids = old.encode(piece.replace('▁', ' ').strip())
+        inside = not piece.startswith('▁') and len(ids) > 1 and ids[0] == start
+        rows.append(ids[1:] if inside else ids)
+    longest = max(map(len, rows))
+    index, weights = np.zeros((len(rows), longest), np.int32), np.zeros((len(rows), longest), np.float32)
+    for i, ids in enumerate(rows):
+        index[i, : len(ids)], weights[i, : len(ids)] = ids, 1 / max(1, len(ids))
+    return index, weights
+
+
+def _extended(old: jax.Array, index_NxK: np.ndarray, weights_NxK: np.ndarray, sharding) -> jax.Array:
+    """`old`, with a row for each new piece."""
+
+    def extend(old):
+        return jnp.concatenate([old, jnp.einsum('nk,nk...->n...', weights_NxK, old[index_NxK])])
+
+    return jax.jit(extend, out_shardings=sharding)(old)
 
 
 def _check_tokenizer(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path) -> None:
     if atomic.sha256(path) != manifest.tokenizer_sha256:
         raise ConfigError(
             f'the data in {config.data.directory} were not made with the tokenizer of init_from={config.init_from}. '
-            f'Prepare them with tokenizer.model={path}, in another data.directory'
+            f'Prepare them with tokenizer.model={path}, in another data.directory; or with extend:{path} and a larger '
+            'vocab_size'
         )
+
+
+def _extends(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path) -> bool:
+    ours = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
+    return extends(Tokenizer.from_file(ours), Tokenizer.from_file(path))
 
 
 def _directory(source: str) -> pathlib.Path:

@@ -72,7 +72,7 @@ def load(workdir: pathlib.Path, mesh: Mesh, step: int | None = None) -> TrainedM
     if step == 0:
         state = create_state(run.init, mesh, 'dp')
         if config.init_from:
-            state = continuation.start_from(config.init_from, state)
+            state = continuation.start_from(config.init_from, state, workdir / 'tokenizer.model')
         return TrainedModel(config, tokenizer, run, state.params, step)
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
     step = saver.checked(step)

@@ -156,3 +156,46 @@ def test_long_lines_take_part_in_training():
 def test_identity_keeps_spaces_and_characters():
     tokenizer = tokenizers.train(sentences(), settings(normalization='identity'))
     assert tokenizer.decode(tokenizer.encode('a  ﬁne\tday ')) == 'a  ﬁne\tday '
+
+
+def new_text(count=300):
+    rng = np.random.default_rng(1)
+    chemistry = ['benzene', 'reacts', 'toluene', 'quickly', 'with', 'oxygen', 'yielding', 'ketones']
+    return [' '.join(rng.choice(chemistry, 12)) + '.' for _ in range(count)]
+
+
+@pytest.mark.parametrize('kind', tokenizers.TRAINED)
+def test_an_extended_tokenizer_keeps_its_ids_and_learns_new_words(kind):
+    config = config_lib.default_config()
+    config.vocab_size = 330
+    config.tokenizer.model = kind
+    old = tokenizers.train(sentences(), config)
+    config.vocab_size = 340
+    config.tokenizer.model = 'extend:of no matter here'
+    new = tokenizers.extend(old, new_text(), config)
+    assert new.vocabulary.size == 340 and tokenizers.extends(new, old) and not tokenizers.extends(old, new)
+    assert new.vocabulary.special_ids == old.vocabulary.special_ids
+    text = new_text(1)[0]
+    assert new.decode(new.encode(text)) == text
+    assert len(new.encode(text)) < 0.85 * len(old.encode(text)), 'new words take fewer pieces'
+    assert max(new.encode(text)) >= 330
+    again = tokenizers.extend(old, new_text(), config)
+    assert again.model == new.model
+
+
+def test_what_cannot_be_extended_is_named(tokenizer):
+    config = config_lib.default_config()
+    config.vocab_size = tokenizer.vocabulary.size
+    with pytest.raises(ConfigError, match='has .* pieces already; set a larger vocab_size'):
+        tokenizers.extend(tokenizer, new_text(), config)
+    config.vocab_size = tokenizer.vocabulary.size + 60
+    with pytest.raises(ConfigError, match=r'set vocab_size=\d+|the largest that works is'):
+        tokenizers.extend(tokenizer, new_text(), config)
+    other = tokenizers.train(new_text(), _sized(290))
+    assert not tokenizers.extends(other, tokenizer) and tokenizers.extends(tokenizer, tokenizer)
+
+
+def _sized(size: int):
+    config = config_lib.default_config()
+    config.vocab_size = size
+    return config

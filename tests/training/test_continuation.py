@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax import train
+from mlm_jax import prepare, train
 from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.training import checkpoints, continuation
+from mlm_jax.training import checkpoints, continuation, loading
 from mlm_jax.training.metrics import read_metrics
 
 
@@ -51,3 +51,33 @@ def test_another_model_or_tokenizer_is_refused(trained, continued, tmp_path):
     continued.init_from = str(tmp_path)
     with pytest.raises(ConfigError, match='not the workdir of a run'):
         continuation.check_source(continued, manifest)
+
+
+def test_new_pieces_start_as_the_mean_of_those_that_spell_them(trained, continued, tmp_path):
+    workdir, mesh, model = trained
+    old_size = continued.vocab_size
+    words = np.random.default_rng(0).choice(['dogs', 'catfish', 'redden', 'bluebird', 'horsehair'], (300, 5))
+    (tmp_path / 'text.txt').write_text('\n\n'.join(' '.join(line) + '.' for line in words))
+    config = config_lib.from_json(config_lib.to_json(continued))
+    config.update(vocab_size=old_size + 5, batch_size=8)
+    config.data.update(directory=str(tmp_path / 'data'), corpus=f'text:{tmp_path}/text.txt', validation_percent=20)
+    config.tokenizer.model = f'extend:{workdir}/tokenizer.model'
+    manifest = prepare.run(config, num_workers=1)
+    continuation.check_source(config, manifest)
+    train.train(config, tmp_path / 'run')
+    params = loading.load(tmp_path / 'run', mesh).params
+    old, new = (
+        model.params['encoder']['token_embedding']['embedding'],
+        params['encoder']['token_embedding']['embedding'],
+    )
+    np.testing.assert_array_equal(new[:old_size], old)
+    tokenizer = loading.load(tmp_path / 'run', mesh, step=0).tokenizer
+    for i, piece in enumerate(tokenizer.pieces(range(old_size, old_size + 5)), start=old_size):
+        spelled = model.tokenizer.encode(piece.replace('▁', ' ').strip())
+        candidates = [np.mean(old[spelled], axis=0), np.mean(old[spelled[1:]], axis=0)]  # within a word, without its ▁
+        assert min(np.abs(new[i] - mean).max() for mean in candidates if np.isfinite(mean).all()) < 1e-6, piece
+    assert params['head']['bias'].shape == (old_size + 5,)
+
+    continued.init_from = str(tmp_path / 'run')
+    with pytest.raises(ConfigError, match=f'vocab_size: {old_size + 5} there, {old_size} here'):
+        continuation.check_source(continued, manifest_lib.load(continued.data.directory))

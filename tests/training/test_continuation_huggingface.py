@@ -98,7 +98,7 @@ def test_mae_lm_takes_the_encoder_and_a_head_that_fits(source, width):
     continuation.check_source(config, manifest)
     run = build.make_run(config, manifest.vocabulary, 1.0)
     fresh = create_state(run.init, mesh_lib.make_mesh(), 'dp')
-    params = continuation.start_from(config.init_from, fresh).params
+    params = continuation.start_from(config.init_from, fresh, config.data.directory).params
     _, stored = huggingface.from_hf(directory)
     positions = params['encoder']['position_embedding']['embedding']
     np.testing.assert_array_equal(positions, stored['encoder']['position_embedding']['embedding'][:32])
