@@ -301,7 +301,7 @@ class DemoCorpus(HeldOutBuilder, skip_registration=True):
 
 
 def _open_tfds(name: str, text_key: str, percent: float) -> dict[str, Source]:
-    builder = _prepared_builder(name)
+    builder = prepared_builder(name)
     splits = dict(builder.info.splits)
     features = builder.info.features
     if text_key not in features or features[text_key].np_dtype != np.object_ or features[text_key].shape != ():
@@ -322,7 +322,7 @@ def _open_tfds(name: str, text_key: str, percent: float) -> dict[str, Source]:
     }
 
 
-def _prepared_builder(name: str) -> tfds.core.DatasetBuilder:
+def prepared_builder(name: str) -> tfds.core.DatasetBuilder:
     """The builder of a data set that is on disk as ArrayRecord; downloads it if need be."""
     try:
         builder = _builder(name)
