@@ -71,6 +71,7 @@ class JSONTokenizer:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int32)
         starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+        # Whoever searches in them relies on their order, which nothing in a tokenizer.json promises.
         starts, ends = np.maximum.accumulate(starts), np.maximum.accumulate(ends)
         return ids, *offsets.trim(text, starts, ends)
 
