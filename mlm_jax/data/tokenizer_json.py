@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlm_jax.config import ConfigError
+from mlm_jax.data import offsets
 from mlm_jax.masking.vocabulary import SYMBOL_NAMES, Vocabulary
 
 
@@ -64,6 +65,15 @@ class JSONTokenizer:
         texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ids of a text, and where in it each of them starts and ends: as `tokenizers.Tokenizer.encode_offsets`."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, np.int32)
+        starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+        # Whoever searches in them relies on their order, which nothing in a tokenizer.json promises.
+        starts, ends = np.maximum.accumulate(starts), np.maximum.accumulate(ends)
+        return ids, *offsets.trim(text, starts, ends)
 
     def encode_masked(self, text: str, marker: str) -> np.ndarray:
         """The ids of a text in which every `marker` becomes [MASK], int32[n], without [CLS] or [SEP].

@@ -19,6 +19,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from mlm_jax import config as config_lib
+from mlm_jax.data import offsets
 from mlm_jax.data.tokenizer_json import JSONTokenizer
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
@@ -70,6 +71,7 @@ class Tokenizer:
             special_ids=special_ids,
             **{f'{symbol}_id': i for symbol, i in ids.items()},
         )
+        self._byte_ids = frozenset(i for i, piece in enumerate(proto.pieces) if piece.type == _PIECE_TYPES.BYTE)
         self.model = proto.SerializeToString(deterministic=True)
         # One thread: whoever wants more runs several processes, which scale better.
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model, num_threads=1)
@@ -101,6 +103,24 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
         """The ids of several texts (or their UTF-8), int32[n] each; quicker than one by one."""
         return self._processor.encode(list(texts), return_type='numpy')
+
+    def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ids of a text, as `encode` gives them, and where in it each of them starts and ends.
+
+        Returns:
+          ids, starts and ends: int32[n] each. `text[starts[i] : ends[j]]` is what the tokens i … j stand for: starts
+          and ends ascend, cut no character, and leave out white space at both ends (data/offsets.py).
+        """
+        encoded = self._processor.encode(text, return_type='offset_mapping')
+        ids = np.array(encoded['ids'], np.int32)
+        if not len(ids):
+            return ids, ids, ids
+        # SentencePiece's own offsets give a character that is taken apart to its last piece alone.
+        normalized, positions = self._processor.Normalize(text, with_offsets=True)
+        byte_ids, pieces = self._byte_ids, zip(encoded['ids'], encoded['pieces'])
+        sizes = np.array([1 if i in byte_ids else len(piece.encode()) for i, piece in pieces])
+        starts, ends = offsets.in_characters(normalized, np.array(positions), sizes, len(text))
+        return ids, *offsets.trim(text, starts, ends)
 
     def encode_masked(self, text: str, marker: str) -> np.ndarray:
         """The ids of a text in which every `marker` becomes [MASK], int32[n], without [CLS] or [SEP].

@@ -1,0 +1,185 @@
+"""SQuAD 1.1 and 2.0: questions about paragraphs, whose answers are spans of them; in 2.0 some have none.
+
+Read from files in the official form (`train-v1.1.json`, …), or from TFDS. What is made of them: `squad_features.py`;
+of a model's logits: `squad_answers.py`; how that is judged: `squad_metrics.py`.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mlm_jax.config import ConfigError
+
+_LONE_SURROGATE = re.compile('[\ud800-\udfff]')  # JSON may hold half a character
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question about a text.
+
+    Attributes:
+      id: as files of predictions name it; unique within its data set.
+      question: what is asked.
+      context: the text that holds the answer.
+      texts: the answers that count as right; none where there is no answer, or none is known.
+      starts: where each of them stands in the context, in characters; −1 for what does not stand there.
+      impossible: whether the context does not answer it (2.0).
+    """
+
+    id: str
+    question: str
+    context: str
+    texts: tuple[str, ...] = ()
+    starts: tuple[int, ...] = ()
+    impossible: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionSet:
+    """The questions of a file or of a split.
+
+    Attributes:
+      questions: in the order of the file.
+      version_2: whether some are impossible: it is SQuAD 2.0.
+      notes: what was dropped or mended in reading, in words → how often; empty where nothing was.
+    """
+
+    questions: Sequence[Question]
+    version_2: bool
+    notes: Mapping[str, int]
+
+
+def read(source: str | pathlib.Path, split: str = 'validation') -> QuestionSet:
+    """Reads questions.
+
+    Args:
+      source: the path of a file in the official form, or 'tfds:squad/v1.1', 'tfds:squad/v2.0', or another TFDS data set
+        with the same features.
+      split: of a TFDS data set; a file is one.
+
+    Raises:
+      ConfigError: when it is missing, is not SQuAD, or is empty.
+    """
+    questions, notes = {}, collections.Counter()
+    if str(source).startswith('tfds:'):
+        found = _tfds_questions(str(source).removeprefix('tfds:'), split, notes)
+    else:
+        found = _file_questions(pathlib.Path(source).expanduser(), notes)
+    for question in found:
+        if question.id in questions:
+            notes['questions whose id another one has, dropped'] += 1
+        else:
+            questions[question.id] = question
+    if not questions:
+        raise ConfigError(f'{source} holds no questions')
+    version_2 = any(question.impossible for question in questions.values())
+    return QuestionSet(tuple(questions.values()), version_2, dict(notes))
+
+
+def _question(
+    fields: Mapping[str, str], answers: Sequence[tuple[str, int]], impossible: bool, notes: collections.Counter
+) -> Question:
+    """A question whose answers stand where it says; `fields` are its id, the question and the context."""
+    if any(map(_LONE_SURROGATE.search, [*fields.values(), *(text for text, _ in answers)])):
+        notes['questions with half a character, replaced by �'] += 1
+        fields = {name: _LONE_SURROGATE.sub('�', text) for name, text in fields.items()}
+        answers = [(_LONE_SURROGATE.sub('�', text), start) for text, start in answers]
+    if not fields['context'].strip():
+        notes['questions about an empty context'] += 1
+    if not answers and not impossible:
+        notes['questions without answers that are not marked as impossible'] += 1
+    return Question(
+        **fields,
+        texts=tuple(text for text, _ in answers),
+        starts=tuple(_locate(text, start, fields['context'], notes) for text, start in answers),
+        impossible=impossible,
+    )
+
+
+def _locate(text: str, start: int, context: str, notes: collections.Counter) -> int:
+    """Where an answer stands: at `start`, or at the place nearest to it; −1 if nowhere."""
+    if not text.strip():
+        notes['answers that are empty'] += 1
+        return -1
+    if start >= 0 and context.startswith(text, start):
+        return start
+    places = [found.start() for found in re.finditer(f'(?={re.escape(text)})', context)]
+    if not places:
+        notes['answers that are not in the context'] += 1
+        return -1
+    notes['answers that stood elsewhere, moved to the nearest place'] += 1
+    return min(places, key=lambda place: abs(place - start))
+
+
+# ---- Files ----------------------------------------------------------------------------------------------------------
+
+
+def _file_questions(path: pathlib.Path, notes: collections.Counter) -> Iterator[Question]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f'cannot read {path}: {error.strerror}. SQuAD comes as train-v1.1.json, dev-v1.1.json, train-v2.0.json and '
+            'dev-v2.0.json; or name a TFDS data set, such as tfds:squad/v1.1'
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f'{path} is not SQuAD: it is no JSON: {error}') from error
+    for i, article in enumerate(_field(content, 'data', list, str(path))):
+        where = f'{path}, data[{i}]'
+        for j, paragraph in enumerate(_field(article, 'paragraphs', list, where)):
+            place = f'{where}.paragraphs[{j}]'
+            context = _field(paragraph, 'context', str, place)
+            for k, entry in enumerate(_field(paragraph, 'qas', list, place)):
+                yield _entry_question(entry, context, f'{place}.qas[{k}]', notes)
+
+
+def _entry_question(entry: Any, context: str, where: str, notes: collections.Counter) -> Question:
+    fields = {name: _field(entry, name, str, where) for name in ('id', 'question')}
+    answers = []
+    for i, answer in enumerate(_field(entry, 'answers', list, where)):
+        place = f'{where}.answers[{i}]'
+        answers.append((_field(answer, 'text', str, place), _field(answer, 'answer_start', int, place)))
+    impossible = 'is_impossible' in entry and _field(entry, 'is_impossible', bool, where)
+    return _question({**fields, 'context': context}, answers, impossible, notes)
+
+
+def _field(node: Any, name: str, kind: type, where: str) -> Any:
+    """A field of a JSON object; ConfigError where it is missing, or something else than it should be."""
+    names = {list: 'a list', str: 'text', int: 'a whole number', bool: 'true or false'}
+    if not isinstance(node, dict) or name not in node:
+        found = f'its fields are {", ".join(node)}' if isinstance(node, dict) else f'it is a {type(node).__name__}'
+        raise ConfigError(
+            f'{where} has no {name!r}: {found}. A file of SQuAD is {{"data": [{{"paragraphs": [{{"context": …, "qas": '
+            '[{"id": …, "question": …, "answers": [{"text": …, "answer_start": …}]}]}]}]}, and in 2.0 each question '
+            'has "is_impossible"'
+        )
+    if not isinstance(node[name], kind):
+        raise ConfigError(f'{name!r} of {where} is a {type(node[name]).__name__}, not {names[kind]}')
+    return node[name]
+
+
+# ---- TFDS -----------------------------------------------------------------------------------------------------------
+
+
+def _tfds_questions(name: str, split: str, notes: collections.Counter) -> Iterator[Question]:
+    from mlm_jax.data import corpora  # slow to import, and needed for this alone
+
+    builder = corpora.prepared_builder(name)
+    features, splits = builder.info.features, builder.info.splits
+    missing = [wanted for wanted in ('id', 'question', 'context', 'answers') if wanted not in features]
+    if missing:
+        raise ConfigError(
+            f'the data set {name} is not SQuAD: it has no feature {", ".join(missing)}; its features are '
+            f'{", ".join(features)}'
+        )
+    if split not in splits:
+        raise ConfigError(f'the data set {name} has no split {split}; its splits are {", ".join(splits)}')
+    for example in builder.as_data_source(split):
+        fields = {field: example[field].decode() for field in ('id', 'question', 'context')}
+        texts, starts = example['answers']['text'], example['answers']['answer_start']
+        answers = [(text.decode(), int(start)) for text, start in zip(texts, starts)]
+        yield _question(fields, answers, bool(example.get('is_impossible', False)), notes)

@@ -1,0 +1,208 @@
+"""How answers to SQuAD's questions are judged: exact match and F1, as the official scripts of 1.1 and 2.0 count them.
+
+Answers are compared in small letters, without punctuation, articles and repeated white space. F1 is the harmonic mean
+of precision and recall over the words of the two, each as often as it occurs. A question counts by the best of its
+answers. Where 2.0 goes other ways than 1.1: a question without answers wants the empty one, an answer that is nothing
+but punctuation and articles is no answer, and every question must be answered.
+
+Rajpurkar et al., SQuAD: 100,000+ Questions for Machine Comprehension of Text (2016); Know What You Don't Know (2018).
+"""
+
+import collections
+import re
+import string
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mlm_jax.config import ConfigError
+from mlm_jax.tasks.squad import Question
+
+BASELINES = ('no_answer', 'whole_context', 'first_sentence', 'overlapping_sentence', 'constant_span')
+
+_PUNCTUATION = str.maketrans('', '', string.punctuation)
+_ARTICLES = re.compile(r'\b(?:a|an|the)\b')
+_SENTENCE = re.compile(r'\S.*?(?:[.!?](?=\s)|$)', re.DOTALL)
+
+
+def normalize(text: str) -> str:
+    """A text without what does not count: case, ASCII punctuation, articles, and the amount of white space."""
+    return ' '.join(_ARTICLES.sub(' ', text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, answer: str) -> int:
+    """1 if the two are the same but for what does not count, else 0."""
+    return int(normalize(prediction) == normalize(answer))
+
+
+def f1(prediction: str, answer: str) -> float:
+    """The F1 of the words of a prediction, as 2.0 has it: of two texts of which one has no words, 1 if neither has."""
+    return _f1(normalize(prediction).split(), normalize(answer).split())
+
+
+def evaluate_1(questions: Sequence[Question], predictions: Mapping[str, str]) -> dict[str, float]:
+    """The numbers of evaluate-v1.1.py: 'exact_match' and 'f1', percent; a question without prediction counts 0.
+
+    Raises:
+      ConfigError: when a question has no answer to compare with: it is none of 1.1.
+    """
+    exact_sum = f1_sum = 0
+    for question in questions:
+        if not question.texts:
+            raise ConfigError(
+                f'question {question.id} has no answers, so its data set is not SQuAD 1.1: evaluate it as 2.0'
+            )
+        if question.id not in predictions:
+            continue
+        predicted = normalize(predictions[question.id])
+        answers = [normalize(text) for text in question.texts]
+        exact_sum += any(predicted == answer for answer in answers)
+        # Unlike 2.0, nothing against nothing is 0.
+        f1_sum += max(_f1(predicted.split(), answer.split()) if predicted else 0 for answer in answers)
+    return {'exact_match': 100.0 * exact_sum / len(questions), 'f1': 100.0 * f1_sum / len(questions)}
+
+
+def evaluate_2(
+    questions: Sequence[Question],
+    predictions: Mapping[str, str],
+    null_odds: Mapping[str, float] | None = None,
+    threshold: float = 1.0,
+) -> dict[str, float]:
+    """The numbers of evaluate-v2.0.py, percent, under its names.
+
+    Args:
+      questions: with and without answers.
+      predictions: the answer to each question, by its id; '' where there is none.
+      null_odds: how likely each question is to have none, on any scale (`squad.decode`).
+      threshold: an answer counts as none where the odds are above it; the official script's default.
+
+    Returns:
+      'exact', 'f1' and 'total', for all questions, and where there are any, with the prefixes 'HasAns_' and 'NoAns_'.
+      With `null_odds` also 'best_exact' and 'best_f1', what the best threshold for each would give, and these
+      thresholds, 'best_exact_thresh' and 'best_f1_thresh': found on the same questions, so they flatter.
+
+    Raises:
+      ConfigError: when a prediction or odds are missing.
+    """
+    odds = dict.fromkeys((question.id for question in questions), 0.0) if null_odds is None else null_odds
+    _check_complete(questions, predictions, 'prediction')
+    _check_complete(questions, odds, 'odds')
+    has_answer = {question.id: bool(question.texts) for question in questions}
+    numbers, best = {}, {}
+    for name, scores in zip(('exact', 'f1'), _scores_2(questions, predictions)):
+        kept = {i: float(not has_answer[i]) if odds[i] > threshold else score for i, score in scores.items()}
+        for prefix, wanted in (('', (False, True)), ('HasAns_', (True,)), ('NoAns_', (False,))):
+            values = [score for i, score in kept.items() if has_answer[i] in wanted]
+            if values:
+                numbers[f'{prefix}{name}'] = 100.0 * sum(values) / len(values)
+                numbers[f'{prefix}total'] = len(values)
+        if null_odds is not None:
+            best[f'best_{name}'], best[f'best_{name}_thresh'] = best_threshold(
+                predictions, scores, null_odds, has_answer
+            )
+    return numbers | best
+
+
+def best_threshold(
+    predictions: Mapping[str, str],
+    scores: Mapping[str, float],
+    null_odds: Mapping[str, float],
+    has_answer: Mapping[str, bool],
+) -> tuple[float, float]:
+    """The threshold of the odds that gives the best score, as evaluate-v2.0.py looks for it.
+
+    Args:
+      predictions: id → answer; '' is none.
+      scores: id → exact match or F1 of that answer.
+      null_odds: id → how likely there is none.
+      has_answer: id → whether there is one.
+
+    Returns:
+      The score, percent, and the threshold: the largest odds whose question is still answered, among equal ones the
+      first; 0 where the best is to answer no question.
+    """
+    order = sorted((i for i in null_odds if i in scores), key=lambda i: null_odds[i])
+    unanswerable = sum(not has for has in has_answer.values())
+    gains = [scores[i] if has_answer[i] else -bool(predictions[i]) for i in order]
+    totals = np.cumsum([unanswerable, *gains])
+    best = int(totals.argmax())
+    return 100.0 * float(totals[best]) / len(scores), null_odds[order[best - 1]] if best else 0.0
+
+
+def trivial_baseline(questions: Sequence[Question], kind: str) -> dict[str, str]:
+    """Answers that know nothing: what a trained model has to beat.
+
+    Args:
+      questions: to be answered.
+      kind: one of `BASELINES`: none; the whole context; its first sentence; the sentence that shares most words with
+        the question; or the same words of every context, those that score best on these questions (`constant_span`).
+
+    Returns:
+      id → answer.
+    """
+    if kind == 'constant_span':
+        first, count = constant_span(questions)
+        return {question.id: _words(question.context, first, count) for question in questions}
+    answer = {
+        'no_answer': lambda question: '',
+        'whole_context': lambda question: question.context,
+        'first_sentence': lambda question: (_sentences(question.context) or [''])[0],
+        'overlapping_sentence': _overlapping_sentence,
+    }
+    return {question.id: answer[kind](question) for question in questions}
+
+
+def constant_span(questions: Sequence[Question], max_first: int = 8, max_count: int = 6) -> tuple[int, int]:
+    """The words of a context, the first of them and their number, that have the best F1 on average."""
+    spans = [(first, count) for first in range(max_first) for count in range(1, max_count + 1)]
+    totals = np.zeros(len(spans))
+    for question in questions:
+        answers = [normalize(text).split() for text in question.texts]
+        for at, (first, count) in enumerate(spans if answers else ()):
+            words = normalize(_words(question.context, first, count)).split()
+            totals[at] += max(_f1(words, answer) for answer in answers)
+    return spans[int(totals.argmax())]
+
+
+def _scores_2(questions: Sequence[Question], predictions: Mapping[str, str]) -> tuple[dict, dict]:
+    """Exact match and F1 of each question, as 2.0 has them."""
+    exact, overlap = {}, {}
+    for question in questions:
+        predicted = normalize(predictions[question.id])
+        answers = [answer for text in question.texts if (answer := normalize(text))] or ['']
+        exact[question.id] = int(predicted in answers)
+        overlap[question.id] = max(_f1(predicted.split(), answer.split()) for answer in answers)
+    return exact, overlap
+
+
+def _f1(predicted: Sequence[str], answer: Sequence[str]) -> float:
+    if not predicted or not answer:
+        return float(predicted == answer)
+    shared = (collections.Counter(predicted) & collections.Counter(answer)).total()
+    if not shared:
+        return 0.0
+    precision, recall = shared / len(predicted), shared / len(answer)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _check_complete(questions: Sequence[Question], values: Mapping, name: str) -> None:
+    missing = [question.id for question in questions if question.id not in values]
+    if missing:
+        raise ConfigError(
+            f'{len(missing):,} of {len(questions):,} questions have no {name}, such as {missing[0]}: SQuAD 2.0 is '
+            'judged on all of them'
+        )
+
+
+def _words(context: str, first: int, count: int) -> str:
+    return ' '.join(context.split()[first : first + count])
+
+
+def _sentences(context: str) -> list[str]:
+    return _SENTENCE.findall(context)
+
+
+def _overlapping_sentence(question: Question) -> str:
+    asked = set(normalize(question.question).split())
+    sentences = _sentences(question.context) or ['']
+    return max(sentences, key=lambda sentence: len(asked & set(normalize(sentence).split())))
