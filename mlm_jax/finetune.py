@@ -92,9 +92,13 @@ def make_recipe(task_recipe: Mapping, settings: Mapping[str, tuple], point: Mapp
       ConfigError: for values out of range.
     """
     recipe = Recipe(**{**task_recipe, **{key: values[0] for key, values in settings.items()}, **point})
-    positive = ('learning_rate', 'batch_size', 'epochs', 'evaluations_per_epoch')
+    positive = ('learning_rate', 'batch_size', 'epochs', 'evaluations_per_epoch', 'stride', 'max_answer')
     wrong = [key for key in positive if getattr(recipe, key) <= 0]
-    wrong += [key for key in ('patience', 'max_length', 'max_train_examples') if getattr(recipe, key) < 0]
+    wrong += [
+        key
+        for key in ('patience', 'max_length', 'max_train_examples', 'max_validation_examples', 'max_query')
+        if getattr(recipe, key) < 0
+    ]
     wrong += ['dropout'] if not 0 <= recipe.dropout < 1 else []
     wrong += ['layer_decay'] if not 0 < recipe.layer_decay <= 1 else []
     if wrong:
@@ -194,6 +198,7 @@ def save(job: Job, model: str, problem: fine_tuning.Problem, outcome: Outcome, o
         'model': model,
         'seed': outcome.seed,
         'metric': problem.metric,
+        'trivial': problem.trivial,
         'metrics': outcome.metrics,
         'best_step': outcome.best_step,
         'seconds': round(outcome.seconds, 3),

@@ -17,8 +17,8 @@ def summarize(results: Mapping[str, Sequence[Mapping]]) -> dict:
       results: setting → what `finetune` wrote of each finished seed, with `metric`, `metrics` and `seed`.
 
     Returns:
-      `setting`, `metric`, `seeds`, and under `splits` split → metric → `median`, `mean`, `deviation` (None of one seed)
-      and `by_seed`.
+      `setting`, `metric`, `trivial`, `seeds`, and under `splits` split → metric → `median`, `mean`, `deviation` (None
+      of one seed) and `by_seed`.
     """
     metric, best, best_median = None, None, math.nan
     for setting, runs in results.items():
@@ -40,6 +40,7 @@ def summarize(results: Mapping[str, Sequence[Mapping]]) -> dict:
     return {
         'setting': best,
         'metric': metric,
+        'trivial': runs[0]['trivial'],
         'seeds': [run['seed'] for run in runs],
         'best_seed': _best_seed(metric, runs),
         'splits': splits,
@@ -65,8 +66,8 @@ def _best_seed(metric: str, runs: Sequence[Mapping]) -> int:
 def markdown(report: Mapping[str, Mapping[str, dict]]) -> str:
     """Tables of all splits that have targets; report: task → model → `summarize`.
 
-    Metrics are × 100, errors (rmse, mae) as they are. Where there are two models or more, differences to the last one
-    follow, paired by seed, with their standard errors.
+    Metrics are × 100, errors (rmse, mae) as they are; `trivial` is the best answer that knows nothing of the inputs.
+    Where there are two models or more, differences to the last one follow, paired by seed, with standard errors.
     """
     models = list(dict.fromkeys(model for by_model in report.values() for model in by_model))
     entries = [entry for by_model in report.values() for entry in by_model.values()]
@@ -75,7 +76,7 @@ def markdown(report: Mapping[str, Mapping[str, dict]]) -> str:
 
 
 def _table(report, models: Sequence[str], split: str) -> str:
-    titles = [split, 'metric', *(f'{model}: median; mean ± sd' for model in models)]
+    titles = [split, 'metric', 'trivial', *(f'{model}: median; mean ± sd' for model in models)]
     titles += [f'{model} − {models[-1]}' for model in models[:-1]]
     rows, averaged = [titles, ['---', '---', *['---:'] * (len(titles) - 2)]], []
     for task, by_model in report.items():
@@ -85,12 +86,14 @@ def _table(report, models: Sequence[str], split: str) -> str:
             continue
         cells = [_cell(metric, entry) for entry in entries]
         differences = [_difference(metric, entry, entries[-1]) for entry in entries[:-1]]
-        rows.append([task, metric, *cells, *differences])
+        trivial = _value(next(iter(by_model.values()))['trivial'].get(metric))
+        known = split == 'validation' and not math.isnan(trivial)
+        rows.append([task, metric, f'{_scale(metric) * trivial:.2f}' if known else '', *cells, *differences])
         if all(entries) and metric not in DECREASING:
             averaged.append([entry['median'] for entry in entries])
     if len(averaged) > 1:
         means = [f'{100 * value:.2f}' for value in np.mean(averaged, axis=0)]
-        rows.append([f'mean of {len(averaged)} medians', '', *means, *[''] * (len(titles) - 2 - len(means))])
+        rows.append([f'mean of {len(averaged)} medians', '', '', *means, *[''] * (len(titles) - 3 - len(means))])
     widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
     lines = (' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return ''.join(f'| {line} |\n' for line in lines)
@@ -149,7 +152,10 @@ def _draw_bars(axes, report, tasks: Sequence[str], models: Sequence[str]) -> Non
             axes.bar(x, scale * values['median'], 0.9 * width, color=f'C{i}', alpha=0.6, label=label)
             dots = [scale * value for value in values['by_seed'].values()]
             axes.plot([x] * len(dots), dots, '.', color='black', markersize=3)
+            trivial = _value(entry['trivial'].get(entry['metric']))
+            if not math.isnan(trivial):
+                axes.plot([place - 0.45, place + 0.45], [scale * trivial] * 2, ':', color='gray', linewidth=1)
     names = [f'{task.rpartition("/")[2]}\n{next(iter(report[task].values()))["metric"]}' for task in tasks]
     axes.set_xticks(range(len(tasks)), names, fontsize=8)
-    axes.set_title('validation, median of seeds')
+    axes.set_title('validation, median of seeds; dotted: trivial')
     axes.grid(axis='y', alpha=0.3)

@@ -30,8 +30,8 @@ class Task:
 
     Attributes:
       name: such as 'glue/sst2'.
-      kind: 'classification' (one of several classes), 'regression', or 'multilabel' (several yes-or-no targets, some of
-        them missing).
+      kind: 'classification' (one of several classes), 'regression', 'multilabel' (several yes-or-no targets, some of
+        them missing), or 'span' (answers in a text; its examples are `squad.Question`).
       labels: the classes of a classification; else the names of the targets.
       metrics: names in `tasks/metrics.py`; the first chooses among settings and epochs.
       recipe: how its fine-tuning differs from the defaults.

@@ -10,8 +10,9 @@ import numpy as np
 from scipy import special
 
 from mlm_jax.config import ConfigError
+from mlm_jax.data import atomic
 from mlm_jax.tasks import inputs as inputs_lib
-from mlm_jax.tasks import metrics
+from mlm_jax.tasks import metrics, squad_answers, squad_features, squad_metrics
 from mlm_jax.tasks.examples import Example, Task, TaskData
 from mlm_jax.training.fine_tuning import Problem, Recipe
 
@@ -20,7 +21,7 @@ _SUBSET_SEED = 0
 
 
 def make_problem(data: TaskData, tokenizer, recipe: Recipe, max_length: int) -> tuple[Problem, dict[str, int]]:
-    """Tokenises a task of text, and scales its targets.
+    """Tokenises a task.
 
     Args:
       data: the task.
@@ -29,15 +30,22 @@ def make_problem(data: TaskData, tokenizer, recipe: Recipe, max_length: int) -> 
       max_length: tokens of the longest row.
 
     Returns:
-      The problem, and notes: what was cut, in words → how often.
+      The problem, and notes: what was cut or left out, in words → how often.
 
     Raises:
       ConfigError: for a setting that does not fit the task.
     """
-    task, notes = data.task, Counter()
+    limits = {'train': recipe.max_train_examples, 'validation': recipe.max_validation_examples}
+    splits = {split: subset(examples, limits.get(split, 0)) for split, examples in data.splits.items()}
+    notes = Counter()
+    make = _span_problem if data.task.kind == 'span' else _text_problem
+    problem = make(data.task, splits, tokenizer, recipe, max_length, notes)
+    return problem, {note: count for note, count in notes.items() if count}
+
+
+def _text_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int, notes: Counter) -> Problem:
     if recipe.class_weights not in CLASS_WEIGHTS:
         raise ConfigError(f'class_weights={recipe.class_weights} must be {" or ".join(CLASS_WEIGHTS)}')
-    splits = {**data.splits, 'train': subset(data.splits['train'], recipe.max_train_examples)}
     inputs = {split: inputs_lib.encode(rows, tokenizer, max_length, notes) for split, rows in splits.items()}
     raw = {split: x.targets for split, x in inputs.items()}
     shift_C, scale_C = np.float32(0), np.float32(1)
@@ -45,22 +53,20 @@ def make_problem(data: TaskData, tokenizer, recipe: Recipe, max_length: int) -> 
         shift_C, scale_C = _scaling(raw['train'], recipe.target_scale)
         inputs = {split: inputs_lib.Inputs(x.tokens, (x.targets - shift_C) / scale_C) for split, x in inputs.items()}
 
-    def predictions(outputs_NxC: np.ndarray) -> np.ndarray:
-        return outputs_NxC * scale_C + shift_C
-
     def score(split: str, outputs_NxC: np.ndarray) -> dict[str, float]:
         if np.isnan(raw[split]).all():
             return {}
-        return metrics.score(task.metrics, raw[split], predictions(outputs_NxC))
+        return metrics.score(task.metrics, raw[split], outputs_NxC * scale_C + shift_C)
 
     def write(split: str, outputs_NxC: np.ndarray, directory: pathlib.Path) -> None:
-        lines = describe_predictions(task, splits[split], predictions(outputs_NxC))
+        lines = describe_predictions(task, splits[split], outputs_NxC * scale_C + shift_C)
         text = ''.join(f'{json.dumps(line, ensure_ascii=False)}\n' for line in lines)
-        (directory / f'predictions_{split}.jsonl').write_text(text, encoding='utf-8')
+        atomic.write_bytes(directory / f'predictions_{split}.jsonl', text.encode())
 
     num_outputs = len(task.labels)
     weights = _class_weights(task.kind, raw['train'], num_outputs) if recipe.class_weights == 'balanced' else None
-    problem = Problem(
+    constant_C = (_constant(task.kind, raw['train'], num_outputs) - shift_C) / scale_C
+    return Problem(
         loss=task.kind,
         num_outputs=num_outputs,
         inputs=inputs,
@@ -68,8 +74,59 @@ def make_problem(data: TaskData, tokenizer, recipe: Recipe, max_length: int) -> 
         write=write,
         metric=task.metrics[0],
         weights=np.ones(num_outputs, np.float32) if weights is None else weights,
+        trivial=score('validation', np.tile(constant_C, (len(raw['validation']), 1))),
     )
-    return problem, {note: count for note, count in notes.items() if count}
+
+
+def _span_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int, notes: Counter) -> Problem:
+    # A row needs room for the text: of a short one the question takes half at most.
+    max_query = min(recipe.max_query, (max_length - squad_features.SPECIAL_TOKENS) // 2)
+    version_2 = task.name.endswith('v2.0')
+    features = {}
+    for split, questions in splits.items():
+        features[split] = squad_features.features(
+            questions, tokenizer, max_length, recipe.stride, max_query, for_training=split == 'train'
+        )
+        notes.update({f'{note} ({split})': count for note, count in features[split].notes.items()})
+
+    def decode(split: str, outputs: Sequence[np.ndarray]) -> squad_answers.Decoded:
+        logits = ([output[:, i] for output in outputs] for i in range(2))
+        return squad_answers.decode(
+            features[split], splits[split], *logits, max_answer=recipe.max_answer,
+            null_threshold=recipe.null_threshold, version_2=version_2,
+        )  # fmt: skip
+
+    def judge(split: str, predictions, null_odds=None) -> dict[str, float]:
+        if not version_2:
+            return _fractions(squad_metrics.evaluate_1(splits[split], predictions))
+        # Answers below the threshold are empty already: no odds are above this one.
+        found = squad_metrics.evaluate_2(splits[split], predictions, null_odds, threshold=math.inf)
+        return _fractions({'exact_match': found.pop('exact'), **found})
+
+    def score(split: str, outputs: Sequence[np.ndarray]) -> dict[str, float]:
+        decoded = decode(split, outputs)
+        return judge(split, decoded.predictions, decoded.null_odds or None)
+
+    baselines = (judge('validation', squad_metrics.trivial_baseline(splits['validation'], k)) for k in _BASELINES)
+    return Problem(
+        loss='span',
+        num_outputs=2,
+        inputs={split: inputs_lib.Inputs(f.ids, f.targets_Wx2.astype(np.float32)) for split, f in features.items()},
+        score=score,
+        write=lambda split, outputs, directory: squad_answers.write(decode(split, outputs), directory),
+        metric=task.metrics[0],
+        weights=np.ones(2, np.float32),
+        trivial=max(baselines, key=lambda found: found[task.metrics[0]]),
+    )
+
+
+# Those of `squad_metrics.BASELINES` that do not look at what is asked.
+_BASELINES = ('no_answer', 'first_sentence', 'constant_span')
+
+
+def _fractions(percents: dict[str, float]) -> dict[str, float]:
+    """Metrics as fractions, without counts and thresholds."""
+    return {name: value / 100 for name, value in percents.items() if not name.endswith(('total', 'thresh'))}
 
 
 def describe_predictions(task: Task, examples: Sequence[Example], outputs_NxC: np.ndarray) -> Iterator[dict]:
@@ -100,7 +157,7 @@ def describe_predictions(task: Task, examples: Sequence[Example], outputs_NxC: n
         }
 
 
-def subset(rows: Sequence[Example], size: int) -> Sequence[Example]:
+def subset(rows: Sequence, size: int) -> Sequence:
     """A random part of the rows, the same whoever asks, in their order; all where `size` is 0."""
     if not 0 < size < len(rows):
         return rows
@@ -112,6 +169,13 @@ def _scaling(targets_NxC: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndar
         return np.float32(0), np.float32(scale)
     deviation_C = np.nanstd(targets_NxC, axis=0)
     return np.nanmean(targets_NxC, axis=0), np.where(deviation_C > 0, deviation_C, 1).astype(np.float32)
+
+
+def _constant(kind: str, targets_NxC: np.ndarray, num_outputs: int) -> np.ndarray:
+    """The answer to all inputs that fits the train split best: its most frequent class, or its means."""
+    if kind == 'classification':
+        return np.bincount(targets_NxC[:, 0].astype(int), minlength=num_outputs).astype(np.float32)
+    return np.nanmean(targets_NxC, axis=0)
 
 
 def _class_weights(kind: str, targets_NxC: np.ndarray, num_outputs: int) -> np.ndarray | None:

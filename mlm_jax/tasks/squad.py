@@ -13,6 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlm_jax.config import ConfigError
+from mlm_jax.tasks.examples import Task, TaskData
+
+SUITE = 'squad'
+VERSIONS = ('v1.1', 'v2.0')
 
 _LONE_SURROGATE = re.compile('[\ud800-\udfff]')  # JSON may hold half a character
 
@@ -78,6 +82,31 @@ def read(source: str | pathlib.Path, split: str = 'validation') -> QuestionSet:
         raise ConfigError(f'{source} holds no questions')
     version_2 = any(question.impossible for question in questions.values())
     return QuestionSet(tuple(questions.values()), version_2, dict(notes))
+
+
+def read_task(version: str, directory: str) -> TaskData:
+    """Reads a version of SQuAD for fine-tuning.
+
+    Args:
+      version: one of `VERSIONS`.
+      directory: with train-v1.1.json and dev-v1.1.json, say; or 'tfds'.
+
+    Raises:
+      ConfigError: when a file is missing, is not SQuAD, or is that of the other version.
+    """
+    splits, notes = {}, collections.Counter()
+    for split, name in (('train', 'train'), ('validation', 'dev')):
+        source = f'tfds:{SUITE}/{version}'
+        if directory != 'tfds':
+            source = pathlib.Path(directory).expanduser() / f'{name}-{version}.json'
+        found = read(source, split)
+        if found.version_2 != (version == 'v2.0'):
+            has = 'has questions without answers' if found.version_2 else 'has an answer to every question'
+            raise ConfigError(f'{source} is not SQuAD {version}: it {has}')
+        splits[split] = found.questions
+        notes += collections.Counter({f'{note} ({split})': times for note, times in found.notes.items()})
+    task = Task(f'{SUITE}/{version}', 'span', ('start', 'end'), ('f1', 'exact_match'), {'epochs': 2})
+    return TaskData(task, splits, dict(notes))
 
 
 def _question(

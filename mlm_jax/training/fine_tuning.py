@@ -56,6 +56,11 @@ class Recipe:
       class_weights: 'none'; 'balanced' weights classes, or the positive ones of each target, by rarity.
       target_scale: of a regression, what targets are divided by; 0 standardises them by the train split.
       max_train_examples: a random part of the train split, the same for all seeds; 0 takes all.
+      max_validation_examples: likewise of the validation split.
+      stride: of SQuAD, tokens from the start of a window of the text to that of the next.
+      max_query: of SQuAD, tokens of a question that are kept.
+      max_answer: of SQuAD, tokens of an answer at most.
+      null_threshold: of SQuAD 2.0, no answer is given where its odds are above.
     """
 
     learning_rate: float = 5e-5
@@ -75,6 +80,11 @@ class Recipe:
     class_weights: str = 'none'
     target_scale: float = 0.0
     max_train_examples: int = 0
+    max_validation_examples: int = 0
+    stride: int = 128
+    max_query: int = 64
+    max_answer: int = 30
+    null_threshold: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +100,7 @@ class Problem:
       write: (split, outputs, directory) → writes the predictions there.
       metric: the one that chooses.
       weights: float32[C], of classes, or of the positives of each target.
+      trivial: metrics of the validation split for answers that know nothing of the inputs.
     """
 
     loss: str
@@ -99,6 +110,7 @@ class Problem:
     write: Callable[[str, Any, pathlib.Path], None]
     metric: str
     weights: np.ndarray
+    trivial: dict[str, float]
 
 
 @dataclasses.dataclass

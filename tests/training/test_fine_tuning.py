@@ -41,7 +41,9 @@ def accuracy(inputs):
 
 def make_problem(**splits: Inputs) -> Problem:
     inputs = splits or {'train': rows(200, 0), 'validation': rows(60, 1)}
-    return Problem('classification', 2, inputs, accuracy(inputs), lambda *_: None, 'accuracy', np.ones(2, np.float32))
+    return Problem(
+        'classification', 2, inputs, accuracy(inputs), lambda *_: None, 'accuracy', np.ones(2, np.float32), {}
+    )
 
 
 @pytest.fixture(scope='module')
