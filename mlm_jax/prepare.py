@@ -8,7 +8,7 @@
 the directory ends up the same to the byte, on any number of cores. A directory holds
 
     manifest.json                     what is here; written last
-    tokenizer.model                   SentencePiece, or the tokenizer.json that was given
+    tokenizer.model                   SentencePiece, SMILES tokens, or the tokenizer.json that was given
     tables.npz                        what masking must know: word starts, counts, with masking.unit=pmi collocations
     train-00000-of-00012.npy, …       packed rows, uint16 or uint32 [rows, T]
     validation-00000-of-00001.npy
@@ -140,9 +140,9 @@ def _claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None
 
 def _refuse_changes(directory: pathlib.Path, old: dict, new: dict) -> None:
     """Raises ConfigError, with every difference, unless old and new settings and sources are equal."""
-    changes = []
+    changes, defaults = [], settings(config_lib.default_config())  # of keys that came later
     for key in sorted(old['settings'].keys() | new['settings'].keys()):
-        then, now = old['settings'].get(key), new['settings'].get(key)
+        then, now = old['settings'].get(key, defaults.get(key)), new['settings'].get(key)
         if then != now:
             changes.append(f'    {key}: {then!r} there, {now!r} now')
     if not changes and old['sources'] != new['sources']:
@@ -183,7 +183,8 @@ def _make_tokenizer(config, corpus: corpora.Corpus, path: pathlib.Path) -> token
             tokenizer = tokenizers.Tokenizer.from_file(model)
             tokenizers.check_size(tokenizer, config, model)
         atomic.write_bytes(path, tokenizer.model, path.parent / _WORKING_DIRECTORY)
-        print(f'tokenizer  ready after {time.monotonic() - start:.1f} s')
+        seconds, ordinary = time.monotonic() - start, tokenizer.vocabulary.num_ordinary
+        print(f'tokenizer  ready after {seconds:.1f} s: {ordinary:,} ordinary pieces among {config.vocab_size:,} ids')
     return tokenizers.Tokenizer.from_file(path)
 
 
@@ -194,10 +195,11 @@ def _jobs(config, corpus: corpora.Corpus, directory: pathlib.Path, working: path
     jobs = []
     for split, source in corpus.splits.items():
         count = encoding.num_shards(source)
+        copies = config.data.smiles_copies if split == 'train' else 0
         jobs += [
             encoding.Job(
                 source, split, index, count, str(directory), str(working), str(directory / TOKENIZER_FILE),
-                config.sequence_length, config.data.packing,
+                config.sequence_length, config.data.packing, copies,
             )
             for index in range(count)
         ]  # fmt: skip
@@ -286,6 +288,7 @@ def _split(name: str, shards_made: list[tuple[encoding.Job, encoding.Counts]]) -
 
 
 def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: dict) -> manifest_lib.Manifest:
+    packages = (*_VERSIONS, tokenizer.package, 'rdkit' if config.data.smiles_copies else '')
     return manifest_lib.Manifest(
         **intent,
         vocabulary=tokenizer.vocabulary,
@@ -297,7 +300,7 @@ def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: 
         splits=splits,
         versions={
             'python': platform.python_version(),
-            **{name: metadata.version(name) for name in (*_VERSIONS, tokenizer.package)},
+            **{name: metadata.version(name) for name in filter(None, packages)},
         },
         tables=tables.FILE,
     )

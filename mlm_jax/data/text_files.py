@@ -1,4 +1,4 @@
-"""Documents from files: plain text, JSON lines and CSV, also gzip'd, xz'd or zstandard'd.
+"""Documents from files: plain text, JSON lines, CSV and SMILES, also gzip'd, xz'd or zstandard'd.
 
 Documents come as the bytes in the file; `corpora.clean` decodes them.
 """
@@ -67,7 +67,7 @@ def read(path: pathlib.Path, kind: str, text_key: str) -> Iterator[bytes]:
       ConfigError: for a file that cannot be read, is damaged, or lacks the key.
     """
     try:
-        with _open(path) as file:
+        with open_binary(path) as file:
             yield from READERS[kind](file, path, text_key)
     except DAMAGED as error:
         raise config_lib.ConfigError(f'{path} is damaged or cut off ({error}); copy it again') from error
@@ -75,7 +75,8 @@ def read(path: pathlib.Path, kind: str, text_key: str) -> Iterator[bytes]:
         raise config_lib.ConfigError(f'cannot read {path}: {error.strerror or error}') from error
 
 
-def _open(path: pathlib.Path) -> BinaryIO:
+def open_binary(path: pathlib.Path) -> BinaryIO:
+    """Opens a file to read its bytes, decompressed; one that turns out cut off raises one of `DAMAGED`."""
     if path.suffix == '.gz':
         return gzip.open(path)
     if path.suffix == '.xz':
@@ -113,6 +114,11 @@ def _read_blocks(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[
 def _read_lines(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
     for line in _lines(file):
         yield line.rstrip(b'\r\n')
+
+
+def _read_smiles(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
+    for line in _lines(file):
+        yield b''.join(line.split(maxsplit=1)[:1])  # a name may follow
 
 
 def _read_whole(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
@@ -163,4 +169,5 @@ READERS: dict[str, Callable[[BinaryIO, pathlib.Path, str], Iterator[bytes]]] = {
     'files': _read_whole,
     'jsonl': _read_json_lines,
     'csv': _read_csv,
+    'smi': _read_smiles,
 }

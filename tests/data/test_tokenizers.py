@@ -69,7 +69,7 @@ def test_special_ids_are_fixed(tokenizer):
     assert tokenizer.pieces([0, 1, 2, 3, 4]) == ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
 
 
-@pytest.mark.parametrize('model', tokenizers.TRAINED)
+@pytest.mark.parametrize('model', tokenizers.SENTENCEPIECE)
 def test_training_is_deterministic_and_text_survives(model):
     first, second = (tokenizers.train(iter(sentences()), settings(model=model)) for _ in range(2))
     assert first.model == second.model
@@ -112,7 +112,7 @@ def test_a_given_model_that_lacks_symbols_is_refused(tmp_path):
     (tmp_path / 'text').write_text('this is no model')
     with pytest.raises(ConfigError, match=r'is not a SentencePiece model'):
         tokenizers.Tokenizer.from_file(tmp_path / 'text')
-    with pytest.raises(ConfigError, match=r'cannot read the tokenizer .*unigram or bpe'):
+    with pytest.raises(ConfigError, match=r'cannot read the tokenizer .*unigram, bpe or smiles'):
         tokenizers.Tokenizer.from_file(tmp_path / 'nothing')
 
 
@@ -121,7 +121,7 @@ def test_the_size_must_be_the_configured_one(tokenizer):
         tokenizers.check_size(tokenizer, config_lib.default_config(), 'given.model')
 
 
-@pytest.mark.parametrize('model', tokenizers.TRAINED)
+@pytest.mark.parametrize('model', tokenizers.SENTENCEPIECE)
 def test_too_little_text_names_the_largest_size_that_works(model):
     with pytest.raises(ConfigError, match=r'too small for vocab_size=5000: the largest that works is \d+') as error:
         tokenizers.train(sentences(), settings(vocab_size=5000, model=model))
