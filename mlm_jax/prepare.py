@@ -273,12 +273,12 @@ def _split(name: str, shards_made: list[tuple[encoding.Job, encoding.Counts]]) -
         key: sum(getattr(c, key) for c in counts)
         for key in ('rows', 'real_tokens', 'text_tokens', 'documents', 'words', 'bytes')
     }
-    if not total['rows']:
-        raise config_lib.ConfigError(f'the {name} split holds no text: all its documents are empty')
-    share = np.sum([c.histogram for c in counts], axis=0) / total['text_tokens']
     repairs = sum((Counter(c.repairs) for c in counts), Counter())
     for repair, times in sorted(repairs.items()):
         print(f'repaired   {name}: {times:,} {repair}')
+    if not total['rows']:
+        raise config_lib.ConfigError(f'the {name} split holds no text: all its documents are empty, or were dropped')
+    share = np.sum([c.histogram for c in counts], axis=0) / total['text_tokens']
     return manifest_lib.Split(
         **total,
         unigram_entropy_nats=float(-np.sum(share * np.log(share, where=share > 0, out=np.zeros_like(share)))),
