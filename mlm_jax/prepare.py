@@ -42,7 +42,7 @@ from absl import flags
 
 from mlm_jax import command_line, config_check
 from mlm_jax import config as config_lib
-from mlm_jax.data import atomic, corpora, encoding, shards, tables, tokenizers
+from mlm_jax.data import atomic, corpora, encoding, molecules, shards, tables, tokenizers
 from mlm_jax.data import manifest as manifest_lib
 
 TOKENIZER_FILE = 'tokenizer.model'
@@ -70,8 +70,11 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
 
     Raises:
       ConfigError: for a corpus or a setting that does not work, or a directory made with other settings.
+      ImportError: for `data.smiles_copies` without the extra `smiles`.
     """
     config_check.check(config)
+    if config.data.smiles_copies:
+        molecules.parse('C')  # without RDKit this ends here, not after the tokenizer
     directory = pathlib.Path(config.data.directory).expanduser()
     working = directory / _WORKING_DIRECTORY
     specs = list(filter(None, (config.data.corpus, config.data.validation_corpus)))

@@ -262,7 +262,10 @@ def test_what_does_not_parse_is_none_and_silent(capfd):
     assert capfd.readouterr() == ('', '')
 
 
-def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch):
+def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'rdkit', None)
     with pytest.raises(ImportError, match=r"pip install 'mlm_jax\[smiles\]'"):
         molecules.canonical('C')
+    with pytest.raises(ImportError, match=r"pip install 'mlm_jax\[smiles\]'"):
+        prepare.run(make_config(tmp_path / 'rows', 'demo', **{'data.smiles_copies': '1'}))
+    assert not (tmp_path / 'rows').exists()
