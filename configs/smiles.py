@@ -11,8 +11,8 @@ steps of warm-up, gradients clipped at 0.1. The other sizes, of which `mini` (4Ã
 `mlm_jax/config.py`.
 
 A corpus is lines of SMILES, `smi:GLOB`, or a column of tables, `data.corpus=csv:GLOB,data.text_key=smiles`. The 512
-ids suffice: half a million molecules of ChEMBL, MUV, DUD and HIV have 258 different tokens; other ids are unused. Two or
-three molecules fill a row, and do not see each other; the few of more than 126 tokens (0.6 %) are cut.
+ids suffice: half a million molecules of ChEMBL, MUV, DUD and HIV have 258 different tokens; other ids are unused. Two
+or three molecules fill a row, and do not see each other; the few of more than 126 tokens (0.6 %) are cut.
 `data.smiles_copies=2` adds two random SMILES of each molecule (extra `smiles`). Further arguments are keys of
 `mlm_jax/config.py`.
 
