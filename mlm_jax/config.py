@@ -70,14 +70,15 @@ def default_config() -> ml_collections.ConfigDict:
 
     c.data = d = ml_collections.ConfigDict()
     d.directory = 'data/demo'  # written by prepare, read by train
-    d.corpus = 'demo'  # demo | text:GLOB | lines:GLOB | files:GLOB | jsonl:GLOB | csv:GLOB | tfds:NAME[/CONFIG]
+    d.corpus = 'demo'  # demo | text:GLOB | lines:GLOB | files:GLOB | jsonl:GLOB | csv:GLOB | smi:GLOB | tfds:NAME
     d.text_key = 'text'  # the field of a JSON line, the column of a CSV file, the feature of a TFDS example
     d.validation_corpus = ''  # held-out text of its own; '' holds out a part of the corpus
     d.validation_percent = 1.0  # the share held out, by a hash of each document, where the corpus has no such split
+    d.smiles_copies = 0  # training molecules are written so many more times, with their atoms in random orders
     d.packing = 'documents'  # rows attend within documents | across them | hold one document each
 
     c.tokenizer = t = ml_collections.ConfigDict()
-    t.model = 'unigram'  # or 'bpe', trained on the corpus; PATH of a SentencePiece model or tokenizer.json; extend:PATH
+    t.model = 'unigram'  # 'bpe', 'smiles': trained on the corpus; PATH of SentencePiece or tokenizer.json; extend:PATH
     t.normalization = 'nmt_nfkc'
     t.byte_fallback = True  # characters outside the vocabulary become bytes, not [UNK]
     t.character_coverage = 0.9995

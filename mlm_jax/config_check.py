@@ -58,6 +58,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         for key in ('model.dropout', 'model.attention_dropout')
         if not 0 <= get(c, key) < 1
     ]
+    if c.data.smiles_copies < 0:
+        problems.append(f'data.smiles_copies={c.data.smiles_copies} must be 0, for none, or more')
     if not 0 < m.norm_epsilon < 1:
         problems.append(f'model.norm_epsilon={m.norm_epsilon} must lie between 0 and 1')
     if problems:

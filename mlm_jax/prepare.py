@@ -8,7 +8,7 @@
 the directory ends up the same to the byte, on any number of cores. A directory holds
 
     manifest.json                     what is here; written last
-    tokenizer.model                   SentencePiece, or the tokenizer.json that was given
+    tokenizer.model                   SentencePiece, SMILES tokens, or the tokenizer.json that was given
     tables.npz                        what masking must know: word starts, counts, with masking.unit=pmi collocations
     train-00000-of-00012.npy, …       packed rows, uint16 or uint32 [rows, T]
     validation-00000-of-00001.npy
@@ -42,7 +42,7 @@ from absl import flags
 
 from mlm_jax import command_line, config_check
 from mlm_jax import config as config_lib
-from mlm_jax.data import atomic, corpora, encoding, shards, tables, tokenizers
+from mlm_jax.data import atomic, corpora, encoding, molecules, shards, tables, tokenizers
 from mlm_jax.data import manifest as manifest_lib
 
 TOKENIZER_FILE = 'tokenizer.model'
@@ -70,8 +70,11 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
 
     Raises:
       ConfigError: for a corpus or a setting that does not work, or a directory made with other settings.
+      ImportError: for `data.smiles_copies` without the extra `smiles`.
     """
     config_check.check(config)
+    if config.data.smiles_copies:
+        molecules.parse('C')  # without RDKit this ends here, not after the tokenizer
     directory = pathlib.Path(config.data.directory).expanduser()
     working = directory / _WORKING_DIRECTORY
     specs = list(filter(None, (config.data.corpus, config.data.validation_corpus)))
@@ -140,9 +143,9 @@ def _claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None
 
 def _refuse_changes(directory: pathlib.Path, old: dict, new: dict) -> None:
     """Raises ConfigError, with every difference, unless old and new settings and sources are equal."""
-    changes = []
+    changes, defaults = [], settings(config_lib.default_config())  # of keys that came later
     for key in sorted(old['settings'].keys() | new['settings'].keys()):
-        then, now = old['settings'].get(key), new['settings'].get(key)
+        then, now = old['settings'].get(key, defaults.get(key)), new['settings'].get(key)
         if then != now:
             changes.append(f'    {key}: {then!r} there, {now!r} now')
     if not changes and old['sources'] != new['sources']:
@@ -187,7 +190,8 @@ def _make_tokenizer(config, corpus: corpora.Corpus, path: pathlib.Path) -> token
             tokenizer = tokenizers.Tokenizer.from_file(model)
             tokenizers.check_size(tokenizer, config, model)
         atomic.write_bytes(path, tokenizer.model, path.parent / _WORKING_DIRECTORY)
-        print(f'tokenizer  ready after {time.monotonic() - start:.1f} s')
+        seconds, ordinary = time.monotonic() - start, tokenizer.vocabulary.num_ordinary
+        print(f'tokenizer  ready after {seconds:.1f} s: {ordinary:,} ordinary pieces among {config.vocab_size:,} ids')
     return tokenizers.Tokenizer.from_file(path)
 
 
@@ -198,10 +202,11 @@ def _jobs(config, corpus: corpora.Corpus, directory: pathlib.Path, working: path
     jobs = []
     for split, source in corpus.splits.items():
         count = encoding.num_shards(source)
+        copies = config.data.smiles_copies if split == 'train' else 0
         jobs += [
             encoding.Job(
                 source, split, index, count, str(directory), str(working), str(directory / TOKENIZER_FILE),
-                config.sequence_length, config.data.packing,
+                config.sequence_length, config.data.packing, copies,
             )
             for index in range(count)
         ]  # fmt: skip
@@ -275,12 +280,12 @@ def _split(name: str, shards_made: list[tuple[encoding.Job, encoding.Counts]]) -
         key: sum(getattr(c, key) for c in counts)
         for key in ('rows', 'real_tokens', 'text_tokens', 'documents', 'words', 'bytes')
     }
-    if not total['rows']:
-        raise config_lib.ConfigError(f'the {name} split holds no text: all its documents are empty')
-    share = np.sum([c.histogram for c in counts], axis=0) / total['text_tokens']
     repairs = sum((Counter(c.repairs) for c in counts), Counter())
     for repair, times in sorted(repairs.items()):
         print(f'repaired   {name}: {times:,} {repair}')
+    if not total['rows']:
+        raise config_lib.ConfigError(f'the {name} split holds no text: all its documents are empty, or were dropped')
+    share = np.sum([c.histogram for c in counts], axis=0) / total['text_tokens']
     return manifest_lib.Split(
         **total,
         unigram_entropy_nats=float(-np.sum(share * np.log(share, where=share > 0, out=np.zeros_like(share)))),
@@ -290,6 +295,7 @@ def _split(name: str, shards_made: list[tuple[encoding.Job, encoding.Counts]]) -
 
 
 def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: dict) -> manifest_lib.Manifest:
+    packages = (*_VERSIONS, tokenizer.package, 'rdkit' if config.data.smiles_copies else '')
     return manifest_lib.Manifest(
         **intent,
         vocabulary=tokenizer.vocabulary,
@@ -301,7 +307,7 @@ def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: 
         splits=splits,
         versions={
             'python': platform.python_version(),
-            **{name: metadata.version(name) for name in (*_VERSIONS, tokenizer.package)},
+            **{name: metadata.version(name) for name in filter(None, packages)},
         },
         tables=tables.FILE,
     )

@@ -34,6 +34,8 @@ ALL += [
     ('repeated_mlm.py', argument) for argument in ('tiny', 'tiny,repeats=4,recipe=modern', 'tiny,masking.ratio=0.4')
 ]
 ALL += [('exlm.py', size) for size in config_lib.SIZES]
+ALL += [('smiles.py', f'{objective},size=tiny') for objective in ('exlm', 'mlm', 'mae_lm')]
+ALL += [('smiles.py', 'exlm,size=base')]
 ALL += [
     ('exlm.py', f'tiny,{argument}')
     for argument in ('recipe=modern', 'objective=mlm', 'exlm.transition_heads=1', 'exlm.transitions=none')

@@ -8,6 +8,7 @@
     files:GLOB             plain text; each file is a document
     jsonl:GLOB             JSON lines; each object is a document, its text under `data.text_key`
     csv:GLOB               CSV with a header (tabs in .tsv files); each record is a document
+    smi:GLOB               SMILES; each line is a document, up to the first white space (a name may follow)
     tfds:NAME[/CONFIG]     a TFDS data set by name; its text is the feature `data.text_key`
 
 Files may be gzip'd, xz'd or zstandard'd. Local text becomes a TFDS data set in a cache first: ArrayRecord, in

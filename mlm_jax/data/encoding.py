@@ -11,7 +11,7 @@ import pathlib
 
 import numpy as np
 
-from mlm_jax.data import atomic, corpora, packing, shards, tokenizers
+from mlm_jax.data import atomic, corpora, molecules, packing, shards, tokenizers
 
 SHARD_BYTES = 16 << 20  # of text; ~4 million tokens, about a second of work
 MAX_SHARDS = 4096  # a larger corpus has larger shards
@@ -31,6 +31,7 @@ class Job:
     tokenizer: str  # its path
     sequence_length: int
     packing: str
+    smiles_copies: int = 0  # so many variants of each molecule besides
 
     @property
     def start(self) -> int:
@@ -89,12 +90,14 @@ def encode_shard(job: Job) -> Counts:
     documents, totals, repairs = [], collections.Counter(), collections.Counter()
     dtype = shards.row_dtype(vocabulary.size)
     histogram = np.zeros(vocabulary.size, np.int64)
-    for texts in _batches(job, repairs):
+    for texts in _batches(job, tokenizer, repairs):
         encoded = tokenizer.encode_batch(texts)
         kept = [(text, tokens) for text, tokens in zip(texts, encoded) if len(tokens)]
         documents += [tokens.astype(dtype) for _, tokens in kept]
         times = np.bincount(np.concatenate(encoded), minlength=vocabulary.size)
         histogram += times
+        if tokenizer.unknown_id is not None:
+            repairs['tokens outside the vocabulary, replaced by [UNK]'] += int(times[tokenizer.unknown_id])
         repairs['documents without tokens, dropped'] += len(texts) - len(kept)
         totals['documents'] += len(kept)
         totals['words'] += sum(count_words(text) for text, _ in kept)
@@ -123,12 +126,15 @@ def count_words(utf8: bytes) -> int:
     return int(np.count_nonzero(space[:-1] & ~space[1:])) + int(not space[0]) if len(space) else 0
 
 
-def _batches(job: Job, repairs: collections.Counter):
+def _batches(job: Job, tokenizer: tokenizers.Tokenizer, repairs: collections.Counter):
     """Lists of texts in UTF-8; about `_BATCH_BYTES` of documents at a time: each reading has a fixed cost."""
     step = max(1, _BATCH_BYTES * job.source.num_documents // max(1, job.source.num_bytes))
     for start in range(job.start, job.stop, step):
         documents = job.source.read(start, min(start + step, job.stop))
         texts = [text for document in documents for text in corpora.clean(document, repairs)]
+        texts = tokenizer.readable(texts, repairs)
+        if job.smiles_copies:
+            texts = [*texts, *molecules.copies(texts, job.smiles_copies, repairs)]
         if texts:
             yield texts
 

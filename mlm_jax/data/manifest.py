@@ -58,7 +58,7 @@ class Manifest:
       sources: corpus → what identifies its state: the files with their sizes, or the data set with its
         version.
       vocabulary: the special ids of the tokenizer.
-      tokenizer: the file name of the SentencePiece model or tokenizer.json.
+      tokenizer: the file name of the SentencePiece model, SMILES tokens or tokenizer.json.
       tokenizer_sha256: its hash.
       sequence_length: T.
       packing: as in `data.packing`.

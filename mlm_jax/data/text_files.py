@@ -1,4 +1,4 @@
-"""Documents from files: plain text, JSON lines and CSV, also gzip'd, xz'd or zstandard'd.
+"""Documents from files: plain text, JSON lines, CSV and SMILES, also gzip'd, xz'd or zstandard'd.
 
 Documents come as the bytes in the file; `corpora.clean` decodes them.
 """
@@ -76,7 +76,7 @@ def read(path: pathlib.Path, kind: str, text_key: str) -> Iterator[bytes]:
 
 
 def open_binary(path: pathlib.Path) -> BinaryIO:
-    """A file to read, decompressed where its suffix is .gz, .xz or .zst."""
+    """Opens a file to read its bytes, decompressed; one that turns out cut off raises one of `DAMAGED`."""
     if path.suffix == '.gz':
         return gzip.open(path)
     if path.suffix == '.xz':
@@ -114,6 +114,11 @@ def _read_blocks(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[
 def _read_lines(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
     for line in _lines(file):
         yield line.rstrip(b'\r\n')
+
+
+def _read_smiles(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
+    for line in _lines(file):
+        yield b''.join(line.split(maxsplit=1)[:1])  # a name may follow
 
 
 def _read_whole(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
@@ -164,4 +169,5 @@ READERS: dict[str, Callable[[BinaryIO, pathlib.Path, str], Iterator[bytes]]] = {
     'files': _read_whole,
     'jsonl': _read_json_lines,
     'csv': _read_csv,
+    'smi': _read_smiles,
 }

@@ -4,6 +4,7 @@ Special tokens are never made from text, as in `tokenizers.py`: a document that 
 the ordinary characters it consists of. Needs the package tokenizers (extra `huggingface`).
 """
 
+import collections
 import json
 import os
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ class JSONTokenizer:
         BERT's [unused…] are not among them.
       model: the file, as `from_file` reads it.
       package: what reads it.
+      unknown_id: the id of what the pieces cannot express; None where there is nothing like that.
     """
 
     package = 'tokenizers'
@@ -50,6 +52,7 @@ class JSONTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # as text, where text contains them
         self.vocabulary = _vocabulary(self._tokenizer, parts, name)
+        self.unknown_id = _unknown_id(self._tokenizer, parts['model'])
         self._special_ids = frozenset(self.vocabulary.special_ids)
         self._continuation = parts['model'].get('continuing_subword_prefix') or ''
         self._is_wordpiece = parts['model'].get('type') == 'WordPiece'
@@ -83,6 +86,10 @@ class JSONTokenizer:
         *before, last = self.encode_batch([part.rstrip() for part in text.split(marker)])
         masked = [np.append(part, np.int32(self.vocabulary.mask_id)) for part in before]
         return np.concatenate([*masked, last])
+
+    def readable(self, texts: Sequence[bytes], repairs: collections.Counter) -> Sequence[bytes]:
+        """The texts that can be encoded: all. Others would be counted in `repairs`."""
+        return texts
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids; special ones are left out."""
@@ -146,6 +153,12 @@ def _vocabulary(tokenizer, parts: dict, name: str) -> Vocabulary:
     gaps = set(range(size)) - by_id
     special = declared | gaps | set(ids.values()) | (unknown - {None})
     return Vocabulary(size=size, special_ids=tuple(sorted(special)), **ids)
+
+
+def _unknown_id(tokenizer, model: dict) -> int | None:
+    if model.get('unk_id') is not None:  # of Unigram; the other models name the token
+        return model['unk_id']
+    return tokenizer.token_to_id(model['unk_token']) if model.get('unk_token') else None
 
 
 def _has_byte_level(pre_tokenizer: dict | None) -> bool:

@@ -1,12 +1,13 @@
 """SentencePiece tokenizers: trained on a corpus, or given; text in, ids without specials out.
 
-`Tokenizer.from_file` reads those of Hugging Face too (`tokenizer_json.py`).
+`Tokenizer.from_file` reads those of Hugging Face (`tokenizer_json.py`) and the tokens of SMILES (`smiles.py`) too.
 
 The special symbols are CONTROL symbols, whatever the model that was given says: SentencePiece never makes one
 of those from text, so a document that contains "[MASK]" or "<s>" is encoded as the ordinary characters it
 consists of.
 """
 
+import collections
 import dataclasses
 import io
 import pathlib
@@ -19,11 +20,12 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from mlm_jax import config as config_lib
-from mlm_jax.data import offsets
+from mlm_jax.data import offsets, smiles
 from mlm_jax.data.tokenizer_json import JSONTokenizer
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
-TRAINED = ('unigram', 'bpe')  # values of tokenizer.model that mean: train one
+SENTENCEPIECE = ('unigram', 'bpe')
+TRAINED = (*SENTENCEPIECE, 'smiles')  # values of tokenizer.model that mean: train one
 EXTEND = 'extend:'  # and before the path of one: add pieces of this corpus to it
 
 _PIECE_TYPES = sentencepiece_model_pb2.ModelProto.SentencePiece
@@ -43,6 +45,7 @@ class Tokenizer:
       vocabulary: the special ids.
       model: the serialised model, as `from_file` reads it.
       package: what reads it.
+      unknown_id: stands for what the pieces cannot express; None where there is nothing like that.
     """
 
     package = 'sentencepiece'
@@ -75,13 +78,14 @@ class Tokenizer:
         self.model = proto.SerializeToString(deterministic=True)
         # One thread: whoever wants more runs several processes, which scale better.
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model, num_threads=1)
+        self.unknown_id = self._processor.unk_id()
 
     @classmethod
-    def from_file(cls, path: str | pathlib.Path) -> 'Tokenizer | JSONTokenizer':
-        """Reads a SentencePiece model, or a tokenizer.json of Hugging Face, whatever the name of the file.
+    def from_file(cls, path: str | pathlib.Path) -> 'Tokenizer | JSONTokenizer | smiles.SmilesTokenizer':
+        """Reads a SentencePiece model, a tokenizer.json of Hugging Face, or SMILES tokens, whatever the file's name.
 
         Raises:
-          ConfigError: when it is missing, is neither, or lacks a special symbol.
+          ConfigError: when it is missing, is none of these, or lacks a special symbol.
           ImportError: for a tokenizer.json without the extra `huggingface`.
         """
         try:
@@ -89,11 +93,11 @@ class Tokenizer:
         except OSError as error:
             raise config_lib.ConfigError(
                 f'cannot read the tokenizer {path}: {error.strerror}. tokenizer.model is '
-                f'{" or ".join(TRAINED)}, to train one on the corpus, or the path of a SentencePiece model or of '
-                'a tokenizer.json of Hugging Face'
+                f'{", ".join(TRAINED[:-1])} or {TRAINED[-1]}, to train one on the corpus, or the path of a '
+                'SentencePiece model or of a tokenizer.json of Hugging Face'
             ) from error
         if model.startswith(b'{'):  # which a SentencePiece model never does
-            return JSONTokenizer(model, str(path))
+            return (smiles.SmilesTokenizer if smiles.is_model(model) else JSONTokenizer)(model, str(path))
         return cls(model, str(path))
 
     def encode(self, text: str) -> np.ndarray:
@@ -135,6 +139,10 @@ class Tokenizer:
         ids = re.sub(pattern, str(self.vocabulary.mask_id), ids)
         return np.array(list(map(int, ids.split())), np.int32)
 
+    def readable(self, texts: Sequence[bytes], repairs: collections.Counter) -> Sequence[bytes]:
+        """The texts that can be encoded: all. Others would be counted in `repairs`."""
+        return texts
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids; special ones are left out."""
         return self._processor.decode(np.asarray(ids).tolist())
@@ -148,7 +156,9 @@ class Tokenizer:
         return [self.id_to_piece(i) for i in np.asarray(ids).tolist()]
 
 
-def train(texts: Iterable[str], config: ml_collections.ConfigDict, exact_size: bool = True) -> Tokenizer:
+def train(
+    texts: Iterable[str], config: ml_collections.ConfigDict, exact_size: bool = True
+) -> Tokenizer | smiles.SmilesTokenizer:
     """Trains a tokenizer; the same texts and settings give the same bytes on any number of cores.
 
     Args:
@@ -160,7 +170,10 @@ def train(texts: Iterable[str], config: ml_collections.ConfigDict, exact_size: b
       ConfigError: when the text is too small, or the vocabulary too small for its characters.
     """
     settings, model = config.tokenizer, io.BytesIO()
-    sentences = _sentences(_limited(texts, settings.training_megabytes * 1_000_000))
+    texts = _limited(texts, settings.training_megabytes * 1_000_000)
+    if settings.model == 'smiles':
+        return smiles.train(texts, config.vocab_size)
+    sentences = _sentences(texts)
     identity = settings.normalization == 'identity'
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -204,7 +217,7 @@ def extend(old: Tokenizer, texts: Iterable[str], config: ml_collections.ConfigDi
       ConfigError: when `old` is of another kind, or the texts do not yield that many pieces.
     """
     if not isinstance(old, Tokenizer):
-        raise config_lib.ConfigError('a tokenizer.json of Hugging Face cannot be extended; use it as it is')
+        raise config_lib.ConfigError('only SentencePiece tokenizers can be extended; use this one as it is')
     proto = sentencepiece_model_pb2.ModelProto.FromString(old.model)
     kind = {1: 'unigram', 2: 'bpe'}.get(proto.trainer_spec.model_type)
     if kind is None:

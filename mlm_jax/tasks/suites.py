@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 
 from mlm_jax.config import ConfigError
-from mlm_jax.tasks import glue, squad
+from mlm_jax.tasks import glue, moleculenet, squad
 from mlm_jax.tasks.examples import TaskData
 
 # Suite → the names of its tasks, and what reads one: (name, directory) → TaskData.
 SUITES: dict[str, tuple[Sequence[str], Callable[[str, str], TaskData]]] = {
     glue.SUITE: (tuple(glue.SOURCES), glue.read),
+    moleculenet.SUITE: (tuple(moleculenet.DATA_SETS), moleculenet.read),
     squad.SUITE: (squad.VERSIONS, squad.read_task),
 }
 

@@ -67,6 +67,7 @@ def saved(tokenizer, path):
 def test_special_ids_are_found_by_name(wordpiece, byte_level):
     v = wordpiece[2].vocabulary
     assert (v.size, v.pad_id, v.cls_id, v.sep_id, v.mask_id) == (wordpiece[1].get_vocab_size(), 0, 2, 3, 4)
+    assert wordpiece[2].unknown_id == 1 and byte_level[2].unknown_id is None
     assert v.special_ids == (0, 1, 2, 3, 4)
     v = byte_level[2].vocabulary
     last = byte_level[1].get_vocab_size() - 1

@@ -1,0 +1,196 @@
+"""MoleculeNet (arXiv 1703.00564): properties of molecules, from the CSV files that DeepChem publishes.
+
+Eleven data sets: of yes-or-no targets BBBP, BACE, ClinTox, Tox21, ToxCast, SIDER, HIV and MUV, judged by the area under
+the ROC curve, and the regressions ESOL, FreeSolv and Lipophilicity, judged by the root mean square error. They are read
+from a directory, compressed or not, and divided 80/10/10 by scaffold (`scaffolds.py`).
+
+What RDKit does not parse is dropped before that and counted, as in DeepChem. Molecules that occur twice stay. The text
+of an example is RDKit's canonical SMILES, as in most corpora: some files write aromatic rings with double bonds. Needs
+the extra `smiles`.
+
+Recipes are Uni-Mol's (github.com/deepmodeling/Uni-Mol), for the regressions too. Its protocol besides: the best epoch
+by the validation set, at most 20 epochs without a better one, mean and standard deviation over three seeds.
+"""
+
+import collections
+import csv
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterator, Mapping
+
+from mlm_jax.config import ConfigError
+from mlm_jax.data import molecules, text_files
+from mlm_jax.tasks import scaffolds
+from mlm_jax.tasks.examples import Example, Task, TaskData
+
+
+SUITE = 'moleculenet'
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """One data set of MoleculeNet.
+
+    Attributes:
+      file: its name; it may end in .gz, .xz or .zst besides.
+      kind: as in `Task`.
+      recipe: Uni-Mol's learning rate, batch size, epochs, dropout and patience.
+      targets: their columns; none: all but that of the SMILES and `mol_id`.
+      num_targets: how many they are.
+      smiles: the column of the molecule.
+      aliases: names that columns have in other editions of the file → theirs here.
+    """
+
+    file: str
+    kind: str
+    recipe: Mapping[str, int | float]
+    targets: tuple[str, ...] = ()
+    num_targets: int = 1
+    smiles: str = 'smiles'
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def _recipe(learning_rate: float, batch_size: int, epochs: int, dropout: float) -> dict[str, int | float]:
+    return dict(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs, dropout=dropout, patience=20)
+
+
+TOX21_TARGETS = (
+    'NR-AR', 'NR-AR-LBD', 'NR-AhR', 'NR-Aromatase', 'NR-ER', 'NR-ER-LBD', 'NR-PPAR-gamma', 'SR-ARE', 'SR-ATAD5',
+    'SR-HSE', 'SR-MMP', 'SR-p53',
+)  # fmt: skip
+MUV_TARGETS = tuple(
+    f'MUV-{assay}'
+    for assay in (466, 548, 600, 644, 652, 689, 692, 712, 713, 733, 737, 810, 832, 846, 852, 858, 859)
+)  # fmt: skip
+ESOL_TARGET = 'measured log solubility in mols per litre'
+
+DATA_SETS: dict[str, DataSet] = {
+    'bbbp': DataSet('BBBP.csv', 'multilabel', _recipe(4e-4, 128, 40, 0.0), ('p_np',), aliases={'BBBP': 'p_np'}),
+    'bace': DataSet('bace.csv', 'multilabel', _recipe(1e-4, 64, 60, 0.1), ('Class',), smiles='mol'),
+    'clintox': DataSet('clintox.csv', 'multilabel', _recipe(5e-5, 256, 100, 0.5), ('FDA_APPROVED', 'CT_TOX'), 2),
+    'tox21': DataSet('tox21.csv', 'multilabel', _recipe(1e-4, 128, 80, 0.1), TOX21_TARGETS, 12),
+    'toxcast': DataSet('toxcast_data.csv', 'multilabel', _recipe(1e-4, 64, 80, 0.1), num_targets=617),
+    'sider': DataSet('sider.csv', 'multilabel', _recipe(5e-4, 32, 80, 0.0), num_targets=27),
+    'hiv': DataSet('HIV.csv', 'multilabel', _recipe(5e-5, 256, 5, 0.2), ('HIV_active',)),
+    'muv': DataSet('muv.csv', 'multilabel', _recipe(2e-5, 128, 40, 0.0), MUV_TARGETS, 17),
+    'esol': DataSet('delaney-processed.csv', 'regression', _recipe(5e-4, 256, 100, 0.2), (ESOL_TARGET,)),
+    'freesolv': DataSet('SAMPL.csv', 'regression', _recipe(8e-5, 64, 60, 0.2), ('expt',)),
+    'lipophilicity': DataSet('Lipophilicity.csv', 'regression', _recipe(1e-4, 32, 80, 0.1), ('exp',)),
+}
+METRICS = {'multilabel': ('roc_auc',), 'regression': ('rmse',)}  # roc_auc: mean over targets with both classes
+_MISSING = ('', 'nan', 'NaN', 'NA')
+
+
+def read(name: str, directory: str | pathlib.Path) -> TaskData:
+    """Reads a data set and divides it by scaffold.
+
+    Args:
+      name: a key of `DATA_SETS`, in any case.
+      directory: holds its file.
+
+    Returns:
+      The task `moleculenet/<name>` with the splits train, validation and test. An example's id is the number of its
+      record in the file, from 0; targets are 0 or 1, or values in the units of the file; NaN where there is none.
+
+    Raises:
+      ConfigError: for an unknown name, or a file that is missing, is another, or holds what is no label.
+      ImportError: without the extra `smiles`.
+    """
+    name = name.lower()
+    if name not in DATA_SETS:
+        raise ConfigError(f'MoleculeNet has no data set {name!r}: it is one of {", ".join(DATA_SETS)}')
+    data_set = DATA_SETS[name]
+    path = _find(data_set.file, pathlib.Path(directory).expanduser())
+    records = _records(path)
+    _, header = next(records, (0, []))
+    header = [data_set.aliases.get(column, column) for column in header]
+    targets = _target_columns(name, path, header)
+    as_number = _value if data_set.kind == 'regression' else _label
+    places = [header.index(target) for target in targets]
+    smiles_place = header.index(data_set.smiles)
+    examples, skeletons, notes = [], [], collections.Counter()
+    for number, (line, cells) in enumerate(records):
+        where = f'{path}, line {line}'
+        if len(cells) != len(header):
+            raise ConfigError(f'{where}: {len(cells)} cells where the header has {len(header)}; copy the file again')
+        smiles = cells[smiles_place].strip()
+        values = tuple(as_number(cells[place].strip(), f'{where}: {header[place]}') for place in places)
+        canonical = molecules.canonical(smiles) if smiles else None
+        if canonical is None:
+            notes['SMILES that RDKit does not parse, dropped' if smiles else 'records without SMILES, dropped'] += 1
+            continue
+        examples.append(Example(str(number), (canonical,), values))
+        skeletons.append(scaffolds.scaffold(smiles))
+    if not examples:
+        raise ConfigError(f'{path} holds no molecule: it has a header, and {sum(notes.values())} records of no use')
+    task = Task(f'{SUITE}/{name}', data_set.kind, targets, METRICS[data_set.kind], data_set.recipe)
+    splits = {split: tuple(examples[i] for i in places) for split, places in scaffolds.split(skeletons).items()}
+    return TaskData(task, splits, dict(notes))
+
+
+def _find(file: str, directory: pathlib.Path) -> pathlib.Path:
+    for suffix in ('', '.gz', '.xz', '.zst'):
+        path = directory / f'{file}{suffix}'
+        if path.is_file():
+            return path
+    if not directory.is_dir():
+        raise ConfigError(f'there is no directory {directory}; it should hold {file} of MoleculeNet')
+    found = sorted(path.name for path in directory.iterdir())
+    raise ConfigError(
+        f'{directory} has no {file}, nor {file}.gz; it holds {", ".join(found[:12]) or "nothing"}'
+        f'{" …" * (len(found) > 12)}. DeepChem publishes the files of MoleculeNet'
+    )
+
+
+def _records(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of the line, cells) of each record, the header first; blank lines do not count."""
+    try:
+        with text_files.open_binary(path) as file:
+            rows = csv.reader(line.decode('utf-8-sig' if i == 0 else 'utf-8') for i, line in enumerate(file))
+            yield from ((rows.line_num, cells) for cells in rows if cells)
+    except text_files.DAMAGED as error:
+        raise ConfigError(f'{path} is damaged or cut off ({error}); copy it again') from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f'{path} is not CSV: {error}') from error
+    except OSError as error:
+        raise ConfigError(f'cannot read {path}: {error.strerror or error}') from error
+
+
+def _target_columns(name: str, path: pathlib.Path, header: list[str]) -> tuple[str, ...]:
+    data_set = DATA_SETS[name]
+    targets = data_set.targets or tuple(column for column in header if column not in (data_set.smiles, 'mol_id'))
+    missing = [column for column in (data_set.smiles, *targets) if column not in header]
+    found = f'its columns are {", ".join(header[:20]) or "none"}{" …" * (len(header) > 20)}'
+    if missing:
+        raise ConfigError(f'{path} is not the file of {name}: it has no column {", ".join(missing)}; {found}')
+    if len(targets) != data_set.num_targets:
+        raise ConfigError(
+            f'{path} is not the file of {name}, which has {data_set.num_targets} targets beside '
+            f'{data_set.smiles}, not {len(targets)}; {found}'
+        )
+    return targets
+
+
+def _label(text: str, where: str) -> float:
+    if text in _MISSING:
+        return math.nan
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if value not in (0, 1):
+        raise ConfigError(f'{where} is {text!r}: a label is 0, 1 or empty')
+    return value
+
+
+def _value(text: str, where: str) -> float:
+    if text in _MISSING:
+        return math.nan
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(f'{where} is {text!r}, which is no number')
+    return value
