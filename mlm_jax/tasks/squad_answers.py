@@ -113,7 +113,8 @@ def _best_spans(
     max_answer: int,
 ) -> list[_Candidate]:
     """The best spans with different texts, best first; of equal scores the earlier one."""
-    sizes = np.cumsum([0] + [len(features.starts[row]) for row in rows])
+    lengths = [len(features.starts[row]) for row in rows]
+    sizes, max_answer = np.cumsum([0, *lengths]), max(1, min(max_answer, max(lengths)))
     parts = [_context_logits(features, row, start_logits, end_logits) for row in rows]
     scores = np.concatenate(
         [_span_scores(*part, features.is_best_window[row], max_answer).ravel() for row, part in zip(rows, parts)]
