@@ -24,7 +24,6 @@ from mlm_jax.data import molecules, text_files
 from mlm_jax.tasks import scaffolds
 from mlm_jax.tasks.examples import Example, Task, TaskData
 
-
 SUITE = 'moleculenet'
 
 
