@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mlm_jax.config import ConfigError
 from mlm_jax.tasks import records
-from mlm_jax.tasks.examples import Example, Task, TaskData, class_number, hold_out, number
+from mlm_jax.tasks.examples import Example, Task, TaskData, class_number, hold_out, number, yes_or_no
 
 METRICS = {
     'classification': ('accuracy', 'macro_f1'),
@@ -110,7 +110,4 @@ def _target(kind: str, value, labels: Sequence[str], where: str) -> float:
         if str(value) not in labels:
             raise ConfigError(f'{where}: the label {value!r} is not in the train split, which has {", ".join(labels)}')
         return class_number(value, labels, where)
-    target = number(value, where)
-    if kind == 'multilabel' and not (math.isnan(target) or target in (0, 1)):
-        raise ConfigError(f'{where}: {value!r} must be 0, 1, or empty')
-    return target
+    return yes_or_no(value, where) if kind == 'multilabel' else number(value, where)

@@ -111,3 +111,16 @@ def number(value, where: str) -> float:
     if not math.isfinite(result):
         raise ConfigError(f'{where}: {value!r} is no number')
     return result
+
+
+def yes_or_no(value, where: str) -> float:
+    """0 or 1; NaN where it is missing.
+
+    Raises:
+      ConfigError: for anything else.
+    """
+    if value is None or value == '':
+        return math.nan
+    if str(value) not in ('0', '1', '0.0', '1.0'):
+        raise ConfigError(f'{where}: {value!r} must be 0, 1, or empty')
+    return float(value)

@@ -13,16 +13,14 @@ by the validation set, at most 20 epochs without a better one, mean and standard
 """
 
 import collections
-import csv
 import dataclasses
-import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from mlm_jax.config import ConfigError
-from mlm_jax.data import molecules, text_files
-from mlm_jax.tasks import scaffolds
-from mlm_jax.tasks.examples import Example, Task, TaskData
+from mlm_jax.data import molecules
+from mlm_jax.tasks import records, scaffolds
+from mlm_jax.tasks.examples import Example, Task, TaskData, number, yes_or_no
 
 SUITE = 'moleculenet'
 
@@ -78,7 +76,7 @@ DATA_SETS: dict[str, DataSet] = {
     'lipophilicity': DataSet('Lipophilicity.csv', 'regression', _recipe(1e-4, 32, 80, 0.1), ('exp',)),
 }
 METRICS = {'multilabel': ('roc_auc',), 'regression': ('rmse',)}  # roc_auc: mean over targets with both classes
-_MISSING = ('', 'nan', 'NaN', 'NA')
+_MISSING = ('nan', 'NaN', 'NA')
 
 
 def read(name: str, directory: str | pathlib.Path) -> TaskData:
@@ -101,25 +99,23 @@ def read(name: str, directory: str | pathlib.Path) -> TaskData:
         raise ConfigError(f'MoleculeNet has no data set {name!r}: it is one of {", ".join(DATA_SETS)}')
     data_set = DATA_SETS[name]
     path = _find(data_set.file, pathlib.Path(directory).expanduser())
-    records = _records(path)
-    _, header = next(records, (0, []))
-    header = [data_set.aliases.get(column, column) for column in header]
-    targets = _target_columns(name, path, header)
-    as_number = _value if data_set.kind == 'regression' else _label
-    places = [header.index(target) for target in targets]
-    smiles_place = header.index(data_set.smiles)
+    rows = [
+        (f'line {line} of {path}', {data_set.aliases.get(column, column): cell.strip() for column, cell in row.items()})
+        for line, row in records.read(path)
+    ]
+    if not rows:
+        raise ConfigError(f'{path} holds no molecule')
+    targets = _target_columns(name, path, list(rows[0][1]))
+    as_number = number if data_set.kind == 'regression' else yes_or_no
     examples, skeletons, notes = [], [], collections.Counter()
-    for number, (line, cells) in enumerate(records):
-        where = f'{path}, line {line}'
-        if len(cells) != len(header):
-            raise ConfigError(f'{where}: {len(cells)} cells where the header has {len(header)}; copy the file again')
-        smiles = cells[smiles_place].strip()
-        values = tuple(as_number(cells[place].strip(), f'{where}: {header[place]}') for place in places)
+    for index, (where, row) in enumerate(rows):
+        smiles = row[data_set.smiles]
+        values = tuple(as_number('' if row[t] in _MISSING else row[t], f'{where}, {t}') for t in targets)
         canonical = molecules.canonical(smiles) if smiles else None
         if canonical is None:
             notes['SMILES that RDKit does not parse, dropped' if smiles else 'records without SMILES, dropped'] += 1
             continue
-        examples.append(Example(str(number), (canonical,), values))
+        examples.append(Example(str(index), (canonical,), values))
         skeletons.append(scaffolds.scaffold(smiles))
     if not examples:
         raise ConfigError(f'{path} holds no molecule: it has a header, and {sum(notes.values())} records of no use')
@@ -142,20 +138,6 @@ def _find(file: str, directory: pathlib.Path) -> pathlib.Path:
     )
 
 
-def _records(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of the line, cells) of each record, the header first; blank lines do not count."""
-    try:
-        with text_files.open_binary(path) as file:
-            rows = csv.reader(line.decode('utf-8-sig' if i == 0 else 'utf-8') for i, line in enumerate(file))
-            yield from ((rows.line_num, cells) for cells in rows if cells)
-    except text_files.DAMAGED as error:
-        raise ConfigError(f'{path} is damaged or cut off ({error}); copy it again') from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f'{path} is not CSV: {error}') from error
-    except OSError as error:
-        raise ConfigError(f'cannot read {path}: {error.strerror or error}') from error
-
-
 def _target_columns(name: str, path: pathlib.Path, header: list[str]) -> tuple[str, ...]:
     data_set = DATA_SETS[name]
     targets = data_set.targets or tuple(column for column in header if column not in (data_set.smiles, 'mol_id'))
@@ -169,27 +151,3 @@ def _target_columns(name: str, path: pathlib.Path, header: list[str]) -> tuple[s
             f'{data_set.smiles}, not {len(targets)}; {found}'
         )
     return targets
-
-
-def _label(text: str, where: str) -> float:
-    if text in _MISSING:
-        return math.nan
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if value not in (0, 1):
-        raise ConfigError(f'{where} is {text!r}: a label is 0, 1 or empty')
-    return value
-
-
-def _value(text: str, where: str) -> float:
-    if text in _MISSING:
-        return math.nan
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError(f'{where} is {text!r}, which is no number')
-    return value
