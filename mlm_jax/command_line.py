@@ -1,7 +1,8 @@
 """What the programs share at their boundary: flags, and errors in the user's words instead of tracebacks."""
 
+import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -30,6 +31,16 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
     """
     flags.mark_flags_as_required(required)
     app.run(lambda argv: _guarded(main), flags_parser=_parse_flags)
+
+
+def short_names(workdirs: Sequence[str]) -> list[str]:
+    """The last parts of paths, as many as it takes to tell them apart; ConfigError where two are the same."""
+    parts = [pathlib.Path(workdir).expanduser().absolute().parts for workdir in workdirs]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ['/'.join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError(f'a --workdir is given twice: {", ".join(workdirs)}')
 
 
 def _guarded(main: Callable[[], None]) -> None:
