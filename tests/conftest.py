@@ -128,14 +128,14 @@ def animals_config(tmp_path_factory):
 @pytest.fixture(scope='session')
 def minimal_pairs(tmp_path_factory) -> pathlib.Path:
     """A directory in the format of BLiMP: which colour an animal has (semantics), and where the article is (syntax)."""
-    directory, colours = tmp_path_factory.mktemp('blimp'), sorted(ANIMALS.values())
+    directory = tmp_path_factory.mktemp('blimp')
     for name, field in {'colour': 'semantics', 'article': 'syntax'}.items():
         lines = []
         for animal, colour in ANIMALS.items():
-            wrong = colours[colours.index(colour) - 1]
-            bad = f'the {animal} is {wrong}.' if name == 'colour' else f'{animal} the is {colour}.'
-            pair = {'sentence_good': f'the {animal} is {colour}.', 'sentence_bad': bad}
-            lines.append(pair | {'field': field, 'linguistics_term': name, 'UID': name})
+            wrong = [f'the {animal} is {other}.' for other in ANIMALS.values() if other != colour]
+            for bad in wrong if name == 'colour' else [f'{animal} the is {colour}.', f'the is {animal} {colour}.']:
+                pair = {'sentence_good': f'the {animal} is {colour}.', 'sentence_bad': bad}
+                lines.append(pair | {'field': field, 'linguistics_term': name, 'UID': name})
         text = ''.join(json.dumps(line) + '\n' for line in lines)
         (directory / f'{name}.jsonl').write_text(text, encoding='utf-8')
     return directory

@@ -72,7 +72,8 @@ def test_minimal_pairs_of_what_was_learned_are_right(trained, minimal_pairs):
     with jax.set_mesh(mesh):
         report = evaluate.judge_minimal_pairs([str(workdir)], mesh, minimal_pairs, 100.0, False, None)
     (entry,) = report['models'].values()
-    assert (entry['accuracy'], entry['pairs'], entry['ties']) == (1.0, 10, 0)
+    assert entry['accuracy'] > 0.75, 'guessing is rarely that good'
+    assert (entry['pairs'], entry['ties']) == (30, 0)
     assert (entry['step'], entry['objective'], entry['workdir']) == (150, 'mlm', str(workdir))
     assert list(entry['fields']) == ['semantics', 'syntax'] and list(entry['paradigms']) == ['article', 'colour']
     assert report['setting']['paradigms'] == 2
@@ -84,7 +85,7 @@ def test_the_program_lays_models_side_by_side(trained, minimal_pairs, tmp_path):
     shutil.copytree(workdir, tmp_path / 'again')
     command = [
         sys.executable, '-m', 'mlm_jax.evaluate', f'--workdir={workdir}', f'--workdir={tmp_path}/again',
-        f'--blimp={minimal_pairs}', '--blimp_percent=60', '--blimp_within_word', f'--output={tmp_path}/out',
+        f'--blimp={minimal_pairs}', '--blimp_percent=50', '--blimp_within_word', f'--output={tmp_path}/out',
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
@@ -92,9 +93,9 @@ def test_the_program_lays_models_side_by_side(trained, minimal_pairs, tmp_path):
     one, two = report['models'].values()
     assert list(report['models']) == [workdir.name, 'again']
     assert {**one, 'workdir': ''} == {**two, 'workdir': ''}
-    assert one['pairs'] == 6 and one['accuracy'] > 0.5
+    assert one['pairs'] == 15
     assert report['setting'] == {
-        'directory': str(minimal_pairs), 'percent': 60.0, 'pairs': 6, 'paradigms': 2, 'within_word': True
+        'directory': str(minimal_pairs), 'percent': 50.0, 'pairs': 15, 'paradigms': 2, 'within_word': True
     }  # fmt: skip
     shown = f'{100 * one["accuracy"]:.1f}'
     assert [line.split() for line in result.stdout.splitlines() if line.startswith('all ')] == [
