@@ -159,8 +159,8 @@ def default_config() -> ml_collections.ConfigDict:
     duration_keys(e, 'every', percent=10.0)
     e.rows = 1024  # held-out rows, at most
     e.ratio = 0.15  # masked, all by [MASK], the same at every evaluation, whatever the training masks
-    e.blimp = ''  # the directory of BLiMP's *.jsonl files: its minimal pairs are judged too; '' does not
-    e.blimp_percent = 10.0  # of its pairs, the same at every evaluation
+    e.blimp = ''  # the directory of BLiMP: its minimal pairs are judged too, eval/blimp being the share that is right
+    e.blimp_percent = 10.0  # of the pairs of each paradigm, always the same ones
 
     c.checkpoint = p = ml_collections.ConfigDict()
     duration_keys(p, 'every', percent=10.0)

@@ -23,6 +23,7 @@ from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.tasks import blimp, blimp_report
 from mlm_jax.training import evaluation, loading
+from mlm_jax.training.workdir import read_config
 
 MASK = '[MASK]'
 
@@ -100,9 +101,15 @@ def judge_minimal_pairs(
 
     Returns:
       `setting`; `models`: label → `blimp.Blimp.evaluate` with the checkpoint; `five_gram`, for orientation.
+
+    Raises:
+      ConfigError: when the directory or a workdir is none, or a model cannot take the sentences.
     """
     pairs, models = blimp.read(directory, percent), {}
-    for workdir, label in zip(workdirs, command_line.short_names(workdirs), strict=True):
+    labels = command_line.short_names(workdirs)
+    for workdir in workdirs:  # a wrong one is found before the first is judged
+        read_config(pathlib.Path(workdir).expanduser())
+    for workdir, label in zip(workdirs, labels, strict=True):
         model = loading.load(pathlib.Path(workdir).expanduser(), mesh, step)
         judged = blimp.Blimp(
             pairs, model.run.objective, model.tokenizer, model.config.masking.repeats, within_word=within_word
@@ -123,13 +130,14 @@ def judge_minimal_pairs(
 def main_blimp(mesh) -> None:
     """Prints a table; writes blimp.json, blimp.md and blimp.png where there is an --output."""
     values = flags.FLAGS
+    output = pathlib.Path(values.output).expanduser()
+    if values.output:
+        output.mkdir(parents=True, exist_ok=True)
     report = judge_minimal_pairs(
         values.workdir, mesh, values.blimp, values.blimp_percent, values.blimp_within_word, values.step
     )
     print(blimp_report.describe(report))
     if values.output:
-        output = pathlib.Path(values.output).expanduser()
-        output.mkdir(parents=True, exist_ok=True)
         (output / 'blimp.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
         (output / 'blimp.md').write_text(blimp_report.markdown(report), encoding='utf-8')
         blimp_report.draw(report, output / 'blimp.png')

@@ -186,10 +186,10 @@ def test_two_processes_compute_the_same_run(uninterrupted, tmp_path):
 
 
 def test_minimal_pairs_are_judged_as_training_goes(animals_config, minimal_pairs, tmp_path):
-    """By two processes of four devices each, which share the parameters; one process comes to the same."""
+    """By two processes of two devices each, which share the parameters; one device comes to the same."""
     config = config_lib.from_json(config_lib.to_json(animals_config))
     overrides = {
-        'total_steps': '40', 'evaluation.every_steps': '20', 'evaluation.blimp': str(minimal_pairs),
+        'total_steps': '4', 'evaluation.every_steps': '2', 'evaluation.blimp': str(minimal_pairs),
         'evaluation.blimp_percent': '100', 'mesh.data': '1', 'mesh.fsdp': '-1', 'sharding': 'fsdp',
         'compilation_cache': os.environ['JAX_COMPILATION_CACHE_DIR'],
     }  # fmt: skip
@@ -199,10 +199,10 @@ def test_minimal_pairs_are_judged_as_training_goes(animals_config, minimal_pairs
         port = s.getsockname()[1]
     workdir = tmp_path / 'run'
     shared = (f'--coordinator_address=localhost:{port}', '--num_processes=2')
-    processes = [start(config, workdir, *shared, f'--process_id={i}', num_devices=4) for i in range(2)]
+    processes = [start(config, workdir, *shared, f'--process_id={i}', num_devices=2) for i in range(2)]
     outputs = [finish(process) for process in processes]
     lines = [line for line in read_metrics(workdir / 'metrics.jsonl') if 'eval/blimp' in line]
-    assert [line['step'] for line in lines] == [0, 20, 40]
+    assert [line['step'] for line in lines] == [0, 2, 4]
     last = lines[-1]
     assert last['eval/blimp'] == pytest.approx((2 * last['eval/blimp_semantics'] + last['eval/blimp_syntax']) / 3)
     assert f'held-out loss {last["eval/loss"]:.4f}; BLiMP {last["eval/blimp"]:.1%}' in outputs[0]
