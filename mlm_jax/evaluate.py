@@ -117,6 +117,7 @@ def judge_minimal_pairs(
         judged.compile(model.params, mesh)
         checkpoint = {'workdir': workdir, 'step': model.step, 'objective': model.config.objective}
         models[label] = checkpoint | judged.evaluate(model.params)
+        print(f'{label}: {models[label]["accuracy"]:.1%} of {len(pairs):,} pairs', flush=True)
     setting = {
         'directory': str(directory),
         'percent': percent,
