@@ -1,5 +1,6 @@
 """What the programs share at their boundary: flags, and errors in the user's words instead of tracebacks."""
 
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -41,6 +42,16 @@ def parse_seeds(texts: Sequence[str]) -> list[int]:
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ConfigError(f'--seeds={",".join(texts)}: give different whole numbers, such as 0,1,2')
     return seeds
+
+
+def short_names(workdirs: Sequence[str]) -> list[str]:
+    """The last parts of paths, as many as it takes to tell them apart; ConfigError where two are the same."""
+    parts = [pathlib.Path(workdir).expanduser().absolute().parts for workdir in workdirs]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ['/'.join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError(f'a --workdir is given twice: {", ".join(workdirs)}')
 
 
 def _guarded(main: Callable[[], None]) -> None:

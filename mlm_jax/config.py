@@ -160,6 +160,8 @@ def default_config() -> ml_collections.ConfigDict:
     duration_keys(e, 'every', percent=10.0)
     e.rows = 1024  # held-out rows, at most
     e.ratio = 0.15  # masked, all by [MASK], the same at every evaluation, whatever the training masks
+    e.blimp = ''  # the directory of BLiMP: its minimal pairs are judged too, eval/blimp being the share that is right
+    e.blimp_percent = 10.0  # of the pairs of each paradigm, always the same ones
 
     c.checkpoint = p = ml_collections.ConfigDict()
     duration_keys(p, 'every', percent=10.0)

@@ -60,6 +60,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     ]
     if c.data.smiles_copies < 0:
         problems.append(f'data.smiles_copies={c.data.smiles_copies} must be 0, for none, or more')
+    if not 0 < c.evaluation.blimp_percent <= 100:
+        problems.append(f'evaluation.blimp_percent={c.evaluation.blimp_percent} must lie above 0, and be 100 at most')
     if not 0 < m.norm_epsilon < 1:
         problems.append(f'model.norm_epsilon={m.norm_epsilon} must lie between 0 and 1')
     if problems:

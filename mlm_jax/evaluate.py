@@ -1,11 +1,13 @@
-"""Evaluates a trained model: held-out loss at frozen masks, or the words it would fill in.
+"""Evaluates trained models: held-out loss at frozen masks, the words they would fill in, or minimal pairs of grammar.
 
 python -m mlm_jax.evaluate --workdir=runs/demo
 python -m mlm_jax.evaluate --workdir=runs/demo --fill_mask='The function returns a [MASK] of integers.'
+python -m mlm_jax.evaluate --workdir=runs/mlm --workdir=runs/mae_lm --blimp=blimp/data --output=runs/blimp
 """
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,9 @@ from mlm_jax.data.shards import Shards
 from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.tasks import blimp, blimp_report
 from mlm_jax.training import evaluation, loading
+from mlm_jax.training.workdir import read_config
 
 MASK = '[MASK]'
 
@@ -82,22 +86,92 @@ def fill_mask(model: loading.TrainedModel, text: str, top: int = 5) -> list[list
     ]
 
 
+def judge_minimal_pairs(
+    workdirs: Sequence[str], mesh, directory: str, percent: float, within_word: bool, step: int | None
+) -> dict:
+    """Accuracies of trained models on the minimal pairs of BLiMP.
+
+    Args:
+      workdirs: of any objectives and tokenizers.
+      mesh: the pairs are split over it.
+      directory: of the published data.
+      percent: of the pairs.
+      within_word: masks the later pieces of a word together with each piece.
+      step: of the checkpoints; None takes the newest.
+
+    Returns:
+      `setting`; `models`: label → `blimp.Blimp.evaluate` with the checkpoint; `five_gram`, for orientation.
+
+    Raises:
+      ConfigError: when the directory or a workdir is none, or a model cannot take the sentences.
+    """
+    pairs, models = blimp.read(directory, percent), {}
+    labels = command_line.short_names(workdirs)
+    for workdir in workdirs:  # a wrong one is found before the first is judged
+        read_config(pathlib.Path(workdir).expanduser())
+    for workdir, label in zip(workdirs, labels, strict=True):
+        model = loading.load(pathlib.Path(workdir).expanduser(), mesh, step)
+        judged = blimp.Blimp(
+            pairs, model.run.objective, model.tokenizer, model.config.masking.repeats, within_word=within_word
+        )
+        judged.compile(model.params, mesh)
+        checkpoint = {'workdir': workdir, 'step': model.step, 'objective': model.config.objective}
+        models[label] = checkpoint | judged.evaluate(model.params)
+        print(f'{label}: {models[label]["accuracy"]:.1%} of {len(pairs):,} pairs', flush=True)
+    setting = {
+        'directory': str(directory),
+        'percent': percent,
+        'pairs': len(pairs),
+        'paradigms': len({pair.paradigm for pair in pairs}),
+        'within_word': within_word,
+    }
+    return {'setting': setting, 'models': models, 'five_gram': blimp_report.five_gram(pairs)}
+
+
+def main_blimp(mesh) -> None:
+    """Prints a table; writes blimp.json, blimp.md and blimp.png where there is an --output."""
+    values = flags.FLAGS
+    output = pathlib.Path(values.output).expanduser()
+    if values.output:
+        output.mkdir(parents=True, exist_ok=True)
+    report = judge_minimal_pairs(
+        values.workdir, mesh, values.blimp, values.blimp_percent, values.blimp_within_word, values.step
+    )
+    print(blimp_report.describe(report))
+    if values.output:
+        (output / 'blimp.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
+        (output / 'blimp.md').write_text(blimp_report.markdown(report), encoding='utf-8')
+        blimp_report.draw(report, output / 'blimp.png')
+        print('\n'.join(str(output / f'blimp.{kind}') for kind in ('json', 'md', 'png')))
+
+
 def main() -> None:
-    """Prints the metrics as JSON, or each text with its most likely pieces."""
-    mesh = mesh_lib.make_mesh()
+    """Prints the metrics as JSON, or each text with its most likely pieces, or accuracies on minimal pairs."""
+    values, mesh = flags.FLAGS, mesh_lib.make_mesh()
+    if values.output and not values.blimp:
+        raise ConfigError('--output is for the report of --blimp=DIRECTORY; the other results are printed')
     with jax.set_mesh(mesh):
-        model = loading.load(pathlib.Path(flags.FLAGS.workdir).expanduser(), mesh, flags.FLAGS.step)
-        if not flags.FLAGS.fill_mask:
-            print(json.dumps({'step': model.step, **held_out_metrics(model, mesh)}))
-        for text in flags.FLAGS.fill_mask:
-            print(text)
-            for candidates in fill_mask(model, text, flags.FLAGS.top):
-                print('    ' + '   '.join(f'{piece.replace("▁", "")} {p:.1%}' for piece, p in candidates))
+        if values.blimp:
+            main_blimp(mesh)
+            return
+        for workdir, label in zip(values.workdir, command_line.short_names(values.workdir), strict=True):
+            model = loading.load(pathlib.Path(workdir).expanduser(), mesh, values.step)
+            name = {'workdir': label} if len(values.workdir) > 1 else {}
+            if not values.fill_mask:
+                print(json.dumps({**name, 'step': model.step, **held_out_metrics(model, mesh)}))
+            for text in values.fill_mask:
+                print(f'{label}: {text}' if name else text)
+                for candidates in fill_mask(model, text, values.top):
+                    print('    ' + '   '.join(f'{piece.replace("▁", "")} {p:.1%}' for piece, p in candidates))
 
 
 if __name__ == '__main__':
-    flags.DEFINE_string('workdir', None, 'Workdir of the trained model.')
+    flags.DEFINE_multi_string('workdir', None, 'Workdir of a trained model; several are evaluated one after the other.')
     flags.DEFINE_integer('step', None, 'Checkpoint to evaluate; the newest unless given.', lower_bound=0)
     flags.DEFINE_multi_string('fill_mask', [], f'Text with {MASK}, to fill in; may be given several times.')
     flags.DEFINE_integer('top', 5, 'Pieces to show for each mask.', lower_bound=1)
+    flags.DEFINE_string('blimp', '', "Directory of BLiMP's *.jsonl files: judges its minimal pairs instead.")
+    flags.DEFINE_float('blimp_percent', 100.0, 'Share of the pairs of each paradigm; always the same ones.')
+    flags.DEFINE_bool('blimp_within_word', False, 'Mask the later pieces of a word together with each piece.')
+    flags.DEFINE_string('output', '', 'Directory for blimp.json, blimp.md and blimp.png.')
     command_line.run(main, required=('workdir',))

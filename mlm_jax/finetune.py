@@ -31,7 +31,6 @@ from mlm_jax.analysis import fine_tuning_report
 from mlm_jax.config import ConfigError
 from mlm_jax.data import atomic
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.probe import short_names
 from mlm_jax.tasks import custom, glue, problems, suites
 from mlm_jax.tasks.examples import TaskData
 from mlm_jax.training import fine_tuning, loading, runtime
@@ -145,7 +144,7 @@ def finished_seeds(job: Job, seeds: Sequence[int], output: pathlib.Path) -> dict
 def make_labels(sources: Sequence[str]) -> list[str]:
     """Short names of models: the last parts of their paths, with `random-` before those that have learned nothing."""
     paths = [source.removeprefix(loading.RANDOM).removeprefix(HUGGING_FACE) for source in sources]
-    short = dict(zip(dict.fromkeys(paths), short_names(list(dict.fromkeys(paths))), strict=True))
+    short = dict(zip(dict.fromkeys(paths), command_line.short_names(list(dict.fromkeys(paths))), strict=True))
     return [
         'random-' * source.startswith(loading.RANDOM) + re.sub(r'[^\w.+-]', '-', short[path])
         for source, path in zip(sources, paths, strict=True)

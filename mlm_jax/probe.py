@@ -183,7 +183,7 @@ def main_entropy() -> None:
     output = pathlib.Path(values.output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
-        for workdir, label in zip(values.workdir, short_names(values.workdir), strict=True):
+        for workdir, label in zip(values.workdir, command_line.short_names(values.workdir), strict=True):
             model = loading.load(pathlib.Path(workdir).expanduser(), mesh, values.step)
             first = first or model
             if not entropy_report.same_text(first, model, values.rows):
@@ -219,7 +219,7 @@ def main_dag() -> None:
     output.mkdir(parents=True, exist_ok=True)
     path = output / f'dag_row{values.row}.json'
     path.write_text(json.dumps(row, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-    label = short_names(values.workdir)[0]
+    label = command_line.short_names(values.workdir)[0]
     title = f'{label}, step {model.step:,}: held-out row {values.row}, {ratio:.0%} masked (in brackets)'
     alignment_picture.draw(row, title, path.with_suffix('.png'))
     print(f'{path}\n{path.with_suffix(".png")}')
@@ -238,16 +238,6 @@ def mask_ratios(texts: Sequence[str]) -> list[float]:
     if not all(0 < ratio < 1 for ratio in ratios):
         raise ConfigError(f'--ratios={",".join(texts)} must be numbers above 0 and below 1, such as 0.15,0.5')
     return ratios
-
-
-def short_names(workdirs: Sequence[str]) -> list[str]:
-    """The last parts of paths, as many as it takes to tell them apart; ConfigError where two are the same."""
-    parts = [pathlib.Path(workdir).expanduser().absolute().parts for workdir in workdirs]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ['/'.join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise ConfigError(f'a --workdir is given twice: {", ".join(workdirs)}')
 
 
 PROBES = {

@@ -23,6 +23,7 @@ from mlm_jax.data import tables as tables_lib
 from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
 from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.tasks import blimp as blimp_lib
 from mlm_jax.training import build, checkpoints, checks, continuation, evaluation, loss_curve, runtime
 from mlm_jax.training import workdir as workdir_lib
 from mlm_jax.training.run_log import RunLog
@@ -46,6 +47,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     tokenizer = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
     steps_per_epoch = len(train_rows) / config.batch_size
     run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
+    blimp = blimp_lib.of_run(config, manifest, run.objective)
     durations = dict(total_steps=run.total_steps, steps_per_epoch=steps_per_epoch)
     evaluate_every = config_lib.resolve_steps(config, 'evaluation.every', **durations)
     save_every = config_lib.resolve_steps(config, 'checkpoint.every', **durations)
@@ -93,6 +95,8 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         )
         train_step = jit_train_step(run.train_step, state, mesh).lower(state, batches(first_step)).compile()
         eval_step = jax.jit(run.eval_step).lower(state.params, *held_out.example).compile()
+        if blimp:
+            blimp.compile(state.params, mesh)
         compile_seconds = time.perf_counter() - start
         log.write(first_step, {'perf/compile_seconds': compile_seconds})
         log.note(f'compiled in {compile_seconds:.1f} s; {checks.describe_memory(train_step)}')
@@ -113,8 +117,11 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
                 if evaluate_every and is_new and (step % evaluate_every == 0 or is_last):
                     with log.paused():
                         eval_metrics = held_out.evaluate(eval_step, state.params)
+                        if blimp:
+                            eval_metrics |= blimp.metrics(state.params)
                     log.write(step, {f'eval/{name}': value for name, value in eval_metrics.items()})
-                    log.note(f'step {step:,}: held-out loss {eval_metrics["loss"]:.4f}')
+                    shown = f'; BLiMP {eval_metrics["blimp"]:.1%}' if blimp else ''
+                    log.note(f'step {step:,}: held-out loss {eval_metrics["loss"]:.4f}{shown}')
 
                 is_preempted = preemption.reached(step)
                 save_is_due = bool(save_every) and step % save_every == 0 and step > 0

@@ -1,5 +1,6 @@
 """Eight fake CPU devices, quick compilation with a cache shared by the whole run, and prepared data to train on."""
 
+import json
 import os
 import pathlib
 import tempfile
@@ -122,6 +123,22 @@ def animals_config(tmp_path_factory):
         config.vocab_size = int(str(error).split('largest that works is ')[1].split('.')[0])
         prepare.run(config, num_workers=1)
     return config
+
+
+@pytest.fixture(scope='session')
+def minimal_pairs(tmp_path_factory) -> pathlib.Path:
+    """A directory in the format of BLiMP: which colour an animal has (semantics), and where the article is (syntax)."""
+    directory = tmp_path_factory.mktemp('blimp')
+    for name, field in {'colour': 'semantics', 'article': 'syntax'}.items():
+        lines = []
+        for animal, colour in ANIMALS.items():
+            wrong = [f'the {animal} is {other}.' for other in ANIMALS.values() if other != colour]
+            for bad in wrong if name == 'colour' else [f'{animal} the is {colour}.', f'the is {animal} {colour}.']:
+                pair = {'sentence_good': f'the {animal} is {colour}.', 'sentence_bad': bad}
+                lines.append(pair | {'field': field, 'linguistics_term': name, 'UID': name})
+        text = ''.join(json.dumps(line) + '\n' for line in lines)
+        (directory / f'{name}.jsonl').write_text(text, encoding='utf-8')
+    return directory
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,7 @@
 """The evaluation program on a model that has been prepared for, trained and saved like any other."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -64,3 +65,52 @@ def test_the_program_prints_json_or_words(trained):
     assert json.loads(result.stdout)['step'] == model.step
     result = subprocess.run([*command, '--fill_mask=the cat is [MASK].'], capture_output=True, text=True, timeout=120)
     assert result.stdout.startswith('the cat is [MASK].\n    ') and '%' in result.stdout
+
+
+def test_minimal_pairs_of_what_was_learned_are_right(trained, minimal_pairs):
+    workdir, mesh, _ = trained
+    with jax.set_mesh(mesh):
+        report = evaluate.judge_minimal_pairs([str(workdir)], mesh, minimal_pairs, 100.0, False, None)
+    (entry,) = report['models'].values()
+    assert entry['accuracy'] > 0.75, 'guessing is rarely that good'
+    assert (entry['pairs'], entry['ties']) == (30, 0)
+    assert (entry['step'], entry['objective'], entry['workdir']) == (150, 'mlm', str(workdir))
+    assert list(entry['fields']) == ['semantics', 'syntax'] and list(entry['paradigms']) == ['article', 'colour']
+    assert report['setting']['paradigms'] == 2
+
+
+@pytest.mark.smoke
+def test_the_program_lays_models_side_by_side(trained, minimal_pairs, tmp_path):
+    workdir, _, _ = trained
+    shutil.copytree(workdir, tmp_path / 'again')
+    command = [
+        sys.executable, '-m', 'mlm_jax.evaluate', f'--workdir={workdir}', f'--workdir={tmp_path}/again',
+        f'--blimp={minimal_pairs}', '--blimp_percent=50', '--blimp_within_word', f'--output={tmp_path}/out',
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / 'out' / 'blimp.json').read_text())
+    one, two = report['models'].values()
+    assert list(report['models']) == [workdir.name, 'again']
+    assert {**one, 'workdir': ''} == {**two, 'workdir': ''}
+    assert one['pairs'] == 15
+    assert report['setting'] == {
+        'directory': str(minimal_pairs), 'percent': 50.0, 'pairs': 15, 'paradigms': 2, 'within_word': True
+    }  # fmt: skip
+    shown = f'{100 * one["accuracy"]:.1f}'
+    assert [line.split() for line in result.stdout.splitlines() if line.startswith('all ')] == [
+        ['all', shown, shown, '—']
+    ]
+    assert f'| all | {shown} | {shown} | — |' in (tmp_path / 'out' / 'blimp.md').read_text()
+    assert (tmp_path / 'out' / 'blimp.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_flags_and_directories_that_do_not_fit_are_refused(trained, minimal_pairs, tmp_path):
+    workdir, mesh, _ = trained
+    with pytest.raises(ConfigError, match='nowhere is no directory'), jax.set_mesh(mesh):
+        evaluate.judge_minimal_pairs([str(workdir)], mesh, tmp_path / 'nowhere', 100.0, False, None)
+    with pytest.raises(ConfigError, match='not the workdir of a run'), jax.set_mesh(mesh):
+        evaluate.judge_minimal_pairs([str(workdir), 'none'], mesh, minimal_pairs, 100.0, False, None)
+    command = [sys.executable, '-m', 'mlm_jax.evaluate', f'--workdir={workdir}', f'--output={tmp_path}']
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1 and result.stderr.startswith('error: --output is for the report of --blimp')

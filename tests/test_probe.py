@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from mlm_jax import probe, train
+from mlm_jax import command_line, probe, train
 from mlm_jax.analysis import alignment, alignment_picture, entropy, entropy_report
 from mlm_jax.analysis.effective_rank import effective_rank
 from mlm_jax.config import ConfigError
@@ -202,10 +202,10 @@ def test_only_a_graph_is_drawn(trained, exlm):
 
 def test_names_tell_workdirs_apart_and_ratios_are_sorted():
     assert probe.mask_ratios(['0.5', '0.15', '.5']) == [0.15, 0.5]
-    assert probe.short_names(['runs/mlm', 'runs/exlm']) == ['mlm', 'exlm']
-    assert probe.short_names(['c/mlm/seed1', 'c/exlm/seed1']) == ['mlm/seed1', 'exlm/seed1']
+    assert command_line.short_names(['runs/mlm', 'runs/exlm']) == ['mlm', 'exlm']
+    assert command_line.short_names(['c/mlm/seed1', 'c/exlm/seed1']) == ['mlm/seed1', 'exlm/seed1']
     with pytest.raises(ConfigError, match='given twice'):
-        probe.short_names(['runs/mlm', 'runs/mlm'])
+        command_line.short_names(['runs/mlm', 'runs/mlm'])
 
 
 def test_step_0_is_where_training_started(trained):

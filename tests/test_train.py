@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
+from mlm_jax import evaluate
 from mlm_jax import train as train_lib
 from mlm_jax.config import ConfigError
 from mlm_jax.masking.vocabulary import standard_vocabulary
@@ -184,6 +185,33 @@ def test_two_processes_compute_the_same_run(uninterrupted, tmp_path):
     assert 'total_steps: 60 in the checkpoint, 66 now' in lengthened
 
 
+def test_minimal_pairs_are_judged_as_training_goes(animals_config, minimal_pairs, tmp_path):
+    """By two processes of two devices each, which share the parameters; one device comes to the same."""
+    config = config_lib.from_json(config_lib.to_json(animals_config))
+    overrides = {
+        'total_steps': '4', 'evaluation.every_steps': '2', 'evaluation.blimp': str(minimal_pairs),
+        'evaluation.blimp_percent': '100', 'mesh.data': '1', 'mesh.fsdp': '-1', 'sharding': 'fsdp',
+        'compilation_cache': os.environ['JAX_COMPILATION_CACHE_DIR'],
+    }  # fmt: skip
+    config_lib.apply_overrides(config, overrides)
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        port = s.getsockname()[1]
+    workdir = tmp_path / 'run'
+    shared = (f'--coordinator_address=localhost:{port}', '--num_processes=2')
+    processes = [start(config, workdir, *shared, f'--process_id={i}', num_devices=2) for i in range(2)]
+    outputs = [finish(process) for process in processes]
+    lines = [line for line in read_metrics(workdir / 'metrics.jsonl') if 'eval/blimp' in line]
+    assert [line['step'] for line in lines] == [0, 2, 4]
+    last = lines[-1]
+    assert last['eval/blimp'] == pytest.approx((2 * last['eval/blimp_semantics'] + last['eval/blimp_syntax']) / 3)
+    assert f'held-out loss {last["eval/loss"]:.4f}; BLiMP {last["eval/blimp"]:.1%}' in outputs[0]
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        report = evaluate.judge_minimal_pairs([str(workdir)], mesh, minimal_pairs, 100.0, False, None)
+    assert report['models']['run']['accuracy'] == pytest.approx(last['eval/blimp'])
+
+
 def test_a_checkpoint_restores_onto_other_meshes(tiny_config, tmp_path):
     workdir = tmp_path / 'run'
     train_lib.train(tiny_config, workdir)
@@ -273,6 +301,8 @@ def test_a_profile_is_written(tiny_config, tmp_path):
         ('batch_size', 12, 'must be a multiple of mesh.data'),
         ('sequence_length', 64, 'sequence_length: 64 in the configuration, 32 in the data'),
         ('data.directory', 'nowhere', 'mlm_jax.prepare'),
+        ('evaluation.blimp', 'nowhere', 'nowhere is no directory: give the directory of the published BLiMP data'),
+        ('evaluation.blimp_percent', 0.0, 'must lie above 0'),
     ],
 )
 def test_what_cannot_run_is_refused_before_it_starts(tiny_config, tmp_path, key, value, message):

@@ -122,8 +122,14 @@ class ExLM(nn.Module):
         states = self.states(batch, deterministic)
         log_prob_BxSxV = jax.nn.log_softmax(states.logits, axis=-1)
         mixture_BxExV = jnp.einsum('bes,bsv->bev', self.prior(states), jnp.exp(log_prob_BxSxV))
-        place_BxM = (states.rows.expanded[:, None, :] < batch.positions[:, :, None]).sum(2)
-        return jnp.log(gather_positions(mixture_BxExV, place_BxM))
+        return jnp.log(gather_positions(mixture_BxExV, states.rows.place(batch.positions)))
+
+    def log_likelihood(self, batch: MaskedBatch) -> jax.Array:
+        """f32[B, M]: as `MLM.log_likelihood`; from the context alone, over all alignments, of no other target."""
+        states = self.states(batch)
+        match_BxExS = self._match(states, gather_positions(batch.tokens, states.rows.expanded))
+        nll_BxE = _mixture_nll(self.prior(states), match_BxExS)
+        return -gather_positions(nll_BxE, states.rows.place(batch.positions))
 
     def states(self, batch: MaskedBatch, deterministic: bool = True) -> States:
         """Encodes expanded rows, and reads them at the states."""

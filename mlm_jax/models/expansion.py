@@ -42,6 +42,10 @@ class ExpandedRows:
         """int32[B]: the number of expanded tokens of each row."""
         return self.used.sum(1)
 
+    def place(self, positions_BxM: jax.Array) -> jax.Array:
+        """int32[B, M]: where expanded positions stand in `expanded`; of no meaning for others."""
+        return (self.expanded[:, None, :] < positions_BxM[:, :, None]).sum(2)
+
 
 def row_ends(segments_BxT: jax.Array) -> jax.Array:
     """bool[B, T]: the first and the last token of each row."""

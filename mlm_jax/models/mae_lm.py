@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlm_jax.losses.cross_entropy import cross_entropy_terms
+from mlm_jax.losses.cross_entropy import cross_entropy_terms, negative_log_likelihood
 from mlm_jax.losses.terms import LossTerms
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of, selected_of
 from mlm_jax.models.encoder import Encoder, block_for_use, scanned_layers
@@ -219,6 +219,10 @@ class MAELM(nn.Module):
     def logits(self, batch: MaskedBatch, deterministic: bool = True) -> jax.Array:
         """f32[B, M, V] at the masked positions; of no meaning in unused slots."""
         return self.head(self.decode(batch, batch.positions, deterministic), self._token_logits)
+
+    def log_likelihood(self, batch: MaskedBatch) -> jax.Array:
+        """f32[B, M]: as `MLM.log_likelihood`."""
+        return -negative_log_likelihood(self.logits(batch), batch.targets)
 
     def decode(self, batch: MaskedBatch, at_BxM: jax.Array, deterministic: bool = True) -> jax.Array:
         """float[B, M, d_d]: the decoder's output at any positions of the rows."""

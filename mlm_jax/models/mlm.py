@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from mlm_jax.losses.cross_entropy import cross_entropy_terms
+from mlm_jax.losses.cross_entropy import cross_entropy_terms, negative_log_likelihood
 from mlm_jax.losses.terms import LossTerms
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
 from mlm_jax.models.encoder import Encoder
@@ -28,6 +28,10 @@ class MLM(nn.Module):
         """f32[B, M, V] at the masked positions; of no meaning in unused slots."""
         x_BxTxd = self.encoder(batch.inputs, batch.segments, deterministic=deterministic)
         return self.head(gather_positions(x_BxTxd, batch.positions), self.encoder.token_logits)
+
+    def log_likelihood(self, batch: MaskedBatch) -> jax.Array:
+        """f32[B, M]: log-probabilities of the original tokens at the masked positions; no meaning in unused slots."""
+        return -negative_log_likelihood(self.logits(batch), batch.targets)
 
     def encode_masked(self, batch: MaskedBatch, deterministic: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
         """What the encoder makes of its pretraining input, for analyses.

@@ -1,0 +1,254 @@
+"""Pseudo-log-likelihood of sentences: the sum over their tokens of log p(token | the rest of the sentence).
+
+Salazar et al., Masked Language Model Scoring, ACL 2020, arXiv 1910.14659: each ordinary token of `[CLS] sentence [SEP]`
+is masked by itself, in a copy of the sentence, and predicted. The sum is not divided by the length.
+
+Of a word of several pieces, the others give each away, and rare words look likely. Kauf & Ivanova, A Better Way to Do
+Masked Language Model Scoring, ACL 2023, arXiv 2305.10588, mask the later pieces of the word as well ("PLL-word-l2r").
+
+All objectives are asked by `log_likelihood`, and answer each in its own way: MLM reads one [MASK] in the row, MAE-LM's
+encoder does not see the token, ExLM predicts it by all its states, weighted by the transitions.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from mlm_jax.analysis import entropy
+from mlm_jax.config import ConfigError
+from mlm_jax.data.tables import word_starts
+from mlm_jax.masking.batch import MaskedBatch, selected_of
+from mlm_jax.models.exlm import ExLM
+from mlm_jax.parallel import mesh as mesh_lib
+
+# In a batch, on each device: on a CPU as many as its caches hold, elsewhere enough to keep it busy.
+CPU_TOKENS, ACCELERATOR_TOKENS = 2048, 32768
+
+
+def row_length(num_tokens: int, max_length: int) -> int:
+    """T for a sentence: its length, rounded up to a multiple of 4, from 32 on of 8, from 64 on of 16, and so on.
+
+    A program is compiled for each length, so there are few; padding is computed, so it is little.
+    """
+    multiple = max(4, (1 << num_tokens.bit_length() - 1) // 4)
+    return min(-(-num_tokens // multiple) * multiple, max_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """Copies of sentences in rows of one length, in each of which one token is to be predicted.
+
+    Attributes:
+      tokens: int32[N, T], the sentences.
+      number: int32[N], which ones they are.
+      sentence: int32[C], the row of `tokens` that a copy is of.
+      start: int32[C], the token to predict, the first that is masked.
+      stop: int32[C], where the masked tokens end.
+    """
+
+    tokens: np.ndarray
+    number: np.ndarray
+    sentence: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+
+class PseudoLikelihood:
+    """Scores the same sentences again and again, by the parameters of the time.
+
+    Attributes:
+      num_unknown: sentences with pieces that the tokenizer does not know; these are context, and not predicted.
+      num_rows: masked copies, of all different sentences.
+    """
+
+    def __init__(self, objective, tokenizer, sentences: Sequence[str], *, repeats: int = 1, within_word: bool = False):
+        """Prepares the copies; no device is touched.
+
+        Args:
+          objective: any, with MLM's `log_likelihood`.
+          tokenizer: of the model.
+          sentences: those with the same tokens are scored once.
+          repeats: how often each token stands in a row (repeated MLM). All copies of a token are masked together, and
+            its log-probability is their mean.
+          within_word: masks the later pieces of the same word as well.
+
+        Raises:
+          ConfigError: when a sentence is longer than the rows of the model, or holds no text; or the model gives single
+            tokens no probability.
+        """
+        _check_single_tokens(objective)
+        self._vocabulary, self._repeats = tokenizer.vocabulary, repeats
+        # Rows are short: what other backends need of their lengths, and gain, does not matter here.
+        config = dataclasses.replace(objective.config, attention_backend='xla')
+        self._objective = entropy.for_any_ratio(objective.clone(config=config))
+        starts_V = _word_starts(tokenizer) if within_word else None
+        encoded = _encode(tokenizer, sentences, config.max_length // repeats)
+        numbers = {}  # of different sentences, by their tokens
+        self._number_of = np.array([numbers.setdefault(ids.tobytes(), len(numbers)) for ids in encoded])
+        different = list({ids.tobytes(): ids for ids in encoded}.values())
+        self.num_unknown = sum(_is_special(ids[1:-1], self._vocabulary).any() for ids in encoded)
+        self._num_different = len(different)
+        self._copies = _make_copies(different, self._vocabulary, repeats, starts_V, config.max_length)
+        self._num_masked = max(int((c.stop - c.start).max()) for c in self._copies)
+        self.num_rows = sum(len(c.start) for c in self._copies)
+        self._batch_sizes, self._compiled, self._sharding = {}, {}, None
+
+    def compile(self, params, mesh: jax.sharding.Mesh, tokens_at_once: int = 0) -> None:
+        """Compiles a program for each length of rows.
+
+        Args:
+          params: laid out on `mesh` as those to come.
+          mesh: rows are split over it.
+          tokens_at_once: the most tokens of a batch on each device; 0 chooses by its kind.
+        """
+        on_cpu = mesh.devices.flat[0].platform == 'cpu'
+        tokens_at_once = tokens_at_once or (CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS)
+        self._sharding = mesh_lib.batch_sharding(mesh)
+        shards = mesh.shape[mesh_lib.DATA] * mesh.shape[mesh_lib.FSDP]
+        score = jax.jit(self._score, out_shardings=mesh_lib.replicated(mesh))
+        for copies in self._copies:
+            length = copies.tokens.shape[1]
+            at_once = entropy.rows_at_once(self._objective, length, self._num_masked, self._vocabulary.size)
+            rows = max(1, min(tokens_at_once // length, at_once, -(-len(copies.start) // shards)))
+            self._batch_sizes[length] = rows * shards
+            self._compiled[length] = score.lower(params, *self._place(copies, 0)).compile()
+
+    def scores(self, params) -> np.ndarray:
+        """float64[N]: the pseudo-log-likelihood of each sentence, in nats.
+
+        Raises:
+          FloatingPointError: when one is not finite.
+        """
+        scores, pending = np.zeros(self._num_different), []
+        total = sum(c.tokens.shape[1] * len(c.start) for c in self._copies)
+        quiet = True if jax.process_index() else None  # None: where nobody watches
+        with tqdm.tqdm(
+            desc='BLiMP', total=total, unit='token', unit_scale=True, leave=False, disable=quiet
+        ) as progress:
+            for copies in self._copies:
+                length = copies.tokens.shape[1]
+                size = self._batch_sizes[length]
+                for first in range(0, len(copies.start), size):
+                    part = copies.number[copies.sentence[first : first + size]]
+                    pending.append((part, self._compiled[length](params, *self._place(copies, first)), length))
+                    if len(pending) > 1:  # the device works on one batch while the other is fetched
+                        progress.update(_collect(scores, *pending.pop(0)))
+            for entry in pending:
+                progress.update(_collect(scores, *entry))
+        if not np.isfinite(scores).all():
+            raise FloatingPointError(
+                f'{(~np.isfinite(scores)).sum():,} of {len(scores):,} sentences have a pseudo-log-likelihood that is '
+                'not finite: the parameters of the model have diverged'
+            )
+        return scores[self._number_of]
+
+    def _place(self, copies: Copies, first: int) -> list[jax.Array]:
+        """A batch on the mesh: int32[B, T], int32[B], int32[B]. Behind the last copy, rows of padding."""
+        size = self._batch_sizes[copies.tokens.shape[1]]
+        few = slice(first, first + size)
+        missing = size - len(copies.start[few])
+        arrays = copies.tokens[copies.sentence[few]], copies.start[few], copies.stop[few]
+        fillings = self._vocabulary.pad_id, 0, 0
+        padded = [
+            np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)), constant_values=filling)
+            for array, filling in zip(arrays, fillings, strict=True)
+        ]
+        return [
+            jax.make_array_from_callback(array.shape, self._sharding, lambda index, array=array: array[index])
+            for array in padded
+        ]
+
+    def _score(self, params, tokens_BxT, start_B, stop_B) -> jax.Array:
+        """f32[B]: log-probability of the token at `start_B`, with all those masked up to `stop_B`."""
+        length = tokens_BxT.shape[1]
+        slot_BxM = start_B[:, None] + jnp.arange(self._num_masked)
+        positions_BxM = jnp.where(slot_BxM < stop_B[:, None], slot_BxM, length)
+        batch = MaskedBatch(
+            tokens=tokens_BxT,
+            inputs=jnp.where(selected_of(positions_BxM, length), self._vocabulary.mask_id, tokens_BxT),
+            positions=positions_BxM,
+            weights=(positions_BxM < length).astype(jnp.float32),
+            segments=(tokens_BxT != self._vocabulary.pad_id).astype(jnp.int32),
+        )
+        log_p_BxM = self._objective.apply({'params': params}, batch, method='log_likelihood')
+        return log_p_BxM[:, : self._repeats].mean(1)
+
+
+def _collect(scores: np.ndarray, number_C: np.ndarray, log_p_B: jax.Array, length: int) -> int:
+    """Adds a batch to the scores of its sentences; returns how many tokens it had."""
+    np.add.at(scores, number_C, np.asarray(log_p_B, np.float64)[: len(number_C)])
+    return len(number_C) * length
+
+
+def _check_single_tokens(objective) -> None:
+    if not isinstance(objective, ExLM):
+        return
+    options = objective.options
+    if options.transitions != 'none' and options.num_states > 1 and not options.anchors:
+        raise ConfigError(
+            'without anchors (exlm.anchors=false), ExLM has no alignment for a row with one masked token, and so no '
+            'pseudo-log-likelihood: it can be given to models with exlm.anchors=true or exlm.transitions=none only'
+        )
+
+
+def _encode(tokenizer, sentences: Sequence[str], max_length: int) -> list[np.ndarray]:
+    """int32[n] each: [CLS] sentence [SEP]."""
+    v, encoded = tokenizer.vocabulary, []
+    for sentence, ids in zip(sentences, tokenizer.encode_batch(sentences), strict=True):
+        if len(ids) + 2 > max_length:
+            raise ConfigError(
+                f'{sentence!r} has {len(ids) + 2} tokens with [CLS] and [SEP]; this model takes {max_length} at most'
+            )
+        if _is_special(ids, v).all():
+            raise ConfigError(f'{sentence!r} holds no text that the tokenizer knows, and nothing to predict')
+        encoded.append(np.concatenate([[v.cls_id], ids, [v.sep_id]]).astype(np.int32))
+    return encoded
+
+
+def _is_special(ids: np.ndarray, vocabulary) -> np.ndarray:
+    return np.isin(ids, vocabulary.special_ids)
+
+
+def _word_starts(tokenizer) -> np.ndarray:
+    starts_V = word_starts(tokenizer)
+    if not starts_V.any():
+        raise ConfigError(
+            'this tokenizer does not mark where words start: its pieces can be masked one by one only, without '
+            '--blimp_within_word'
+        )
+    return starts_V
+
+
+def _make_copies(
+    sentences: Sequence[np.ndarray], vocabulary, repeats: int, starts_V: np.ndarray | None, max_length: int
+) -> list[Copies]:
+    """The copies of all sentences by the length of their rows, the longest first: a lack of memory shows at once."""
+    by_length: dict[int, list[int]] = {}
+    for number, ids in enumerate(sentences):
+        by_length.setdefault(row_length(repeats * len(ids), max_length), []).append(number)
+    groups = []
+    for length, numbers in sorted(by_length.items(), reverse=True):
+        tokens = np.full((len(numbers), length), vocabulary.pad_id, np.int32)
+        parts = []
+        for row, number in enumerate(numbers):
+            ids = sentences[number]
+            tokens[row, : repeats * len(ids)] = np.repeat(ids, repeats)
+            start, stop = _masked_ranges(ids, vocabulary, starts_V)
+            parts.append((np.full(len(start), row), repeats * start, repeats * stop))
+        sentence, start, stop = (np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True))
+        groups.append(Copies(tokens, np.array(numbers, np.int32), sentence, start, stop))
+    return groups
+
+
+def _masked_ranges(ids: np.ndarray, vocabulary, starts_V: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """For each ordinary token its place, and where masking ends: behind it, or behind the last piece of its word."""
+    special = _is_special(ids, vocabulary)
+    start = np.flatnonzero(~special)
+    if starts_V is None:
+        return start, start + 1
+    boundaries = np.flatnonzero(special | starts_V[ids])  # the last is [SEP]
+    return start, boundaries[np.searchsorted(boundaries, start, side='right')]

@@ -1,0 +1,174 @@
+"""BLiMP: which of two sentences, that differ in one point of grammar, does a model find likelier?
+
+Warstadt et al., BLiMP: The Benchmark of Linguistic Minimal Pairs for English, TACL 2020, arXiv 1912.00582: 67 paradigms
+of 1,000 pairs each, as JSON lines, a file for each paradigm (github.com/alexwarstadt/blimp, `data/`). A masked model
+judges by pseudo-log-likelihood (`analysis/pseudo_likelihood.py`); guessing is right half of the time.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import ml_collections
+import numpy as np
+
+from mlm_jax.analysis.pseudo_likelihood import PseudoLikelihood
+from mlm_jax.config import ConfigError
+from mlm_jax.data.manifest import Manifest
+from mlm_jax.data.tokenizers import Tokenizer
+
+NUM_PARADIGMS = 67  # of the published set
+_FIELDS = {
+    'good': 'sentence_good', 'bad': 'sentence_bad', 'field': 'field', 'term': 'linguistics_term', 'paradigm': 'UID',
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A minimal pair.
+
+    Attributes:
+      good: the grammatical sentence.
+      bad: the other one.
+      field: of linguistics: morphology, syntax, semantics, syntax_semantics.
+      term: the phenomenon, such as 'island_effects'.
+      paradigm: how the pair was made (UID), such as 'adjunct_island'.
+    """
+
+    good: str
+    bad: str
+    field: str
+    term: str
+    paradigm: str
+
+
+def read(directory: str | pathlib.Path, percent: float = 100.0) -> list[Pair]:
+    """The pairs of a directory, file by file.
+
+    Args:
+      directory: with one *.jsonl file for each paradigm.
+      percent: of each file, rounded, and one pair at least: evenly spaced lines, the same every time.
+
+    Raises:
+      ConfigError: when there is no such directory, or a file is none of BLiMP's, or empty.
+    """
+    directory = pathlib.Path(directory).expanduser()
+    if not 0 < percent <= 100:
+        raise ConfigError(f'{percent} % of BLiMP: it must be above 0, and 100 at most')
+    paths = sorted(directory.glob('*.jsonl')) if directory.is_dir() else []
+    if not paths:
+        raise ConfigError(
+            f'{directory} {"holds no *.jsonl files" if directory.is_dir() else "is no directory"}: give the directory '
+            'of the published BLiMP data, with one file for each paradigm, such as adjunct_island.jsonl'
+        )
+    pairs = []
+    for path in paths:
+        found = list(_read_file(path))
+        if not found:
+            raise ConfigError(f'{path} is empty: a file of BLiMP holds a pair on each line')
+        count = max(1, round(len(found) * percent / 100))
+        pairs += [found[i * len(found) // count] for i in range(count)]
+    return pairs
+
+
+def _read_file(path: pathlib.Path) -> Iterator[Pair]:
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f'{path}, line {number}: not JSON ({error})') from None
+        values = {name: entry.get(key) if isinstance(entry, dict) else None for name, key in _FIELDS.items()}
+        missing = [_FIELDS[name] for name, value in values.items() if not isinstance(value, str) or not value.strip()]
+        if missing:
+            raise ConfigError(
+                f'{path}, line {number}: no text in {", ".join(missing)}; each line of BLiMP has '
+                f'{", ".join(_FIELDS.values())}'
+            )
+        values['field'] = values['field'].replace('/', '_')  # one paradigm writes syntax/semantics
+        yield Pair(**values)
+
+
+def tally(pairs: Sequence[Pair], good_N: np.ndarray, bad_N: np.ndarray) -> dict:
+    """How many pairs are right: the good sentence must score higher, and a tie is wrong.
+
+    Args:
+      pairs: N of them.
+      good_N: float, the scores of their good sentences.
+      bad_N: float, those of the others.
+
+    Returns:
+      `accuracy`, a fraction; `pairs`; `ties`, how many; and `fields`, `terms` and `paradigms`: name → the same for the
+      pairs of that name.
+    """
+    right_N, tie_N = good_N > bad_N, good_N == bad_N
+
+    def count(chosen_N) -> dict:
+        return {
+            'accuracy': float(right_N[chosen_N].mean()),
+            'pairs': int(np.sum(chosen_N)),
+            'ties': int(tie_N[chosen_N].sum()),
+        }
+
+    def by(name_of: Callable[[Pair], str]) -> dict:
+        names_N = np.array([name_of(pair) for pair in pairs])
+        return {str(name): count(names_N == name) for name in np.unique(names_N)}
+
+    return {
+        **count(np.ones(len(pairs), bool)),
+        'fields': by(lambda pair: pair.field),
+        'terms': by(lambda pair: pair.term),
+        'paradigms': by(lambda pair: pair.paradigm),
+    }
+
+
+class Blimp:
+    """Pairs ready to be judged by the parameters of one model, at one step or at many."""
+
+    def __init__(self, pairs: Sequence[Pair], objective, tokenizer, repeats: int = 1, within_word: bool = False):
+        """Encodes the sentences; no device is touched.
+
+        Args:
+          pairs: from `read`.
+          objective: of the model.
+          tokenizer: of the model.
+          repeats: `masking.repeats` of the model.
+          within_word: masks later pieces of a word together with each piece.
+
+        Raises:
+          ConfigError: when the model cannot take the sentences.
+        """
+        self._pairs = pairs
+        sentences = [pair.good for pair in pairs] + [pair.bad for pair in pairs]
+        self._scorer = PseudoLikelihood(objective, tokenizer, sentences, repeats=repeats, within_word=within_word)
+
+    def compile(self, params, mesh: jax.sharding.Mesh) -> None:
+        """Compiles for parameters that lie as `params` do."""
+        self._scorer.compile(params, mesh)
+
+    def evaluate(self, params) -> dict:
+        """`tally` of the pairs; with `unknown_sentences`, the number of those with pieces unknown to the tokenizer."""
+        good_N, bad_N = np.split(self._scorer.scores(params), 2)
+        return {**tally(self._pairs, good_N, bad_N), 'unknown_sentences': int(self._scorer.num_unknown)}
+
+    def metrics(self, params) -> dict[str, float]:
+        """`blimp`, the accuracy as a fraction, and `blimp_<field>` for each field."""
+        report = self.evaluate(params)
+        fields = {f'blimp_{name}': entry['accuracy'] for name, entry in report['fields'].items()}
+        return {'blimp': report['accuracy'], **fields}
+
+
+def of_run(config: ml_collections.ConfigDict, manifest: Manifest, objective) -> Blimp | None:
+    """What `evaluation.blimp` asks for; None where it is off.
+
+    Raises:
+      ConfigError: when the directory, or the model, does not do for it.
+    """
+    if not config.evaluation.blimp:
+        return None
+    pairs = read(config.evaluation.blimp, config.evaluation.blimp_percent)
+    tokenizer = Tokenizer.from_file(pathlib.Path(config.data.directory) / manifest.tokenizer)
+    return Blimp(pairs, objective, tokenizer, config.masking.repeats)
