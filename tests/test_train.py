@@ -244,6 +244,15 @@ def test_another_decoder_is_refused_too():
         checks.check_resume(stored, config, note=print)
 
 
+def test_a_checkpoint_of_another_model_is_refused_in_words(trained):
+    workdir, _, model = trained
+    saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
+    for params in ({**model.params, 'new': model.params['head']}, {'encoder': model.params['encoder']}):
+        with pytest.raises(ConfigError, match=f'the checkpoint of step {model.step} in .* holds other tensors'):
+            saver.restore_params(params)
+    saver.close()
+
+
 def test_a_finished_run_does_nothing_more(tiny_config, tmp_path, capsys):
     tiny_config.total_steps = 4
     train_lib.train(tiny_config, tmp_path)

@@ -8,6 +8,7 @@ import pathlib
 
 import orbax.checkpoint as ocp
 
+from mlm_jax.config import ConfigError
 from mlm_jax.training.state import TrainState
 
 
@@ -78,18 +79,32 @@ class Checkpoints:
         )
 
     def restore(self, abstract_state: TrainState, step: int | None = None) -> TrainState:
-        """Reads the state at `step` (None: the newest) into the shapes and shardings of `abstract_state`."""
+        """Reads the state at `step` (None: the newest) into the shapes and shardings of `abstract_state`.
+
+        Raises:
+          ConfigError: when the checkpoint holds other tensors.
+          FileNotFoundError: when there is none (of that step).
+        """
         rest = {'step': abstract_state.step, 'opt_state': abstract_state.opt_state}
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(abstract_state.params), opt_state=ocp.args.StandardRestore(rest)
         )
-        restored = self._manager.restore(self.checked(step), args=args)
+        restored = self._restored(self.checked(step), args)
         return TrainState(params=restored['params'], **restored['opt_state'])
 
     def restore_params(self, abstract_params: dict, step: int | None = None) -> dict:
-        """Reads the parameters alone."""
+        """Reads the parameters alone; errors as for `restore`."""
         args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-        return self._manager.restore(self.checked(step), args=args)['params']
+        return self._restored(self.checked(step), args)['params']
+
+    def _restored(self, step: int, args: ocp.args.Composite) -> dict:
+        try:
+            return self._manager.restore(step, args=args)
+        except ValueError as error:  # names and shapes that do not meet
+            raise ConfigError(
+                f'the checkpoint of step {step} in {self._manager.directory} holds other tensors than this model: it '
+                f'was written by a version, or a configuration, whose model differs. Orbax says: {error}'
+            ) from error
 
     def restore_position(self, step: int | None = None) -> Position:
         """Reads all but the arrays."""
