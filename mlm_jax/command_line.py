@@ -39,8 +39,8 @@ def parse_seeds(texts: Sequence[str]) -> list[int]:
         seeds = [int(text) for text in texts]
     except ValueError:
         seeds = []
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ConfigError(f'--seeds={",".join(texts)}: give different whole numbers, such as 0,1,2')
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
+        raise ConfigError(f'--seeds={",".join(texts)}: give different whole numbers below 2³², such as 0,1,2')
     return seeds
 
 

@@ -8,9 +8,10 @@ what it has learned. Tasks: a suite (glue) or some of its tasks (glue/sst2); or 
 Recipes are those of the tasks; --set=KEY=VALUE changes a key for all, --grid=KEY=VALUE,VALUE,… tries several values.
 `Recipe` in mlm_jax/training/fine_tuning.py lists the keys.
 
-For each task and model the setting with the best median on the validation split is reported, with the parameters that
-were best there. Started again, the program runs what is missing. The output holds results.json, results.md, results.png
-and <model>/<task>/<setting>/seed<k>/ with result.json and predictions; <model>/submission is for GLUE's site.
+The tables hold what the command asks for: for each task and model the setting with the best median on the validation
+split, with the parameters that were best there. Started again, the program runs what is missing. The output holds
+results.json, results.md, results.png, and <model>/<task>/<setting>/seed<k>/ with result.json and predictions;
+<model>/submission is for GLUE's site.
 """
 
 import dataclasses
@@ -50,12 +51,14 @@ class Job:
       task: its name.
       setting: what of the grid it has, as 'key=value,…'; 'default' without a grid.
       recipe: all of it.
+      origin: `source` and `step` of the model, `data`, a hash of the task.
     """
 
     model: str
     task: str
     setting: str
     recipe: Recipe
+    origin: Mapping[str, str | int | None] = dataclasses.field(hash=False)
 
     def directory(self, output: pathlib.Path) -> pathlib.Path:
         """Where its seeds are."""
@@ -78,7 +81,7 @@ def parse_settings(texts: Sequence[str], flag: str) -> dict[str, tuple]:
             parsed = tuple(kind(float(value)) if kind is int else kind(value) for value in values.split(','))
             if kind is int and any(value != float(v) for value, v in zip(parsed, values.split(','), strict=True)):
                 raise ValueError(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ConfigError(f'--{flag}={text}: expected {kind.__name__}') from None
         found[key] = parsed
     return found
@@ -92,25 +95,39 @@ def make_recipe(task_recipe: Mapping, settings: Mapping[str, tuple], point: Mapp
     """
     recipe = Recipe(**{**task_recipe, **{key: values[0] for key, values in settings.items()}, **point})
     positive = ('learning_rate', 'batch_size', 'epochs', 'evaluations_per_epoch', 'stride', 'max_answer')
-    wrong = [key for key in positive if getattr(recipe, key) <= 0]
+    wrong = [key for key in positive if not 0 < getattr(recipe, key) < math.inf]
+    wrong += [key for key in ('b1', 'b2', 'dropout') if not 0 <= getattr(recipe, key) < 1]
+    wrong += [key for key in ('weight_decay', 'clip_norm', 'eps', 'target_scale') if not getattr(recipe, key) >= 0]
+    wrong += ['warmup_percent'] if not 0 <= recipe.warmup_percent <= 100 else []
+    wrong += ['head_dropout'] if not recipe.head_dropout < 1 else []
+    wrong += ['class_weights'] if recipe.class_weights not in problems.CLASS_WEIGHTS else []
     wrong += [
         key
         for key in ('patience', 'max_length', 'max_train_examples', 'max_validation_examples', 'max_query')
         if getattr(recipe, key) < 0
     ]
-    wrong += ['dropout'] if not 0 <= recipe.dropout < 1 else []
     wrong += ['layer_decay'] if not 0 < recipe.layer_decay <= 1 else []
     if wrong:
         raise ConfigError(f'out of range: {", ".join(f"{key}={getattr(recipe, key)}" for key in wrong)}')
     return recipe
 
 
-def make_jobs(data: Mapping[str, TaskData], models: Sequence[str], settings: Mapping, grid: Mapping) -> list[Job]:
-    """All jobs, task by task: so that each task is there for all models before the next begins."""
+def make_jobs(
+    data: Mapping[str, TaskData], models: Mapping[str, Mapping], settings: Mapping, grid: Mapping
+) -> list[Job]:
+    """All jobs, task by task: so that each task is there for all models before the next begins.
+
+    Args:
+      data: by name.
+      models: label → `source` and `step`.
+      settings: key → its value, for all.
+      grid: key → its values.
+    """
+    digests = {name: task.digest() for name, task in data.items()}
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     return [
         Job(model, name, ','.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in point.items())
-            or 'default', make_recipe(task.task.recipe, settings, point))
+            or 'default', make_recipe(task.task.recipe, settings, point), {**models[model], 'data': digests[name]})
         for name, task in data.items()
         for model in models
         for point in points
@@ -121,7 +138,7 @@ def finished_seeds(job: Job, seeds: Sequence[int], output: pathlib.Path) -> dict
     """Seed → result.json, of those that are finished.
 
     Raises:
-      ConfigError: when one is there that was made with another recipe.
+      ConfigError: when one is there that was made with another recipe, from another model or on other data.
     """
     found = {}
     for seed in seeds:
@@ -129,12 +146,11 @@ def finished_seeds(job: Job, seeds: Sequence[int], output: pathlib.Path) -> dict
         if not path.exists():
             continue
         result = json.loads(path.read_text(encoding='utf-8'))
-        wanted = dataclasses.asdict(job.recipe)
-        different = [f'  {k}: {result["recipe"].get(k)!r} there, {v!r} now' for k, v in wanted.items()
-                     if result['recipe'].get(k) != v]  # fmt: skip
+        there, wanted = {**result['recipe'], **result['origin']}, {**dataclasses.asdict(job.recipe), **job.origin}
+        different = [f'  {k}: {there.get(k)!r} there, {v!r} now' for k, v in wanted.items() if there.get(k) != v]
         if different:
             raise ConfigError(
-                f'{path.parent} was fine-tuned with another recipe:\n' + '\n'.join(different) + '\n'
+                f'{path.parent} was fine-tuned with another recipe, model or data:\n' + '\n'.join(different) + '\n'
                 'Ask for what is there, choose another --output, or delete that directory'
             )
         found[seed] = result
@@ -153,31 +169,34 @@ def make_labels(sources: Sequence[str]) -> list[str]:
 
 def max_length(encoder: loading.PretrainedEncoder, recipe: Recipe, label: str) -> int:
     """Tokens of the longest row; ConfigError where the model cannot read so many."""
-    trained = encoder.objective.config.max_length
+    trained = encoder.max_length
     if recipe.max_length > trained and not encoder.takes_any_length:
         raise ConfigError(f'max_length={recipe.max_length}: {label} knows {trained} positions; set {trained} or less')
     return recipe.max_length or trained
 
 
-def run_job(
-    job: Job, data: TaskData, encoder: loading.PretrainedEncoder, seeds: Sequence[int], mesh, bar
-) -> tuple[fine_tuning.Problem, list[Outcome]]:
-    """Fine-tunes the seeds of a job side by side."""
-    problem, notes = problems.make_problem(
-        data, encoder.tokenizer, job.recipe, max_length(encoder, job.recipe, job.model)
-    )
-    bar.set_description(f'{job.model} {job.task} {job.setting} seed {",".join(map(str, seeds))}')
+def make_problem(job: Job, data: TaskData, encoder: loading.PretrainedEncoder, bar) -> fine_tuning.Problem:
+    """The task made ready for the model; says what was dropped, mended or cut."""
+    length = max_length(encoder, job.recipe, job.model)
+    problem, notes = problems.make_problem(data, encoder.tokenizer, job.recipe, length)
     for note, count in {**data.notes, **notes}.items():
-        bar.write(f'{job.task}: {count:,} {note}', file=sys.stderr)
+        bar.write(f'{job.model} {job.task}: {count:,} {note}', file=sys.stderr)
+    return problem
+
+
+def run_job(
+    job: Job, data: TaskData, encoder: loading.PretrainedEncoder, problem: fine_tuning.Problem, seeds, mesh, bar
+) -> list[Outcome]:
+    """Fine-tunes some seeds of a job side by side."""
+    bar.set_description(f'{job.model} {job.task} {job.setting} seed {",".join(map(str, seeds))}')
     per_update, pad_id = (
         _cost(job, data) / fine_tuning.num_updates(problem, job.recipe),
         encoder.tokenizer.vocabulary.pad_id,
     )
-    outcomes = fine_tuning.fine_tune(
+    return fine_tuning.fine_tune(
         encoder.objective, encoder.params, pad_id, problem, job.recipe, seeds, mesh,
         lambda updates: bar.update(updates * per_update * len(seeds)),
     )  # fmt: skip
-    return problem, outcomes
 
 
 def _cost(job: Job, data: TaskData) -> float:
@@ -186,7 +205,7 @@ def _cost(job: Job, data: TaskData) -> float:
     return job.recipe.epochs * (min(count, job.recipe.max_train_examples) or count)
 
 
-def save(job: Job, model: str, problem: fine_tuning.Problem, outcome: Outcome, output: pathlib.Path) -> None:
+def save(job: Job, problem: fine_tuning.Problem, outcome: Outcome, output: pathlib.Path) -> None:
     """Writes predictions, and last result.json: where that is, the seed is finished."""
     directory = job.directory(output) / f'seed{outcome.seed}'
     directory.mkdir(parents=True, exist_ok=True)
@@ -194,7 +213,8 @@ def save(job: Job, model: str, problem: fine_tuning.Problem, outcome: Outcome, o
         problem.write(split, outputs, directory)
     result = {
         'task': job.task,
-        'model': model,
+        'model': job.model,
+        'origin': dict(job.origin),
         'seed': outcome.seed,
         'metric': problem.metric,
         'trivial': problem.trivial,
@@ -228,6 +248,8 @@ def write_report(jobs: Sequence[Job], seeds: Sequence[int], output: pathlib.Path
         task: {model: fine_tuning_report.summarize(settings) for model, settings in by_model.items()}
         for task, by_model in report.items()
     }
+    if not report:
+        return 'no run has come to its end'
     text = fine_tuning_report.markdown(report)
     atomic.write_bytes(output / 'results.json', f'{json.dumps(_without_nan(report), indent=2)}\n'.encode())
     atomic.write_bytes(output / 'results.md', text.encode())
@@ -265,9 +287,30 @@ def read_tasks(values) -> dict[str, TaskData]:
             tuple(values.text_columns), tuple(values.target_columns), tuple(values.metrics), values.held_out_percent,
         )  # fmt: skip
         data[name] = custom.read(files)
+    elif values.validation_file or values.test_file or values.task_name:
+        raise ConfigError('a task of your own needs --train_file')
     if not data:
         raise ConfigError('nothing to fine-tune on: give --tasks, or --train_file for files of your own')
     return data
+
+
+def check_names(labels: Sequence[str], tasks: Sequence[str], num_models: int) -> None:
+    """Raises ConfigError for labels and names that would not each have a directory of their own."""
+    if len(labels) != num_models or len(set(labels)) < len(labels):
+        raise ConfigError(f'--label={", ".join(labels)}: give {num_models} different ones, or none')
+    strange = [name for name in labels if not re.fullmatch(r'\w[\w.+-]*', name)]
+    if strange:
+        raise ConfigError(f'--label={strange[0]}: a label names a directory; use letters, digits and . _ + -')
+    directories = ['submission', *(name.replace('/', '_') for name in tasks)]
+    if len(set(directories)) < len(directories):
+        raise ConfigError(f'the tasks {", ".join(tasks)} need directories of their own: give --task_name another name')
+
+
+def check_jobs(jobs: Sequence[Job], encoders: Mapping[str, loading.PretrainedEncoder], mesh) -> None:
+    """Raises ConfigError for what would stop a job when its turn comes."""
+    for job in jobs:
+        max_length(encoders[job.model], job.recipe, job.model)
+        fine_tuning.check_batch(job.recipe, mesh)
 
 
 def main() -> None:
@@ -275,39 +318,51 @@ def main() -> None:
     values, output = flags.FLAGS, pathlib.Path(flags.FLAGS.output).expanduser()
     seeds = command_line.parse_seeds(values.seeds)
     labels = values.label or make_labels(values.model)
-    if len(labels) != len(values.model) or len(set(labels)) < len(labels):
-        raise ConfigError(f'--label={", ".join(labels)}: give {len(values.model)} different ones, or none')
     settings, grid = parse_settings(values.set, 'set'), parse_settings(values.grid, 'grid')
-    several = [key for key, given in settings.items() if len(given) > 1]
-    if several or settings.keys() & grid.keys():
-        raise ConfigError(
-            f'several values of {", ".join(several or settings.keys() & grid.keys())}: give them to --grid'
-        )
+    several = [key for key, given in settings.items() if len(given) > 1] or sorted(settings.keys() & grid.keys())
+    if several:
+        raise ConfigError(f'several values of {", ".join(several)}: give them to --grid')
     data = read_tasks(values)
-    jobs = make_jobs(data, labels, settings, grid)
-    missing = {
-        job: [seed for seed in seeds if seed not in done]
-        for job in jobs
-        for done in [finished_seeds(job, seeds, output)]
-    }
+    check_names(labels, list(data), len(values.model))
     runtime.use_compilation_cache('~/.cache/mlm_jax/xla')
     mesh = mesh_lib.make_mesh()
-    output.mkdir(parents=True, exist_ok=True)
     # On a CPU seeds side by side gain nothing; an accelerator is fuller with them.
     side_by_side = values.parallel_seeds or (1 if jax.default_backend() == 'cpu' else len(seeds))
-    total, text = sum(_cost(job, data[job.task]) * len(m) for job, m in missing.items()), ''
-    with jax.set_mesh(mesh), tqdm.tqdm(total=round(total), unit=' examples', unit_scale=True, disable=not total) as bar:
+    with jax.set_mesh(mesh):
         encoders = {
             label: loading.load_encoder(source, mesh) for label, source in zip(labels, values.model, strict=True)
         }
-        for job in jobs:
-            max_length(encoders[job.model], job.recipe, job.model)
+        origins = {
+            label: {'source': source, 'step': encoders[label].step}
+            for label, source in zip(labels, values.model, strict=True)
+        }
+        jobs = make_jobs(data, origins, settings, grid)
+        check_jobs(jobs, encoders, mesh)
+        missing = {job: [s for s in seeds if s not in finished_seeds(job, seeds, output)] for job in jobs}
+        output.mkdir(parents=True, exist_ok=True)
+        text, diverged = run_jobs(jobs, missing, data, encoders, seeds, side_by_side, mesh, output)
+    print(f'\n{text}\n{output / "results.md"}\n{output / "results.png"}')
+    if diverged:
+        raise FloatingPointError('not all runs came to their end:\n' + '\n'.join(diverged))
+
+
+def run_jobs(jobs, missing, data, encoders, seeds, side_by_side: int, mesh, output) -> tuple[str, list[str]]:
+    """Runs what is missing; the last report, and what is to be said of runs that diverged."""
+    total, text, diverged = sum(_cost(job, data[job.task]) * len(few) for job, few in missing.items()), '', []
+    with tqdm.tqdm(total=round(total), unit=' examples', unit_scale=True, disable=not total) as bar:
         for i, job in enumerate(jobs):
+            encoder = encoders[job.model]
+            problem = make_problem(job, data[job.task], encoder, bar) if missing[job] else None
             for start in range(0, len(missing[job]), side_by_side):
                 some = missing[job][start : start + side_by_side]
-                problem, outcomes = run_job(job, data[job.task], encoders[job.model], some, mesh, bar)
+                try:
+                    outcomes = run_job(job, data[job.task], encoder, problem, some, mesh, bar)
+                except FloatingPointError as error:
+                    diverged.append(f'{job.model} {job.task} {job.setting}: {error}')
+                    bar.write(diverged[-1], file=sys.stderr)
+                    continue
                 for outcome in outcomes:
-                    save(job, job.model, problem, outcome, output)
+                    save(job, problem, outcome, output)
                     best = outcome.metrics['validation'][problem.metric]
                     bar.write(
                         f'{job.model} {job.task} {job.setting} seed {outcome.seed}: {problem.metric} {best:.4f} after '
@@ -316,7 +371,7 @@ def main() -> None:
                     )
             if i + 1 == len(jobs) or jobs[i + 1].task != job.task:
                 text = write_report(jobs, seeds, output)
-    print(f'\n{text}\n{output / "results.md"}\n{output / "results.png"}')
+    return text, diverged
 
 
 if __name__ == '__main__':

@@ -86,7 +86,12 @@ def test_another_recipe_in_the_same_place_is_refused(output):
     changed = [a.replace('--set=epochs=6', '--set=epochs=7') for a in arguments]
     result = subprocess.run(command(*changed), capture_output=True, text=True)
     assert result.returncode == 1
-    assert 'was fine-tuned with another recipe:\n  epochs: 6 there, 7 now' in result.stderr, result.stderr
+    assert 'was fine-tuned with another recipe, model or data:\n  epochs: 6 there, 7 now' in result.stderr, (
+        result.stderr
+    )
+    changed = [a.replace('--held_out_percent=25', '--held_out_percent=30') for a in arguments]
+    result = subprocess.run(command(*changed), capture_output=True, text=True)
+    assert result.returncode == 1 and "  data: '" in result.stderr, result.stderr
 
 
 def test_settings():
@@ -108,6 +113,33 @@ def test_settings():
     )
     with pytest.raises(ConfigError, match='out of range: batch_size=0, dropout=1'):
         finetune.make_recipe({}, {'batch_size': (0,), 'dropout': (1.0,)}, {})
+    for key, value in (('learning_rate', float('nan')), ('clip_norm', -1.0), ('warmup_percent', 101.0), ('b2', 1.0)):
+        with pytest.raises(ConfigError, match=f'out of range: {key}='):
+            finetune.make_recipe({}, {key: (value,)}, {})
+    with pytest.raises(ConfigError, match='out of range: class_weights=rare'):
+        finetune.make_recipe({}, {}, {'class_weights': 'rare'})
+
+
+def test_names_of_directories():
+    finetune.check_names(['a', 'b'], ['glue/rte', 'mine'], 2)
+    for labels, tasks, message in (
+        (['a'], [], 'give 2 different ones'),
+        (['a', '../b'], [], r'--label=\.\./b: a label names a directory'),
+        (['a', 'b'], ['glue/rte', 'glue_rte'], 'the tasks glue/rte, glue_rte need directories of their own'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            finetune.check_names(labels, tasks, 2)
+
+
+def test_a_model_of_repeated_tokens_is_refused(trained, monkeypatch):
+    workdir, mesh, model = trained
+    model.config.masking.repeats = 2
+    monkeypatch.setattr(loading, 'load', lambda *_: model)
+    try:
+        with pytest.raises(ConfigError, match='every token stands 2 times'):
+            loading.load_encoder(str(workdir), mesh)
+    finally:
+        model.config.masking.repeats = 1
 
 
 def test_models_by_name(trained):

@@ -124,6 +124,7 @@ def _difference(metric: str, entry: Mapping | None, other: Mapping | None) -> st
 def draw(report: Mapping[str, Mapping[str, dict]], path: pathlib.Path) -> None:
     """Draws the validation metrics: a group of bars for each task, a dot for each seed; errors have their own panel."""
     from matplotlib.figure import Figure  # no pyplot: no global state and no display
+    from matplotlib.patches import Patch
 
     groups = [
         [task for task, by_model in report.items() if (next(iter(by_model.values()))['metric'] in DECREASING) == errors]
@@ -135,7 +136,8 @@ def draw(report: Mapping[str, Mapping[str, dict]], path: pathlib.Path) -> None:
     panels = figure.subplots(1, len(groups), squeeze=False, width_ratios=[len(group) for group in groups])[0]
     for axes, tasks in zip(panels, groups, strict=True):
         _draw_bars(axes, report, tasks, models)
-    figure.legend(loc='outside lower center', ncols=len(models))
+    handles = [Patch(color=f'C{i}', alpha=0.6, label=model) for i, model in enumerate(models)]
+    figure.legend(handles=handles, loc='outside lower center', ncols=len(models))
     figure.savefig(path, dpi=120)
 
 
@@ -148,8 +150,7 @@ def _draw_bars(axes, report, tasks: Sequence[str], models: Sequence[str]) -> Non
             entry = report[task][model]
             values = entry['splits']['validation'][entry['metric']]
             scale, x = _scale(entry['metric']), place + (i - (len(models) - 1) / 2) * width
-            label = model if place == 0 else None
-            axes.bar(x, scale * values['median'], 0.9 * width, color=f'C{i}', alpha=0.6, label=label)
+            axes.bar(x, scale * values['median'], 0.9 * width, color=f'C{i}', alpha=0.6)
             dots = [scale * value for value in values['by_seed'].values()]
             axes.plot([x] * len(dots), dots, '.', color='black', markersize=3)
             trivial = _value(entry['trivial'].get(entry['metric']))

@@ -248,8 +248,9 @@ def extend(old: Tokenizer, texts: Iterable[str], config: ml_collections.ConfigDi
 def extends(new: 'Tokenizer | JSONTokenizer', old: 'Tokenizer | JSONTokenizer') -> bool:
     """Whether all pieces of `old` have the same ids in `new`, which may have more."""
     size = old.vocabulary.size
-    same = dataclasses.replace(new.vocabulary, size=size) == old.vocabulary
-    return same and size <= new.vocabulary.size and new.pieces(range(size)) == old.pieces(range(size))
+    if size > new.vocabulary.size or dataclasses.replace(old.vocabulary, size=new.vocabulary.size) != new.vocabulary:
+        return False
+    return new.pieces(range(size)) == old.pieces(range(size))
 
 
 def check_size(tokenizer: Tokenizer, config: ml_collections.ConfigDict, name: str) -> None:

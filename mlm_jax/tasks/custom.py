@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mlm_jax.config import ConfigError
-from mlm_jax.tasks import records
+from mlm_jax.tasks import metrics, records
 from mlm_jax.tasks.examples import Example, Task, TaskData, class_number, hold_out, number, yes_or_no
 
 METRICS = {
@@ -57,6 +57,7 @@ def read(files: Files) -> TaskData:
     if not files.targets:
         raise ConfigError(f'{files.name} has no target column')
     labels = _labels(files) if files.kind == 'classification' else files.targets
+    metrics.check(files.metrics, files.kind, len(labels))
     notes, splits = Counter(), {}
     for split, path in (('train', files.train), ('validation', files.validation), ('test', files.test)):
         if path:
@@ -64,9 +65,6 @@ def read(files: Files) -> TaskData:
     if 'validation' not in splits:
         splits['train'], splits['validation'] = hold_out(splits['train'], files.held_out_percent)
         notes['examples of train held out, since there is no validation set'] = len(splits['validation'])
-    for split in ('train', 'validation'):
-        if not splits[split]:
-            raise ConfigError(f'the {split} split of {files.name} is empty: name a larger file, or a validation file')
     task = Task(files.name, files.kind, tuple(labels), files.metrics or METRICS[files.kind])
     return TaskData(task, splits, dict(notes))
 
@@ -97,7 +95,7 @@ def _read(files: Files, path: pathlib.Path, labels: Sequence[str], split: str, n
         if all(map(math.isnan, targets)) and split != 'test':
             notes[f'examples of {split} without a target, left out'] += 1
             continue
-        examples.append(Example(str(record.get('id', line)), texts, targets))
+        examples.append(Example(str(line), texts, targets))
     if not examples:
         raise ConfigError(f'{path} holds no example')
     return examples

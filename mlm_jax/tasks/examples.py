@@ -58,6 +58,14 @@ class TaskData:
     splits: Mapping[str, Sequence[Example]]
     notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
+    def digest(self) -> str:
+        """A hash of the task and all its examples: results of other ones are not results of these."""
+        found = hashlib.blake2b(repr(self.task).encode(), digest_size=16)
+        for split, examples in self.splits.items():
+            for example in examples:
+                found.update(repr((split, example)).encode(errors='surrogatepass'))
+        return found.hexdigest()
+
 
 def hold_out(examples: Sequence[Example], percent: float) -> tuple[list[Example], list[Example]]:
     """Divides examples by a hash of their texts: the same ones in every run, and equal texts on one side.

@@ -22,10 +22,12 @@ class Inputs:
     Attributes:
       tokens: N rows, int32[n] each, specials included.
       targets: float32[N, C]: the class, values, or starts and ends of answers; NaN where unknown.
+      max_length: the longest row that the model can read.
     """
 
     tokens: Sequence[np.ndarray]
     targets: np.ndarray
+    max_length: int
 
     @property
     def lengths(self) -> np.ndarray:
@@ -63,7 +65,7 @@ def encode(examples: Sequence[Example], tokenizer, max_length: int, notes: Count
         kept = _lengths_that_fit([len(piece) for piece in pieces], room)
         notes['rows cut at max_length'] += kept != [len(piece) for piece in pieces]
         rows.append(join([piece[:n] for piece, n in zip(pieces, kept, strict=True)], v))
-    return Inputs(rows, np.array([example.targets for example in examples], np.float32))
+    return Inputs(rows, np.array([example.targets for example in examples], np.float32), max_length)
 
 
 def join(pieces: Sequence[np.ndarray], vocabulary: Vocabulary) -> np.ndarray:
@@ -82,9 +84,12 @@ def _lengths_that_fit(lengths: list[int], room: int) -> list[int]:
     return [short, rest] if lengths[0] <= lengths[1] else [rest, short]
 
 
-def make_buckets(lengths: np.ndarray) -> tuple[int, ...]:
-    """Lengths to which batches are padded: 16, 32, 64, …, and in place of the last one what the longest row needs."""
-    longest, buckets = -(-int(lengths.max()) // 8) * 8, [SMALLEST_BUCKET]
+def make_buckets(inputs: Inputs) -> tuple[int, ...]:
+    """Lengths to which batches are padded: 16, 32, 64, …, and in place of the last one what the longest row needs.
+
+    None is above `max_length`: padding behind the last position that a model knows would not be a number.
+    """
+    longest, buckets = min(-(-int(inputs.lengths.max()) // 8) * 8, inputs.max_length), [SMALLEST_BUCKET]
     while buckets[-1] < longest:
         buckets.append(2 * buckets[-1])
     return (*buckets[:-1], min(longest, buckets[-1]))

@@ -9,23 +9,37 @@ from mlm_jax.config import ConfigError
 
 # Metrics of which less is better.
 DECREASING = ('rmse', 'mae')
+# Kind of task → what can be said of it.
+OF_KIND = {
+    'classification': ('accuracy', 'macro_f1', 'matthews', 'f1', 'roc_auc', 'average_precision'),
+    'multilabel': ('roc_auc', 'average_precision'),
+    'regression': ('pearson_spearman', 'pearson', 'spearman', 'rmse', 'mae'),
+}
+_TWO_CLASSES = ('f1', 'roc_auc', 'average_precision')
+
+
+def check(names: Sequence[str], kind: str, num_labels: int) -> None:
+    """Raises ConfigError for metrics that do not exist, or not for this kind of task and number of classes."""
+    possible = [
+        name for name in OF_KIND[kind] if kind != 'classification' or num_labels == 2 or name not in _TWO_CLASSES
+    ]
+    wrong = [name for name in names if name not in possible]
+    if wrong:
+        of = f'{kind} of {num_labels} classes' if kind == 'classification' else kind
+        raise ConfigError(f'there is no metric {", ".join(wrong)} of a {of}; there are {", ".join(possible)}')
 
 
 def score(names: Sequence[str], targets_NxC: np.ndarray, outputs_NxC: np.ndarray) -> dict[str, float]:
     """Metrics of predictions, as fractions (not percent); NaN where one is not defined.
 
     Args:
-      names: keys of `METRICS`.
+      names: keys of `METRICS` that `check` lets pass.
       targets_NxC: float; class numbers or values [N, 1], or [N, C] of 0, 1 and, where unknown, NaN.
       outputs_NxC: float; of a classification one logit for each class, else one logit or value for each target.
 
     Raises:
-      ConfigError: for an unknown metric.
       ImportError: without the extra `finetune`.
     """
-    unknown = [name for name in names if name not in METRICS]
-    if unknown:
-        raise ConfigError(f'there is no metric {", ".join(unknown)}; there are {", ".join(METRICS)}')
     return {name: float(METRICS[name](targets_NxC, outputs_NxC)) for name in names}
 
 
@@ -66,12 +80,20 @@ def _matthews(targets_NxC, outputs_NxC):
 
 
 def _correlation(name: str) -> Callable:
+    """The mean over targets."""
+
     def correlation(targets_NxC, outputs_NxC):
         from scipy import stats
 
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', stats.ConstantInputWarning)  # NaN says it
-            return getattr(stats, name)(targets_NxC[:, 0], outputs_NxC[:, 0]).statistic
+        values = []
+        for target_N, output_N in zip(targets_NxC.T, outputs_NxC.T, strict=True):
+            known = ~np.isnan(target_N)
+            if known.sum() < 2:
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', stats.ConstantInputWarning)  # NaN says it
+                values.append(getattr(stats, name)(target_N[known], output_N[known]).statistic)
+        return np.mean(values) if values else np.nan
 
     return correlation
 

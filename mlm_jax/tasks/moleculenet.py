@@ -32,7 +32,7 @@ class DataSet:
     Attributes:
       file: its name; it may end in .gz, .xz or .zst besides.
       kind: as in `Task`.
-      recipe: Uni-Mol's learning rate, batch size, epochs, dropout and patience.
+      recipe: Uni-Mol's; its dropout is that of the head.
       targets: their columns; none: all but that of the SMILES and `mol_id`.
       num_targets: how many they are.
       smiles: the column of the molecule.
@@ -48,8 +48,13 @@ class DataSet:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _recipe(learning_rate: float, batch_size: int, epochs: int, dropout: float) -> dict[str, int | float]:
-    return dict(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs, dropout=dropout, patience=20)
+def _recipe(
+    learning_rate: float, batch_size: int, epochs: int, head_dropout: float, warmup_percent: float = 6.0
+) -> dict[str, int | float]:
+    return dict(
+        learning_rate=learning_rate, batch_size=batch_size, epochs=epochs, head_dropout=head_dropout,
+        warmup_percent=warmup_percent, b2=0.99, weight_decay=0.0, patience=20,
+    )  # fmt: skip
 
 
 TOX21_TARGETS = (
@@ -65,14 +70,14 @@ ESOL_TARGET = 'measured log solubility in mols per litre'
 DATA_SETS: dict[str, DataSet] = {
     'bbbp': DataSet('BBBP.csv', 'multilabel', _recipe(4e-4, 128, 40, 0.0), ('p_np',), aliases={'BBBP': 'p_np'}),
     'bace': DataSet('bace.csv', 'multilabel', _recipe(1e-4, 64, 60, 0.1), ('Class',), smiles='mol'),
-    'clintox': DataSet('clintox.csv', 'multilabel', _recipe(5e-5, 256, 100, 0.5), ('FDA_APPROVED', 'CT_TOX'), 2),
+    'clintox': DataSet('clintox.csv', 'multilabel', _recipe(5e-5, 256, 100, 0.5, 10.0), ('FDA_APPROVED', 'CT_TOX'), 2),
     'tox21': DataSet('tox21.csv', 'multilabel', _recipe(1e-4, 128, 80, 0.1), TOX21_TARGETS, 12),
     'toxcast': DataSet('toxcast_data.csv', 'multilabel', _recipe(1e-4, 64, 80, 0.1), num_targets=617),
-    'sider': DataSet('sider.csv', 'multilabel', _recipe(5e-4, 32, 80, 0.0), num_targets=27),
-    'hiv': DataSet('HIV.csv', 'multilabel', _recipe(5e-5, 256, 5, 0.2), ('HIV_active',)),
-    'muv': DataSet('muv.csv', 'multilabel', _recipe(2e-5, 128, 40, 0.0), MUV_TARGETS, 17),
+    'sider': DataSet('sider.csv', 'multilabel', _recipe(5e-4, 32, 80, 0.0, 10.0), num_targets=27),
+    'hiv': DataSet('HIV.csv', 'multilabel', _recipe(5e-5, 256, 5, 0.2, 10.0), ('HIV_active',)),
+    'muv': DataSet('muv.csv', 'multilabel', _recipe(2e-5, 128, 40, 0.0, 0.0), MUV_TARGETS, 17),
     'esol': DataSet('delaney-processed.csv', 'regression', _recipe(5e-4, 256, 100, 0.2), (ESOL_TARGET,)),
-    'freesolv': DataSet('SAMPL.csv', 'regression', _recipe(8e-5, 64, 60, 0.2), ('expt',)),
+    'freesolv': DataSet('SAMPL.csv', 'regression', _recipe(8e-5, 64, 60, 0.2, 10.0), ('expt',)),
     'lipophilicity': DataSet('Lipophilicity.csv', 'regression', _recipe(1e-4, 32, 80, 0.1), ('exp',)),
 }
 METRICS = {'multilabel': ('roc_auc',), 'regression': ('rmse',)}  # roc_auc: mean over targets with both classes

@@ -1,5 +1,6 @@
 """From the examples of a task to what fine-tuning computes with, for one tokenizer and one recipe."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -38,25 +39,29 @@ def make_problem(data: TaskData, tokenizer, recipe: Recipe, max_length: int) -> 
     limits = {'train': recipe.max_train_examples, 'validation': recipe.max_validation_examples}
     splits = {split: subset(examples, limits.get(split, 0)) for split, examples in data.splits.items()}
     notes = Counter()
+    for split in [split for split, examples in splits.items() if not examples]:
+        if split in limits:
+            raise ConfigError(f'the {split} split of {data.task.name} is empty: it needs more examples')
+        del splits[split]
+        notes[f'{split} split without examples, left out'] += 1
     make = _span_problem if data.task.kind == 'span' else _text_problem
     problem = make(data.task, splits, tokenizer, recipe, max_length, notes)
     return problem, {note: count for note, count in notes.items() if count}
 
 
 def _text_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int, notes: Counter) -> Problem:
-    if recipe.class_weights not in CLASS_WEIGHTS:
-        raise ConfigError(f'class_weights={recipe.class_weights} must be {" or ".join(CLASS_WEIGHTS)}')
     inputs = {split: inputs_lib.encode(rows, tokenizer, max_length, notes) for split, rows in splits.items()}
     raw = {split: x.targets for split, x in inputs.items()}
     shift_C, scale_C = np.float32(0), np.float32(1)
     if task.kind == 'regression':
         shift_C, scale_C = _scaling(raw['train'], recipe.target_scale)
-        inputs = {split: inputs_lib.Inputs(x.tokens, (x.targets - shift_C) / scale_C) for split, x in inputs.items()}
+        inputs = {split: dataclasses.replace(x, targets=(x.targets - shift_C) / scale_C) for split, x in inputs.items()}
 
     def score(split: str, outputs_NxC: np.ndarray) -> dict[str, float]:
-        if np.isnan(raw[split]).all():
+        known_N = ~np.isnan(raw[split]).all(axis=1)
+        if not known_N.any():
             return {}
-        return metrics.score(task.metrics, raw[split], outputs_NxC * scale_C + shift_C)
+        return metrics.score(task.metrics, raw[split][known_N], (outputs_NxC * scale_C + shift_C)[known_N])
 
     def write(split: str, outputs_NxC: np.ndarray, directory: pathlib.Path) -> None:
         lines = describe_predictions(task, splits[split], outputs_NxC * scale_C + shift_C)
@@ -66,6 +71,14 @@ def _text_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int
     num_outputs = len(task.labels)
     weights = _class_weights(task.kind, raw['train'], num_outputs) if recipe.class_weights == 'balanced' else None
     constant_C = (_constant(task.kind, raw['train'], num_outputs) - shift_C) / scale_C
+    trivial = score('validation', np.tile(constant_C, (len(raw['validation']), 1)))
+    if task.kind == 'multilabel':
+        notes['targets without a known value in the train split'] += int(np.isnan(raw['train']).all(axis=0).sum())
+        if math.isnan(trivial[task.metrics[0]]):
+            raise ConfigError(
+                f'{task.metrics[0]} says nothing of the validation split of {task.name}: no target has both classes '
+                'there. It needs more examples'
+            )
     return Problem(
         loss=task.kind,
         num_outputs=num_outputs,
@@ -74,7 +87,7 @@ def _text_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int
         write=write,
         metric=task.metrics[0],
         weights=np.ones(num_outputs, np.float32) if weights is None else weights,
-        trivial=score('validation', np.tile(constant_C, (len(raw['validation']), 1))),
+        trivial=trivial,
     )
 
 
@@ -111,7 +124,10 @@ def _span_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int
     return Problem(
         loss='span',
         num_outputs=2,
-        inputs={split: inputs_lib.Inputs(f.ids, f.targets_Wx2.astype(np.float32)) for split, f in features.items()},
+        inputs={
+            split: inputs_lib.Inputs(f.ids, f.targets_Wx2.astype(np.float32), max_length)
+            for split, f in features.items()
+        },
         score=score,
         write=lambda split, outputs, directory: squad_answers.write(decode(split, outputs), directory),
         metric=task.metrics[0],
@@ -167,15 +183,22 @@ def subset(rows: Sequence, size: int) -> Sequence:
 def _scaling(targets_NxC: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     if scale:
         return np.float32(0), np.float32(scale)
-    deviation_C = np.nanstd(targets_NxC, axis=0)
-    return np.nanmean(targets_NxC, axis=0), np.where(deviation_C > 0, deviation_C, 1).astype(np.float32)
+    mean_C = _means(targets_NxC)
+    deviation_C = np.sqrt(_means((targets_NxC - mean_C) ** 2))
+    return mean_C, np.where(deviation_C > 0, deviation_C, 1).astype(np.float32)
+
+
+def _means(values_NxC: np.ndarray) -> np.ndarray:
+    """float32[C]: of what is known; 0 where nothing is."""
+    known_C = (~np.isnan(values_NxC)).sum(axis=0)
+    return (np.nansum(values_NxC, axis=0) / np.maximum(known_C, 1)).astype(np.float32)
 
 
 def _constant(kind: str, targets_NxC: np.ndarray, num_outputs: int) -> np.ndarray:
     """The answer to all inputs that fits the train split best: its most frequent class, or its means."""
     if kind == 'classification':
         return np.bincount(targets_NxC[:, 0].astype(int), minlength=num_outputs).astype(np.float32)
-    return np.nanmean(targets_NxC, axis=0)
+    return _means(targets_NxC)
 
 
 def _class_weights(kind: str, targets_NxC: np.ndarray, num_outputs: int) -> np.ndarray | None:

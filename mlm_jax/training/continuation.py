@@ -24,7 +24,7 @@ from mlm_jax.training.state import TrainState
 from mlm_jax.training.workdir import read_config
 
 HUGGING_FACE = 'hf:'
-HUGGING_FACE_TOKENIZER = 'tokenizer.json'
+_HUGGING_FACE_TOKENIZER = 'tokenizer.json'
 # Attributes of EncoderConfig, and keys of the configuration, in which a run must agree with a checkpoint.
 _SHAPE_KEYS = ('num_layers', 'width', 'num_heads', 'ffn_width')
 _RECIPE_KEYS = ('positions', 'relative_buckets', 'norm', 'embedding_norm', 'bias', 'mlp', 'norm_epsilon')
@@ -176,13 +176,18 @@ def _check_hugging_face(config: ml_collections.ConfigDict, manifest: Manifest) -
             f'init_from={config.init_from} has {there.max_length} positions, and rows here have {here.max_length} '
             f'tokens: set sequence_length={there.max_length // config.masking.repeats} or less'
         )
-    path = directory / HUGGING_FACE_TOKENIZER
+    _check_tokenizer(config, manifest, hugging_face_tokenizer(directory))
+
+
+def hugging_face_tokenizer(directory: pathlib.Path) -> pathlib.Path:
+    """The tokenizer.json of a checkpoint; ConfigError where it has none."""
+    path = directory / _HUGGING_FACE_TOKENIZER
     if not path.is_file():
         raise ConfigError(
-            f'{directory} has no {HUGGING_FACE_TOKENIZER}, so nothing tells whether the data were made with its '
-            'tokenizer. save_pretrained of the fast tokenizer of transformers writes it'
+            f'{directory} has no {_HUGGING_FACE_TOKENIZER}, so nothing tells how its text is to be encoded. '
+            'save_pretrained of the fast tokenizer of transformers writes it'
         )
-    _check_tokenizer(config, manifest, path)
+    return path
 
 
 def _hugging_face_params(source: str, fresh: dict) -> dict:

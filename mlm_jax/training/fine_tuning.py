@@ -1,7 +1,8 @@
 """Fine-tuning: a pretrained encoder with a new head, several seeds side by side.
 
 Seeds are a leading axis of everything: parameters, optimizer state and batches. One compiled program per length of rows
-serves them all, whatever their learning rates and schedules.
+serves them all, whatever their learning rates and schedules. A batch is padded to the longest row of all seeds; so with
+dropout, whose bits depend on the shape, the numbers of a seed depend on those beside it as those of another seed would.
 """
 
 import dataclasses
@@ -48,7 +49,8 @@ class Recipe:
       b2: of Adam.
       eps: of Adam.
       clip_norm: of the global gradient; 0 clips nothing.
-      dropout: in the encoder, on its attention, and in the head.
+      dropout: in the encoder, and on its attention.
+      head_dropout: in the head; −1: as `dropout`.
       layer_decay: each layer learns so much slower than the one above it, and the embeddings slowest (ELECTRA).
       max_length: tokens of a row; 0: as many as the model was trained on.
       evaluations_per_epoch: how often the validation split is scored.
@@ -73,6 +75,7 @@ class Recipe:
     eps: float = 1e-6
     clip_norm: float = 1.0
     dropout: float = 0.1
+    head_dropout: float = -1.0
     layer_decay: float = 1.0
     max_length: int = 0
     evaluations_per_epoch: int = 1
@@ -269,11 +272,19 @@ def scale_by_depth(decay: float, num_layers: int) -> optax.GradientTransformatio
 # ---- The run ----------------------------------------------------------------------------------------------------
 
 
-def make_module(objective: nn.Module, problem: Problem, dropout: float) -> Downstream:
+def make_module(objective: nn.Module, problem: Problem, recipe: Recipe) -> Downstream:
     """The encoder of an objective under the head of a problem, both with the dropout of the fine-tuning."""
-    config = dataclasses.replace(objective.config, dropout=dropout, attention_dropout=dropout)
+    config = dataclasses.replace(objective.config, dropout=recipe.dropout, attention_dropout=recipe.dropout)
     kind = 'span' if problem.loss == 'span' else 'sequence'
-    return Downstream(objective.clone(config=config, parent=None), kind, problem.num_outputs, dropout)
+    head_dropout = recipe.dropout if recipe.head_dropout < 0 else recipe.head_dropout
+    return Downstream(objective.clone(config=config, parent=None), kind, problem.num_outputs, head_dropout)
+
+
+def check_batch(recipe: Recipe, mesh: Mesh) -> None:
+    """Raises ConfigError when the rows of a batch cannot be divided over the devices."""
+    shards = mesh.shape[mesh_lib.DATA] * mesh.shape[mesh_lib.FSDP]
+    if recipe.batch_size % shards:
+        raise ConfigError(f'batch_size={recipe.batch_size} cannot be divided over {shards} devices')
 
 
 def num_updates(problem: Problem, recipe: Recipe) -> int:
@@ -309,16 +320,14 @@ def fine_tune(
       ConfigError: when the batch cannot be divided over the devices.
       FloatingPointError: when the loss of a seed is not finite.
     """
-    shards = mesh.shape[mesh_lib.DATA] * mesh.shape[mesh_lib.FSDP]
-    if recipe.batch_size % shards:
-        raise ConfigError(f'batch_size={recipe.batch_size} cannot be divided over {shards} devices')
-    module = make_module(objective, problem, recipe.dropout)
+    check_batch(recipe, mesh)
+    module = make_module(objective, problem, recipe)
     programs = _programs(module, problem.loss, pad_id, _static(recipe))
 
     train, total = problem.inputs['train'], num_updates(problem, recipe)
     schedule = make_schedule('linear', total, round(total * recipe.warmup_percent / 100), 0)
     lengths_N, seeds_S = train.lengths, jnp.asarray(seeds, jnp.uint32)
-    buckets, per_epoch = inputs_lib.make_buckets(lengths_N), total // recipe.epochs
+    buckets, per_epoch = inputs_lib.make_buckets(train), total // recipe.epochs
     due = {round(per_epoch * (i + 1) / recipe.evaluations_per_epoch) for i in range(recipe.evaluations_per_epoch)}
     rows_divided = NamedSharding(mesh, PartitionSpec(None, mesh_lib.BATCH_AXES))
 
@@ -342,14 +351,16 @@ def fine_tune(
             progress(1)
             if place not in due:
                 continue
+            since = np.array(losses[len(curves[0]) and curves[0][-1]['step'] :])
+            _check_finite(since, seeds, step)
             outputs_S = _outputs(programs, params, problem.inputs['validation'], recipe.batch_size, pad_id, mesh)
             metrics_S = [problem.score('validation', outputs) for outputs in outputs_S]
             better_S = judge.better([metrics[problem.metric] for metrics in metrics_S], step)
             best = programs.keep_best(best, params, jnp.asarray(better_S))
-            since = np.array(losses[len(curves[0]) and curves[0][-1]['step'] :])
-            _check_finite(since, seeds, step)
             for curve, loss, metrics in zip(curves, since.mean(0), metrics_S, strict=True):
                 curve.append({'step': step, 'epoch': step / per_epoch, 'train_loss': float(loss), **metrics})
+            if judge.all_done:
+                break
         if judge.all_done:
             progress(total - step)
             break
@@ -403,7 +414,7 @@ class _Judge:
 def _outputs(programs: _Programs, params, inputs: Inputs, batch_size: int, pad_id: int, mesh: Mesh) -> list:
     """The outputs for a split, in its order, of each seed: float32[N, C], or a list of N float32[n, 2]."""
     lengths_N, size = inputs.lengths, batch_size * EVALUATION_FACTOR
-    order_N, buckets = np.argsort(lengths_N, kind='stable'), inputs_lib.make_buckets(lengths_N)
+    order_N, buckets = np.argsort(lengths_N, kind='stable'), inputs_lib.make_buckets(inputs)
     rows_of_seed: list[list] = [[None] * len(order_N) for _ in range(jax.tree.leaves(params)[0].shape[0])]
     for start in range(0, len(order_N), size):
         rows = order_N[start : start + size]

@@ -98,6 +98,11 @@ class PretrainedEncoder:
     step: int | None
 
     @property
+    def max_length(self) -> int:
+        """Tokens of the rows that it was trained on, or positions that it knows."""
+        return self.objective.config.max_length
+
+    @property
     def takes_any_length(self) -> bool:
         """Whether rows may be longer than those it was trained on: nothing in it counts positions in a table."""
         c = self.objective.config
@@ -129,13 +134,23 @@ def load_encoder(source: str, mesh: Mesh) -> PretrainedEncoder:
             objective, params = huggingface.from_hf(directory)
         except ValueError as error:
             raise ConfigError(f'{source}: {error}') from error
-        tokenizer = Tokenizer.from_file(directory / continuation.HUGGING_FACE_TOKENIZER)
+        tokenizer = Tokenizer.from_file(continuation.hugging_face_tokenizer(directory))
+        if tokenizer.vocabulary.size > objective.config.vocab_size:
+            raise ConfigError(
+                f'{source}: its tokenizer has {tokenizer.vocabulary.size:,} pieces, and the model '
+                f'{objective.config.vocab_size:,} embeddings: they do not belong together'
+            )
         return PretrainedEncoder(objective, jax.device_put(params['encoder'], replicated(mesh)), tokenizer, None)
     workdir, at, step = source.rpartition('@')
     if at and step.isdecimal():
         model = load(pathlib.Path(workdir).expanduser(), mesh, int(step))
     else:
         model = load(pathlib.Path(source).expanduser(), mesh)
+    if model.config.masking.repeats > 1:
+        raise ConfigError(
+            f'{source} was trained on rows in which every token stands {model.config.masking.repeats} times; '
+            'fine-tuning reads each once, and would say nothing of it'
+        )
     return PretrainedEncoder(model.run.objective, model.params['encoder'], model.tokenizer, model.step)
 
 

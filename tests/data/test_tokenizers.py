@@ -1,6 +1,8 @@
 """Tokenizers: fixed special ids, nothing special from text, the same bytes every time, clear errors."""
 
+import dataclasses
 import io
+import types
 
 import numpy as np
 import pytest
@@ -191,6 +193,9 @@ def test_what_cannot_be_extended_is_named(tokenizer):
     config.vocab_size = tokenizer.vocabulary.size + 60
     with pytest.raises(ConfigError, match=r'set vocab_size=\d+|the largest that works is'):
         tokenizers.extend(tokenizer, new_text(), config)
+    last = types.SimpleNamespace(vocabulary=standard_vocabulary(400))
+    last.vocabulary = dataclasses.replace(last.vocabulary, mask_id=399, special_ids=(0, 1, 2, 3, 399))
+    assert not tokenizers.extends(last, tokenizer), 'special ids beyond the old ones'
     other = tokenizers.train(new_text(), _sized(290))
     assert not tokenizers.extends(other, tokenizer) and tokenizers.extends(tokenizer, tokenizer)
 

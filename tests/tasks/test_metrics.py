@@ -31,6 +31,10 @@ def test_correlations():
     both = (score('pearson', targets, values) + 1) / 2
     assert score('pearson_spearman', targets, values) == pytest.approx(both)
     assert np.isnan(score('pearson_spearman', targets, [[1]] * 4))
+    several = [[1, 1], [2, NAN], [3, 3], [4, 2]]
+    outputs = [[1, -1], [2, 9], [3, -3], [4, -2]]
+    assert score('pearson', several, outputs) == pytest.approx(0, abs=1e-6), 'the mean over targets, of what is known'
+    assert np.isnan(score('pearson', [[1]], [[1]]))
 
 
 def test_areas_leave_out_what_is_unknown_and_targets_of_one_class():
@@ -44,8 +48,18 @@ def test_areas_leave_out_what_is_unknown_and_targets_of_one_class():
 def test_errors():
     assert score('rmse', [[1], [3]], [[1], [1]]) == pytest.approx(np.sqrt(2))
     assert score('mae', [[1], [NAN]], [[3], [1]]) == 2
-    with pytest.raises(ConfigError, match='no metric accuarcy; there are accuracy'):
-        score('accuarcy', [[1]], [[1]])
+
+
+def test_metrics_that_do_not_fit_the_task_are_refused():
+    metrics.check(('f1', 'roc_auc'), 'classification', 2)
+    for names, kind, labels, message in (
+        (('accuarcy',), 'classification', 2, 'no metric accuarcy of a classification of 2 classes; there are accuracy'),
+        (('f1',), 'classification', 3, 'no metric f1 of a classification of 3 classes; there are accuracy, macro_f1, '),
+        (('rmse', 'accuracy'), 'multilabel', 4, 'no metric rmse, accuracy of a multilabel; there are roc_auc'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            metrics.check(names, kind, labels)
+    assert {name for names in metrics.OF_KIND.values() for name in names} == metrics.METRICS.keys()
 
 
 def test_which_is_better():

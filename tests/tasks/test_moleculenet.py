@@ -52,7 +52,9 @@ def test_every_data_set_is_read_from_its_published_form(name, tmp_path):
     data_set = moleculenet.DATA_SETS[name]
     assert data.task.name == f'moleculenet/{name}' and data.task.kind == data_set.kind
     assert data.task.metrics == (('roc_auc',) if data_set.kind == 'multilabel' else ('rmse',))
-    assert data.task.recipe.keys() == {'learning_rate', 'batch_size', 'epochs', 'dropout', 'patience'}
+    assert data.task.recipe.keys() == {
+        'learning_rate', 'batch_size', 'epochs', 'head_dropout', 'warmup_percent', 'b2', 'weight_decay', 'patience',
+    }  # fmt: skip
     assert len(data.task.labels) == data_set.num_targets and 'mol_id' not in data.task.labels
     assert {split: len(examples) for split, examples in data.splits.items()} == dict(train=8, validation=1, test=1)
     assert not data.notes

@@ -51,8 +51,6 @@ def test_classes_have_weights_by_rarity_and_the_frequent_one_is_trivial(tmp_path
     problem.write('validation', perfect, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / 'predictions_validation.jsonl').read_text().splitlines()]
     assert lines[1] == {'id': '1', 'prediction': 'spam', 'probability': pytest.approx(0.731059), 'target': 'spam'}
-    with pytest.raises(ConfigError, match='class_weights=rare must be none or balanced'):
-        make(task, examples(0, 1), examples(0), class_weights='rare')
 
 
 @pytest.mark.parametrize('scale', [0.0, 5.0])
@@ -76,6 +74,27 @@ def test_rare_positives_weigh_more():
     rows = examples((1.0, np.nan), (0.0, 1.0), (0.0, 0.0), (0.0, np.nan))
     problem, _ = make(task, rows, rows, class_weights='balanced')
     assert problem.weights.tolist() == [3, 1] and problem.trivial == {'roc_auc': 0.5}
+
+
+def test_what_is_not_known_does_not_count():
+    task = Task('mine', 'classification', ('ham', 'spam'), ('accuracy',))
+    validation = [*examples(0, 1), Example('?', ('hidden',), (np.nan,))]
+    problem, _ = make(task, examples(0, 1), validation)
+    assert problem.score('validation', np.array([[1, 0], [0, 1], [0, 1]], np.float32)) == {'accuracy': 1}
+    task = Task('mine', 'multilabel', ('x', 'y'), ('roc_auc',))
+    problem, notes = make(task, examples((1.0, np.nan), (0.0, np.nan)), examples((1.0, 1.0), (0.0, 0.0)))
+    assert notes == {'targets without a known value in the train split': 1} and problem.trivial == {'roc_auc': 0.5}
+    with pytest.raises(ConfigError, match='roc_auc says nothing of the validation split of mine'):
+        make(task, examples((1.0, 1.0), (0.0, 0.0)), examples((1.0, 1.0)))
+
+
+def test_empty_splits():
+    task = Task('mine', 'classification', ('ham', 'spam'), ('accuracy',))
+    with pytest.raises(ConfigError, match='the validation split of mine is empty'):
+        make(task, examples(0, 1), [])
+    data = TaskData(task, {'train': examples(0, 1), 'validation': examples(0, 1), 'test': []})
+    problem, notes = problems.make_problem(data, Words(), Recipe(), 16)
+    assert 'test' not in problem.inputs and notes == {'test split without examples, left out': 1}
 
 
 def test_parts_of_splits_are_the_same_every_time():

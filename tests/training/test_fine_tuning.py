@@ -32,7 +32,7 @@ def rows(count: int, seed: int) -> Inputs:
         if i % 2:
             row[1::2] = 9
         tokens.append(row.astype(np.int32))
-    return Inputs(tokens, (np.arange(count) % 2)[:, None].astype(np.float32))
+    return Inputs(tokens, (np.arange(count) % 2)[:, None].astype(np.float32), 32)
 
 
 def accuracy(inputs):
@@ -101,7 +101,7 @@ def test_random_encoders_differ_by_seed(mesh):
 
 def test_outputs_keep_their_order_and_padding_changes_nothing(mesh, encoder):
     long = rows(40, 3)
-    short = Inputs(long.tokens[:5], long.targets[:5])  # other batches, padded to other lengths
+    short = Inputs(long.tokens[:5], long.targets[:5], 32)  # other batches, padded to other lengths
     inputs = {'train': rows(32, 0), 'validation': long, 'few': short}
     (outcome,) = run(mesh, encoder, [1], dataclasses.replace(RECIPE, epochs=1), make_problem(**inputs))
     np.testing.assert_allclose(outcome.outputs['few'], outcome.outputs['validation'][:5], atol=1e-5)
@@ -126,6 +126,26 @@ def test_a_run_ends_when_nothing_improves(mesh, encoder):
     assert [point['accuracy'] for point in outcome.curve] == [0.5, 0.7, 0.6, 0.7]
     assert outcome.best_step == 4 and len(outcome.train_losses) == 8
     assert sum(spared) == 18, 'the bar still reaches its end'
+
+
+def test_a_run_may_end_within_an_epoch(mesh, encoder):
+    inputs = {'train': rows(128, 0), 'validation': rows(20, 1)}
+    values = iter([0.5, 0.4, 0.3])
+    problem = dataclasses.replace(make_problem(**inputs), score=lambda split, outputs: {'accuracy': next(values, 1.0)})
+    recipe = dataclasses.replace(RECIPE, epochs=2, evaluations_per_epoch=4, patience=1)
+    (outcome,) = run(mesh, encoder, [1], recipe, problem)
+    assert len(outcome.train_losses) == 4 and outcome.best_step == 2
+
+
+def test_padding_ends_where_the_positions_of_the_model_do(mesh):
+    objective = MLM(dataclasses.replace(CONFIG, max_length=30))
+    train = rows(200, 0)
+    tokens = [*train.tokens[:-1], np.full(30, 12, np.int32)]  # and a last batch that is not full
+    inputs = Inputs(tokens, train.targets, 30)
+    assert inputs_lib.make_buckets(inputs) == (16, 30)
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    (outcome,) = run(mesh, None, [1], recipe, make_problem(train=inputs, validation=inputs), objective)
+    assert np.isfinite(outcome.train_losses).all()
 
 
 def test_evaluations_within_an_epoch(mesh, encoder):
@@ -181,7 +201,8 @@ def test_spans_are_chosen_among_real_tokens():
 
 def test_lower_layers_learn_more_slowly(encoder):
     problem = types.SimpleNamespace(loss='classification', num_outputs=2)
-    module = fine_tuning.make_module(MLM(CONFIG), problem, 0.0)
+    module = fine_tuning.make_module(MLM(CONFIG), problem, Recipe(dropout=0.0, head_dropout=0.5))
+    assert (module.dropout, module.objective.config.dropout) == (0.5, 0.0)
     params = fine_tuning.init_params(module, 1, encoder)
     scaled, _ = fine_tuning.scale_by_depth(0.5, 2).update(jax.tree.map(jnp.ones_like, params), None)
     layers = scaled['objective']['encoder']['layers']['mlp']['up']['kernel']
@@ -210,7 +231,7 @@ def test_losses_are_those_of_a_plain_loop_in_pytorch(mesh):
     problem, recipe = make_problem(), dataclasses.replace(RECIPE, epochs=2, learning_rate=1e-3, weight_decay=0.1)
     (ours,) = run(mesh, params['encoder'], [3], recipe, problem, objective)
 
-    head = fine_tuning.init_params(fine_tuning.make_module(objective, problem, 0.0), 3, params['encoder'])
+    head = fine_tuning.init_params(fine_tuning.make_module(objective, problem, recipe), 3, params['encoder'])
     dense, output = torch.nn.Linear(32, 32), torch.nn.Linear(32, 2)
     for layer, name in ((dense, 'dense'), (output, 'output')):
         layer.weight.data = torch.tensor(np.array(head[name]['kernel']).T.copy())
