@@ -105,22 +105,24 @@ def describe_ranks(sums: GramSums, thresholds: Sequence[float]) -> dict:
 def draw_ranks(report: dict[str, dict], threshold: str, path: pathlib.Path) -> None:
     """Draws rank against layer, a colour for each checkpoint and a style for each curve; centred and uncentred."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(11, 4.6), layout='constrained')
+    styles = dict(zip(CURVES, ('-', ':', '-.', '--'), strict=True))
+    figure = Figure(figsize=(12, 4.6), layout='constrained')
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ('uncentred', 'centred'), strict=True):
-        for colour, (label, entry) in enumerate(report.items()):
-            for style, (curve, ranks) in zip(('-', ':', '-.', '--'), entry['curves'].items(), strict=True):
+        for colour, entry in enumerate(report.values()):
+            for curve, ranks in entry['curves'].items():
                 if ranks['tokens']:
                     values = ranks[kind][threshold]
                     layers = range(1, len(values) + 1)
-                    axes.plot(
-                        layers, values, style, color=f'C{colour}', marker='o', markersize=3, label=f'{label}: {curve}'
-                    )
+                    axes.plot(layers, values, styles[curve], color=f'C{colour}', marker='o', markersize=3)
         axes.set(xlabel='layer', title=f'{kind}, τ = {threshold}')
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel('effective rank')
-    figure.axes[0].legend(fontsize=7, handlelength=4)
+    models = [Line2D([], [], color=f'C{i}', linewidth=3, label=label) for i, label in enumerate(report)]
+    curves = [Line2D([], [], color='gray', linestyle=style, label=curve) for curve, style in styles.items()]
+    figure.legend(handles=[*models, *curves], loc='outside right upper', fontsize=8, handlelength=4)
     figure.savefig(path, dpi=120)
 
 
@@ -132,11 +134,9 @@ def main_effective_rank() -> None:
     output, mesh, report = pathlib.Path(flags.FLAGS.output).expanduser(), mesh_lib.make_mesh(), {}
     output.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
-        for workdir in flags.FLAGS.workdir:
+        for workdir, label in zip(flags.FLAGS.workdir, command_line.short_names(flags.FLAGS.workdir), strict=True):
             model = loading.load(pathlib.Path(workdir).expanduser(), mesh, flags.FLAGS.step)
             curves = describe_ranks(rank_sums(model, mesh, flags.FLAGS.rows), thresholds)
-            label = pathlib.Path(workdir).name
-            label = workdir if label in report else label
             report[label] = {'step': model.step, 'objective': model.config.objective, 'curves': curves}
     (output / 'effective_rank.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
     shown = f'{min(thresholds, key=lambda t: abs(t - 0.9)):g}'
@@ -157,8 +157,7 @@ def main_gradient_variance() -> None:
         raise ConfigError(f'--steps={",".join(values.steps)} must be steps of checkpoints, such as 0,1000')
     steps = [int(step) for step in values.steps] or [values.step]
     output.mkdir(parents=True, exist_ok=True)
-    names = [pathlib.Path(workdir).name for workdir in values.workdir]
-    names = names if len(set(names)) == len(names) else values.workdir
+    names = command_line.short_names(values.workdir)
     with jax.set_mesh(mesh):
         for workdir, name in zip(values.workdir, names, strict=True):
             gradients = None
