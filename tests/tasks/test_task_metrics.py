@@ -1,4 +1,4 @@
-"""Metrics on cases that can be counted by hand."""
+"""Metrics of tasks, on cases that can be counted by hand."""
 
 import numpy as np
 import pytest
