@@ -28,6 +28,7 @@ import tqdm
 from absl import flags
 
 from mlm_jax import command_line
+from mlm_jax import config as config_lib
 from mlm_jax.analysis import fine_tuning_report
 from mlm_jax.config import ConfigError
 from mlm_jax.data import atomic
@@ -189,12 +190,9 @@ def run_job(
 ) -> list[Outcome]:
     """Fine-tunes some seeds of a job side by side."""
     bar.set_description(f'{job.model} {job.task} {job.setting} seed {",".join(map(str, seeds))}')
-    per_update, pad_id = (
-        _cost(job, data) / fine_tuning.num_updates(problem, job.recipe),
-        encoder.tokenizer.vocabulary.pad_id,
-    )
+    per_update = _cost(job, data) / fine_tuning.num_updates(problem, job.recipe)
     return fine_tuning.fine_tune(
-        encoder.objective, encoder.params, pad_id, problem, job.recipe, seeds, mesh,
+        encoder.objective, encoder.params, encoder.tokenizer.vocabulary.pad_id, problem, job.recipe, seeds, mesh,
         lambda updates: bar.update(updates * per_update * len(seeds)),
     )  # fmt: skip
 
@@ -324,7 +322,7 @@ def main() -> None:
         raise ConfigError(f'several values of {", ".join(several)}: give them to --grid')
     data = read_tasks(values)
     check_names(labels, list(data), len(values.model))
-    runtime.use_compilation_cache('~/.cache/mlm_jax/xla')
+    runtime.use_compilation_cache(config_lib.default_config().compilation_cache)
     mesh = mesh_lib.make_mesh()
     # On a CPU seeds side by side gain nothing; an accelerator is fuller with them.
     side_by_side = values.parallel_seeds or (1 if jax.default_backend() == 'cpu' else len(seeds))

@@ -4,8 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-KINDS = ('sequence', 'span')
-
 
 class Downstream(nn.Module):
     """The `encode` of an objective, and a new head; nothing else of the objective has parameters here.

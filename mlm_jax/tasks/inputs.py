@@ -56,7 +56,7 @@ def encode(examples: Sequence[Example], tokenizer, max_length: int, notes: Count
         )
     v, columns = tokenizer.vocabulary, list(zip(*(example.texts for example in examples), strict=True))
     parts = [tokenizer.encode_batch(column) for column in columns]
-    num_special = {1: 2, 2: 4}.get(len(parts), 2)
+    num_special = 2 * len(parts)
     room = max_length - num_special
     if room < len(parts):
         raise ConfigError(f'max_length={max_length} leaves no room for text beside {num_special} special tokens')

@@ -154,14 +154,14 @@ def describe_predictions(task: Task, examples: Sequence[Example], outputs_NxC: n
       outputs_NxC: on the scale of the targets.
     """
     for example, output_C in zip(examples, outputs_NxC.astype(float), strict=True):
-        target = None if math.isnan(example.targets[0]) else example.targets[0]
         if task.kind == 'classification':
-            probability_C = special.softmax(output_C)
-            label, target = int(output_C.argmax()), None if target is None else task.labels[int(target)]
+            label, (target,) = int(output_C.argmax()), example.targets
             yield {
-                'id': example.id, 'prediction': task.labels[label], 'probability': round(probability_C[label], 6),
-                'target': target,
-            }  # fmt: skip
+                'id': example.id,
+                'prediction': task.labels[label],
+                'probability': round(special.softmax(output_C)[label], 6),
+                'target': None if math.isnan(target) else task.labels[int(target)],
+            }
             continue
         values_C = special.expit(output_C) if task.kind == 'multilabel' else output_C
         yield {
