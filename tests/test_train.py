@@ -166,16 +166,21 @@ def test_a_signal_saves_and_the_same_command_goes_on(uninterrupted, tmp_path):
     assert learned(workdir) == learned(expected)
 
 
-def test_two_processes_compute_the_same_run(uninterrupted, tmp_path):
-    """Two processes of two devices each, against one of one; restored onto another number of processes."""
-    config, expected, _ = uninterrupted
+def finish_two_processes(config, workdir):
+    """Runs the program as two processes of two devices each; what each of them printed."""
     with socket.socket() as s:
         s.bind(('localhost', 0))
         port = s.getsockname()[1]
-    workdir = tmp_path / 'run'
     shared = (f'--coordinator_address=localhost:{port}', '--num_processes=2')
     processes = [start(config, workdir, *shared, f'--process_id={i}', num_devices=2) for i in range(2)]
-    outputs = [finish(process) for process in processes]
+    return [finish(process) for process in processes]
+
+
+def test_two_processes_compute_the_same_run(uninterrupted, tmp_path):
+    """Two processes of two devices each, against one of one; restored onto another number of processes."""
+    config, expected, _ = uninterrupted
+    workdir = tmp_path / 'run'
+    outputs = finish_two_processes(config, workdir)
     assert 'step 60/60' in outputs[0]
     assert 'step 60/60' not in outputs[1], 'one process writes'
     for ours, theirs in zip(learned(workdir), learned(expected), strict=True):
@@ -194,13 +199,8 @@ def test_minimal_pairs_are_judged_as_training_goes(animals_config, minimal_pairs
         'compilation_cache': os.environ['JAX_COMPILATION_CACHE_DIR'],
     }  # fmt: skip
     config_lib.apply_overrides(config, overrides)
-    with socket.socket() as s:
-        s.bind(('localhost', 0))
-        port = s.getsockname()[1]
     workdir = tmp_path / 'run'
-    shared = (f'--coordinator_address=localhost:{port}', '--num_processes=2')
-    processes = [start(config, workdir, *shared, f'--process_id={i}', num_devices=2) for i in range(2)]
-    outputs = [finish(process) for process in processes]
+    outputs = finish_two_processes(config, workdir)
     lines = [line for line in read_metrics(workdir / 'metrics.jsonl') if 'eval/blimp' in line]
     assert [line['step'] for line in lines] == [0, 2, 4]
     last = lines[-1]
