@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from mlm_jax.models.dropout import dropout
+from mlm_jax.models.products import product
 from mlm_jax.parallel.mesh import BATCH_AXES, TENSOR
 
 MASKED_SCORE = -1e30  # finite, so that a row without any allowed key has no NaN
@@ -77,16 +79,16 @@ def _same_segment(q_segments_BxT: jax.Array, k_segments_BxS: jax.Array) -> jax.A
 
 
 def _xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS, dropout_rate, dropout_key):
-    scale = q_BxTxHxD.shape[-1] ** -0.5
-    score_BxHxTxS = jnp.einsum('bthd,bshd->bhts', q_BxTxHxD * scale, k_BxSxHxD, preferred_element_type=jnp.float32)
+    q_BxHxTxD, k_BxHxSxD, v_BxHxSxD = (x.swapaxes(1, 2) for x in (q_BxTxHxD, k_BxSxHxD, v_BxSxHxD))
+    scale = q_BxHxTxD.shape[-1] ** -0.5
+    score_BxHxTxS = product('bhtd,bhsd->bhts', q_BxHxTxD * scale, k_BxHxSxD, jnp.float32)
     if bias_BxHxTxS is not None:
         score_BxHxTxS += bias_BxHxTxS
     score_BxHxTxS = jnp.where(allowed_Bx1xTxS, score_BxHxTxS, MASKED_SCORE)
     prob_BxHxTxS = jax.nn.softmax(score_BxHxTxS, axis=-1).astype(v_BxSxHxD.dtype)
     if dropout_rate > 0:
-        keep_BxHxTxS = jax.random.bernoulli(dropout_key, 1 - dropout_rate, prob_BxHxTxS.shape)
-        prob_BxHxTxS = jnp.where(keep_BxHxTxS, prob_BxHxTxS / (1 - dropout_rate), 0)
-    return jnp.einsum('bhts,bshd->bthd', prob_BxHxTxS, v_BxSxHxD)
+        prob_BxHxTxS = dropout(dropout_key, dropout_rate, prob_BxHxTxS)
+    return product('bhts,bhsd->bhtd', prob_BxHxTxS, v_BxHxSxD).swapaxes(1, 2)
 
 
 def cudnn_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS=None, implementation='cudnn'):

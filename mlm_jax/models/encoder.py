@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from mlm_jax.models import positions as positions_lib
+from mlm_jax.models.dropout import Dropout
 from mlm_jax.models.layers import Block, EncoderConfig, RelativeBias, layer_norm, remat_policy
+from mlm_jax.models.products import product
 from mlm_jax.parallel.mesh import split_rows
 from mlm_jax.parallel.sharding import gather_width, path_name
 
@@ -86,10 +88,10 @@ class Encoder(nn.Module):
         if c.positions == 'rotary_2d':
             coordinates += (jnp.zeros_like(positions_BxT) if copies_BxT is None else copies_BxT,)
         rotary = c.positions != 'learned'
-        angles_BxTxAxR = positions_lib.rotary_angles(coordinates, c.head_width) if rotary else None
+        turns_BxTx2xAxR = positions_lib.rotary_turns(coordinates, c.head_width) if rotary else None
         x_BxTxd = self.embed(tokens_BxT, positions_BxT, deterministic)
         layers = scanned_layers(c, c.num_layers, deterministic, self.is_initializing())
-        x_BxTxd, _ = layers(x_BxTxd, segments_BxT, angles_BxTxAxR, bias_BxHxTxT)
+        x_BxTxd, _ = layers(x_BxTxd, segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT)
         return self.final_norm(x_BxTxd) if c.norm == 'pre' else x_BxTxd
 
     def embed(self, tokens_BxT, positions_BxT, deterministic: bool):
@@ -101,7 +103,7 @@ class Encoder(nn.Module):
         x_BxTxd = split_rows(x_BxTxd.astype(c.dtype))
         if c.embedding_norm:
             x_BxTxd = self.embedding_norm(x_BxTxd)
-        return nn.Dropout(c.dropout, deterministic=deterministic)(x_BxTxd)
+        return Dropout(c.dropout, deterministic)(x_BxTxd)
 
     def token_vectors(self, tokens: jax.Array) -> jax.Array:
         """f32[…, d]: rows of the token embedding."""
@@ -115,4 +117,5 @@ class Encoder(nn.Module):
     def token_logits(self, x: jax.Array) -> jax.Array:
         """f32[…, V]: products with the token embedding, accumulated in float32."""
         table_Vxd = self._token_table().astype(x.dtype)
-        return jnp.einsum('...d,vd->...v', x, table_Vxd, preferred_element_type=jnp.float32)
+        rows = 'abc'[: x.ndim - 1]
+        return product(f'{rows}d,vd->{rows}v', x, table_Vxd, jnp.float32)

@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from mlm_jax.models.layers import EncoderConfig, dense, layer_norm
+from mlm_jax.models.layers import EncoderConfig, dense, gelu, layer_norm
 
 
 class MLMHead(nn.Module):
@@ -22,4 +22,4 @@ class MLMHead(nn.Module):
 
     def hidden(self, x_BxMxd):
         """[B, M, d]: what meets the token embedding."""
-        return self.norm(nn.gelu(self.dense(x_BxMxd), approximate=False))
+        return self.norm(gelu(self.dense(x_BxMxd)))

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from mlm_jax.masking.batch import gather_positions
 from mlm_jax.models import positions as positions_lib
 from mlm_jax.models.attention import attend
+from mlm_jax.models.dropout import Dropout
+from mlm_jax.models.products import PRODUCT, Linear, product
 from mlm_jax.parallel.mesh import split_rows
 
 
@@ -69,14 +71,16 @@ class EncoderConfig:
         return self.width // self.num_heads
 
 
-def dense(config: EncoderConfig, features: int | tuple[int, ...], name: str, axis=-1, bias: bool | None = None):
+def dense(
+    config: EncoderConfig, features: int | tuple[int, ...], name: str, num_contracted=1, bias: bool | None = None
+):
     """A linear layer in the recipe of `config`."""
-    return nn.DenseGeneral(
-        features,
-        axis=axis,
+    return Linear(
+        (features,) if isinstance(features, int) else features,
+        num_contracted,
         use_bias=config.bias if bias is None else bias,
         dtype=config.dtype,
-        kernel_init=nn.initializers.normal(config.init_stddev),
+        stddev=config.init_stddev,
         name=name,
     )
 
@@ -94,8 +98,8 @@ class SelfAttention(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_BxTxd, segments_BxT, angles_BxTxAxR, bias_BxHxTxT, deterministic: bool, at_BxM=None):
-        """Mixes tokens: [B, T, d] → [B, T, d]; `angles_BxTxAxR` and `bias_BxHxTxT` may be None.
+    def __call__(self, x_BxTxd, segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT, deterministic: bool, at_BxM=None):
+        """Mixes tokens: [B, T, d] → [B, T, d]; `turns_BxTx2xAxR` and `bias_BxHxTxT` may be None.
 
         With `at_BxM`, queries and outputs at these positions only, [B, M, d]; T is no position. Takes no bias then,
         which comes for whole rows.
@@ -105,10 +109,10 @@ class SelfAttention(nn.Module):
         if at_BxM is not None and bias_BxHxTxT is not None:
             raise ValueError('attention at some positions only takes no relative bias')
         q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = self._queries_keys_values(x_BxTxd, at_BxM)
-        if angles_BxTxAxR is not None:
-            q_angles_BxTxAxR = angles_BxTxAxR if at_BxM is None else gather_positions(angles_BxTxAxR, at_BxM)
-            q_BxTxHxD = positions_lib.rotate(q_BxTxHxD, q_angles_BxTxAxR)
-            k_BxTxHxD = positions_lib.rotate(k_BxTxHxD, angles_BxTxAxR)
+        if turns_BxTx2xAxR is not None:
+            q_turns_BxTx2xAxR = turns_BxTx2xAxR if at_BxM is None else gather_positions(turns_BxTx2xAxR, at_BxM)
+            q_BxTxHxD = positions_lib.rotate(q_BxTxHxD, q_turns_BxTx2xAxR)
+            k_BxTxHxD = positions_lib.rotate(k_BxTxHxD, turns_BxTx2xAxR)
         has_dropout = c.attention_dropout > 0 and not deterministic
         out_BxTxHxD = attend(
             q_BxTxHxD,
@@ -121,22 +125,45 @@ class SelfAttention(nn.Module):
             dropout_key=self.make_rng('dropout') if has_dropout else None,
             backend=c.attention_backend,
         )
-        return dense(c, c.width, 'out', axis=(-2, -1))(out_BxTxHxD)
+        return dense(c, c.width, 'out', num_contracted=2)(out_BxTxHxD)
 
     def _queries_keys_values(self, x_BxTxd, at_BxM):
         c = self.config
         qkv = dense(c, (3, c.num_heads, c.head_width), 'qkv')
         if at_BxM is None or self.is_initializing():
             qkv_BxTx3xHxD = qkv(x_BxTxd)
-            q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = (qkv_BxTx3xHxD[:, :, i] for i in range(3))
+            q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = _parts(qkv_BxTx3xHxD)
             return (q_BxTxHxD if at_BxM is None else gather_positions(q_BxTxHxD, at_BxM)), k_BxTxHxD, v_BxTxHxD
         # The same parameters, with queries for the wanted positions alone.
         weights = {name: w.astype(c.dtype) for name, w in qkv.variables['params'].items()}
-        q_BxMxHxD = jnp.einsum('bmd,dhe->bmhe', gather_positions(x_BxTxd, at_BxM), weights['kernel'][:, 0])
-        kv_BxTx2xHxD = jnp.einsum('btd,dphe->btphe', x_BxTxd, weights['kernel'][:, 1:])
+        q_BxMxHxD = product('bmd,dhe->bmhe', gather_positions(x_BxTxd, at_BxM), weights['kernel'][:, 0])
+        kv_BxTx2xHxD = product('btd,dphe->btphe', x_BxTxd, weights['kernel'][:, 1:])
         if c.bias:
             q_BxMxHxD, kv_BxTx2xHxD = q_BxMxHxD + weights['bias'][0], kv_BxTx2xHxD + weights['bias'][1:]
-        return q_BxMxHxD, kv_BxTx2xHxD[:, :, 0], kv_BxTx2xHxD[:, :, 1]
+        return q_BxMxHxD, *_parts(kv_BxTx2xHxD)
+
+
+def _parts(x_BxTxPxE):
+    """P arrays [B, T, …]; backwards one concatenation, where slices would be P additions of padded arrays."""
+    parts = jnp.split(x_BxTxPxE, x_BxTxPxE.shape[2], axis=2)
+    return [jnp.squeeze(part, axis=2) for part in parts]
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, computed in float32; the backward pass keeps `x` alone, and computes the rest again."""
+    return _gelu(x)
+
+
+@jax.checkpoint
+def _gelu(x):
+    x_f32 = x.astype(jnp.float32)
+    return (0.5 * x_f32 * (1 + jax.lax.erf(x_f32 * 2**-0.5))).astype(x.dtype)
+
+
+@jax.checkpoint
+def geglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """GELU(gate) · up (arXiv 2002.05202), in float32; the backward pass keeps these two alone."""
+    return (_gelu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(up.dtype)
 
 
 class MLP(nn.Module):
@@ -149,10 +176,9 @@ class MLP(nn.Module):
         """[B, T, d] → [B, T, d]."""
         c = self.config
         if c.mlp == 'geglu':
-            gate_and_value = dense(c, (2, c.ffn_width), 'gate_and_up')(x_BxTxd)
-            hidden_BxTxF = nn.gelu(gate_and_value[:, :, 0], approximate=False) * gate_and_value[:, :, 1]
+            hidden_BxTxF = geglu(*_parts(dense(c, (2, c.ffn_width), 'gate_and_up')(x_BxTxd)))
         else:
-            hidden_BxTxF = nn.gelu(dense(c, c.ffn_width, 'up')(x_BxTxd), approximate=False)
+            hidden_BxTxF = gelu(dense(c, c.ffn_width, 'up')(x_BxTxd))
         return dense(c, c.width, 'down')(hidden_BxTxF)
 
 
@@ -163,7 +189,7 @@ class Block(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x_BxTxd, segments_BxT, angles_BxTxAxR, bias_BxHxTxT, at_BxM=None):
+    def __call__(self, x_BxTxd, segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT, at_BxM=None):
         """Returns the layer's output, as the carry of the scan, and no per-layer output.
 
         With `at_BxM`, the output at these positions only, [B, M, d]: all tokens are keys, and nothing else is computed
@@ -175,12 +201,12 @@ class Block(nn.Module):
             norm = layer_norm(c, norm_name)
             y_BxTxd = function(norm(x_BxTxd) if c.norm == 'pre' else x_BxTxd)
             x_BxTxd = x_BxTxd if at_BxM is None else gather_positions(x_BxTxd, at_BxM)
-            y_BxTxd = x_BxTxd + nn.Dropout(c.dropout, deterministic=self.deterministic)(y_BxTxd)
+            y_BxTxd = x_BxTxd + Dropout(c.dropout, self.deterministic)(y_BxTxd)
             return y_BxTxd if c.norm == 'pre' else norm(y_BxTxd)
 
         def attention(y_BxTxd):
             return SelfAttention(c, name='attention')(
-                y_BxTxd, segments_BxT, angles_BxTxAxR, bias_BxHxTxT, self.deterministic, at_BxM
+                y_BxTxd, segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT, self.deterministic, at_BxM
             )
 
         x_BxTxd = sublayer(x_BxTxd, attention, 'attention_norm', at_BxM)
@@ -208,4 +234,4 @@ class RelativeBias(nn.Module):
 
 def remat_policy(name: str):
     """What the backward pass may keep, for `jax.checkpoint`."""
-    return {'full': None, 'matmuls': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[name]
+    return {'full': None, 'matmuls': jax.checkpoint_policies.save_only_these_names(PRODUCT)}[name]

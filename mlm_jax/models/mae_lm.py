@@ -19,7 +19,7 @@ from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of, s
 from mlm_jax.models.encoder import Encoder, block_for_use, scanned_layers
 from mlm_jax.models.heads import MLMHead
 from mlm_jax.models.layers import EncoderConfig, dense, layer_norm
-from mlm_jax.models.positions import positions_in_documents, rotary_angles
+from mlm_jax.models.positions import positions_in_documents, rotary_turns
 from mlm_jax.parallel.mesh import split_rows
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -156,14 +156,14 @@ class Decoder(nn.Module):
         normal = nn.initializers.normal(c.init_stddev)
         position_embedding = nn.Embed(c.max_length, c.width, embedding_init=normal, name='position_embedding')
         positions_BxT = positions_in_documents(segments_BxT)
-        angles_BxTxAxR = rotary_angles((positions_BxT,), c.head_width) if c.positions != 'learned' else None
+        turns_BxTx2xAxR = rotary_turns((positions_BxT,), c.head_width) if c.positions != 'learned' else None
         x_BxTxd += position_embedding(positions_BxT)  # at every position, kept ones too
         x_BxTxd = layer_norm(c, 'embedding_norm')(split_rows(x_BxTxd.astype(c.dtype)))
         if c.num_layers > 1:
             layers = scanned_layers(c, c.num_layers - 1, True, self.is_initializing())
-            x_BxTxd, _ = layers(x_BxTxd, segments_BxT, angles_BxTxAxR, None)
+            x_BxTxd, _ = layers(x_BxTxd, segments_BxT, turns_BxTx2xAxR, None)
         last_layer = block_for_use(c, self.is_initializing())(c, True, name='last_layer')
-        x_BxMxd = last_layer(x_BxTxd, segments_BxT, angles_BxTxAxR, None, at_BxM)[0]
+        x_BxMxd = last_layer(x_BxTxd, segments_BxT, turns_BxTx2xAxR, None, at_BxM)[0]
         return layer_norm(c, 'final_norm')(x_BxMxd) if c.norm == 'pre' else x_BxMxd
 
 

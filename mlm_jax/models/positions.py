@@ -14,8 +14,10 @@ def positions_in_documents(segments_BxT: jax.Array) -> jax.Array:
     return index_T - jax.lax.cummax(jnp.where(starts_BxT, index_T, 0), axis=1)
 
 
-def rotary_angles(positions: Sequence[jax.Array], width: int, base: float = 10_000.0) -> jax.Array:
-    """f32[B, T, A, width / 2A]: position · base^(−2j / (width / A)) for each of A coordinates (RoPE, arXiv 2104.09864).
+def rotary_turns(positions: Sequence[jax.Array], width: int, base: float = 10_000.0) -> jax.Array:
+    """f32[B, T, 2, A, width / 2A]: cosine and sine of position · base^(−2j / (width / A)) for each of A coordinates.
+
+    RoPE, arXiv 2104.09864.
 
     Args:
       positions: A arrays int32[B, T]. Each coordinate turns its share of a head: ExLM's two turn a half each.
@@ -24,16 +26,19 @@ def rotary_angles(positions: Sequence[jax.Array], width: int, base: float = 10_0
     """
     share = width // len(positions)
     frequency = base ** -(np.arange(0, share, 2, dtype=np.float64) / share)
-    return jnp.stack(positions, axis=-1).astype(jnp.float32)[..., None] * jnp.asarray(frequency, jnp.float32)
+    angles_BxTxAxR = jnp.stack(positions, axis=-1).astype(jnp.float32)[..., None] * jnp.asarray(frequency, jnp.float32)
+    turns_BxTx2xAxR = jnp.stack([jnp.cos(angles_BxTxAxR), jnp.sin(angles_BxTxAxR)], axis=2)
+    # Every layer reads these for every head: without the barrier, compilers compute them again in each place.
+    return jax.lax.optimization_barrier(turns_BxTx2xAxR)
 
 
-def rotate(x_BxTxHxD: jax.Array, angles_BxTxAxR: jax.Array) -> jax.Array:
-    """Rotates each head by `angles_BxTxAxR`, R = D / 2A: pairs (x_j, x_{j+R}) within each of A shares; in float32."""
-    axes, num_angles = angles_BxTxAxR.shape[2:]
-    cos, sin = jnp.cos(angles_BxTxAxR)[:, :, None], jnp.sin(angles_BxTxAxR)[:, :, None]
+def rotate(x_BxTxHxD: jax.Array, turns_BxTx2xAxR: jax.Array) -> jax.Array:
+    """Rotates each head, R = D / 2A: pairs (x_j, x_{j+R}) within each of A shares; in float32."""
+    axes, num_angles = turns_BxTx2xAxR.shape[3:]
+    cos, sin = (turn[..., None, :] for turn in jnp.split(turns_BxTx2xAxR, 2, axis=2))  # [B, T, 1, A, 1, R]
     pairs_BxTxHxAx2xR = x_BxTxHxD.astype(jnp.float32).reshape(*x_BxTxHxD.shape[:3], axes, 2, num_angles)
-    first, second = pairs_BxTxHxAx2xR[..., 0, :], pairs_BxTxHxAx2xR[..., 1, :]
-    rotated = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-2)
+    first, second = jnp.split(pairs_BxTxHxAx2xR, 2, axis=-2)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-2)
     return rotated.reshape(x_BxTxHxD.shape).astype(x_BxTxHxD.dtype)
 
 

@@ -20,7 +20,7 @@ from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.models.encoder import Encoder
 from mlm_jax.models.layers import Block, EncoderConfig
 from mlm_jax.models.mae_lm import MAELM, MAELMConfig, decoder_config, hidden_slots, keep_tokens, kept_slots
-from mlm_jax.models.positions import positions_in_documents, rotary_angles
+from mlm_jax.models.positions import positions_in_documents, rotary_turns
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
 from mlm_jax.parallel.sharding import state_shardings
 
@@ -162,7 +162,7 @@ def test_the_last_layer_at_masked_positions_is_the_whole_layer_read_there(encode
     module, params = initialised(ENCODERS[encoder], SMALL, 5.0)
     config = decoder_config(ENCODERS[encoder], SMALL)
     positions = positions_in_documents(batch.segments)
-    angles = rotary_angles((positions,), config.head_width) if encoder == 'modern' else None
+    turns = rotary_turns((positions,), config.head_width) if encoder == 'modern' else None
 
     def whole(params):
         p = params['decoder']

@@ -138,7 +138,7 @@ def test_rotary_attention_depends_on_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 6, 2, 8))
 
     def scores(shift):
-        angles = positions.rotary_angles((jnp.arange(6)[None] + shift,), 8)
+        angles = positions.rotary_turns((jnp.arange(6)[None] + shift,), 8)
         return jnp.einsum('bthd,bshd->bhts', positions.rotate(q, angles), positions.rotate(k, angles))
 
     np.testing.assert_allclose(scores(0), scores(17), atol=1e-4)

@@ -1,0 +1,39 @@
+"""Dropout that spends a byte of randomness on each value."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def dropout(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
+    """Sets values to 0 with probability `rate`, in steps of 1/256, and scales the others so that the mean stays.
+
+    Four values share one draw of 32 bits, as drawing is what dropout costs. A value's fate does not depend on how the
+    array lies on devices.
+
+    Args:
+      key: typed PRNG key.
+      rate: ≥ 0, below 1.
+      x: float[…].
+    """
+    threshold = round(256 * rate)
+    *rows, size = x.shape
+    bits = jax.random.bits(key, (*rows, -(-size // 4)), jnp.uint32)
+    # Without the barrier, compilers may draw anew for each of the four values.
+    draws = jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), jnp.uint8)
+    keep = draws.reshape(*rows, -1)[..., :size] >= threshold
+    return jnp.where(keep, x * (256 / (256 - threshold)), 0).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+    """`dropout` with keys from the rng stream 'dropout'; nothing where `deterministic`."""
+
+    rate: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Of the shape and dtype of `x`."""
+        if self.deterministic or self.rate == 0:
+            return x
+        return dropout(self.make_rng('dropout'), self.rate, x)
