@@ -170,7 +170,7 @@ def test_the_last_layer_at_masked_positions_is_the_whole_layer_read_there(encode
         x = x + p['position_embedding']['embedding'][positions]
         x = normalised(x, p['embedding_norm'])
         for layer in (jax.tree.map(lambda leaf: leaf[0], p['layers']), p['last_layer']):
-            x, _ = Block(config, True).apply({'params': layer}, x, batch.segments, angles, None)
+            x, _ = Block(config, True).apply({'params': layer}, x, batch.segments, turns, None)
         return gather_positions(normalised(x, p['final_norm']) if 'final_norm' in p else x, batch.positions)
 
     def normalised(x, p):
