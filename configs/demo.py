@@ -19,7 +19,6 @@ def get_config(argument: str = ''):
     config.data.validation_percent = 5.0  # a small corpus
     config.optimizer.update(name='muon', learning_rate=5e-3, weight_decay=0.01)
     config.masking.update(mask_fraction=1.0, random_fraction=0.0)
-    config.model.scan_unroll = 2
     config.logging.every_steps = 50
     config_lib.apply_overrides(config, overrides)
     return config

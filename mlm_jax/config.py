@@ -94,11 +94,11 @@ def default_config() -> ml_collections.ConfigDict:
     m.bias = True
     m.mlp = 'gelu'
     m.norm_epsilon = 1e-5  # of LayerNorm; BERT's is 1e-12
-    m.dropout = 0.1
+    m.dropout = 0.1  # in steps of 1/256
     m.attention_dropout = 0.1
     m.dtype = 'float32'  # of activations and matmuls; parameters are always float32
     m.attention_backend = 'xla'
-    m.scan_unroll = 1  # layers per iteration of the scan; num_layers unrolls it
+    m.scan_unroll = 0  # layers per iteration of the scan over them; 0: all of up to four, else 1
     m.remat = 'none'  # recompute in the backward pass: nothing | everything | all but matmul outputs
 
     c.masking = k = ml_collections.ConfigDict()

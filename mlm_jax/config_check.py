@@ -85,7 +85,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         problems += _mae_lm_problems(c)
     if c.objective == 'exlm':
         problems += _exlm_problems(c)
-    if m.num_layers % m.scan_unroll:
+    if m.scan_unroll and m.num_layers % m.scan_unroll:
         problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
     problems += _masking_problems(c)
     if c.sharding != 'dp' and c.mesh.fsdp == 1 and c.mesh.tensor == 1:

@@ -40,7 +40,7 @@ def scanned_layers(config: EncoderConfig, num_layers: int, deterministic: bool, 
         split_rngs={'params': True, 'dropout': True},
         in_axes=(nn.broadcast,) * 3,
         length=num_layers,
-        unroll=config.scan_unroll,
+        unroll=config.scan_unroll or (num_layers if num_layers <= 4 else 1),
     )(config, deterministic, name='layers')
 
 

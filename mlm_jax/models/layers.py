@@ -33,11 +33,11 @@ class EncoderConfig:
       embedding_norm: a LayerNorm on the embeddings.
       bias: biases in linear layers and LayerNorms.
       mlp: 'gelu' or 'geglu'; GELU is the exact one.
-      dropout: on embeddings and sublayer outputs.
+      dropout: on embeddings and sublayer outputs, in steps of 1/256.
       attention_dropout: on attention probabilities.
       dtype: of activations and matmuls; parameters, norms and softmax are float32.
       attention_backend: 'xla', 'cudnn' or 'splash'.
-      scan_unroll: layers per iteration of the scan over layers.
+      scan_unroll: layers per iteration of the scan over layers; 0: all of up to four, which runs faster on CPUs, else 1.
       remat: 'none', 'full' or 'matmuls' (keep only the outputs of matmuls for the backward pass).
       norm_epsilon: of LayerNorm.
       init_stddev: of all embeddings and kernels.

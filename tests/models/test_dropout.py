@@ -1,0 +1,46 @@
+"""Dropout: how much it drops, what it does to the mean and to gradients, and the activations of the layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlm_jax.models.dropout import dropout
+from mlm_jax.models.layers import geglu, gelu
+
+
+@pytest.mark.parametrize('rate, size', [(0.1, 1000), (0.5, 1001), (0.1, 3)])
+def test_the_share_that_is_dropped_and_the_scale_of_the_rest(rate, size):
+    x = jnp.ones([64, size])
+    y = np.asarray(jax.jit(lambda key, x: dropout(key, rate, x))(jax.random.key(0), x))
+    dropped = round(256 * rate) / 256
+    np.testing.assert_allclose(np.unique(y), [0, 1 / (1 - dropped)], rtol=1e-6)
+    # Five standard deviations of a binomial share.
+    assert abs((y == 0).mean() - dropped) < 5 * (dropped * (1 - dropped) / y.size) ** 0.5
+    assert abs(dropped - rate) <= 1 / 512
+
+
+def test_neighbours_are_independent():
+    """Four values share a draw of 32 bits; what is dropped says nothing of what is dropped beside it."""
+    kept = np.asarray(jax.jit(lambda key: dropout(key, 0.5, jnp.ones([4096, 32])))(jax.random.key(1))) > 0
+    correlation = np.corrcoef(kept.T.astype(float)) - np.eye(32)
+    assert np.abs(correlation).max() < 5 / 4096**0.5
+
+
+def test_gradients_pass_where_values_did():
+    x = jax.random.normal(jax.random.key(2), (8, 40))
+    values, gradient = jax.jit(
+        lambda x: (dropout(jax.random.key(3), 0.3, x), jax.grad(lambda x: dropout(jax.random.key(3), 0.3, x).sum())(x))
+    )(x)
+    np.testing.assert_allclose(values, x * gradient, rtol=1e-6)
+
+
+def test_activations_are_the_exact_ones_and_keep_only_their_inputs():
+    x, up = jax.random.normal(jax.random.key(4), (2, 16, 64)) * 3
+
+    np.testing.assert_allclose(gelu(x), jax.nn.gelu(x, approximate=False), atol=1e-6)
+    slope = jax.grad(lambda x: gelu(x).sum())(x)
+    np.testing.assert_allclose(slope, jax.grad(lambda x: jax.nn.gelu(x, approximate=False).sum())(x), atol=2e-6)
+
+    _, backward = jax.vjp(geglu, x, up)
+    assert sum(residual.nbytes for residual in jax.tree.leaves(backward)) == x.nbytes + up.nbytes
