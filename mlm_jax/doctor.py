@@ -24,7 +24,7 @@ from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import topology as topology_lib
-from mlm_jax.training import ahead_of_time, build, checks, continuation, flops, runtime
+from mlm_jax.training import ahead_of_time, build, checks, continuation, flops, peaks, runtime
 from mlm_jax.training.state import num_parameters
 
 MIB = 2**20
@@ -155,7 +155,7 @@ def _describe_flops(
     )
     if config.model.attention_backend != 'xla':
         text += ' (fused attention not counted)'
-    peak = flops.peak_flops_per_second(devices[0].device_kind)
+    peak = peaks.peak_flops_per_second(devices[0].device_kind, config.model.dtype)
     return text + (f'; {1000 * needed / peak:,.1f} ms at the published peak' if peak else '')
 
 

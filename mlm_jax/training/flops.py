@@ -1,32 +1,10 @@
-"""Floating-point operations of the model's matmuls, and the peaks of devices."""
+"""Floating-point operations of the model's matmuls."""
 
 import ml_collections
 
 from mlm_jax.config import resolve_steps, row_length
 from mlm_jax.masking import selection
 from mlm_jax.masking.fully_explored import FullyExplored
-
-# Published peaks in TFLOP/s for dense bfloat16 matmuls, by the start of `device_kind`.
-PEAK_TFLOPS = {
-    'NVIDIA H200': 989.0,
-    'NVIDIA H100': 989.0,
-    'NVIDIA A100': 312.0,
-    'TPU v4': 275.0,
-    'TPU v5 lite': 197.0,
-    'TPU v5e': 197.0,
-    'TPU v5p': 459.0,
-    'TPU v5': 459.0,
-    'TPU v6 lite': 918.0,
-    'TPU v6e': 918.0,
-}
-
-
-def peak_flops_per_second(device_kind: str) -> float | None:
-    """Peak FLOP/s of one device in bfloat16; None for kinds without a published number, such as CPUs."""
-    for start, tflops in PEAK_TFLOPS.items():
-        if device_kind.startswith(start):
-            return tflops * 1e12
-    return None
 
 
 def step_flops(config: ml_collections.ConfigDict) -> float:
