@@ -3,6 +3,7 @@
     python -m mlm_jax.bench --config=configs/mlm.py:mini --config=configs/mae_lm.py:mini
     python -m mlm_jax.bench --config=configs/mlm.py:mini --rows=data/demo          real rows, and the reading of them
     python -m mlm_jax.bench --config=configs/mlm.py:mini --profile=runs/profile    where the time of a step goes
+    python -m mlm_jax.bench --config=configs/mlm.py:mini --peer=huggingface        beside transformers on PyTorch
 
 Each round takes the configurations in turn, so that what else the machine does falls on all of them alike; figures are
 medians over rounds, and ratios medians of the ratios within rounds. Rows are made up unless --rows names a directory
@@ -16,9 +17,15 @@ that `prepare` wrote.
   masking, optimizer    timed apart, as shares of the step that contains them.
   memory       of one device, by the compiler: state, batch and temporaries.
   input, stall          with --rows: tokens/s that reading could deliver, and the share of a step spent waiting for it.
+
+--peer=huggingface puts the model, the batch, the masks and the optimizer of the first configuration into PyTorch
+(`transformers.BertForMaskedLM`; mlm_jax/interop/pytorch_peer.py; extra `peer`), on a CPU or one CUDA device, and prints
+how many times as many tokens each configuration has taken per second.
+--profile traces 3 steps of each configuration (mlm_jax/analysis/step_profile.py); TensorBoard reads the traces too.
 """
 
 import json
+import os
 import pathlib
 import sys
 
@@ -30,7 +37,8 @@ from mlm_jax import command_line
 from mlm_jax.analysis import speed, step_profile
 from mlm_jax.analysis.speed import measure, prepare
 from mlm_jax.config import ConfigError
-from mlm_jax.training import peaks
+from mlm_jax.interop import pytorch_peer
+from mlm_jax.training import build, peaks
 from mlm_jax.training.metrics import ProgressLine
 
 __all__ = ['measure', 'prepare', 'report']
@@ -120,31 +128,96 @@ def _cell(text, line: dict) -> str:
         return '–'
 
 
+def peers(contestant: speed.TrainStep, variants: list[str]) -> tuple[list[pytorch_peer.PyTorchStep], dict[str, str]]:
+    """The step of a contestant in PyTorch, and name → why, of those variants that PyTorch cannot compile here.
+
+    Raises:
+      ConfigError: when BertForMaskedLM cannot do what the configuration asks for, or there are several devices.
+      ImportError: without the extra `peer`.
+    """
+    config, encoder = contestant.config, build.encoder_config(contestant.config)
+    pytorch_peer.check(config, encoder)
+    if contestant.num_devices > 1:
+        raise ConfigError(
+            f'the peer runs on one device, the configuration on {contestant.num_devices}: set CUDA_VISIBLE_DEVICES=0'
+        )
+    _, learning_rate = build.make_optimizer_of_run(config, total_steps=10_000, steps_per_epoch=1000.0)
+    params, batch = jax.device_get(contestant.state.params), contestant.masked_batch()
+    found, failed = [], {}
+    for number, name in enumerate(variants, 1):
+        _note(f'preparing PyTorch, {name} ({number} of {len(variants)})')
+        try:
+            found.append(
+                pytorch_peer.PyTorchStep(
+                    f'PyTorch {name}', pytorch_peer.VARIANTS[name], config, encoder, params, batch,
+                    float(learning_rate(0)), contestant.tokens_per_step, contestant.flops_per_step,
+                )
+            )  # fmt: skip
+        except pytorch_peer.CannotCompile as error:
+            failed[f'PyTorch {name}'] = str(error)
+            _note(f'left out: {error}')
+        else:
+            _note(f'ready in {found[-1].compile_seconds:.1f} s')
+    return found, failed
+
+
+def ratios(ours: list[speed.TrainStep], others: list[pytorch_peer.PyTorchStep]) -> dict[str, dict[str, float]]:
+    """Peer → configuration → how many times the tokens/s of the peer it has: medians of the ratios within rounds."""
+
+    def ratio(our, other) -> float:
+        times = np.array(other.seconds) / np.array(our.seconds)
+        return float(np.median(times)) * our.tokens_per_step / other.tokens_per_step
+
+    return {other.name: {our.name: ratio(our, other) for our in ours} for other in others}
+
+
+def ratio_table(ratios: dict[str, dict[str, float]], failed: dict[str, str]) -> str:
+    names = list(next(iter(ratios.values()), ()))
+    width = 2 + max(map(len, [*ratios, *failed]))
+    rows = [f'{peer.ljust(width)}cannot be compiled here: {reason}' for peer, reason in failed.items()]
+    if ratios:
+        numbers = range(1, len(names) + 1)
+        rows += ['times the tokens/s of PyTorch that', *(f'  [{n}] {name}' for n, name in zip(numbers, names)), 'has']
+        rows.append(' ' * width + ''.join(f'[{number}]'.rjust(9) for number in numbers))
+        rows += [peer.ljust(width) + ''.join(f'{ratio:9.2f}' for ratio in row.values()) for peer, row in ratios.items()]
+    return '\n'.join(rows)
+
+
 def main() -> None:
     """Prints tables, and writes JSON where asked."""
     values = flags.FLAGS
     if len(set(values.config)) < len(values.config):
         raise ConfigError('a --config is given twice; measured beside itself, it would say nothing')
+    if values.peer:
+        os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # two frameworks share the memory of a GPU
+        pytorch_peer.import_torch()
     contestants = []
     for number, name in enumerate(values.config, 1):
         _note(f'compiling {name} ({number} of {len(values.config)})')
         contestants.append(prepare(name, rows=values.rows))
         _note(f'compiled in {contestants[-1].compile_seconds:.1f} s')
-    dtypes = dict.fromkeys(contestant.dtype for contestant in contestants)
-    matmuls = {dtype: speed.LargeMatmul(dtype) for dtype in dtypes}
+    others, failed = peers(contestants[0], values.peer_variants) if values.peer else ([], {})
+    everyone = [*contestants, *others]
+    matmuls = {dtype: speed.LargeMatmul(dtype) for dtype in dict.fromkeys(c.dtype for c in everyone)}
     progress = ProgressLine(values.rounds, unit='round')
-    measure([*contestants, *matmuls.values()], values.rounds, values.steps, parts=True, progress=progress)
+    measure([*everyone, *matmuls.values()], values.rounds, values.steps, parts=True, progress=progress)
     progress.note('')
-    lines = report(contestants, matmuls)
+    lines = report(everyone, matmuls)
     print(table(lines))
     for matmul in matmuls.values():
         attained = matmul.flops_per_step / float(np.median(matmul.seconds)) / 1e12
         print(f'{matmul.name}: {attained:.3f} TFLOP/s')
+    if values.peer:
+        compared = ratios(contestants, others)
+        print('\n' + ratio_table(compared, failed))
+        for line in lines:
+            line['ratios_to_configurations'] = compared.get(line['config'])
+        lines += [{'config': name, 'error': reason} for name, reason in failed.items()]
     if values.profile:
         directory = pathlib.Path(values.profile).expanduser()
         profiles = {c.name: step_profile.trace_step(c, directory / str(n)) for n, c in enumerate(contestants)}
         print('\n' + step_profile.format_profiles(profiles))
-        for line in lines:
+        for line in lines[: len(contestants)]:
             line['profile_seconds'] = profiles[line['config']].seconds
     if values.output:
         pathlib.Path(values.output).expanduser().write_text(json.dumps(lines, indent=2) + '\n', encoding='utf-8')
@@ -159,6 +232,13 @@ if __name__ == '__main__':
     flags.DEFINE_string('rows', None, 'A directory that prepare wrote: its rows, and the reading of them.')
     flags.DEFINE_integer('rounds', 10, 'Rounds; figures are medians over them.', lower_bound=1)
     flags.DEFINE_integer('steps', 2, 'Steps of each configuration in a round.', lower_bound=1)
+    flags.DEFINE_enum('peer', None, ['huggingface'], 'Measures the first configuration in PyTorch too.')
+    flags.DEFINE_multi_enum(
+        'peer_variants',
+        pytorch_peer.DEFAULT_VARIANTS,
+        list(pytorch_peer.VARIANTS),
+        'How PyTorch runs it; `everywhere` computes logits at every position, as its users do.',
+    )
     flags.DEFINE_string('profile', None, 'Directory for traces; prints where the time of a step goes, by kind of work.')
     flags.DEFINE_string('output', None, 'File for the figures as JSON.')
     command_line.run(main, required=('config',))
