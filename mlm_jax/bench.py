@@ -4,6 +4,8 @@
     python -m mlm_jax.bench --config=configs/mlm.py:mini --rows=data/demo          real rows, and the reading of them
     python -m mlm_jax.bench --config=configs/mlm.py:mini --profile=runs/profile    where the time of a step goes
     python -m mlm_jax.bench --config=configs/mlm.py:mini --peer=huggingface        beside transformers on PyTorch
+    python -m mlm_jax.bench --topology=v5e-16 \\
+        --config=configs/mlm.py:base,mesh.data=1,mesh.fsdp=-1,sharding=fsdp,num_microbatches=8
 
 Each round takes the configurations in turn, so that what else the machine does falls on all of them alike; figures are
 medians over rounds, and ratios medians of the ratios within rounds. Rows are made up unless --rows names a directory
@@ -22,23 +24,31 @@ that `prepare` wrote.
 (`transformers.BertForMaskedLM`; mlm_jax/interop/pytorch_peer.py; extra `peer`), on a CPU or one CUDA device, and prints
 how many times as many tokens each configuration has taken per second.
 --profile traces 3 steps of each configuration (mlm_jax/analysis/step_profile.py); TensorBoard reads the traces too.
+--topology runs nothing: it compiles the steps for a TPU slice that is not here (extra `tpu`), as `doctor` does, and
+prints the memory of a device, products, bytes moved, collectives, and by published peaks a PREDICTION: the time of a
+step from where all of these overlap to where nothing does (mlm_jax/training/roofline.py). By default it compiles with
+little effort, six times as fast, which divides the step and takes memory as a full one does, but fuses less: bytes are
+then an upper bound.
 """
 
 import json
 import os
 import pathlib
 import sys
+import time
 
 import jax
 import numpy as np
 from absl import flags
 
 from mlm_jax import command_line
-from mlm_jax.analysis import speed, step_profile
+from mlm_jax import config as config_lib
+from mlm_jax.analysis import prediction, speed, step_profile
 from mlm_jax.analysis.speed import measure, prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.interop import pytorch_peer
-from mlm_jax.training import build, peaks
+from mlm_jax.parallel import topology
+from mlm_jax.training import ahead_of_time, build, peaks
 from mlm_jax.training.metrics import ProgressLine
 
 __all__ = ['measure', 'prepare', 'report']
@@ -72,11 +82,15 @@ def _line(c: speed.Contestant, first: speed.Contestant, matmuls: dict[str, speed
         'device': device.device_kind,
         'num_devices': c.num_devices,
         'dtype': c.dtype,
+        'flops_per_step': c.flops_per_step,
     }
+    if statistics := device.memory_stats():
+        line['peak_bytes_in_use'] = statistics.get('peak_bytes_in_use')  # of the whole process so far
     for part, seconds in c.parts.items():
         line[f'{part}_ms'] = 1000 * float(np.median(seconds))
         line[f'{part}_share'] = float(np.median(np.array(seconds) / np.array(c.seconds)))
     if 'input' in c.parts:
+        line['flops_within_documents'] = c.flops_within_documents()
         line['input_tokens_per_second'] = c.tokens_per_step / float(np.median(c.parts['input']))
         line['stall_share'] = float(np.median(np.array(c.parts['stall']) / np.array(c.parts['fed'])))
     if peak := peaks.peak_flops_per_second(device.device_kind, c.dtype):
@@ -183,9 +197,40 @@ def ratio_table(ratios: dict[str, dict[str, float]], failed: dict[str, str]) -> 
     return '\n'.join(rows)
 
 
+def predict(names: list[str], slice_name: str, full_effort: bool) -> list[dict]:
+    """Compiles the steps of configurations for a TPU slice and says what they ask of it; prints a table.
+
+    Raises:
+      ConfigError: for a configuration that cannot run there, and a slice that there is not.
+      ImportError: without the extra `tpu`.
+    """
+    try:
+        devices = topology.tpu_devices(slice_name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    options, lines = None if full_effort else ahead_of_time.LOW_EFFORT, []
+    for number, name in enumerate(names, 1):
+        _note(f'compiling {name} for {slice_name} ({number} of {len(names)})')
+        start = time.perf_counter()
+        lines.append(prediction.predict(name, config_lib.load(name), devices, options))
+        lines[-1] |= {'topology': slice_name, 'compile_seconds': time.perf_counter() - start}
+        _note(f'compiled in {lines[-1]["compile_seconds"]:.1f} s')
+    print(f'{slice_name}: {len(devices)} × {devices[0].device_kind}, per device and step; times are a PREDICTION from')
+    print(
+        'published peaks, from where products, memory and links overlap to where they do not; nothing has run there\n'
+    )
+    print(prediction.table(lines))
+    return lines
+
+
 def main() -> None:
     """Prints tables, and writes JSON where asked."""
     values = flags.FLAGS
+    if values.topology:
+        if values.rows or values.peer or values.profile:
+            raise ConfigError('--topology runs nothing: leave out --rows, --peer and --profile')
+        _write(predict(values.config, values.topology, values.full_effort))
+        return
     if len(set(values.config)) < len(values.config):
         raise ConfigError('a --config is given twice; measured beside itself, it would say nothing')
     if values.peer:
@@ -199,6 +244,7 @@ def main() -> None:
     others, failed = peers(contestants[0], values.peer_variants) if values.peer else ([], {})
     everyone = [*contestants, *others]
     matmuls = {dtype: speed.LargeMatmul(dtype) for dtype in dict.fromkeys(c.dtype for c in everyone)}
+    _note(f'one step of each that does not count, then {values.rounds} rounds')
     progress = ProgressLine(values.rounds, unit='round')
     measure([*everyone, *matmuls.values()], values.rounds, values.steps, parts=True, progress=progress)
     progress.note('')
@@ -219,8 +265,12 @@ def main() -> None:
         print('\n' + step_profile.format_profiles(profiles))
         for line in lines[: len(contestants)]:
             line['profile_seconds'] = profiles[line['config']].seconds
-    if values.output:
-        pathlib.Path(values.output).expanduser().write_text(json.dumps(lines, indent=2) + '\n', encoding='utf-8')
+    _write(lines)
+
+
+def _write(lines: list[dict]) -> None:
+    if path := flags.FLAGS.output:
+        pathlib.Path(path).expanduser().write_text(json.dumps(lines, indent=2) + '\n', encoding='utf-8')
 
 
 def _note(text: str) -> None:
@@ -240,5 +290,9 @@ if __name__ == '__main__':
         'How PyTorch runs it; `everywhere` computes logits at every position, as its users do.',
     )
     flags.DEFINE_string('profile', None, 'Directory for traces; prints where the time of a step goes, by kind of work.')
+    flags.DEFINE_string(
+        'topology', None, 'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64; runs nothing.'
+    )
+    flags.DEFINE_bool('full_effort', False, 'With --topology, compiles as a run does: many minutes for a large model.')
     flags.DEFINE_string('output', None, 'File for the figures as JSON.')
     command_line.run(main, required=('config',))

@@ -135,6 +135,11 @@ class TrainStep:
         if self.batches:
             self._run_pipeline(num_steps)
 
+    def flops_within_documents(self) -> float:
+        """What `flops_per_step` would be if attention left out what documents do not see of each other."""
+        share = flops.document_share(jax.device_get(segment_ids(self.tokens, self.vocabulary)))
+        return flops.step_flops(self.config, document_share=share)
+
     def masked_batch(self):
         """The MaskedBatch of the tokens, as the next step would draw it, in the memory of the host."""
         return jax.device_get(self.masking(self.tokens, self.state.step))

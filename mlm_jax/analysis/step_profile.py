@@ -51,6 +51,7 @@ _COLLECTIVE_KERNEL = re.compile(r'nccl|' + '|'.join(COLLECTIVES))
 _PRODUCT_KERNEL = re.compile(r'gemm|cublas|cutlass|matmul|xmma|nvjet')
 _CONTROL_FLOW = re.compile(r'(while|conditional|call)\b')
 _END = 'end: '  # how XLA:CPU names the event at which an instruction is finished
+_STREAM = 'Stream'  # how the threads of GPUs are named; where they are, other threads repeat them
 _FLASH_KERNEL = re.compile(r'fmha|flash|splash|sdpa|mha_')
 
 
@@ -176,6 +177,7 @@ def device_events(trace: Sequence[Mapping], program: hlo.Program) -> list[Device
     processes = {e['pid']: e['args']['name'] for e in trace if e.get('name') == 'process_name'}
     threads = {(e['pid'], e['tid']): e['args']['name'] for e in trace if e.get('name') == 'thread_name'}
     accelerators = {pid for pid, name in processes.items() if name.startswith('/device:')}
+    with_streams = {pid for (pid, _), name in threads.items() if name.startswith(_STREAM)}
     found, on_cpu = collections.defaultdict(list), []
     for event in trace:
         if event.get('ph') != 'X':
@@ -183,7 +185,7 @@ def device_events(trace: Sequence[Mapping], program: hlo.Program) -> list[Device
         pid, thread, arguments = event['pid'], threads.get((event['pid'], event['tid']), ''), event.get('args', {})
         if arguments.get('hlo_module', program.name).split('(')[0] != program.name:
             continue
-        if pid in accelerators and (thread == 'XLA Ops' or thread.startswith('Stream')):
+        if pid in accelerators and (thread.startswith(_STREAM) if pid in with_streams else thread == 'XLA Ops'):
             end = event['ts'] + event.get('dur', 0)
             name = arguments.get('hlo_op') or event['name']
             found[pid].append(Event(name, event['ts'], end, end, (pid, event['tid'])))

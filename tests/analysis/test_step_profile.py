@@ -168,12 +168,13 @@ def test_what_an_accelerator_leaves_open_is_idle(program, thread):
     trace = process('/host:CPU', {1: 'python'}, pid=9)
     trace.append(event('up.1', 0, 500, pid=9, hlo_op='up.1', hlo_module='jit_train_step'))  # the launch, on the host
     for pid, name in ((1, '/device:GPU:0'), (2, '/device:GPU:1')):
-        trace += process(name, {7: thread, 8: 'XLA Modules'}, pid)
+        trace += process(name, {7: thread, 8: 'XLA Modules', **({9: 'XLA Ops'} if thread != 'XLA Ops' else {})}, pid)
         trace += [
             event('up_1', 0, 20, 7, pid, hlo_module='jit_train_step'),
             event('ncclDevKernel_AllReduce', 30, 5, 7, pid),
             event('sm90_xmma_gemm_bf16', 35, 5, 7, pid),
             event('jit_train_step(7)', 0, 40, 8, pid),
+            event('up.1', 0, 35, 9 if thread != 'XLA Ops' else 8, pid),  # what streams have said already
         ]
     seconds = step_profile.profile(trace, program, num_steps=2).seconds
     assert seconds == pytest.approx({MATMUL: 12.5e-6, 'collectives': 2.5e-6, IDLE: 5e-6})
