@@ -12,6 +12,7 @@ medians over rounds, and ratios medians of the ratios within rounds. Rows are ma
 that `prepare` wrote.
 
   step ms      of one optimizer step, with its quartiles; masks are drawn within it.
+  CPU ms       on CPUs: time of all cores together, which the load of a shared machine changes least.
   tokens/s     of text, whatever an objective makes of them.
   TFLOP/s      that the model needs (mlm_jax/training/flops.py), by the time of the step.
   MFU          that, by the published peak of the devices for the dtype; where none is published,
@@ -84,6 +85,13 @@ def _line(c: speed.Contestant, first: speed.Contestant, matmuls: dict[str, speed
         'dtype': c.dtype,
         'flops_per_step': c.flops_per_step,
     }
+    if device.platform == 'cpu':
+        line['cpu_ms'] = 1000 * float(np.median(c.cpu_seconds))
+        line['cpu_time_per_token_ratio'] = (
+            float(np.median(np.array(c.cpu_seconds) / np.array(first.cpu_seconds)))
+            * first.tokens_per_step
+            / c.tokens_per_step
+        )
     if statistics := device.memory_stats():
         line['peak_bytes_in_use'] = statistics.get('peak_bytes_in_use')  # of the whole process so far
     for part, seconds in c.parts.items():
@@ -107,6 +115,7 @@ def _line(c: speed.Contestant, first: speed.Contestant, matmuls: dict[str, speed
 _COLUMNS = {
     'step ms': lambda line: f'{line["step_ms"]:.1f}',
     'quartiles': lambda line: '{:.1f} … {:.1f}'.format(*line['step_ms_quartiles']),
+    'CPU ms': lambda line: f'{line["cpu_ms"]:.1f}',
     'tokens/s': lambda line: f'{line["tokens_per_second"]:,.0f}',
     'TFLOP/s': lambda line: f'{line["tflops_per_second"]:.3f}',
     'MFU': lambda line: f'{line["mfu"]:.1%}',
@@ -118,6 +127,7 @@ _COLUMNS = {
     'stall': lambda line: f'{line["stall_share"]:.1%}',
     'compile s': lambda line: f'{line["compile_seconds"]:.1f}',
     'time ratio': lambda line: f'{line["time_per_token_ratio"]:.3f}',
+    'CPU ratio': lambda line: f'{line["cpu_time_per_token_ratio"]:.3f}',
     'FLOP ratio': lambda line: f'{line["flops_per_token_ratio"]:.3f}',
 }
 

@@ -39,6 +39,7 @@ class Contestant(Protocol):
       num_devices: at work.
       memory_bytes: of one device, where that is known.
       seconds: of one step, for each round so far.
+      cpu_seconds: likewise, of all cores together: what a busy machine changes least.
       parts: name → seconds of one step, likewise, of what is timed apart from the whole.
     """
 
@@ -50,6 +51,7 @@ class Contestant(Protocol):
     num_devices: int
     memory_bytes: int | None
     seconds: list[float]
+    cpu_seconds: list[float]
     parts: dict[str, list[float]]
 
     def run(self, num_steps: int) -> float:
@@ -89,6 +91,7 @@ class TrainStep:
     vocabulary: Vocabulary
     batches: Callable[[int], jax.Array] | None = None
     seconds: list[float] = dataclasses.field(default_factory=list)
+    cpu_seconds: list[float] = dataclasses.field(default_factory=list)
     parts: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -255,6 +258,7 @@ class LargeMatmul:
         self.name, self.tokens_per_step, self.flops_per_step = f'one matmul of {size}³ in {dtype}', 0, 2.0 * size**3
         self.dtype = dtype
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         self.parts: dict[str, list[float]] = {}
         start = time.perf_counter()
         self._operand = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
@@ -297,7 +301,9 @@ def measure(
     start = time.perf_counter()
     for number in range(1, rounds + 1):
         for contestant in contestants:
+            before = time.process_time()
             contestant.seconds.append(contestant.run(steps_per_round))
+            contestant.cpu_seconds.append((time.process_time() - before) / steps_per_round)
             if parts:
                 contestant.run_parts(steps_per_round)
         if progress:

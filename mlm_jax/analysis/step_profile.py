@@ -8,7 +8,8 @@ What is known of traces. XLA:CPU writes two events for each launched instruction
 while the thread that launched it is busy with it, and another, 'end: NAME', when all threads have finished it. A thread
 works on what it has an event open for, innermost; threads without one share what is handed out and not yet finished.
 Each moment is divided by the threads at work, so that times add up to the wall clock. On GPUs, a device has a thread of
-events for each stream, with the instruction in `hlo_op`; on TPUs, a thread 'XLA Ops'. What nothing covers is idle.
+events for each stream, with the instruction in `hlo_op`; on TPUs, a thread 'XLA Ops'. What nothing covers is idle. Kernels of libraries that a
+GPU launches from a CUDA graph may be known by their own names only; XLA_FLAGS=--xla_gpu_enable_command_buffer= has none.
 """
 
 import bisect
@@ -287,7 +288,20 @@ def classify(program: hlo.Program) -> dict[str, str]:
             if _draws(instructions, own, program):
                 own = {name: RANDOM_BITS if kind == COPIES else kind for name, kind in own.items()}
             kinds |= own
+    kinds |= _kinds_of_unnamed(kinds, program)
     return {re.sub(r'[.-]', '_', name): kind for name, kind in kinds.items()} | kinds
+
+
+def _kinds_of_unnamed(kinds: Mapping[str, str], program: hlo.Program) -> dict[str, str]:
+    """Kinds of what XLA has put in without saying why, such as the first half of a long sum: those of their readers."""
+    readers, found = _readers(program), {}
+    for name, kind in kinds.items():
+        if kind == OTHER and not _op_name(name, program):
+            known = [
+                kinds[reader] for reader in sorted(readers.get(name, ())) if kinds.get(reader) not in (None, OTHER)
+            ]
+            found[name] = known[0] if known else OTHER
+    return found
 
 
 def kind_of_kernel(name: str) -> str:

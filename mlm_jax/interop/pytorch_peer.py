@@ -103,7 +103,7 @@ class PyTorchStep:
       flops_per_step: as of our step, whatever PyTorch computes besides.
       compile_seconds: of the first step, which compiles.
       memory_bytes: the most that PyTorch held for the first step on a GPU; None on a CPU.
-      seconds: of one step, for each round so far.
+      seconds: of one step, for each round so far; `cpu_seconds`, of all cores together.
       loss: of the last step; ours of the same masks, where there is no dropout.
     """
 
@@ -141,6 +141,7 @@ class PyTorchStep:
         self.name, self.dtype = name, variant.dtype
         self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         self.parts: dict[str, list[float]] = {}
         self.memory_bytes: int | None = None
         self._torch = torch

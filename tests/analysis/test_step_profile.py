@@ -97,6 +97,8 @@ ENTRY %main (w: f32[8,8]) -> f32[8,8] {{
   %start = (s32[], f32[4,8,8]{{2,1,0}}, f32[8,8]{{1,0}}) tuple(%zero, %empty, %w)
   %loop.4 = (s32[], f32[4,8,8]{{2,1,0}}, f32[8,8]{{1,0}}) while(%start), condition=%condition, body=%body
   %result = f32[8,8]{{1,0}} get-tuple-element(%loop.4), index=2
+  %partial.6 = f32[8,8]{{1,0}} reduce-window(%result, %zero), window={{size=8x1}}, to_apply=%sum
+  %whole.7 = f32[8]{{0}} reduce(%partial.6, %zero), dimensions={{0}}, to_apply=%sum, metadata={{op_name="{BACK}/mlp_norm/reduce_sum"}}
   ROOT %all-reduce.5 = f32[8,8]{{1,0}} all-reduce(%result), to_apply=%sum, metadata={{op_name="{STEP}/transpose(jvp(MLM))/add"}}
 }}
 
@@ -119,6 +121,7 @@ def test_an_instruction_is_of_the_kind_of_most_of_what_is_fused_into_it(program)
     assert kinds['draw.2'] == 'random bits', 'two of three operations'
     assert kinds['save.3'] == 'copies, transposes', 'one number is computed, and 64 are written'
     assert kinds['all-reduce.5'] == 'collectives'
+    assert kinds['partial.6'] == kinds['whole.7'] == 'norm', 'a sum in two halves, of which one has a name'
     assert kinds['save_3'] == kinds['save.3'], 'GPU kernels have names without dots'
     assert 'inner' not in kinds, 'what runs within a kernel is not seen in a trace'
 
