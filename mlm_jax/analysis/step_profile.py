@@ -8,8 +8,9 @@ What is known of traces. XLA:CPU writes two events for each launched instruction
 while the thread that launched it is busy with it, and another, 'end: NAME', when all threads have finished it. A thread
 works on what it has an event open for, innermost; threads without one share what is handed out and not yet finished.
 Each moment is divided by the threads at work, so that times add up to the wall clock. On GPUs, a device has a thread of
-events for each stream, with the instruction in `hlo_op`; on TPUs, a thread 'XLA Ops'. What nothing covers is idle. Kernels of libraries that a
-GPU launches from a CUDA graph may be known by their own names only; XLA_FLAGS=--xla_gpu_enable_command_buffer= has none.
+events for each stream, with the instruction in `hlo_op`; on TPUs, a thread 'XLA Ops'. What nothing covers is idle.
+Kernels of libraries that a GPU launches from a CUDA graph may be known by their own names only: profile without graphs,
+XLA_FLAGS=--xla_gpu_enable_command_buffer=, to tell whose products they are.
 """
 
 import bisect
