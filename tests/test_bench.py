@@ -27,6 +27,7 @@ def test_two_objectives_in_turn(tmp_path):
     for line in (mlm, mae_lm):
         for part in ('masking', 'optimizer'):
             assert line[f'{part}_ms'] > 0 and line[f'{part}_share'] > 0
+        assert line['cpu_ms'] > 0
         assert line['memory_bytes'] > 3 * 4 * 64 * 32, 'the embedding, and its two moments'
         assert line['matmul_share'] > 0 and 'mfu' not in line, 'nothing is published for a CPU'
         attained = line['tflops_per_second'] / line['matmul_tflops_per_second'] / line['matmul_share']
