@@ -1,176 +1,308 @@
 """Measures the speed of training steps, several configurations interleaved in one run.
 
     python -m mlm_jax.bench --config=configs/mlm.py:mini --config=configs/mae_lm.py:mini
+    python -m mlm_jax.bench --config=configs/mlm.py:mini --rows=data/demo          real rows, and the reading of them
+    python -m mlm_jax.bench --config=configs/mlm.py:mini --profile=runs/profile    where the time of a step goes
+    python -m mlm_jax.bench --config=configs/mlm.py:mini --peer=huggingface        beside transformers on PyTorch
+    python -m mlm_jax.bench --topology=v5e-16 \\
+        --config=configs/mlm.py:base,mesh.data=1,mesh.fsdp=-1,sharding=fsdp,num_microbatches=8
 
-Synthetic rows; no data stack is imported. Each round takes the configurations in turn, so that what else the machine
-does falls on all of them alike; figures are medians over rounds, and medians of ratios to the first configuration.
-Masking alone, compiled apart and timed in the same rounds, is given as a share of the step that contains it.
+Each round takes the configurations in turn, so that what else the machine does falls on all of them alike; figures are
+medians over rounds, and ratios medians of the ratios within rounds. Rows are made up unless --rows names a directory
+that `prepare` wrote.
+
+  step ms      of one optimizer step, with its quartiles; masks are drawn within it.
+  CPU ms       on CPUs: time of all cores together, which the load of a shared machine changes least.
+  tokens/s     of text, whatever an objective makes of them.
+  TFLOP/s      that the model needs (mlm_jax/training/flops.py), by the time of the step.
+  MFU          that, by the published peak of the devices for the dtype; where none is published,
+  of matmul    by what one large matrix product attains on this machine, in the same rounds.
+  masking, optimizer    timed apart, as shares of the step that contains them.
+  memory       of one device, by the compiler: state, batch and temporaries.
+  input, stall          with --rows: tokens/s that reading could deliver, and the share of a step spent waiting for it.
+
+--peer=huggingface puts the model, the batch, the masks and the optimizer of the first configuration into PyTorch
+(`transformers.BertForMaskedLM`; mlm_jax/interop/pytorch_peer.py; extra `peer`), on a CPU or one CUDA device, and prints
+how many times as many tokens each configuration has taken per second.
+--profile traces 3 steps of each configuration (mlm_jax/analysis/step_profile.py); TensorBoard reads the traces too.
+--topology runs nothing: it compiles the steps for a TPU slice that is not here (extra `tpu`), as `doctor` does, and
+prints the memory of a device, products, bytes moved, collectives, and by published peaks a PREDICTION: the time of a
+step from where all of these overlap to where nothing does (mlm_jax/training/roofline.py). By default it compiles with
+little effort, six times as fast, which divides the step and takes memory as a full one does, but fuses less: bytes are
+then an upper bound.
 """
 
-import dataclasses
 import json
+import os
 import pathlib
+import sys
 import time
 
 import jax
-import ml_collections
 import numpy as np
 from absl import flags
 
-from mlm_jax import command_line, config_check
+from mlm_jax import command_line
 from mlm_jax import config as config_lib
-from mlm_jax.data.packing import segment_ids
-from mlm_jax.data.synthetic import SyntheticRows
-from mlm_jax.masking import tables
-from mlm_jax.masking.vocabulary import standard_vocabulary
-from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.training import build, flops, runtime
-from mlm_jax.training.state import create_state
-from mlm_jax.training.step import MASK_STREAM, jit_train_step, stream_key
+from mlm_jax.analysis import prediction, speed, step_profile
+from mlm_jax.analysis.speed import measure, prepare
+from mlm_jax.config import ConfigError
+from mlm_jax.interop import pytorch_peer
+from mlm_jax.parallel import topology
+from mlm_jax.training import ahead_of_time, build, peaks
+from mlm_jax.training.metrics import ProgressLine
+
+__all__ = ['measure', 'prepare', 'report']
 
 
-@dataclasses.dataclass
-class Contestant:
-    """A compiled training step with its state.
+def report(contestants: list[speed.Contestant], matmuls: dict[str, speed.LargeMatmul] | None = None) -> list[dict]:
+    """Medians, quartiles, rates, and ratios to the first contestant.
 
-    Attributes:
-      name: as on the command line.
-      tokens_per_step: source tokens, whatever the objective makes of them.
-      flops_per_step: of its matmuls.
-      compile_seconds: what compiling took.
-      masking: the compiled masking of the batch alone.
-      seconds: of each round so far, for one step; `masking_seconds`, for masking alone.
+    Args:
+      contestants: measured in the same rounds.
+      matmuls: dtype → one large product, measured in the same rounds too.
     """
-
-    name: str
-    tokens_per_step: int
-    flops_per_step: float
-    compile_seconds: float
-    step: jax.stages.Compiled
-    masking: jax.stages.Compiled
-    state: object
-    tokens: jax.Array
-    mesh: jax.sharding.Mesh
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    masking_seconds: list[float] = dataclasses.field(default_factory=list)
-
-    def run(self, num_steps: int) -> float:
-        """Runs steps and returns the seconds of one."""
-        start = time.perf_counter()
-        with jax.set_mesh(self.mesh):
-            for _ in range(num_steps):
-                self.state, metrics = self.step(self.state, self.tokens)
-            jax.block_until_ready((self.state, metrics))
-        return (time.perf_counter() - start) / num_steps
-
-    def mask(self, num_steps: int) -> float:
-        """Draws masks as often and returns the seconds of one draw."""
-        start = time.perf_counter()
-        for _ in range(num_steps):
-            masks = self.masking(self.tokens, self.state.step)
-        jax.block_until_ready(masks)
-        return (time.perf_counter() - start) / num_steps
+    return [_line(contestant, contestants[0], matmuls or {}) for contestant in contestants]
 
 
-def prepare(name: str, config: ml_collections.ConfigDict | None = None) -> Contestant:
-    """Compiles the step of `config`, or of what `name`, FILE.py:ARGUMENT, says, and creates its state on the mesh."""
-    config = config_lib.load(name) if config is None else config
-    config_check.check(config)
-    vocabulary = standard_vocabulary(config.vocab_size)
-    run = build.make_run(config, vocabulary, 1000.0, tables.stand_in(vocabulary))
-    mesh = runtime.make_mesh(config)
-    with jax.set_mesh(mesh):
-        state = create_state(run.init, mesh, config.sharding)
-        rows = SyntheticRows(config.batch_size, config.sequence_length, vocabulary)
-        tokens = jax.device_put(rows.read(np.arange(config.batch_size)), mesh_lib.batch_sharding(mesh))
-        start = time.perf_counter()
-        step = jit_train_step(run.train_step, state, mesh).lower(state, tokens).compile()
-        compile_seconds = time.perf_counter() - start
-
-        def mask(tokens_BxT, step):
-            key = stream_key(config.seed, MASK_STREAM, step)
-            return run.masking(key, tokens_BxT, segment_ids(tokens_BxT, vocabulary), step)
-
-        masking = jax.jit(mask).lower(tokens, state.step).compile()
-    size = config.batch_size * config.sequence_length
-    return Contestant(name, size, flops.step_flops(config), compile_seconds, step, masking, state, tokens, mesh)
-
-
-def measure(contestants: list[Contestant], rounds: int, steps_per_round: int) -> None:
-    """Times every contestant in every round, after one step each that does not count."""
-    for contestant in contestants:
-        contestant.run(1)
-        contestant.mask(1)
-    for _ in range(rounds):
-        for contestant in contestants:
-            contestant.seconds.append(contestant.run(steps_per_round))
-            contestant.masking_seconds.append(contestant.mask(steps_per_round))
-
-
-def report(contestants: list[Contestant]) -> list[dict]:
-    """Medians, quartiles, rates, and ratios to the first contestant."""
+def _line(c: speed.Contestant, first: speed.Contestant, matmuls: dict[str, speed.LargeMatmul]) -> dict:
     device = jax.devices()[0]
-    peak = flops.peak_flops_per_second(device.device_kind)
-    first, lines = contestants[0], []
-    for c in contestants:
-        low, median, high = np.percentile(c.seconds, [25, 50, 75])
-        # Ratios round by round: both sides of a pair ran under the same load.
-        ratio = float(np.median(np.array(c.seconds) / np.array(first.seconds)))
-        line = {
-            'config': c.name,
-            'step_ms': 1000 * median,
-            'step_ms_quartiles': [1000 * low, 1000 * high],
-            'masking_ms': 1000 * float(np.median(c.masking_seconds)),
-            'masking_share': float(np.median(np.array(c.masking_seconds) / np.array(c.seconds))),
-            'tokens_per_second': c.tokens_per_step / median,
-            'tflops_per_second': c.flops_per_step / median / 1e12,
-            'compile_seconds': c.compile_seconds,
-            'time_per_token_ratio': ratio * first.tokens_per_step / c.tokens_per_step,
-            'flops_per_token_ratio': c.flops_per_step
+    low, median, high = np.percentile(c.seconds, [25, 50, 75])
+    # Ratios round by round: both sides of a pair ran under the same load.
+    ratio = float(np.median(np.array(c.seconds) / np.array(first.seconds)))
+    line = {
+        'config': c.name,
+        'step_ms': 1000 * median,
+        'step_ms_quartiles': [1000 * low, 1000 * high],
+        'tokens_per_second': c.tokens_per_step / median,
+        'tflops_per_second': c.flops_per_step / median / 1e12,
+        'compile_seconds': c.compile_seconds,
+        'time_per_token_ratio': ratio * first.tokens_per_step / c.tokens_per_step,
+        'flops_per_token_ratio': c.flops_per_step / c.tokens_per_step / first.flops_per_step * first.tokens_per_step,
+        'memory_bytes': c.memory_bytes,
+        'device': device.device_kind,
+        'num_devices': c.num_devices,
+        'dtype': c.dtype,
+        'flops_per_step': c.flops_per_step,
+    }
+    if device.platform == 'cpu':
+        line['cpu_ms'] = 1000 * float(np.median(c.cpu_seconds))
+        line['cpu_time_per_token_ratio'] = (
+            float(np.median(np.array(c.cpu_seconds) / np.array(first.cpu_seconds)))
+            * first.tokens_per_step
             / c.tokens_per_step
-            / first.flops_per_step
-            * first.tokens_per_step,
-            'device': device.device_kind,
-            'num_devices': jax.device_count(),
-        }
-        if peak:
-            line['mfu'] = c.flops_per_step / median / (peak * jax.device_count())
-        lines.append(line)
+        )
+    if statistics := device.memory_stats():
+        line['peak_bytes_in_use'] = statistics.get('peak_bytes_in_use')  # of the whole process so far
+    for part, seconds in c.parts.items():
+        line[f'{part}_ms'] = 1000 * float(np.median(seconds))
+        line[f'{part}_share'] = float(np.median(np.array(seconds) / np.array(c.seconds)))
+    if 'input' in c.parts:
+        line['flops_within_documents'] = c.flops_within_documents()
+        line['input_tokens_per_second'] = c.tokens_per_step / float(np.median(c.parts['input']))
+        line['stall_share'] = float(np.median(np.array(c.parts['stall']) / np.array(c.parts['fed'])))
+    if peak := peaks.peak_flops_per_second(device.device_kind, c.dtype):
+        line['mfu'] = c.flops_per_step / median / (peak * c.num_devices)
+    if matmul := matmuls.get(c.dtype):
+        # Devices that are threads of one CPU share what one product has to itself.
+        devices = 1 if device.platform == 'cpu' else c.num_devices
+        attained = [one / other for one, other in zip(matmul.seconds, c.seconds, strict=True)]
+        line['matmul_share'] = float(np.median(attained)) * c.flops_per_step / matmul.flops_per_step / devices
+        line['matmul_tflops_per_second'] = matmul.flops_per_step / float(np.median(matmul.seconds)) / 1e12
+    return line
+
+
+_COLUMNS = {
+    'step ms': lambda line: f'{line["step_ms"]:.1f}',
+    'quartiles': lambda line: '{:.1f} … {:.1f}'.format(*line['step_ms_quartiles']),
+    'CPU ms': lambda line: f'{line["cpu_ms"]:.1f}',
+    'tokens/s': lambda line: f'{line["tokens_per_second"]:,.0f}',
+    'TFLOP/s': lambda line: f'{line["tflops_per_second"]:.3f}',
+    'MFU': lambda line: f'{line["mfu"]:.1%}',
+    'of matmul': lambda line: f'{line["matmul_share"]:.1%}',
+    'masking': lambda line: f'{line["masking_share"]:.2%}',
+    'optimizer': lambda line: f'{line["optimizer_share"]:.1%}',
+    'memory MiB': lambda line: f'{line["memory_bytes"] / 2**20:,.0f}',
+    'input tokens/s': lambda line: f'{line["input_tokens_per_second"]:,.0f}',
+    'stall': lambda line: f'{line["stall_share"]:.1%}',
+    'compile s': lambda line: f'{line["compile_seconds"]:.1f}',
+    'time ratio': lambda line: f'{line["time_per_token_ratio"]:.3f}',
+    'CPU ratio': lambda line: f'{line["cpu_time_per_token_ratio"]:.3f}',
+    'FLOP ratio': lambda line: f'{line["flops_per_token_ratio"]:.3f}',
+}
+
+
+def table(lines: list[dict]) -> str:
+    """The lines of a report, aligned; columns that nobody has are left out."""
+    cells = {title: [_cell(text, line) for line in lines] for title, text in _COLUMNS.items()}
+    cells = {title: column for title, column in cells.items() if any(cell != '–' for cell in column)}
+    widths = {title: 2 + max(len(title), *map(len, column)) for title, column in cells.items()}
+    rows = [''.join(title.rjust(width) for title, width in widths.items()) + '  config']
+    for number, line in enumerate(lines):
+        rows.append(
+            ''.join(cells[title][number].rjust(width) for title, width in widths.items()) + f'  {line["config"]}'
+        )
+    return '\n'.join(rows)
+
+
+def _cell(text, line: dict) -> str:
+    try:
+        return text(line)
+    except (KeyError, TypeError):  # what does not apply to this line, or is not known of it
+        return '–'
+
+
+def peers(contestant: speed.TrainStep, variants: list[str]) -> tuple[list[pytorch_peer.PyTorchStep], dict[str, str]]:
+    """The step of a contestant in PyTorch, and name → why, of those variants that PyTorch cannot compile here.
+
+    Raises:
+      ConfigError: when BertForMaskedLM cannot do what the configuration asks for, or there are several devices.
+      ImportError: without the extra `peer`.
+    """
+    config, encoder = contestant.config, build.encoder_config(contestant.config)
+    pytorch_peer.check(config, encoder)
+    if contestant.num_devices > 1:
+        raise ConfigError(
+            f'the peer runs on one device, the configuration on {contestant.num_devices}: set CUDA_VISIBLE_DEVICES=0'
+        )
+    _, learning_rate = build.make_optimizer_of_run(config, total_steps=10_000, steps_per_epoch=1000.0)
+    params, batch = jax.device_get(contestant.state.params), contestant.masked_batch()
+    found, failed = [], {}
+    for number, name in enumerate(variants, 1):
+        _note(f'preparing PyTorch, {name} ({number} of {len(variants)})')
+        try:
+            found.append(
+                pytorch_peer.PyTorchStep(
+                    f'PyTorch {name}', pytorch_peer.VARIANTS[name], config, encoder, params, batch,
+                    float(learning_rate(0)), contestant.tokens_per_step, contestant.flops_per_step,
+                )
+            )  # fmt: skip
+        except pytorch_peer.CannotCompile as error:
+            failed[f'PyTorch {name}'] = str(error)
+            _note(f'left out: {error}')
+        else:
+            _note(f'ready in {found[-1].compile_seconds:.1f} s')
+    return found, failed
+
+
+def ratios(ours: list[speed.TrainStep], others: list[pytorch_peer.PyTorchStep]) -> dict[str, dict[str, float]]:
+    """Peer → configuration → how many times the tokens/s of the peer it has: medians of the ratios within rounds."""
+
+    def ratio(our, other) -> float:
+        times = np.array(other.seconds) / np.array(our.seconds)
+        return float(np.median(times)) * our.tokens_per_step / other.tokens_per_step
+
+    return {other.name: {our.name: ratio(our, other) for our in ours} for other in others}
+
+
+def ratio_table(ratios: dict[str, dict[str, float]], failed: dict[str, str]) -> str:
+    names = list(next(iter(ratios.values()), ()))
+    width = 2 + max(map(len, [*ratios, *failed]))
+    rows = [f'{peer.ljust(width)}cannot be compiled here: {reason}' for peer, reason in failed.items()]
+    if ratios:
+        numbers = range(1, len(names) + 1)
+        rows += ['times the tokens/s of PyTorch that', *(f'  [{n}] {name}' for n, name in zip(numbers, names)), 'has']
+        rows.append(' ' * width + ''.join(f'[{number}]'.rjust(9) for number in numbers))
+        rows += [peer.ljust(width) + ''.join(f'{ratio:9.2f}' for ratio in row.values()) for peer, row in ratios.items()]
+    return '\n'.join(rows)
+
+
+def predict(names: list[str], slice_name: str, full_effort: bool) -> list[dict]:
+    """Compiles the steps of configurations for a TPU slice and says what they ask of it; prints a table.
+
+    Raises:
+      ConfigError: for a configuration that cannot run there, and a slice that there is not.
+      ImportError: without the extra `tpu`.
+    """
+    try:
+        devices = topology.tpu_devices(slice_name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    options, lines = None if full_effort else ahead_of_time.LOW_EFFORT, []
+    for number, name in enumerate(names, 1):
+        _note(f'compiling {name} for {slice_name} ({number} of {len(names)})')
+        start = time.perf_counter()
+        lines.append(prediction.predict(name, config_lib.load(name), devices, options))
+        lines[-1] |= {'topology': slice_name, 'compile_seconds': time.perf_counter() - start}
+        _note(f'compiled in {lines[-1]["compile_seconds"]:.1f} s')
+    print(f'{slice_name}: {len(devices)} × {devices[0].device_kind}, per device and step; times are a PREDICTION from')
+    print(
+        'published peaks, from where products, memory and links overlap to where they do not; nothing has run there\n'
+    )
+    print(prediction.table(lines))
     return lines
 
 
 def main() -> None:
-    """Prints a table, and writes JSON where asked."""
+    """Prints tables, and writes JSON where asked."""
+    values = flags.FLAGS
+    if values.topology:
+        if values.rows or values.peer or values.profile:
+            raise ConfigError('--topology runs nothing: leave out --rows, --peer and --profile')
+        _write(predict(values.config, values.topology, values.full_effort))
+        return
+    if len(set(values.config)) < len(values.config):
+        raise ConfigError('a --config is given twice; measured beside itself, it would say nothing')
+    if values.peer:
+        os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # two frameworks share the memory of a GPU
+        pytorch_peer.import_torch()
     contestants = []
-    for name in flags.FLAGS.config:
-        contestants.append(prepare(name))
-        print(f'compiled {name} in {contestants[-1].compile_seconds:.1f} s')
-    measure(contestants, flags.FLAGS.rounds, flags.FLAGS.steps)
-    lines = report(contestants)
-    titles = {
-        'step ms': 9,
-        'quartiles': 17,
-        'tokens/s': 12,
-        'TFLOP/s': 9,
-        'masking': 9,
-        'time ratio': 12,
-        'FLOP ratio': 12,
-    }
-    print('\n' + ''.join(title.rjust(width) for title, width in titles.items()) + '  config')
-    for line in lines:
-        low, high = line['step_ms_quartiles']
-        print(
-            f'{line["step_ms"]:9.1f}{f"{low:.1f} … {high:.1f}":>17}{line["tokens_per_second"]:12,.0f}'
-            f'{line["tflops_per_second"]:9.3f}{line["masking_share"]:9.2%}{line["time_per_token_ratio"]:12.3f}'
-            f'{line["flops_per_token_ratio"]:12.3f}  {line["config"]}'
-        )
-    if flags.FLAGS.output:
-        pathlib.Path(flags.FLAGS.output).expanduser().write_text(json.dumps(lines, indent=2) + '\n', encoding='utf-8')
+    for number, name in enumerate(values.config, 1):
+        _note(f'compiling {name} ({number} of {len(values.config)})')
+        contestants.append(prepare(name, rows=values.rows))
+        _note(f'compiled in {contestants[-1].compile_seconds:.1f} s')
+    others, failed = peers(contestants[0], values.peer_variants) if values.peer else ([], {})
+    everyone = [*contestants, *others]
+    matmuls = {dtype: speed.LargeMatmul(dtype) for dtype in dict.fromkeys(c.dtype for c in everyone)}
+    _note(f'one step of each that does not count, then {values.rounds} rounds')
+    progress = ProgressLine(values.rounds, unit='round')
+    measure([*everyone, *matmuls.values()], values.rounds, values.steps, parts=True, progress=progress)
+    progress.note('')
+    lines = report(everyone, matmuls)
+    print(table(lines))
+    for matmul in matmuls.values():
+        attained = matmul.flops_per_step / float(np.median(matmul.seconds)) / 1e12
+        print(f'{matmul.name}: {attained:.3f} TFLOP/s')
+    if values.peer:
+        compared = ratios(contestants, others)
+        print('\n' + ratio_table(compared, failed))
+        for line in lines:
+            line['ratios_to_configurations'] = compared.get(line['config'])
+        lines += [{'config': name, 'error': reason} for name, reason in failed.items()]
+    if values.profile:
+        directory = pathlib.Path(values.profile).expanduser()
+        profiles = {c.name: step_profile.trace_step(c, directory / str(n)) for n, c in enumerate(contestants)}
+        print('\n' + step_profile.format_profiles(profiles))
+        for line in lines[: len(contestants)]:
+            line['profile_seconds'] = profiles[line['config']].seconds
+    _write(lines)
+
+
+def _write(lines: list[dict]) -> None:
+    if path := flags.FLAGS.output:
+        pathlib.Path(path).expanduser().write_text(json.dumps(lines, indent=2) + '\n', encoding='utf-8')
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':
     flags.DEFINE_multi_string('config', None, 'FILE.py[:SIZE[,key=value…]]; several are measured in turn.')
+    flags.DEFINE_string('rows', None, 'A directory that prepare wrote: its rows, and the reading of them.')
     flags.DEFINE_integer('rounds', 10, 'Rounds; figures are medians over them.', lower_bound=1)
     flags.DEFINE_integer('steps', 2, 'Steps of each configuration in a round.', lower_bound=1)
+    flags.DEFINE_enum('peer', None, ['huggingface'], 'Measures the first configuration in PyTorch too.')
+    flags.DEFINE_multi_enum(
+        'peer_variants',
+        pytorch_peer.DEFAULT_VARIANTS,
+        list(pytorch_peer.VARIANTS),
+        'How PyTorch runs it; `everywhere` computes logits at every position, as its users do.',
+    )
+    flags.DEFINE_string('profile', None, 'Directory for traces; prints where the time of a step goes, by kind of work.')
+    flags.DEFINE_string(
+        'topology', None, 'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64; runs nothing.'
+    )
+    flags.DEFINE_bool('full_effort', False, 'With --topology, compiles as a run does: many minutes for a large model.')
     flags.DEFINE_string('output', None, 'File for the figures as JSON.')
     command_line.run(main, required=('config',))

@@ -24,7 +24,7 @@ from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import topology as topology_lib
-from mlm_jax.training import ahead_of_time, build, checks, continuation, flops, runtime
+from mlm_jax.training import ahead_of_time, build, checks, continuation, flops, peaks, runtime
 from mlm_jax.training.state import num_parameters
 
 MIB = 2**20
@@ -111,18 +111,14 @@ def _check_disk(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> str
 
 def _check_step(config: ml_collections.ConfigDict, devices: list[jax.Device], options: dict | None):
     """Yields what compiling the train step for `devices` shows."""
-    cure = 'raise num_microbatches, set model.remat=matmuls, or use more devices'
     try:
-        compiled = ahead_of_time.compile_train_step(config, devices, compiler_options=options)
+        needs = ahead_of_time.examine_train_step(config, devices, options)
     except ConfigError as error:
         yield False, str(error)
         return
-    except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
-            raise
-        yield False, f'memory: {str(error).splitlines()[0]}\n{cure}'
+    except ahead_of_time.DoesNotFit as error:
+        yield False, f'memory: {error}'
         return
-    needs = ahead_of_time.requirements(compiled)
     parts = {'state and batch': needs.argument_bytes, 'temporaries': needs.temporary_bytes,
              'output': needs.output_bytes, 'program': needs.code_bytes}  # fmt: skip
     text = ', '.join(f'{name} {size / MIB:,.0f}' for name, size in parts.items())
@@ -130,7 +126,7 @@ def _check_step(config: ml_collections.ConfigDict, devices: list[jax.Device], op
     fits = limit is None or needs.total_bytes <= limit
     of_limit = f' of {limit / MIB:,.0f}' if limit else ''
     text = f'memory per device: {needs.total_bytes / MIB:,.0f} MiB{of_limit} ({text})'
-    yield fits, text if fits else f'{text}\n{cure}'
+    yield fits, text if fits else f'{text}\n{ahead_of_time.CURE}'
     if needs.flops:
         yield True, _describe_flops(config, devices, needs)
     yield True, 'collectives of a step, per device:' + (_table(needs.collectives) or ' none')
@@ -155,7 +151,7 @@ def _describe_flops(
     )
     if config.model.attention_backend != 'xla':
         text += ' (fused attention not counted)'
-    peak = flops.peak_flops_per_second(devices[0].device_kind)
+    peak = peaks.peak_flops_per_second(devices[0].device_kind, config.model.dtype)
     return text + (f'; {1000 * needed / peak:,.1f} ms at the published peak' if peak else '')
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-import grain
 import jax
 import numpy as np
 
@@ -38,6 +37,8 @@ class Batches:
         """Batches of `batch_size` rows over all processes, laid out by `sharding`."""
         if not len(rows):
             raise ValueError('there are no rows to train on')
+        import grain  # here, as benchmarks on synthetic rows need none of it
+
         self._rows, self._batch_size, self._sharding = rows, batch_size, sharding
         self._permutation = grain.MapDataset.range(len(rows)).shuffle(seed=seed).repeat()
 

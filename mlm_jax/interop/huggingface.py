@@ -107,8 +107,7 @@ def to_hf(config: EncoderConfig, params: Mapping, directory: str | pathlib.Path,
     """
     reasons = [
         f'{key}={getattr(config, key)!r}, where BERT has {value!r}'
-        for key, value in _BERT_RECIPE.items()
-        if getattr(config, key) != value
+        for key, value in differences_from_bert(config).items()
     ]
     if reasons:
         raise ValueError(f'a BertForMaskedLM cannot express this encoder: {"; ".join(reasons)}')
@@ -124,6 +123,23 @@ def to_hf(config: EncoderConfig, params: Mapping, directory: str | pathlib.Path,
     description = {
         'architectures': ['BertForMaskedLM'],
         'model_type': 'bert',
+        'dtype': 'float32',
+        **bert_description(config, pad_id),
+    }
+    # safetensors writes the memory of an array as it lies: transposed views must be copied first.
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in bert_arrays(params)}
+    save_file(arrays, directory / WEIGHTS_FILE, metadata={'format': 'pt'})
+    (directory / CONFIG_FILE).write_text(json.dumps(description, indent=2) + '\n', encoding='utf-8')
+
+
+def differences_from_bert(config: EncoderConfig) -> dict[str, object]:
+    """Key → the value that BERT has, of those keys of an encoder for whose own value BERT has no place."""
+    return {key: value for key, value in _BERT_RECIPE.items() if getattr(config, key) != value}
+
+
+def bert_description(config: EncoderConfig, pad_id: int = 0) -> dict[str, object]:
+    """The arguments of `transformers.BertConfig` for an encoder, as far as it is a BERT."""
+    return {
         'vocab_size': config.vocab_size,
         'hidden_size': config.width,
         'num_hidden_layers': config.num_layers,
@@ -136,13 +152,8 @@ def to_hf(config: EncoderConfig, params: Mapping, directory: str | pathlib.Path,
         'initializer_range': config.init_stddev,
         'type_vocab_size': 2,
         'pad_token_id': pad_id,
-        'dtype': 'float32',
         **_FIXED,
     }
-    # safetensors writes the memory of an array as it lies: transposed views must be copied first.
-    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in _bert_arrays(params)}
-    save_file(arrays, directory / WEIGHTS_FILE, metadata={'format': 'pt'})
-    (directory / CONFIG_FILE).write_text(json.dumps(description, indent=2) + '\n', encoding='utf-8')
 
 
 def bert_params(state_dict: Mapping[str, np.ndarray], num_heads: int) -> dict:
@@ -344,7 +355,7 @@ def _modern_name(name: str) -> str:
     return name.replace('LayerNorm.gamma', 'LayerNorm.weight').replace('LayerNorm.beta', 'LayerNorm.bias')
 
 
-def _bert_arrays(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
+def bert_arrays(params: Mapping) -> Iterator[tuple[str, np.ndarray]]:
     """The names and arrays of a BertForMaskedLM, but for those that are tied to another."""
 
     def linear(name, kernel_and_bias):

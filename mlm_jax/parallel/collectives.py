@@ -1,24 +1,19 @@
-"""What devices send each other in a compiled program, and what each of them computes: read from the optimised HLO.
-
-XLA's own cost analysis counts the body of a loop once; here, everything inside a loop counts as often as it runs.
-"""
+"""What devices send each other in a compiled program, and what each of them computes: read from the optimised HLO."""
 
 import collections
 import math
 import re
-from collections.abc import Iterator
 
 import jax
 
-COLLECTIVES = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
-_ITEM_BITS = {'pred': 8, 'bf16': 16}  # others end in their number of bits: f32, s8, u64, …
+from mlm_jax.parallel import hlo
 
-_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$')
-_CALLED = re.compile(
-    r'(?:calls|to_apply|body|condition|branch_computations|called_computations)=\{?(%[\w.-]+(?:, *%[\w.-]+)*)'
-)
-_SHAPE = re.compile(r'\b(pred|bf16|[fsu]\d+)\[([\d,]*)\]')
-_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$')
+COLLECTIVES = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
+# Instructions that move nothing by themselves: they name what is there, or what they call moves it.
+_FREE = (
+    'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'after-all',
+    'optimization-barrier', 'partition-id', 'replica-id',
+)  # fmt: skip
 
 
 def describe_collectives(compiled: jax.stages.Compiled) -> dict[str, tuple[int, int]]:
@@ -28,13 +23,13 @@ def describe_collectives(compiled: jax.stages.Compiled) -> dict[str, tuple[int, 
       Name → (times executed, bytes of their results on one device), for those that occur.
     """
     totals = collections.defaultdict(lambda: [0, 0])
-    for times, shape, operation, _ in _executed(compiled.as_text()):
-        name = operation.removesuffix('-start')
+    for times, instruction in hlo.parse(compiled.as_text()).executed():
+        name = instruction.operation.removesuffix('-start')
         if name not in COLLECTIVES:
             continue
-        size = _num_bytes(shape)
-        if operation.endswith('-start') and name != 'all-reduce':  # the result of a start holds its operand too
-            size = max(_item_sizes(shape))
+        sizes = [array.num_bytes for array in instruction.arrays]
+        # The result of a start holds its operand too.
+        size = max(sizes) if instruction.operation.endswith('-start') and name != 'all-reduce' else sum(sizes)
         totals[name][0] += times
         totals[name][1] += times * size
     return {name: tuple(totals[name]) for name in COLLECTIVES if name in totals}
@@ -42,84 +37,83 @@ def describe_collectives(compiled: jax.stages.Compiled) -> dict[str, tuple[int, 
 
 def matmul_flops(compiled: jax.stages.Compiled) -> int:
     """FLOPs of the matrix products of one run on one device; kernels written by hand do not show theirs."""
-    text = compiled.as_text()
-    shapes = {}
-    for line in text.splitlines():
-        if match := _INSTRUCTION.match(line):
-            shapes[match[1]] = match[2]
+    program = hlo.parse(compiled.as_text())
     return sum(
-        times * 2 * _product_terms(shape, arguments, shapes)
-        for times, shape, operation, arguments in _executed(text)
-        if operation in ('dot', 'convolution')
+        times * 2 * _product_terms(instruction, program)
+        for times, instruction in program.executed()
+        if instruction.operation in ('dot', 'convolution')
     )
 
 
-def _executed(text: str) -> Iterator[tuple[int, str, str, str]]:
-    """Yields how often, result shape, operation and the rest of the line, of all instructions."""
-    computations, entry = _computations(text)
-    times = collections.Counter({entry: 1})
-    for name in _callers_first(computations, entry):
-        for line in computations[name]:
-            trips = 1
-            if ' while(' in line:
-                condition = re.search(r'condition=%([\w.-]+)', line)[1]
-                trips = _trip_count(line, condition, computations)
-            for called in _called(line):
-                times[called] += times[name] * trips
-    for name, lines in computations.items():
-        for line in lines:
-            if times[name] and (match := _INSTRUCTION.match(line)):
-                yield times[name], match[2], match[3], match[4]
+def accessed_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes that the instructions of one run read from and write to the memory of one device.
+
+    Each launched instruction (a fusion is one) counts its operands and its results, as often as it runs: of an operand
+    that it slices or gathers from, the slices; of one that it updates in place, the update. Arrays that XLA keeps in
+    the memory of the core do not count, and caches are not known: what a cache holds counts again.
+    """
+    program = hlo.parse(compiled.as_text())
+    return sum(times * _bytes_of(instruction, program) for times, instruction in program.launched())
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    computations, entry, current = {}, '', None
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            current = computations.setdefault(match[2], [])
-            entry = match[2] if match[1] else entry
-        elif line == '}':
-            current = None
-        elif current is not None:
-            current.append(line)
-    return computations, entry
+def _bytes_of(instruction: hlo.Instruction, program: hlo.Program) -> int:
+    if instruction.operation in _FREE or instruction.operation.endswith('-done'):
+        return 0
+    if instruction.operation == 'fusion':
+        body = program.computations[instruction.called[0]]
+        parameters = sorted((i for i in body if i.operation == 'parameter'), key=lambda i: int(i.rest.split(')', 1)[0]))
+        operands = [program.instructions[name] for name in instruction.operands]
+        read = sum(_read_in(body, inside, operand) for inside, operand in zip(parameters, operands, strict=True))
+        return read + _written(instruction, next(i for i in body if i.is_root), program)
+    if instruction.operation in ('dynamic-slice', 'gather', 'slice'):
+        return 2 * _main_memory(instruction.arrays)
+    if instruction.operation == 'dynamic-update-slice':
+        return 2 * _main_memory(program.instructions[instruction.operands[1]].arrays)
+    # What starts has its operand in its result: once is enough.
+    written = instruction.arrays[:1] if instruction.operation.endswith('-start') else instruction.arrays
+    read = sum(_main_memory(program.instructions[name].arrays) for name in instruction.operands)
+    return read + _main_memory(written)
 
 
-def _callers_first(computations: dict[str, list[str]], entry: str) -> list[str]:
-    finished, order = set(), []
-
-    def visit(name):
-        finished.add(name)
-        for line in computations[name]:
-            for called in _called(line):
-                if called not in finished:
-                    visit(called)
-        order.append(name)
-
-    visit(entry)
-    return order[::-1]
-
-
-def _called(line: str) -> list[str]:
-    return [name.strip(' %') for group in _CALLED.findall(line) for name in group.split(',')]
+def _read_in(body: list[hlo.Instruction], parameter: hlo.Instruction, operand: hlo.Instruction) -> int:
+    """Bytes of an operand of a fusion that its body reads."""
+    whole = _main_memory(operand.arrays)
+    if not whole:
+        return 0
+    read = 0
+    for user in (i for i in body if parameter.name in i.operands):
+        if user.operation in ('dynamic-slice', 'gather', 'slice') and user.operands[0] == parameter.name:
+            read += sum(array.num_bytes for array in user.arrays)
+        elif user.operation != 'dynamic-update-slice' or user.operands[0] != parameter.name:
+            return whole
+    return min(read, whole)
 
 
-def _trip_count(line: str, condition: str, computations: dict[str, list[str]]) -> int:
-    """The trip count that XLA knows, or else the bound in the condition: our loops count up from 0."""
-    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
-        return int(known[1])
-    lines = list(computations[condition])
-    for inner in [called for line in lines for called in _called(line)]:
-        lines += computations[inner]
-    bounds = [int(n) for line in lines for n in re.findall(r'\bs32\[\]\S* constant\((\d+)\)', line)]
-    return max(bounds, default=1)
+def _written(fusion: hlo.Instruction, root: hlo.Instruction, program: hlo.Program) -> int:
+    """Bytes of the results of a fusion that its body writes."""
+    roots = [program.instructions[name] for name in root.operands] if root.operation == 'tuple' else [root]
+    if len(roots) < len(fusion.arrays):  # one instruction with several results
+        return _main_memory(fusion.arrays)
+    total = 0
+    for array, source in zip(fusion.arrays, roots, strict=True):
+        while source.operation == 'bitcast':
+            source = program.instructions[source.operands[0]]
+        if source.operation == 'dynamic-update-slice' and not array.is_local:
+            total += sum(array.num_bytes for array in program.instructions[source.operands[1]].arrays)
+        else:
+            total += _main_memory((array,))
+    return total
 
 
-def _product_terms(shape: str, arguments: str, shapes: dict[str, str]) -> int:
+def _main_memory(arrays: tuple[hlo.Array, ...]) -> int:
+    return sum(array.num_bytes for array in arrays if not array.is_local)
+
+
+def _product_terms(instruction: hlo.Instruction, program: hlo.Program) -> int:
     """Products that a dot or a convolution sums up, in all of its outputs."""
-    operands = re.findall(r'%([\w.-]+)', arguments.split(')', 1)[0])
-    left, right = (_dimensions(shapes[name]) for name in operands[:2])
-    output = _dimensions(shape)
+    arguments = instruction.rest
+    left, right = (program.instructions[name].arrays[0].dimensions for name in instruction.operands[:2])
+    output = instruction.arrays[0].dimensions
     if labels := re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', arguments):
         return _convolution_terms(arguments, *(dict(zip(*p)) for p in zip(labels.groups(), (left, right, output))))
     contracted = re.search(r'lhs_contracting_dims=\{([\d,]+)\}', arguments)[1]
@@ -151,16 +145,3 @@ def _convolution_terms(arguments: str, left: dict, right: dict, output: dict) ->
 def _window(arguments: str, key: str, where: int, default: str) -> str:
     found = re.search(rf'window=\{{[^}}]*\b{key}=([\dx_-]+)', arguments)
     return found[1].split('x')[where] if found else default
-
-
-def _dimensions(shape: str) -> list[int]:
-    return [int(n) for n in _SHAPE.search(shape)[2].split(',') if n]
-
-
-def _item_sizes(shape: str) -> list[int]:
-    bits = [(_ITEM_BITS.get(kind) or int(kind[1:]), dimensions) for kind, dimensions in _SHAPE.findall(shape)]
-    return [math.prod(int(n) for n in dimensions.split(',') if n) * size // 8 for size, dimensions in bits]
-
-
-def _num_bytes(shape: str) -> int:
-    return sum(_item_sizes(shape))

@@ -32,6 +32,7 @@ class Requirements:
       output_bytes: the new state, where it does not take the place of the old one, and the metrics.
       code_bytes: the program.
       flops: of the matrix products; fused attention does not show its own.
+      accessed_bytes: read from and written to the device's memory.
       collectives: name → (times executed, bytes of their results).
     """
 
@@ -40,12 +41,37 @@ class Requirements:
     output_bytes: int
     code_bytes: int
     flops: int
+    accessed_bytes: int
     collectives: dict[str, tuple[int, int]]
 
     @property
     def total_bytes(self) -> int:
         """The most that lives at once."""
         return self.argument_bytes + self.temporary_bytes + self.output_bytes + self.code_bytes
+
+
+class DoesNotFit(Exception):
+    """The step needs more memory than the devices have; the message has the sizes, and the cure."""
+
+
+CURE = 'raise num_microbatches, set model.remat=matmuls, or use more devices'
+
+
+def examine_train_step(
+    config: ml_collections.ConfigDict, devices: list[jax.Device], compiler_options: dict | None = None
+) -> Requirements:
+    """Compiles the train step for `devices`, as `compile_train_step` does, and tells what it asks of each.
+
+    Raises:
+      ConfigError: when the devices do not fit the configuration.
+      DoesNotFit: when the compiler finds that the step does not fit their memory.
+    """
+    try:
+        return requirements(compile_train_step(config, devices, compiler_options=compiler_options))
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        raise DoesNotFit(f'{str(error).splitlines()[0]}\n{CURE}') from None
 
 
 def compile_train_step(
@@ -100,5 +126,6 @@ def requirements(compiled: jax.stages.Compiled) -> Requirements:
         output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         flops=collectives.matmul_flops(compiled),
+        accessed_bytes=collectives.accessed_bytes(compiled),
         collectives=collectives.describe_collectives(compiled),
     )

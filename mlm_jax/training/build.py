@@ -34,6 +34,7 @@ class Run:
       objective: the Linen module.
       masking: of the training.
       total_steps: the length of the run.
+      optimizer: of the mean gradient.
       learning_rate: update → learning rate.
       init: () → TrainState.
       train_step: (state, tokens) → (state, metrics).
@@ -43,6 +44,7 @@ class Run:
     objective: object
     masking: Masking
     total_steps: int
+    optimizer: optax.GradientTransformation
     learning_rate: Callable
     init: Callable
     train_step: Callable
@@ -133,6 +135,7 @@ def make_run(
         objective=objective,
         masking=masking,
         total_steps=total_steps,
+        optimizer=optimizer,
         learning_rate=learning_rate,
         init=make_init(objective, optimizer, config.seed, config_lib.row_length(config), max_masked),
         train_step=make_train_step(objective, masking, optimizer, config.seed, config.num_microbatches),

@@ -1,42 +1,98 @@
-"""Floating-point operations of the model's matmuls, and the peaks of devices."""
+"""Floating-point operations of the model's matrix products, a multiply-add being two.
 
+A step counts as 3 forward passes: each product has two in the backward pass, for its input and for its weights. That
+holds everywhere here: the input of the first layer is made of embeddings, which learn, and the products in attention
+have two inputs. The exceptions are named where they are.
+
+Two counts. What an objective *needs* is the measure of comparisons and of MFU: rows in full, padded or packed, the head
+on the masked positions alone, the encoder of MAE-LM on the kept ones, that of ExLM on expanded rows, and no unused
+slots. What its *slots* compute is the same with the static shapes in place of the means, and what XLA really compiles,
+up to a few per mille. Attention counts as over whole rows, since every backend computes them and masks; what attention
+within documents would need is the same with `document_share`.
+"""
+
+import dataclasses
+
+import jax
 import ml_collections
+import numpy as np
 
 from mlm_jax.config import resolve_steps, row_length
 from mlm_jax.masking import selection
 from mlm_jax.masking.fully_explored import FullyExplored
-
-# Published peaks in TFLOP/s for dense bfloat16 matmuls, by the start of `device_kind`.
-PEAK_TFLOPS = {
-    'NVIDIA H200': 989.0,
-    'NVIDIA H100': 989.0,
-    'NVIDIA A100': 312.0,
-    'TPU v4': 275.0,
-    'TPU v5 lite': 197.0,
-    'TPU v5e': 197.0,
-    'TPU v5p': 459.0,
-    'TPU v5': 459.0,
-    'TPU v6 lite': 918.0,
-    'TPU v6e': 918.0,
-}
+from mlm_jax.masking.vocabulary import standard_vocabulary
 
 
-def peak_flops_per_second(device_kind: str) -> float | None:
-    """Peak FLOP/s of one device in bfloat16; None for kinds without a published number, such as CPUs."""
-    for start, tflops in PEAK_TFLOPS.items():
-        if device_kind.startswith(start):
-            return tflops * 1e12
-    return None
+def step_flops(config: ml_collections.ConfigDict, *, slots: bool = False, document_share: float = 1.0) -> float:
+    """FLOPs of the products of one optimizer step.
 
-
-def step_flops(config: ml_collections.ConfigDict) -> float:
-    """FLOPs of the matmuls of one optimizer step; the backward pass counts twice the forward pass.
-
-    Rows count in full, packed or not, and only with what the objective needs: no unused slots. Each mask of a text is a
-    row. Where the ratio of masked tokens moves, this is the mean over the run.
+    Args:
+      config: a checked configuration. Each mask of a text is a row; where the ratio of masked tokens moves, this is the
+        mean over the run.
+      slots: counts what the static shapes compute, unused slots too; else what the objective needs.
+      document_share: Σ n² over documents by Σ T² over rows, of attention; see `document_share`.
     """
     row_flops = {'mlm': mlm_row_flops, 'mae_lm': mae_lm_row_flops, 'exlm': exlm_row_flops}[config.objective]
-    return 3 * config.batch_size * num_views(config) * row_flops(config)
+    sizes = slot_sizes(config) if slots else needed_sizes(config)
+    return 3 * config.batch_size * num_views(config) * row_flops(config, sizes, document_share)
+
+
+def document_share(segments_BxT: np.ndarray) -> float:
+    """Σ n² over the documents of rows, padding not among them, by Σ T² over the rows.
+
+    The share of attention over whole rows that attention within documents needs. Tokens are masked everywhere alike, so
+    it holds for MAE-LM's kept tokens and for ExLM's expanded rows too.
+    """
+    segments_BxT = np.asarray(segments_BxT)
+    rows, length = segments_BxT.shape
+    numbered = segments_BxT + (segments_BxT.max() + 1) * np.arange(rows)[:, None]
+    _, sizes = np.unique(numbered[segments_BxT > 0], return_counts=True)
+    return float((sizes.astype(np.float64) ** 2).sum() / (rows * length**2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Tokens in the parts of one row of the model.
+
+    Attributes:
+      length: n, of the row.
+      masked: m, that are predicted.
+      encoded: that the encoder reads: n, MAE-LM's kept tokens, or ExLM's expanded row.
+      expanded: e, of ExLM.
+    """
+
+    length: float
+    masked: float
+    encoded: float
+    expanded: float = 0.0
+
+
+def needed_sizes(config: ml_collections.ConfigDict) -> Sizes:
+    """What the objective needs, on average over the run."""
+    n = row_length(config)
+    masked = masked_ratio(config) * n
+    if config.objective == 'mae_lm':
+        return Sizes(n, masked, n - (1 - config.mae_lm.masked_in_encoder) * masked)
+    if config.objective == 'exlm':
+        expanded = masked + 2 * config.exlm.anchors
+        return Sizes(n, masked, n + (config.exlm.num_states - 1) * expanded, expanded)
+    return Sizes(n, masked * config.masking.predicted_fraction, n)
+
+
+def slot_sizes(config: ml_collections.ConfigDict) -> Sizes:
+    """What the static shapes hold, from the shapes of the model itself."""
+    from mlm_jax.training import build  # makes whole runs, which formulas are made of otherwise
+    from mlm_jax.training.state import example_batch
+
+    run = build.make_run(config, standard_vocabulary(config.vocab_size), 1000.0)
+    n, masked = row_length(config), run.masking.max_masked(config.sequence_length)
+
+    def encode():
+        return run.objective.apply({'params': run.init().params}, example_batch(n, masked), method='encode_masked')
+
+    encoded = jax.eval_shape(encode)[0].shape[1]
+    expanded = min(n, masked + 2 * config.exlm.anchors) if config.objective == 'exlm' else 0
+    return Sizes(n, masked, encoded, expanded)
 
 
 def num_views(config: ml_collections.ConfigDict) -> int:
@@ -60,52 +116,52 @@ def masked_ratio(config: ml_collections.ConfigDict) -> float:
     return (1 - share) * k.ratio + share * k.final_ratio
 
 
-def mlm_row_flops(config: ml_collections.ConfigDict) -> float:
-    """Forward pass of MLM on a row of n tokens: L·(2nW + 4n²d) + m·(2d² + 2dV), m = ratio·n masked positions."""
-    m, n = config.model, row_length(config)
-    head = (
-        masked_ratio(config)
-        * config.masking.predicted_fraction
-        * n
-        * (2 * m.width**2 + 2 * m.width * config.vocab_size)
-    )
-    return m.num_layers * _layer_flops(m, n) + head
+def mlm_row_flops(config: ml_collections.ConfigDict, sizes: Sizes, document_share: float = 1.0) -> float:
+    """Forward pass of MLM on a row of n tokens: L·(2nW + 4n²d) + m·(2d² + 2dV), with m predicted positions."""
+    m = config.model
+    head = sizes.masked * (2 * m.width**2 + 2 * m.width * config.vocab_size)
+    return m.num_layers * _layer_flops(m, sizes.encoded, document_share) + head
 
 
-def mae_lm_row_flops(config: ml_collections.ConfigDict) -> float:
+def mae_lm_row_flops(config: ml_collections.ConfigDict, sizes: Sizes, document_share: float = 1.0) -> float:
     """Forward pass of MAE-LM: the encoder on k = n − (1 − δ)m kept tokens, the decoder on n, the head on m.
 
     The paper's decoder costs L_d·(2nW_d + 4n²d_d); here its last layer computes all but keys and values for the m
     masked positions only: 4n·d_d² + 2m(W_d − 2d_d²) + 4nm·d_d. Where d_d ≠ d, each n and each m takes 2d·d_d more.
     """
-    m, options, n = config.model, config.mae_lm, config.sequence_length
-    masked = masked_ratio(config) * n
-    kept = n - (1 - options.masked_in_encoder) * masked
+    m, options, n, masked = config.model, config.mae_lm, sizes.length, sizes.masked
     width = options.decoder_width or m.width
     ffn_width = options.decoder_ffn_width or m.ffn_width * width // m.width
     decoder = ml_collections.ConfigDict(dict(width=width, ffn_width=ffn_width, mlp=m.mlp))
-    last = 4 * n * width**2 + 2 * masked * (_layer_weights(decoder) - 2 * width**2) + 4 * n * masked * width
+    last = 4 * n * width**2 + 2 * masked * (_layer_weights(decoder) - 2 * width**2)
+    last += 4 * n * masked * width * document_share
     head = masked * (2 * width**2 + 2 * m.width * config.vocab_size)
     between = 2 * m.width * width * (n + masked) if width != m.width else 0
-    layers = m.num_layers * _layer_flops(m, kept) + (options.decoder_layers - 1) * _layer_flops(decoder, n) + last
-    return layers + head + between
+    encoder = m.num_layers * _layer_flops(m, sizes.encoded, document_share)
+    return encoder + (options.decoder_layers - 1) * _layer_flops(decoder, n, document_share) + last + head + between
 
 
-def exlm_row_flops(config: ml_collections.ConfigDict) -> float:
-    """Forward pass of ExLM: the encoder on n' = n + (k − 1)e slots, e = ratio·n + 2; the head on S = k·e states.
+def exlm_row_flops(config: ml_collections.ConfigDict, sizes: Sizes, document_share: float = 1.0) -> float:
+    """Forward pass of ExLM: the encoder on n' = n + (k − 1)e slots; the head on S = k·e states.
 
-    Transitions take 2·S·2d(2d + C) for queries, keys and gates, and 2S²d for their products; the likelihood 2·e·S².
+    Transitions take 2·S·2d(2d + C) for queries, keys and gates, and 2S²d for their products. The logits of the targets
+    under each state, 2·e·S·d, are computed beside those of the vocabulary. The likelihood sums 2·e·S² products, whose
+    gradient is made of the same sums from both ends: it counts 3 times like all else.
     """
-    m, options, n = config.model, config.exlm, config.sequence_length
-    expanded = masked_ratio(config) * n + 2 * options.anchors
-    states = options.num_states * expanded
-    layers = m.num_layers * _layer_flops(m, n + (options.num_states - 1) * expanded)
-    head = states * (2 * m.width**2 + 2 * m.width * config.vocab_size)
+    m, options = config.model, config.exlm
+    states = options.num_states * sizes.expanded
+    layers = m.num_layers * _layer_flops(m, sizes.encoded, document_share)
+    head = states * (2 * m.width**2 + 2 * m.width * config.vocab_size) + 2 * sizes.expanded * states * m.width
     if options.transitions == 'none':
         return layers + head
     heads = options.transition_heads or m.num_heads
     links = 4 * states * m.width * (2 * m.width + (heads if heads > 1 else 0)) + 2 * states**2 * m.width
-    return layers + head + links + 2 * expanded * states**2
+    return layers + head + links + 2 * sizes.expanded * states**2
+
+
+def attention_flops(config: ml_collections.ConfigDict) -> float:
+    """Of the encoder and the decoder, the part of `step_flops` that is attention: what fused kernels hide."""
+    return step_flops(config) - step_flops(config, document_share=0.0)
 
 
 def _layer_weights(m: ml_collections.ConfigDict) -> int:
@@ -113,6 +169,6 @@ def _layer_weights(m: ml_collections.ConfigDict) -> int:
     return 4 * m.width**2 + (3 if m.mlp == 'geglu' else 2) * m.width * m.ffn_width
 
 
-def _layer_flops(m: ml_collections.ConfigDict, n: float) -> float:
+def _layer_flops(m: ml_collections.ConfigDict, n: float, document_share: float) -> float:
     """2nW + 4n²d for n tokens that see each other."""
-    return 2 * n * _layer_weights(m) + 4 * n**2 * m.width
+    return 2 * n * _layer_weights(m) + 4 * n**2 * m.width * document_share

@@ -103,9 +103,9 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
 class ProgressLine:
     """The live line of a run: rewritten in place on a terminal, one line each in a file."""
 
-    def __init__(self, total_steps: int, stream=None):
-        """A run of `total_steps` updates."""
-        self._total, self._stream = total_steps, stream or sys.stderr
+    def __init__(self, total_steps: int, stream=None, unit: str = 'step'):
+        """A run of `total_steps` updates, or of as many of another `unit`."""
+        self._total, self._stream, self._unit = total_steps, stream or sys.stderr, unit
         self._in_place = self._stream.isatty()
         self._width = 0
 
@@ -114,7 +114,7 @@ class ProgressLine:
         left = time.strftime('%H:%M:%S', time.gmtime((self._total - step) * seconds_per_step))
         days = int((self._total - step) * seconds_per_step // 86400)
         eta = f'{days}d {left}' if days else left
-        line = f'step {step:,}/{self._total:,} ({100 * step / self._total:.0f} %)  {text}  ETA {eta}'
+        line = f'{self._unit} {step:,}/{self._total:,} ({100 * step / self._total:.0f} %)  {text}  ETA {eta}'
         if self._in_place:
             self._stream.write('\r' + line.ljust(self._width))
             self._width = len(line)

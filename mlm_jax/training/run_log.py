@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from mlm_jax.training import flops
+from mlm_jax.training import flops, peaks
 from mlm_jax.training.checkpoints import Position
 from mlm_jax.training.metrics import MetricsWindow, MetricsWriter, ProgressLine, weighted_means
 
@@ -43,7 +43,7 @@ class RunLog:
         self._window = MetricsWindow(position.window)
         self._train_seconds = position.train_seconds
         self._step_flops = flops.step_flops(config)
-        self._peak = flops.peak_flops_per_second(jax.devices()[0].device_kind)
+        self._peak = peaks.peak_flops_per_second(jax.devices()[0].device_kind, config.model.dtype)
         self._writer, self._progress = None, ProgressLine(total_steps)
         if jax.process_index() == 0:
             first_step, logging = position.examples // config.batch_size, config.logging

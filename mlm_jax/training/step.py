@@ -40,20 +40,17 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, tokens_BxT: jax.Array) -> tuple[TrainState, Metrics]:
-        segments_BxT = segment_ids(tokens_BxT, masking.vocabulary)
-        mask_key = stream_key(seed, MASK_STREAM, state.step)
-        batch, overflow_B = masking.draw(mask_key, tokens_BxT, segments_BxT, state.step)
+        with jax.named_scope('masking'):
+            segments_BxT = segment_ids(tokens_BxT, masking.vocabulary)
+            mask_key = stream_key(seed, MASK_STREAM, state.step)
+            batch, overflow_B = masking.draw(mask_key, tokens_BxT, segments_BxT, state.step)
         dropout_key = stream_key(seed, DROPOUT_STREAM, state.step)
 
         grads, terms = accumulate_gradients(objective, state.params, batch, dropout_key, num_microbatches)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(terms.weight_sum, 1e-6), grads)
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(terms.loss_sum) & jnp.isfinite(grad_norm)
-
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new = (optax.apply_updates(state.params, updates), opt_state)
-        old = (state.params, state.opt_state)
-        params, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        with jax.named_scope('optimizer'):
+            params, opt_state, grad_norm, finite = apply_gradients(
+                optimizer, state, grads, terms.loss_sum, terms.weight_sum
+            )
 
         one = jnp.ones([])
         metrics = {
@@ -66,6 +63,32 @@ def make_train_step(
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, state: TrainState, grads, loss_sum: jax.Array, weight_sum: jax.Array
+) -> tuple[dict, optax.OptState, jax.Array, jax.Array]:
+    """Parameters and optimizer state after an update, unless it is not finite.
+
+    Args:
+      optimizer: of the run.
+      state: before the update.
+      grads: of the sum of the loss over the global batch.
+      loss_sum: f32[].
+      weight_sum: f32[], by which gradients are divided.
+
+    Returns:
+      Parameters, optimizer state, the norm of the mean gradient, and whether loss and gradient were finite: else
+      parameters and optimizer state are the old ones.
+    """
+    grads = jax.tree.map(lambda g: g / jnp.maximum(weight_sum, 1e-6), grads)
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    new = (optax.apply_updates(state.params, updates), opt_state)
+    old = (state.params, state.opt_state)
+    params, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    return params, opt_state, grad_norm, finite
 
 
 def jit_train_step(train_step: Callable, state: TrainState, mesh: Mesh):

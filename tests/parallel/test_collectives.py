@@ -77,3 +77,62 @@ def test_only_products_with_real_inputs_count_in_a_convolution(window):
 def test_an_asynchronous_collective_counts_once():
     program = Program(CONVOLUTION.replace('WINDOW', 'size=12'))
     assert collectives.describe_collectives(program) == {'all-gather': (1, 8 * 12 * 64 * 2)}
+
+
+MOVING = """\
+HloModule jit_moving
+
+%slicing (stack: f32[5,64,8], x: f32[64,8], i: s32[]) -> f32[64,8] {
+  %stack = f32[5,64,8]{2,1,0} parameter(0)
+  %x = f32[64,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %slice = f32[1,64,8]{2,1,0} dynamic-slice(%stack, %i, %i, %i), dynamic_slice_sizes={1,64,8}
+  %flat = f32[64,8]{1,0} bitcast(%slice)
+  ROOT %sum = f32[64,8]{1,0} add(%flat, %x)
+}
+
+%saving (stack.1: f32[5,64,8], x.1: f32[64,8], i.1: s32[]) -> f32[5,64,8] {
+  %stack.1 = f32[5,64,8]{2,1,0} parameter(0)
+  %x.1 = f32[64,8]{1,0} parameter(1)
+  %i.1 = s32[] parameter(2)
+  %flat.1 = f32[1,64,8]{2,1,0} bitcast(%x.1)
+  ROOT %update = f32[5,64,8]{2,1,0} dynamic-update-slice(%stack.1, %flat.1, %i.1, %i.1, %i.1)
+}
+
+%body (state: (s32[], f32[5,64,8], f32[64,8])) -> (s32[], f32[5,64,8], f32[64,8]) {
+  %state = (s32[], f32[5,64,8]{2,1,0}, f32[64,8]{1,0}) parameter(0)
+  %number = s32[] get-tuple-element(%state), index=0
+  %all = f32[5,64,8]{2,1,0} get-tuple-element(%state), index=1
+  %one = f32[64,8]{1,0} get-tuple-element(%state), index=2
+  %near = f32[64,8]{1,0:S(1)} copy(%one)
+  %read = f32[64,8]{1,0} fusion(%all, %near, %number), kind=kLoop, calls=%slicing
+  %written = f32[5,64,8]{2,1,0} fusion(%all, %read, %number), kind=kLoop, calls=%saving
+  ROOT %next = (s32[], f32[5,64,8]{2,1,0}, f32[64,8]{1,0}) tuple(%number, %written, %read)
+}
+
+%condition (state.1: (s32[], f32[5,64,8], f32[64,8])) -> pred[] {
+  %state.1 = (s32[], f32[5,64,8]{2,1,0}, f32[64,8]{1,0}) parameter(0)
+  ROOT %never = pred[] constant(false)
+}
+
+ENTRY %main (start: (s32[], f32[5,64,8], f32[64,8])) -> f32[64,8] {
+  %start = (s32[], f32[5,64,8]{2,1,0}, f32[64,8]{1,0}) parameter(0)
+  %loop = (s32[], f32[5,64,8]{2,1,0}, f32[64,8]{1,0}) while(%start), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %last = f32[64,8]{1,0} get-tuple-element(%loop), index=2
+  ROOT %twice = f32[64,8]{1,0} add(%last, %last)
+}
+"""  # noqa: E501
+
+
+def test_bytes_of_slices_and_updates_count_as_often_as_a_loop_runs():
+    row, index = 64 * 8 * 4, 4
+    copied = row  # into the memory of the core, where what is read and written does not count
+    sliced = row + index + row  # a row of the stack, and the result
+    saved = row + index + row  # what is saved, and its place in the stack
+    assert collectives.accessed_bytes(Program(MOVING)) == 5 * (copied + sliced + saved) + 3 * row
+
+
+def test_bytes_of_a_real_program_are_those_of_its_arrays():
+    x = jax.ShapeDtypeStruct((256, 128), jnp.float32)
+    compiled = jax.jit(lambda x, y: jnp.sin(x) * y + 1.0).lower(x, x).compile()
+    assert collectives.accessed_bytes(compiled) == 3 * 256 * 128 * 4
