@@ -37,7 +37,7 @@ class EncoderConfig:
       attention_dropout: on attention probabilities.
       dtype: of activations and matmuls; parameters, norms and softmax are float32.
       attention_backend: 'xla', 'cudnn' or 'splash'.
-      scan_unroll: layers per iteration of the scan over layers; 0: all of up to four, which runs faster on CPUs, else 1.
+      scan_unroll: layers per iteration of the scan over layers; 0: all of up to four (faster on CPUs), else 1.
       remat: 'none', 'full' or 'matmuls' (keep only the outputs of matmuls for the backward pass).
       norm_epsilon: of LayerNorm.
       init_stddev: of all embeddings and kernels.
