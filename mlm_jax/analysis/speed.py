@@ -4,6 +4,7 @@ Synthetic rows need no data stack, and none is imported for them.
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
+from mlm_jax.models.products import product
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build, flops, runtime
 from mlm_jax.training.metrics import ProgressLine
@@ -253,7 +255,7 @@ class LargeMatmul:
     num_devices, memory_bytes = 1, None
 
     def __init__(self, dtype: str):
-        """`dtype`: of its operands and its result."""
+        """`dtype`: of its operands and its result; summed in float32, as in the models."""
         size = 2048 if jax.default_backend() == 'cpu' else 8192
         self.name, self.tokens_per_step, self.flops_per_step = f'one matmul of {size}³ in {dtype}', 0, 2.0 * size**3
         self.dtype = dtype
@@ -262,7 +264,8 @@ class LargeMatmul:
         self.parts: dict[str, list[float]] = {}
         start = time.perf_counter()
         self._operand = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
-        self._product = jax.jit(jnp.matmul).lower(self._operand, self._operand).compile()
+        multiply = jax.jit(functools.partial(product, 'ab,bc->ac'))
+        self._product = multiply.lower(self._operand, self._operand).compile()
         self.compile_seconds = time.perf_counter() - start
 
     def run(self, num_steps: int) -> float:
