@@ -22,7 +22,7 @@ def cross_entropy_terms(logits_BxMxV: jax.Array, targets_BxM: jax.Array, weights
       weights_BxM: f32[B, M], 0 in unused slots.
 
     Returns:
-      LossTerms with the metrics `accuracy`, the share of the positions where the target alone is the most likely id, and
+      LossTerms with the metrics `accuracy`, the share of the positions where the target alone is most likely, and
       `masked_nll`, the mean without weights, which compares objectives and strategies.
     """
     nll_BxM = negative_log_likelihood(logits_BxMxV, targets_BxM)
