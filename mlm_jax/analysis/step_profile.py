@@ -111,7 +111,7 @@ def trace_step(contestant: TrainStep, directory: str | pathlib.Path, num_steps: 
     """Traces some steps and says where their time went.
 
     Args:
-      contestant: compiled, and run before.
+      contestant: compiled.
       directory: receives the trace, for TensorBoard or Perfetto, and beside it the compiled text.
       num_steps: traced.
     """
@@ -119,6 +119,7 @@ def trace_step(contestant: TrainStep, directory: str | pathlib.Path, num_steps: 
     directory.mkdir(parents=True, exist_ok=True)
     text = contestant.step.as_text()
     (directory / 'step.hlo.txt').write_text(text, encoding='utf-8')
+    contestant.run(1)  # what ran before may have left memory that a first step must ask for again
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     jax.profiler.start_trace(directory, profiler_options=options)
