@@ -5,19 +5,23 @@ Zheng et al., ExLM, ICML 2025, arXiv 2501.13397; the recursion is that of direct
 
     log Z = log Σ_a exp( Σ_i match[i, a_i] + Σ_{i≥1} links[a_{i−1}, a_i] )
 
-    forward:   α_i(u) = match[i, u] + log Σ_v exp(α_{i−1}(v) + links[v, u]),  from α_0(0) = match[0, 0]
-    backward:  ω_i(v) = match[i, v] + log Σ_u exp(links[v, u] + ω_{i+1}(u)),  from ω_{M−1}(S−1) = match[M−1, S−1]
+    forward:   α_i(u) = exp(match[i, u]) Σ_v α_{i−1}(v) exp(links[v, u]),  from α_0(0) = exp(match[0, 0])
+    backward:  ω_i(v) = exp(match[i, v]) Σ_u exp(links[v, u]) ω_{i+1}(u),  from ω_{M−1}(S−1) = exp(match[M−1, S−1])
 
-so that exp(α_i(u) + ω_i(u) − match[i, u] − log Z) is the probability that state u emits target i (ω is β with the
-emission of its own state). The backward recursion is the forward one of the row read from its end.
+so that α_i(u) ω_i(u) / exp(match[i, u]) / Z is the probability that state u emits target i, and α_i(v) exp(links[v, u])
+ω_{i+1}(u) / Z that of the step from v to u after it (ω is β with the emission of its own state).
 
-A step is a product of a vector and a matrix in linear space, many times faster than a logsumexp over S × S numbers.
-One scale for all states would lose those that lie further below the best than float32 reaches, 87 nats, though the only
-way to the end may pass them. So states are cut into blocks; each block has a scale of its own as source, and as
-destination the largest of the blocks up to it. Sums that are still too small to be sure of are raised by more than what
-can be lost, which makes α and ω upper bounds, and are marked. If the marked states have no posterior worth mentioning,
-nothing was lost; if they have, the row is computed again in log space. Which way a row takes depends on the row alone,
-and so do its results, to the bit.
+A state is reached from earlier ones only, so states are computed in blocks, each for all targets: what flows into it
+from the blocks before is one product of matrices, and `links` are read once. The recursion over targets is left to the
+steps within a block. The backward recursion goes through blocks and targets from the end, in the same loop.
+
+The numbers are far outside of float32. Those of a block and target have a power of two as their common scale, which
+takes no digits from them. One scale for all states would lose those that lie further below the best than float32
+reaches, 87 nats, though the only way to the end may pass them. What flows into a block is summed in the largest of the
+scales up to it. Sums that are still too small to be sure of are raised by more than what can be lost, which makes α and
+ω upper bounds, and count as unsure. If the unsure states have no posterior worth mentioning, nothing was lost; if they
+have, the row is computed again in log space. Which way a row takes depends on the row alone, and so do its results, to
+the bit.
 """
 
 import flax.struct
@@ -25,11 +29,13 @@ import jax
 import jax.numpy as jnp
 
 IMPOSSIBLE = -1e30  # log 0: finite, so that differences are no NaN
-BLOCK = 32  # states with a common scale, at most
+BLOCK = 80  # states with a common scale, at most
+LN2 = 0.6931471805599453
+NOTHING = -1e6  # the power of two of a block of zeros: finite too
 # In units of its scale, a sum of S terms loses at most 3·S·exp(−87): smaller float32 numbers become 0.
-UNSURE, LOST = 1e-27, 1e-34
+UNSURE, LOST, FAINTEST = 1e-27, 1e-34, 1e-37
 NEGLIGIBLE = 1e-7  # posterior of all states that are unsure
-LARGEST_EXPONENT = 60.0  # of the best pair of states of two blocks, above log Z
+LARGEST_POWER = 86.0  # of two, of the best pair of states of two blocks, relative to Z
 
 
 def dag_log_likelihood(
@@ -63,7 +69,7 @@ def dag_forward_backward(
       f32[B], log Z, and f32[B, M, S], the probability that target i is emitted by state u given all targets: zeros in
       rows without an alignment. No gradient flows through the latter.
     """
-    return _forward(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)[0]
+    return _posterior(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)[:2]
 
 
 def dag_posterior(
@@ -75,8 +81,7 @@ def dag_posterior(
       f32[B, M, S], the probability that target i is emitted by state u, and f32[B, S, S], that the alignment steps from
       v to u.
     """
-    (log_z_B, _), residuals = _forward(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
-    return _backward(residuals, (jnp.ones_like(log_z_B),))[:2]
+    return _posterior(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)[1:]
 
 
 def dag_viterbi(
@@ -87,10 +92,9 @@ def dag_viterbi(
     Returns:
       int32[B, M], the state of each target; −1 behind the last target, and for rows without an alignment.
     """
-    row = _Row.of(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
-    match_MxBxS, links_BxSxS = row.match_MxBxS, row.links_BxSxS
+    match_BxMxS, links_BxSxS = _allowed(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
+    match_MxBxS = jnp.moveaxis(match_BxMxS, 1, 0)
     index_M = jnp.arange(len(match_MxBxS))
-    first_BxS = jnp.where(jnp.arange(links_BxSxS.shape[1]) == 0, match_MxBxS[0], IMPOSSIBLE)
 
     def step(best_BxS, xs):
         i, match_BxS = xs
@@ -99,7 +103,7 @@ def dag_viterbi(
         best_BxS = jnp.where((i < num_targets_B)[:, None], new_BxS, best_BxS)  # rows that have ended stay
         return best_BxS, score_BxSxS.argmax(1).astype(jnp.int32)
 
-    best_BxS, source_MxBxS = jax.lax.scan(step, first_BxS, (index_M[1:], match_MxBxS[1:]))
+    best_BxS, source_MxBxS = jax.lax.scan(step, match_MxBxS[0], (index_M[1:], match_MxBxS[1:]))
     end_Bx1 = (num_states_B - 1)[:, None]
 
     def back(state_Bx1, xs):
@@ -114,227 +118,257 @@ def dag_viterbi(
     return jnp.where(feasible_Bx1 & (num_targets_B > 0)[:, None], path_BxM, -1)
 
 
+def _posterior(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
+    """log Z f32[B], the posterior of states f32[B, M, S] and of transitions f32[B, S, S]."""
+    row = match_BxMxS, links_BxSxS, num_targets_B, num_states_B
+    exact_B, fast = _in_linear_space(*row)
+
+    def repaired():
+        return [
+            jnp.where(exact_B.reshape(-1, *[1] * (fast.ndim - 1)), fast, slow)
+            for fast, slow in zip(fast, _in_log_space(*row), strict=True)
+        ]
+
+    return tuple(jax.lax.cond(exact_B.all(), lambda: list(fast), repaired))
+
+
 def _forward(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
-    row = _Row.of(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
-    alpha, omega = ways = _both_ways(row, _linear_space)
-    exact_B = _nothing_is_lost(row, alpha, omega)
-    alpha, omega = _repaired(exact_B, [way.without_unsure() for way in ways], lambda: _both_ways(row, _log_space))
-    start_B = omega.score_MxBxS[0, :, 0]
-    feasible_B = _is_possible(start_B)
-    log_z_B = jnp.where(feasible_B, start_B + omega.offset_MxB.sum(0), -jnp.inf)
-    occupancy_BxMxS = jnp.moveaxis(_occupancy(row, alpha, omega), 0, 1)
-    arguments = (match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
-    return (log_z_B, occupancy_BxMxS), (arguments, alpha, omega, exact_B, feasible_B, occupancy_BxMxS)
+    log_z_B, states_BxMxS, steps_BxSxS = _posterior(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
+    gradients = states_BxMxS.astype(match_BxMxS.dtype), steps_BxSxS.astype(links_BxSxS.dtype)
+    return (log_z_B, states_BxMxS), gradients
 
 
-def _backward(residuals, grads):
-    arguments, alpha, omega, exact_B, feasible_B, occupancy_BxMxS = residuals
-    match_BxMxS, links_BxSxS = arguments[:2]
-    parts = (_Row.of(*arguments), alpha, omega)
-    steps_BxSxS = _repaired(exact_B, _blocked_transitions(*parts), lambda: _transitions(*parts), axis=0)
-    grad_B = jnp.where(feasible_B, grads[0], 0.0)[:, None, None]
-    grad_match_BxMxS, grad_links_BxSxS = occupancy_BxMxS * grad_B, steps_BxSxS * grad_B
-    return grad_match_BxMxS.astype(match_BxMxS.dtype), grad_links_BxSxS.astype(links_BxSxS.dtype), None, None
+def _backward(gradients, grads):
+    # An infeasible row has no gradient, whatever the loss makes of its log Z: zeros, and no 0 · inf.
+    return (*(jnp.where(x == 0, 0, x * grads[0][:, None, None].astype(x.dtype)) for x in gradients), None, None)
 
 
 dag_forward_backward.defvjp(_forward, _backward)
 
 
-@flax.struct.dataclass
-class _Row:
-    """The arguments, `IMPOSSIBLE` outside the targets, states and transitions of each row."""
-
-    match_MxBxS: jax.Array
-    links_BxSxS: jax.Array
-    num_targets_B: jax.Array
-    num_states_B: jax.Array
-
-    @classmethod
-    def of(cls, match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
-        index_M, index_S = jnp.arange(match_BxMxS.shape[1]), jnp.arange(match_BxMxS.shape[2])
-        state_BxS = index_S < num_states_B[:, None]
-        used_BxMxS = (index_M < num_targets_B[:, None])[:, :, None] & state_BxS[:, None, :]
-        match_BxMxS = jnp.where(used_BxMxS, jnp.maximum(match_BxMxS.astype(jnp.float32), IMPOSSIBLE), IMPOSSIBLE)
-        later_BxSxS = (index_S[:, None] < index_S) & state_BxS[:, None, :]
-        links_BxSxS = jnp.where(later_BxSxS, jnp.maximum(links_BxSxS.astype(jnp.float32), IMPOSSIBLE), IMPOSSIBLE)
-        return cls(jnp.moveaxis(match_BxMxS, 1, 0), links_BxSxS, num_targets_B, num_states_B)
+def _allowed(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
+    """The first two arguments in float32, `IMPOSSIBLE` where no alignment passes."""
+    index_Mx1, index_S = jnp.arange(match_BxMxS.shape[1])[:, None], jnp.arange(match_BxMxS.shape[2])
+    # As many targets are left, and as many states.
+    targets_left_BxMx1 = num_targets_B[:, None, None] - 1 - index_Mx1
+    states_left_Bx1xS = num_states_B[:, None, None] - 1 - index_S
+    inside_BxMxS = (targets_left_BxMx1 >= 0) & (states_left_Bx1xS >= targets_left_BxMx1) & (index_S >= index_Mx1)
+    # The first and the last target belong to the first and the last state.
+    ends_BxMxS = ((index_Mx1 == 0) <= (index_S == 0)) & ((targets_left_BxMx1 == 0) <= (states_left_Bx1xS == 0))
+    later_BxSxS = (index_S[:, None] < index_S) & (states_left_Bx1xS >= 0)
+    return _where_possible(inside_BxMxS & ends_BxMxS, match_BxMxS), _where_possible(later_BxSxS, links_BxSxS)
 
 
-@flax.struct.dataclass
-class _Scores:
-    """α or ω. Each target has the score 0 at its best state: what `offset` took off would cost digits.
-
-    Attributes:
-      score_MxBxS: f32, less the offsets of this target and of those before it.
-      offset_MxB: f32.
-      unsure_MxBxS: bool, where the score is an upper bound.
-    """
-
-    score_MxBxS: jax.Array
-    offset_MxB: jax.Array
-    unsure_MxBxS: jax.Array
-
-    def without_unsure(self) -> '_Scores':
-        return self.replace(score_MxBxS=jnp.where(self.unsure_MxBxS, IMPOSSIBLE, self.score_MxBxS))
+def _where_possible(possible, log_value):
+    return jnp.where(possible, jnp.maximum(log_value.astype(jnp.float32), IMPOSSIBLE), IMPOSSIBLE)
 
 
 def _is_possible(log_value):
-    return log_value > IMPOSSIBLE / 2
+    return ~(log_value <= IMPOSSIBLE / 2)  # NaN is possible, and stays NaN
 
 
-def _both_ways(row: _Row, space) -> list[_Scores]:
-    """α and ω; `space` is `_linear_space` or `_log_space`."""
-    zero_B, num_states = jnp.zeros_like(row.num_targets_B), row.links_BxSxS.shape[1]
-    alpha = _scores(row.match_MxBxS, space(row.links_BxSxS), zero_B, zero_B, reverse=False)
-    reversed_links_BxSxS = jnp.swapaxes(row.links_BxSxS, 1, 2)[:, ::-1, ::-1]
-    omega = _scores(
-        row.match_MxBxS[..., ::-1],
-        space(reversed_links_BxSxS),
-        row.num_targets_B - 1,
-        num_states - row.num_states_B,
-        reverse=True,
-    )
-    return [alpha, jax.tree.map(lambda x: x[..., ::-1] if x.ndim == 3 else x, omega)]
+@flax.struct.dataclass
+class _Blocks:
+    """Numbers `mantissa` · 2^`power` of G blocks of K states, or of one of them.
 
-
-def _scores(match_MxBxS, inflow, start_target_B, start_state_B, reverse: bool) -> _Scores:
-    """The recursion, from `start_state_B` at `start_target_B` on."""
-    state_BxS = jnp.arange(match_MxBxS.shape[2]) - start_state_B[:, None]
-
-    def step(score_BxS, xs):
-        i, match_BxS = xs
-        target_Bx1 = jnp.abs(i - start_target_B)[:, None]
-        inflow_BxS, unsure_BxS = inflow(score_BxS)
-        inflow_BxS = jnp.where(target_Bx1 == 0, jnp.where(state_BxS == 0, 0.0, IMPOSSIBLE), inflow_BxS)
-        score_BxS = match_BxS + inflow_BxS
-        possible_BxS = _is_possible(score_BxS) & (state_BxS >= target_Bx1)  # at least a state for each target
-        score_BxS = jnp.where(possible_BxS, score_BxS, IMPOSSIBLE)
-        best_Bx1 = score_BxS.max(1, keepdims=True)
-        offset_Bx1 = jnp.where(_is_possible(best_Bx1), best_Bx1, 0.0)
-        score_BxS = jnp.where(possible_BxS, score_BxS - offset_Bx1, IMPOSSIBLE)
-        return score_BxS, _Scores(score_BxS, offset_Bx1[:, 0], unsure_BxS & possible_BxS & (target_Bx1 > 0))
-
-    none_BxS = jnp.full(state_BxS.shape, IMPOSSIBLE)
-    return jax.lax.scan(step, none_BxS, (jnp.arange(len(match_MxBxS)), match_MxBxS), reverse=reverse)[1]
-
-
-def _log_space(links_BxSxS):
-    """A function from scores f32[B, S] to log Σ_v exp(score(v) + links(v, u)), and where that is unsure: nowhere."""
-
-    def inflow(score_BxS):
-        inflow_BxS = jax.nn.logsumexp(score_BxS[:, :, None] + links_BxSxS, axis=1)
-        return inflow_BxS, jnp.zeros(score_BxS.shape, bool)
-
-    return inflow
-
-
-def _linear_space(links_BxSxS):
-    """As `_log_space`, by products; an upper bound where it is unsure."""
-    batch, num_states = links_BxSxS.shape[:2]
-    blocks, size = _block_shape(num_states)
-    pad = blocks * size - num_states
-    weight_BxSxS = jnp.pad(jnp.exp(links_BxSxS), ((0, 0), (0, pad), (0, pad)))
-    weight_BxGxKxS = weight_BxSxS.reshape(batch, blocks, size, blocks * size)
-
-    def inflow(score_BxS):
-        score_BxGxK = _in_blocks(score_BxS)
-        top_BxG = score_BxGxK.max(2)
-        part_BxGxS = jnp.einsum(
-            'bgk,bgks->bgs', jnp.exp(score_BxGxK - top_BxG[..., None]), weight_BxGxKxS, precision='highest'
-        )
-        scale_BxH = jax.lax.cummax(top_BxG, axis=1)  # nothing flows into a block from later ones
-        factor_BxGxH = jnp.exp(jnp.minimum(top_BxG[:, :, None] - scale_BxH[:, None, :], 0.0))
-        sum_BxHxK = (part_BxGxS.reshape(batch, blocks, blocks, size) * factor_BxGxH[..., None]).sum(1)
-        unsure_BxHxK = sum_BxHxK < UNSURE
-        inflow_BxHxK = jnp.log(sum_BxHxK + unsure_BxHxK * LOST) + scale_BxH[..., None]
-        return _out_of_blocks(inflow_BxHxK, num_states), _out_of_blocks(unsure_BxHxK, num_states)
-
-    return inflow
-
-
-def _log_posterior(row: _Row, alpha: _Scores, omega: _Scores):
-    """f32[M, B, S]: of state u emitting target i, but for a constant of each target."""
-    return alpha.score_MxBxS + omega.score_MxBxS - row.match_MxBxS
-
-
-def _log_z(row: _Row, alpha: _Scores, omega: _Scores):
-    """The constants of `_log_posterior`, f32[M, B]."""
-    return jax.nn.logsumexp(_log_posterior(row, alpha, omega), axis=2)
-
-
-def _occupancy(row: _Row, alpha: _Scores, omega: _Scores):
-    """f32[M, B, S]: the probability that state u emits target i; 0 where there is no alignment."""
-    log_posterior_MxBxS = _log_posterior(row, alpha, omega)
-    return jax.nn.softmax(log_posterior_MxBxS, axis=2) * _is_possible(log_posterior_MxBxS)
-
-
-def _nothing_is_lost(row: _Row, alpha: _Scores, omega: _Scores):
-    """bool[B]: whether linear space has computed a row exactly."""
-    unsure_MxBxS = alpha.unsure_MxBxS | omega.unsure_MxBxS
-    lost_B = jnp.where(unsure_MxBxS, _occupancy(row, alpha, omega), 0.0).sum((0, 2))
-    return (lost_B < NEGLIGIBLE) & (_exponents(row, alpha, omega) < LARGEST_EXPONENT).all((0, 2, 3))
-
-
-def _repaired(exact_B, fast, in_log_space, axis: int = 1):
-    """Takes the rows of `fast` that are not exact from `in_log_space()`, which runs only if there are any.
-
-    `axis` is that of the rows in every array.
+    Attributes:
+      mantissa: f32[…, M, (G,) K], at most about 1.
+      power: f32[…, M, (G)], whole.
+      least: f32[…, M, (G)]. Mantissas below are unsure: upper bounds.
     """
 
-    def select(fast, slow):
-        return jnp.where(exact_B.reshape([-1 if i == axis else 1 for i in range(fast.ndim)]), fast, slow)
+    mantissa: jax.Array
+    power: jax.Array
+    least: jax.Array
 
-    return jax.lax.cond(exact_B.all(), lambda: fast, lambda: jax.tree.map(select, fast, in_log_space()))
+    def is_unsure(self):
+        return self.mantissa < self.least[..., None]
 
+    def without_unsure(self) -> '_Blocks':
+        return self.replace(mantissa=jnp.where(self.is_unsure(), 0.0, self.mantissa))
 
-def _block_shape(num_states: int) -> tuple[int, int]:
-    """The number of blocks and the states in each."""
-    blocks = -(-num_states // BLOCK)
-    return blocks, -(-num_states // blocks)
-
-
-def _in_blocks(score):
-    """[…, S] → […, G, K]."""
-    blocks, size = _block_shape(score.shape[-1])
-    padding = [(0, 0)] * (score.ndim - 1) + [(0, blocks * size - score.shape[-1])]
-    return jnp.pad(score, padding, constant_values=IMPOSSIBLE).reshape(*score.shape[:-1], blocks, size)
+    def at_scale(self, power):
+        """The numbers / 2^`power`."""
+        return self.mantissa * _power_of_two(self.power - power)[..., None]
 
 
-def _out_of_blocks(x, num_states: int):
-    """[…, G, K] → […, S]."""
-    return x.reshape(*x.shape[:-2], -1)[..., :num_states]
+def _power_of_two(power):
+    """2^`power` for whole numbers, exactly; 0 below float32's normal numbers."""
+    biased = jnp.clip(power, -127, 127).astype(jnp.int32) + 127
+    return jax.lax.bitcast_convert_type(biased << 23, jnp.float32)
 
 
-def _exponents(row: _Row, alpha: _Scores, omega: _Scores):
-    """The best of a pair of blocks, max α_i + max ω_{i+1}, relative to all pairs: f32[M − 1, B, G, G]."""
-    # log Σ_{v,u} exp(α_i(v) + links(v, u) + ω_{i+1}(u)): ω_i is that sum over u, with its own emission and offset.
-    log_z_MxB = (_log_z(row, alpha, omega) + omega.offset_MxB)[:-1]
-    alpha_top, omega_top = (_in_blocks(x).max(-1) for x in (alpha.score_MxBxS[:-1], omega.score_MxBxS[1:]))
-    exponent = alpha_top[..., :, None] + omega_top[..., None, :] - log_z_MxB[..., None, None]
-    index = jnp.arange(exponent.shape[-1])
-    return jnp.where((index[:, None] <= index) & _is_possible(log_z_MxB)[..., None, None], exponent, IMPOSSIBLE)
+def _power_above(x):
+    """The smallest power of two above positive `x`."""
+    return ((jax.lax.bitcast_convert_type(x, jnp.int32) >> 23) - 126).astype(jnp.float32)
 
 
-def _blocked_transitions(row: _Row, alpha: _Scores, omega: _Scores):
-    """The expected number of steps from v to u, f32[B, S, S], for rows that are exact in linear space."""
-    num_states = row.links_BxSxS.shape[1]
-    alpha_MxBxGxK, omega_MxBxHxJ = (_in_blocks(x) for x in (alpha.score_MxBxS[:-1], omega.score_MxBxS[1:]))
-    exponent_MxBxGxH = jnp.minimum(_exponents(row, alpha, omega), LARGEST_EXPONENT)
-    left_MxBxGxK = jnp.exp(alpha_MxBxGxK - alpha_MxBxGxK.max(-1, keepdims=True))
-    left_MxBxGxKxH = left_MxBxGxK[..., None] * jnp.exp(exponent_MxBxGxH)[..., None, :]
-    right_MxBxHxJ = jnp.exp(omega_MxBxHxJ - omega_MxBxHxJ.max(-1, keepdims=True))
-    pairs_BxGxKxHxJ = jnp.einsum('mbgkh,mbhj->bgkhj', left_MxBxGxKxH, right_MxBxHxJ, precision='highest')
-    pairs_BxSxJ = pairs_BxGxKxHxJ.reshape(len(row.links_BxSxS), -1, *pairs_BxGxKxHxJ.shape[3:])[:, :num_states]
-    return _out_of_blocks(pairs_BxSxJ, num_states) * jnp.exp(row.links_BxSxS)
+def _emissions(match_BxMxS) -> _Blocks:
+    """exp(match) in blocks; 0 is impossible, and nothing else is."""
+    num_states = match_BxMxS.shape[2]
+    num_blocks = -(-num_states // BLOCK)
+    size = -(-num_states // num_blocks // 8) * 8  # whole vectors
+    padding = ((0, 0), (0, 0), (0, num_blocks * size - num_states))
+    match_BxMxS = jnp.pad(match_BxMxS, padding, constant_values=IMPOSSIBLE)
+    match_BxMxGxK = match_BxMxS.reshape(*match_BxMxS.shape[:2], num_blocks, size)
+    best_BxMxG = match_BxMxGxK.max(-1)
+    power_BxMxG = jnp.where(_is_possible(best_BxMxG), jnp.ceil(best_BxMxG / LN2), 0.0)
+    mantissa_BxMxGxK = jnp.maximum(jnp.exp(match_BxMxGxK - (LN2 * power_BxMxG)[..., None]), FAINTEST)
+    mantissa_BxMxGxK = jnp.where(_is_possible(match_BxMxGxK), mantissa_BxMxGxK, 0.0)
+    return _Blocks(mantissa_BxMxGxK, power_BxMxG, jnp.zeros_like(power_BxMxG))
 
 
-def _transitions(row: _Row, alpha: _Scores, omega: _Scores):
-    """The same sum in log space."""
+def _both_ways(emit: _Blocks, weight, num_targets_B) -> tuple[_Blocks, _Blocks]:
+    """α and ω; `weight` gives exp(links) from some blocks to others."""
+    batch, num_targets, num_blocks, _ = emit.mantissa.shape
+    index_M = jnp.arange(num_targets)
+    # W = 2 ways: that of α, and that of ω with targets and blocks in reverse.
+    start_BxM = index_M == (num_targets - num_targets_B)[:, None]
+    start_BxWxM = jnp.stack([jnp.broadcast_to(index_M == 0, start_BxM.shape), start_BxM], axis=1)
+    emit = jax.tree.map(lambda x: jnp.stack([x, x[:, ::-1, ::-1]], axis=1), emit)
+    done = _Blocks(jnp.zeros_like(emit.mantissa), jnp.full_like(emit.power, NOTHING), emit.least)
+    for i in range(num_blocks):
+        j = num_blocks - 1 - i
+        here, there, before, behind = slice(i, i + 1), slice(j, j + 1), slice(i), slice(j + 1, None)
+        source = jax.tree.map(lambda x, before=before: x[:, :, :, before], done)
+        top_BxWxM = source.power.max(3, initial=NOTHING)
+        source_BxWxMxGxK = source.at_scale(top_BxWxM[..., None])
+        alpha_BxMxV = source_BxWxMxGxK[:, 0].reshape(batch, num_targets, -1)
+        omega_BxMxU = source_BxWxMxGxK[:, 1, :, ::-1].reshape(batch, num_targets, -1)
+        into_alpha_BxMxK = jnp.einsum('bmv,bvk->bmk', alpha_BxMxV, weight(before, here), precision='highest')
+        into_omega_BxMxK = jnp.einsum('bmu,bku->bmk', omega_BxMxU, weight(there, behind), precision='highest')
+        inflow_BxWxMxK = jnp.stack([into_alpha_BxMxK, into_omega_BxMxK], axis=1)
+        within_BxWxKxK = jnp.stack([weight(here, here), jnp.swapaxes(weight(there, there), 1, 2)], axis=1)
+        done = _with_block(done, i, inflow_BxWxMxK, top_BxWxM, within_BxWxKxK, emit, start_BxWxM)
+    return jax.tree.map(lambda x: x[:, 0], done), jax.tree.map(lambda x: x[:, 1, ::-1, ::-1], done)
 
-    def add(sum_BxSxS, xs):
-        occupancy_BxS, omega_BxS = xs
-        next_BxSxS = jax.nn.softmax(row.links_BxSxS + omega_BxS[:, None, :], axis=2)  # given that i is emitted by v
-        return sum_BxSxS + occupancy_BxS[:, :, None] * next_BxSxS, None
 
-    xs = (_occupancy(row, alpha, omega)[:-1], omega.score_MxBxS[1:])
-    return jax.lax.scan(add, jnp.zeros_like(row.links_BxSxS), xs)[0] * _is_possible(row.links_BxSxS)
+def _with_block(
+    done: _Blocks, block: int, inflow_BxWxMxK, scale_BxWxM, within_BxWxKxK, emit: _Blocks, start_BxWxM
+) -> _Blocks:
+    """`done` and a block more, by the recursion over targets.
+
+    `inflow_BxWxMxK`, over 2^`scale_BxWxM`, is what flows from the blocks before into target i + 1 of this one;
+    `within_BxWxKxK` are the steps inside.
+    """
+
+    def step(i, carry):
+        now, done = carry
+
+        def at(x, i):  # what is at −1 is at 0: of no influence, for there a row starts, or has nothing yet
+            return jax.lax.dynamic_index_in_dim(x, i, axis=2, keepdims=False, allow_negative_indices=False)
+
+        start_BxW, scale_BxW, emit_BxWxK = at(start_BxWxM, i), at(scale_BxWxM, i - 1), at(emit.mantissa, i)[:, :, block]
+        power_BxW = jnp.maximum(scale_BxW, now.power)
+        within_BxWxK = jnp.einsum('bwv,bwvk->bwk', now.mantissa, within_BxWxKxK, precision='highest')
+        sum_BxWxK = within_BxWxK * _power_of_two(now.power - power_BxW)[..., None] + LOST
+        sum_BxWxK += at(inflow_BxWxMxK, i - 1) * _power_of_two(scale_BxW - power_BxW)[..., None]
+        sum_BxWxK = jnp.where(start_BxW[..., None], 1.0, sum_BxWxK)
+        power_BxW = jnp.where(start_BxW, 0.0, power_BxW) + at(emit.power, i)[:, :, block]
+        number_BxWxK = jnp.where(emit_BxWxK == 0, 0.0, emit_BxWxK * sum_BxWxK + LOST)
+        best_BxW = number_BxWxK.max(2)
+        more_BxW = _power_above(best_BxW)
+        now = _Blocks(
+            mantissa=number_BxWxK * _power_of_two(-more_BxW)[..., None],
+            power=jnp.where(best_BxW > 0, power_BxW + more_BxW, NOTHING),
+            least=UNSURE * _power_of_two(-more_BxW),
+        )
+
+        def put(x, now):
+            place = 0, 0, i, block, *[0] * (x.ndim - 4)
+            return jax.lax.dynamic_update_slice(x, now[:, :, None, None], place, allow_negative_indices=False)
+
+        return now, jax.tree.map(put, done, now)
+
+    nothing = jax.tree.map(lambda x: x[:, :, 0, block], done)
+    return jax.lax.fori_loop(0, start_BxWxM.shape[2], step, (nothing, done))[1]
+
+
+def _in_linear_space(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
+    """Whether a row is exact, bool[B], and what `_posterior` returns, right where it is."""
+    match_BxMxS, links_BxSxS = _allowed(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
+    emit = _emissions(match_BxMxS)
+    (num_blocks, size), num_states = emit.mantissa.shape[2:], match_BxMxS.shape[2]
+
+    def weight(*blocks: slice):  # f32[B, V, U], zeros behind the last state
+        ranges = [range(*block.indices(num_blocks)) for block in blocks]
+        place = tuple(slice(r.start * size, r.stop * size) for r in ranges)
+        weight_BxVxU = jnp.exp(links_BxSxS[:, *place])
+        missing = [len(r) * size - length for r, length in zip(ranges, weight_BxVxU.shape[1:], strict=True)]
+        return jnp.pad(weight_BxVxU, ((0, 0), *[(0, n) for n in missing]))
+
+    alpha, omega = _both_ways(emit, weight, num_targets_B)
+    # All alignments go through the first state at the first target.
+    z_B, z_power_B = omega.mantissa[:, 0, 0, 0], omega.power[:, 0, 0]
+    feasible_B = z_B != 0
+    log_z_B = jnp.where(feasible_B, jnp.log(z_B) + LN2 * z_power_B, -jnp.inf)
+    one_over_z_B = jnp.where(feasible_B, 1 / z_B, 0.0)
+    unsure_BxMxGxK = alpha.is_unsure() | omega.is_unsure()
+
+    power_BxMxG = alpha.power + omega.power - emit.power - z_power_B[:, None, None]
+    after_BxMxGxK = jnp.where(emit.mantissa == 0, 0.0, omega.mantissa / emit.mantissa)
+    scale_BxMxG = _power_of_two(power_BxMxG) * one_over_z_B[:, None, None]
+    states_BxMxGxK = alpha.mantissa * after_BxMxGxK * scale_BxMxG[..., None]
+    lost_B = jnp.where(unsure_BxMxGxK, states_BxMxGxK, 0.0).sum((1, 2, 3))
+    states_BxMxGxK = jnp.where(unsure_BxMxGxK, 0.0, states_BxMxGxK)
+    states_BxMxS = states_BxMxGxK.reshape(*match_BxMxS.shape[:2], num_blocks * size)[..., :num_states]
+
+    alpha, omega = alpha.without_unsure(), omega.without_unsure()
+    omega = omega.replace(mantissa=omega.mantissa * one_over_z_B[:, None, None, None])
+    omega = omega.replace(power=omega.power - z_power_B[:, None, None])
+    steps_BxSxS, steps_power_B = _steps(alpha, omega, weight, num_states)
+    largest_power_B = jnp.maximum(power_BxMxG.max((1, 2)), steps_power_B)
+    exact_B = (lost_B < NEGLIGIBLE) & (largest_power_B < LARGEST_POWER) & (z_B < 1)  # which NaN is not
+    return exact_B, (log_z_B, states_BxMxS, steps_BxSxS)
+
+
+def _steps(alpha: _Blocks, omega: _Blocks, weight, num_states: int):
+    """Σ_i α_i(v) weight(v, u) ω_{i+1}(u), f32[B, S, S], and the largest power of two of a pair of blocks, f32[B]."""
+    alpha, omega = jax.tree.map(lambda x: x[:, :-1], alpha), jax.tree.map(lambda x: x[:, 1:], omega)
+    batch, num_targets, num_blocks, size = alpha.mantissa.shape
+    strips, largest_B = [], jnp.full(batch, NOTHING)
+    for i in range(num_blocks):
+        before = jax.tree.map(lambda x, i=i: x[:, :, : i + 1], alpha)
+        power_BxMx1 = omega.power[:, :, i, None]
+        largest_B = jnp.maximum(largest_B, (before.power + power_BxMx1).max((1, 2), initial=NOTHING))
+        alpha_BxMxV = before.at_scale(-power_BxMx1).reshape(batch, num_targets, (i + 1) * size)
+        pairs_BxVxK = jnp.einsum('bmv,bmu->bvu', alpha_BxMxV, omega.mantissa[:, :, i], precision='highest')
+        here = slice(i, i + 1)
+        strip_BxVxK = pairs_BxVxK * jnp.concatenate([weight(slice(i), here), weight(here, here)], axis=1)
+        strip_BxVxK = strip_BxVxK[:, :num_states, : num_states - i * size]
+        strips.append(jnp.pad(strip_BxVxK, ((0, 0), (0, num_states - strip_BxVxK.shape[1]), (0, 0))))
+    return jnp.concatenate(strips, axis=2), largest_B
+
+
+def _in_log_space(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
+    """What `_posterior` returns, for all rows, but slowly: ω, and forward the Markov chain that it makes of states."""
+    match_BxMxS, links_BxSxS = _allowed(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
+    match_MxBxS = jnp.moveaxis(match_BxMxS, 1, 0)
+    is_last_MxBx1 = (jnp.arange(len(match_MxBxS))[:, None] == num_targets_B - 1)[..., None]
+
+    def back(omega_BxS, xs):
+        match_BxS, is_last_Bx1 = xs
+        flow_BxS = jax.nn.logsumexp(links_BxSxS + omega_BxS[:, None, :], axis=2)
+        score_BxS = match_BxS + jnp.where(is_last_Bx1, 0.0, flow_BxS)
+        best_Bx1 = score_BxS.max(1, keepdims=True)
+        offset_Bx1 = jnp.where(_is_possible(best_Bx1), best_Bx1, 0.0)  # to keep would cost digits
+        omega_BxS = jnp.where(_is_possible(score_BxS), score_BxS - offset_Bx1, IMPOSSIBLE)
+        return omega_BxS, (omega_BxS, offset_Bx1[:, 0])
+
+    none_BxS = jnp.full_like(match_MxBxS[0], IMPOSSIBLE)
+    _, (omega_MxBxS, offset_MxB) = jax.lax.scan(back, none_BxS, (match_MxBxS, is_last_MxBx1), reverse=True)
+    start_B = omega_MxBxS[0, :, 0]
+    feasible_B = _is_possible(start_B)
+    log_z_B = jnp.where(feasible_B, start_B + offset_MxB.sum(0), -jnp.inf)
+
+    def forward(carry, omega_BxS):
+        steps_BxSxS, state_BxS = carry
+        score_BxSxS = links_BxSxS + omega_BxS[:, None, :]
+        step_BxSxS = state_BxS[:, :, None] * jax.nn.softmax(score_BxSxS, axis=2) * _is_possible(score_BxSxS)
+        state_BxS = step_BxSxS.sum(1)
+        return (steps_BxSxS + step_BxSxS, state_BxS), state_BxS
+
+    first_BxS = (jnp.arange(none_BxS.shape[1]) == 0) * feasible_B[:, None].astype(jnp.float32)
+    carry = jnp.zeros_like(links_BxSxS), first_BxS
+    (steps_BxSxS, _), state_MxBxS = jax.lax.scan(forward, carry, omega_MxBxS[1:])
+    return log_z_B, jnp.moveaxis(jnp.concatenate([first_BxS[None], state_MxBxS]), 0, 1), steps_BxSxS

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -213,6 +215,22 @@ def test_copies_differ_by_their_second_coordinate_alone():
         logits = run(module, params, batch, method='states').logits
         copies = np.asarray(logits).reshape(4, -1, 3, 120)[:, :4]
         assert np.allclose(copies[:, :, 0], copies[:, :, 1], atol=1e-4) == alike
+
+
+def test_a_step_holds_no_logits_of_positions_and_no_transitions_for_each_target():
+    module, params = initialised()
+    batch = make_batch()
+    rows = run(module, params, batch, method='states').rows
+    num_rows, num_targets = rows.expanded.shape
+    num_states, length = PLAIN.num_states * num_targets, LENGTH + (PLAIN.num_states - 1) * num_targets
+    loss = jax.grad(lambda p, b: module.apply({'params': p}, b, deterministic=False).loss_sum)
+    text = jax.jit(loss).lower(params, batch).as_text()
+    shapes = {tuple(map(int, dims.split('x')[:-1])) for dims in re.findall(r'tensor<((?:\d+x)+)', text)}
+    assert (num_rows, num_states, 120) in shapes and num_states < length
+    logits = [shape for shape in shapes if shape[-1] == 120 and len(shape) > 1]
+    assert max(map(math.prod, logits)) == num_rows * num_states * 120
+    assert (num_rows, num_states, num_states) in shapes
+    assert not [shape for shape in shapes if shape.count(num_states) > 1 and num_targets in shape]
 
 
 def test_every_switch_runs_and_makes_a_difference():

@@ -1,7 +1,9 @@
 """The train step of BERT-base compiles for TPU slices that nobody has here, fits them, and is divided as it should."""
 
 import importlib.util
+import math
 import pathlib
+import re
 
 import jax
 import pytest
@@ -11,7 +13,7 @@ from mlm_jax.parallel import topology
 from mlm_jax.training import ahead_of_time
 from mlm_jax.training.flops import step_flops
 
-CONFIG = pathlib.Path(__file__).parents[2] / 'configs' / 'mlm.py'
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 BASE = 'base,model.attention_backend=splash,model.attention_dropout=0.0'
 # A layer of base: 12 d² weights in bfloat16; the token embedding: V · d in float32.
 LAYER_BYTES, TABLE_BYTES = 2 * 12 * 768**2, 4 * 32768 * 768
@@ -21,9 +23,9 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def get_config(argument: str):
-    """The checked configuration of configs/mlm.py with this argument."""
-    spec = importlib.util.spec_from_file_location('mlm_config', CONFIG)
+def get_config(argument: str, file: str = 'mlm.py'):
+    """The checked configuration of this file in configs/ with this argument."""
+    spec = importlib.util.spec_from_file_location('a_config', CONFIGS / file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(argument)
@@ -31,21 +33,21 @@ def get_config(argument: str):
     return config
 
 
-def compile_for(name: str, argument: str, capsys) -> tuple[ahead_of_time.Requirements, float]:
-    """What one device needs, and the FLOPs of all devices as a share of the model's own, printed too."""
-    config, devices = get_config(argument), topology.tpu_devices(name)
+def compile_for(name: str, argument: str, capsys, file: str = 'mlm.py'):
+    """What one device needs, the FLOPs of all devices as a share of the model's own, and the program; prints too."""
+    config, devices = get_config(argument, file), topology.tpu_devices(name)
     compiled = ahead_of_time.compile_train_step(config, devices, compiler_options=ahead_of_time.LOW_EFFORT)
     needs = ahead_of_time.requirements(compiled)
     share = needs.flops * len(devices) / step_flops(config)
     with capsys.disabled():
-        print(f'\n{name} configs/mlm.py:{argument}')
+        print(f'\n{name} configs/{file}:{argument}')
         print(f'  {needs.total_bytes / 2**20:,.0f} MiB per device, {needs.temporary_bytes / 2**20:,.0f} of temporaries')
         print(
             f'  {needs.flops / 1e12:.2f} TFLOP per device, {share:.3f} of what the model needs, attention not counted'
         )
         for collective, (times, size) in needs.collectives.items():
             print(f'  {collective}: {times} times, {size / 2**20:,.0f} MiB')
-    return needs, share
+    return needs, share, compiled.as_text()
 
 
 @needs_libtpu
@@ -59,7 +61,7 @@ def compile_for(name: str, argument: str, capsys) -> tuple[ahead_of_time.Require
     ],
 )
 def test_fsdp_gathers_weights_and_moves_no_activations(name, overrides, capsys):
-    needs, share = compile_for(name, f'{BASE},{overrides}', capsys)
+    needs, share, _ = compile_for(name, f'{BASE},{overrides}', capsys)
     assert needs.total_bytes < 15.75 * 2**30
     # All products are done once, on one device: what is missing is the attention in the fused kernel, 9.6 %.
     assert share == pytest.approx(1 - 0.096, abs=0.01)
@@ -79,11 +81,28 @@ def test_fsdp_gathers_weights_and_moves_no_activations(name, overrides, capsys):
 @pytest.mark.tpu_compile
 def test_tensor_parallel_layers_sum_activations_four_times(capsys):
     overrides = 'sharding=fsdp_tp,mesh.data=1,mesh.fsdp=4,mesh.tensor=4,num_microbatches=16'
-    needs, share = compile_for('v5e-16', f'{BASE},{overrides}', capsys)
+    needs, share, _ = compile_for('v5e-16', f'{BASE},{overrides}', capsys)
     assert needs.total_bytes < 15.75 * 2**30
     assert share == pytest.approx(1 - 0.096, abs=0.01)
     activations = 2048 // 16 // 4 * 512 * 768 * 2  # of one microbatch on one device
     assert needs.collectives['all-reduce'][1] == pytest.approx(16 * 12 * 4 * activations, rel=0.25)
+
+
+@needs_libtpu
+@pytest.mark.tpu_compile
+def test_exlm_fits_and_moves_no_states(capsys):
+    overrides = 'sharding=fsdp,mesh.data=1,mesh.fsdp=16,num_microbatches=8'
+    needs, share, program = compile_for('v5e-16', f'{BASE},{overrides}', capsys, 'exlm.py')
+    assert needs.total_bytes < 9 * 2**30
+    # Expanded rows of 191 tokens are padded to 256 for the fused kernel.
+    assert share == pytest.approx(1.25, abs=0.05)
+    # The sum over alignments is done where its rows are; whether a row needs log space is known to all.
+    assert needs.collectives.keys() == {'all-gather', 'all-reduce'}
+    # 32 rows on a device at a time, 21 targets and 84 states each (88 where padded to whole tiles): logits of states,
+    # not of positions, and nothing that holds all steps between states for each target.
+    shapes = {tuple(map(int, dims.split(','))) for dims in re.findall(r'\b(?:f32|bf16)\[([\d,]+)\]', program)}
+    assert max(math.prod(shape) for shape in shapes if 32768 in shape) <= 32 * 88 * 32768
+    assert not [shape for shape in shapes if math.prod(shape) >= 32 * 21 * 84 * 84 and shape.count(84) > 1]
 
 
 @needs_libtpu
