@@ -46,7 +46,7 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == 'glibc':
         c_library = ctypes.CDLL(None)
         trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h
-        for parameter, value in ((mmap_max, 0), (arena_max, 1), (trim_threshold, 2**31 - 1)):
+        for parameter, value in ((mmap_max, 0), (arena_max, 1), (trim_threshold, -1)):
             c_library.mallopt(parameter, value)
 
 

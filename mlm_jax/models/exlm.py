@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from mlm_jax.losses.cross_entropy import is_most_likely
 from mlm_jax.losses.dag import dag_forward_backward
 from mlm_jax.losses.terms import LossTerms
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
@@ -19,6 +20,7 @@ from mlm_jax.models.encoder import Encoder
 from mlm_jax.models.expansion import ExpandedRows, expand, row_ends
 from mlm_jax.models.heads import MLMHead
 from mlm_jax.models.layers import EncoderConfig
+from mlm_jax.models.products import product
 from mlm_jax.models.transitions import Transitions
 
 
@@ -106,9 +108,9 @@ class ExLM(nn.Module):
 
         masked_BxE = gather_positions(selected_of(batch.positions, length), rows.expanded) & feasible_B[:, None]
         best_BxE = jnp.argmax(posterior_BxExS, axis=2)
-        predicted_BxE = jnp.take_along_axis(jnp.argmax(states.logits, axis=2), best_BxE, axis=1)
+        best_logits_BxExV = jnp.take_along_axis(states.logits, best_BxE[..., None], axis=1)
         metrics = {
-            'accuracy': _mean_terms(predicted_BxE == targets_BxE, masked_BxE),
+            'accuracy': _mean_terms(is_most_likely(best_logits_BxExV, targets_BxE), masked_BxE),
             'posterior_nll': _mean_terms(_mixture_nll(posterior_BxExS, match_BxExS), masked_BxE),
             'infeasible': _mean_terms(~feasible_B, used_BxM.any(1)),
         }
@@ -195,7 +197,7 @@ class ExLM(nn.Module):
         """
         normalizer_BxS = jax.nn.logsumexp(states.logits, axis=-1)
         vectors_BxExd = self.encoder.token_vectors(targets_BxE).astype(states.hidden.dtype)
-        logit_BxExS = jnp.einsum('bed,bsd->bes', vectors_BxExd, states.hidden, preferred_element_type=jnp.float32)
+        logit_BxExS = product('bed,bsd->bes', vectors_BxExd, states.hidden, jnp.float32)
         return logit_BxExS + self.head.bias[targets_BxE][..., None] - normalizer_BxS[:, None, :]
 
     def _align(self, match_BxExS: jax.Array, states: States) -> tuple[jax.Array, jax.Array]:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from mlm_jax.models.layers import EncoderConfig, dense
+from mlm_jax.models.products import product
 
 FORBIDDEN = -1e30  # finite, so that rows without a later state have no NaN
 
@@ -43,10 +44,8 @@ class Transitions(nn.Module):
         position_embedding = nn.Embed(self.num_positions, c.width, embedding_init=normal, name='position_embedding')
         position_BxSxd = position_embedding(jnp.minimum(slot_BxS, self.num_positions - 1))
         z_BxSx2d = jnp.concatenate([state_BxSxd, position_BxSxd.astype(state_BxSxd.dtype)], axis=-1)
-        q_BxSxCxD, k_BxSxCxD = (dense(c, heads, name)(z_BxSx2d) for name in ('query', 'key'))
-        score_BxCxSxS = jnp.einsum(
-            'bvcd,bucd->bcvu', q_BxSxCxD * heads[1] ** -0.5, k_BxSxCxD, preferred_element_type=jnp.float32
-        )
+        q_BxCxSxD, k_BxCxSxD = (dense(c, heads, name)(z_BxSx2d).swapaxes(1, 2) for name in ('query', 'key'))
+        score_BxCxSxS = product('bcvd,bcud->bcvu', q_BxCxSxD * heads[1] ** -0.5, k_BxCxSxD, jnp.float32)
         log_prob_BxCxSxS = jax.nn.log_softmax(jnp.where(allowed_BxSxS[:, None], score_BxCxSxS, FORBIDDEN), axis=-1)
         if self.num_heads == 1:
             links_BxSxS = log_prob_BxCxSxS[:, 0]
