@@ -99,10 +99,9 @@ def prepared(tmp_path_factory) -> pathlib.Path:
     return write_prepared(tmp_path_factory.mktemp('data') / 'rows')
 
 
-@pytest.fixture
-def tiny_config(prepared):
-    """A configuration for `prepared` that compiles in seconds: 2 layers of width 32, no dropout."""
-    config = config_lib.default_config()
+@pytest.fixture(scope='session')
+def make_tiny_config(prepared):
+    """() → a configuration for `prepared` that compiles in seconds: 2 layers of width 32, no dropout."""
     overrides = {
         'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '12',
         'data.directory': str(prepared), 'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '2',
@@ -110,8 +109,19 @@ def tiny_config(prepared):
         'evaluation.every_steps': '4', 'checkpoint.every_steps': '4', 'logging.every_steps': '1',
         'compilation_cache': '',
     }  # fmt: skip
-    config_lib.apply_overrides(config, overrides)
-    return config
+
+    def make():
+        config = config_lib.default_config()
+        config_lib.apply_overrides(config, overrides)
+        return config
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(make_tiny_config):
+    """A configuration of `make_tiny_config`, for one test to change."""
+    return make_tiny_config()
 
 
 ANIMALS = {'cat': 'red', 'dog': 'green', 'bird': 'blue', 'fish': 'black', 'horse': 'white'}

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -210,28 +211,35 @@ def test_minimal_pairs_are_judged_as_training_goes(animals_config, minimal_pairs
     assert report['models']['run']['accuracy'] == pytest.approx(last['eval/blimp'])
 
 
-def test_a_checkpoint_restores_onto_other_meshes(tiny_config, tmp_path):
-    workdir = tmp_path / 'run'
-    train_lib.train(tiny_config, workdir)
+@pytest.fixture(scope='module')
+def four_steps(make_tiny_config, tmp_path_factory):
+    """A finished run of four steps, to read and to copy: (configuration, workdir)."""
+    config, workdir = make_tiny_config(), tmp_path_factory.mktemp('four_steps') / 'run'
+    config.total_steps = 4
+    train_lib.train(config, workdir)
+    return config, workdir
+
+
+def test_a_checkpoint_restores_onto_other_meshes(four_steps):
+    config, workdir = four_steps
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
-    run = build.make_run(tiny_config, VOCABULARY, steps_per_epoch=1.0)
+    run = build.make_run(config, VOCABULARY, steps_per_epoch=1.0)
     states = []
     for shape, preset in (((1, 8, 1), 'fsdp'), ((2, 2, 2), 'fsdp_tp'), ((8, 1, 1), 'dp')):
         states.append(jax.device_get(saver.restore(abstract_state(run.init, make_mesh(*shape), preset))))
     assert_same_bits(states[0], states[1])
     assert_same_bits(states[0], states[2])
-    assert saver.restore_position().examples == 12 * 16
+    assert saver.restore_position().examples == 4 * 16
 
 
-def test_a_changed_model_is_refused_and_a_changed_schedule_named(tiny_config, tmp_path, capsys):
-    tiny_config.total_steps = 4
-    train_lib.train(tiny_config, tmp_path)
+def test_a_changed_model_is_refused_and_a_changed_schedule_named(tiny_config, four_steps, tmp_path, capsys):
+    workdir = shutil.copytree(four_steps[1], tmp_path / 'run')
     tiny_config.total_steps, tiny_config.optimizer.learning_rate = 5, 1e-3
-    train_lib.train(tiny_config, tmp_path)
+    train_lib.train(tiny_config, workdir)
     assert 'optimizer.learning_rate: 0.0005 in the checkpoint, 0.001 now' in capsys.readouterr().err
     tiny_config.model.ffn_width = 32
     with pytest.raises(ConfigError, match='model.ffn_width: 64 in the checkpoint, 32 now'):
-        train_lib.train(tiny_config, tmp_path)
+        train_lib.train(tiny_config, workdir)
 
 
 def test_another_decoder_is_refused_too():
@@ -251,12 +259,11 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(trained):
     saver.close()
 
 
-def test_a_finished_run_does_nothing_more(tiny_config, tmp_path, capsys):
-    tiny_config.total_steps = 4
-    train_lib.train(tiny_config, tmp_path)
-    before = learned(tmp_path)
-    train_lib.train(tiny_config, tmp_path)
-    assert learned(tmp_path) == before
+def test_a_finished_run_does_nothing_more(four_steps, tmp_path):
+    config, workdir = four_steps
+    copy = shutil.copytree(workdir, tmp_path / 'run')
+    train_lib.train(config, copy)
+    assert learned(copy) == learned(workdir)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rows(tiny_config, tmp_path):
@@ -295,7 +302,7 @@ def test_no_host_transfer_between_log_points(tiny_config, tmp_path, monkeypatch)
 
 
 def test_a_profile_is_written(tiny_config, tmp_path):
-    tiny_config.total_steps, tiny_config.profile.start_step, tiny_config.profile.num_steps = 6, 2, 2
+    tiny_config.total_steps, tiny_config.profile.start_step, tiny_config.profile.num_steps = 4, 1, 2
     train_lib.train(tiny_config, tmp_path)
     assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
