@@ -103,7 +103,7 @@ def prepared(tmp_path_factory) -> pathlib.Path:
 def make_tiny_config(prepared):
     """() → a configuration for `prepared` that compiles in seconds: 2 layers of width 32, no dropout."""
     overrides = {
-        'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '12',
+        'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '4',
         'data.directory': str(prepared), 'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '2',
         'model.ffn_width': '64', 'model.dropout': '0.0', 'model.attention_dropout': '0.0', 'evaluation.rows': '24',
         'evaluation.every_steps': '4', 'checkpoint.every_steps': '4', 'logging.every_steps': '1',
