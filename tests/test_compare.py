@@ -31,16 +31,16 @@ def pair(prepared):
     return configurations.load_candidates(names, ['low', 'high'], [])
 
 
-def train_one_seed(train, calls, at_most):
-    """A `train.train` that trains one seed, and copies its runs as those of the others; killed after some calls."""
+def train_once(train, calls, at_most):
+    """A `train.train` that trains the first run, and copies it as the others; killed after some calls."""
 
     def run(config, workdir):
         if len(calls) == at_most:
             raise KeyboardInterrupt
         calls.append(workdir)
-        if config.seed == 4:
+        if len(calls) == 1:
             return train(config, workdir)
-        shutil.copytree(workdir.parent / 'seed4', workdir)
+        shutil.copytree(calls[0], workdir)
         return write_config(workdir, config)
 
     return run
@@ -62,13 +62,13 @@ def test_a_signal_behind_the_last_step_of_a_run_ends_the_comparison(pair, tmp_pa
 def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pair, tmp_path, monkeypatch):
     candidates, train = compare.share_budget(pair, 'steps', tmp_path), compare.train.train
     calls, reported = [], []
-    monkeypatch.setattr(compare.train, 'train', train_one_seed(train, calls, at_most=3))
+    monkeypatch.setattr(compare.train, 'train', train_once(train, calls, at_most=3))
     with pytest.raises(KeyboardInterrupt):
         compare.train_all(candidates, [4, 2], tmp_path, reported.append)
     runs = [tmp_path / label / f'seed{seed}' for seed in (4, 2) for label in ('low', 'high')]
     assert calls == runs[:3] and reported == [[4]]
 
-    monkeypatch.setattr(compare.train, 'train', train_one_seed(train, calls, at_most=9))
+    monkeypatch.setattr(compare.train, 'train', train_once(train, calls, at_most=9))
     compare.train_all(candidates, [4, 2], tmp_path, reported.append)
     assert calls == runs and reported == [[4], [4, 2]]
     compare.train_all(candidates, [4, 2], tmp_path, reported.append)

@@ -10,6 +10,8 @@ import types
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from mlm_jax import command_line, probe, train
 from mlm_jax.analysis import alignment, alignment_picture, entropy, entropy_report
@@ -50,6 +52,22 @@ def exlm(animals_config, trained, tmp_path_factory):
     return workdir, loading.load(workdir, trained[1], step=0)
 
 
+@pytest.fixture(scope='module')
+def run_probe():
+    """(name, *arguments) → runs that probe in this process, as the command line would."""
+    before = set(flags.FLAGS)
+    probe._define_flags()
+
+    def run(name, *arguments):
+        with flagsaver.flagsaver():
+            flags.FLAGS(['probe', *arguments])
+            probe.PROBES[name]()
+
+    yield run
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+
+
 def test_ranks_of_unmasked_rows_equal_those_of_all_representations_at_once(trained):
     _, mesh, model = trained
     with jax.set_mesh(mesh):
@@ -77,11 +95,9 @@ def test_each_token_is_counted_once_in_its_group(trained, mae_lm):
     assert (mae_kept, mae_masked, mae_all) == (kept, 0, kept), 'the same masks; [MASK] stays out of the encoder'
 
 
-def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path):
-    command = [sys.executable, '-m', 'mlm_jax.probe', 'effective_rank', f'--workdir={trained[0]}']
-    command += [f'--workdir={mae_lm[0]}', f'--output={tmp_path}', f'--rows={NUM_ROWS}', '--thresholds=0.5,0.9']
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path, run_probe, capsys):
+    workdirs = [f'--workdir={workdir}' for workdir in (trained[0], mae_lm[0])]
+    run_probe('effective_rank', *workdirs, f'--output={tmp_path}', f'--rows={NUM_ROWS}', '--thresholds=0.5,0.9')
     report = json.loads((tmp_path / 'effective_rank.json').read_text())
     assert set(report) == {'run', 'mae_lm'}
     assert set(report['run']['curves']) == set(probe.CURVES)
@@ -89,7 +105,7 @@ def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path)
         assert set(by_threshold) == {'0.5', '0.9'}
         assert all(0 < low <= high <= 64 for low, high in zip(by_threshold['0.5'], by_threshold['0.9'], strict=True))
     assert (tmp_path / 'effective_rank.png').stat().st_size > 10_000
-    assert 'mae_lm' in result.stdout
+    assert 'mae_lm' in capsys.readouterr().out
 
 
 def test_gradient_variance_from_the_start_to_the_newest_checkpoint(mae_lm, tmp_path):
@@ -129,11 +145,9 @@ def test_entropy_has_the_same_masks_for_every_objective(trained, mae_lm, exlm, m
         assert (abs((first.positions < 32).sum(1) - ratio * eligible) < 1).all()
 
 
-def test_entropy_of_every_objective(trained, mae_lm, exlm, tmp_path):
-    command = [sys.executable, '-m', 'mlm_jax.probe', 'entropy', f'--output={tmp_path}', f'--rows={NUM_ROWS}']
-    command += [f'--workdir={workdir}' for workdir in (trained[0], mae_lm[0], exlm[0])]
-    result = subprocess.run([*command, '--ratios=0.5', '--step=0'], capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+def test_entropy_of_every_objective(trained, mae_lm, exlm, tmp_path, run_probe, capsys):
+    workdirs = [f'--workdir={workdir}' for workdir in (trained[0], mae_lm[0], exlm[0])]
+    run_probe('entropy', *workdirs, f'--output={tmp_path}', f'--rows={NUM_ROWS}', '--ratios=0.5', '--step=0')
     report = json.loads((tmp_path / 'entropy.json').read_text())
     assert list(report) == ['run', 'mae_lm', 'exlm']
     for label, entry in report.items():
@@ -146,7 +160,8 @@ def test_entropy_of_every_objective(trained, mae_lm, exlm, tmp_path):
                 assert values['gap'][0] == pytest.approx(values['nll'][0] - values['entropy'][0], abs=1e-9)
                 assert values['nll'][0] == pytest.approx(np.log2(trained[2].config.vocab_size), abs=0.5), 'untrained'
     assert (tmp_path / 'entropy.png').stat().st_size > 10_000
-    assert 'prior, mixture' in result.stdout and 'mae_lm' in result.stdout
+    shown = capsys.readouterr().out
+    assert 'prior, mixture' in shown and 'mae_lm' in shown
 
 
 def test_checkpoints_of_other_text_do_not_compare(trained, exlm):
@@ -156,10 +171,8 @@ def test_checkpoints_of_other_text_do_not_compare(trained, exlm):
     assert not entropy_report.same_text(other, exlm[1], NUM_ROWS)
 
 
-def test_the_alignment_of_a_row(exlm, trained, tmp_path, monkeypatch):
-    values = dict(workdir=[str(exlm[0])], ratios=['0.5'], step=0, row=2, output=str(tmp_path))
-    monkeypatch.setattr(probe.flags, 'FLAGS', types.SimpleNamespace(**values))
-    probe.main_dag()
+def test_the_alignment_of_a_row(exlm, trained, tmp_path, run_probe):
+    run_probe('dag', f'--workdir={exlm[0]}', '--ratios=0.5', '--step=0', '--row=2', f'--output={tmp_path}')
     row = json.loads((tmp_path / 'dag_row2.json').read_text())
     assert (tmp_path / 'dag_row2.png').stat().st_size > 30_000
     tokens = Shards(exlm[1].config.data.directory, 'validation').read(np.array([2]))[0]
@@ -224,15 +237,9 @@ def test_step_0_is_where_training_started(trained):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ([], 'say what to probe'),
         (['rank'], 'say what to probe'),
         (['effective_rank', '--workdir=x'], 'output'),
         (['effective_rank', '--workdir=nowhere', '--output={tmp}'], 'not the workdir of a run'),
-        (['effective_rank', '--workdir=x', '--output={tmp}', '--thresholds=0,2'], 'must lie above 0'),
-        (['entropy', '--workdir=x', '--output={tmp}', '--ratios=0.15,1'], 'above 0 and below 1'),
-        (['entropy', '--workdir=x', '--output={tmp}', '--ratios=half'], 'above 0 and below 1'),
-        (['dag', '--workdir=x', '--workdir=y', '--output={tmp}'], 'one row of one checkpoint'),
-        (['gradient_variance', '--workdir=x', '--output={tmp}', '--steps=0,last'], 'must be steps of checkpoints'),
     ],
 )
 def test_wrong_command_lines_end_in_one_message(tmp_path, arguments, message):
@@ -241,3 +248,18 @@ def test_wrong_command_lines_end_in_one_message(tmp_path, arguments, message):
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert message in result.stderr and 'Traceback' not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'message'),
+    [
+        ('effective_rank', ['--thresholds=0,2'], 'must lie above 0'),
+        ('entropy', ['--ratios=0.15,1'], 'above 0 and below 1'),
+        ('entropy', ['--ratios=half'], 'above 0 and below 1'),
+        ('dag', ['--workdir=y'], 'one row of one checkpoint'),
+        ('gradient_variance', ['--steps=0,last'], 'must be steps of checkpoints'),
+    ],
+)
+def test_wrong_values_are_refused(tmp_path, run_probe, name, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        run_probe(name, '--workdir=x', f'--output={tmp_path}', *arguments)

@@ -165,10 +165,10 @@ def test_missing_and_unused_names_and_wrong_arguments_are_errors():
     tokens = jnp.array([[0, 5, 6, 2, 7, 8, 2]])  # two ends of sentences: both are anchors
     positions = jnp.array([[2]])
     batch = MaskedBatch(tokens, tokens.at[0, 2].set(19), positions, jnp.ones((1, 1)), jnp.ones_like(tokens))
-    terms = jax.jit(lambda p: module.apply({'params': p}, batch))(params)
+    apply = jax.jit(lambda p: [module.apply({'params': p}, batch, method=m) for m in ('__call__', 'states')])
+    terms, states = apply(params)
     assert np.isfinite(float(terms.loss_sum))
-    rows = module.apply({'params': params}, batch, method='states').rows
-    assert rows.expanded[0, :5].tolist() == [0, 2, 3, 6, 7]
+    assert states.rows.expanded[0, :5].tolist() == [0, 2, 3, 6, 7]
     for missing in arrays:
         with pytest.raises(ValueError, match=missing.rpartition('.fc1')[0] or missing):
             reader({k: v for k, v in arrays.items() if k != missing})

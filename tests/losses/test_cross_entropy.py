@@ -4,7 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from mlm_jax.losses.cross_entropy import cross_entropy_terms, negative_log_likelihood
+from mlm_jax.losses import cross_entropy
+
+negative_log_likelihood = jax.jit(cross_entropy.negative_log_likelihood)
+cross_entropy_terms = jax.jit(cross_entropy.cross_entropy_terms)
 
 
 def test_equals_the_definition_in_float64():
@@ -34,6 +37,6 @@ def test_a_row_without_masked_positions_has_no_weight_and_a_finite_gradient():
     def loss(logits):
         return cross_entropy_terms(logits, np.zeros((1, 2), int), np.zeros((1, 2), np.float32)).loss_sum
 
-    value, gradient = jax.value_and_grad(loss)(np.ones((1, 2, 5), np.float32))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(np.ones((1, 2, 5), np.float32))
     assert float(value) == 0.0
     assert np.all(np.asarray(gradient) == 0)

@@ -48,7 +48,12 @@ def make_batch(ratio: float = 0.2, seed: int = 0) -> MaskedBatch:
     full[:, 0], full[:, -1] = VOCABULARY.cls_id, VOCABULARY.sep_id
     tokens = jnp.asarray(np.concatenate([packed, full]))
     segments = packing.segment_ids(tokens, VOCABULARY)
-    return jax.jit(Masking(VOCABULARY, 'uniform', ratio))(jax.random.key(seed), tokens, segments)
+    return mask(Masking(VOCABULARY, 'uniform', ratio), jax.random.key(seed), tokens, segments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def mask(masking: Masking, key, tokens, segments) -> MaskedBatch:
+    return masking(key, tokens, segments)
 
 
 @functools.cache
@@ -65,21 +70,25 @@ def initialised(config: EncoderConfig = ENCODER, options: ExLMConfig = PLAIN, sc
     return module, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+# Jitted once for all tests: equal modules and shapes are compiled once.
+@functools.partial(jax.jit, static_argnames=('module', 'method'))
 def run(module, params, *args, method='__call__'):
-    return jax.jit(lambda p, *args: module.apply({'params': p}, *args, method=method))(params, *args)
+    return module.apply({'params': params}, *args, method=method)
 
 
+@functools.partial(jax.jit, static_argnames='module')
 def train(module, params, batch):
     """LossTerms as in training."""
-    return jax.jit(lambda p, b: module.apply({'params': p}, b, deterministic=False))(params, batch)
+    return module.apply({'params': params}, batch, deterministic=False)
 
 
+@functools.partial(jax.jit, static_argnames=('module', 'deterministic'))
 def loss_and_gradients(module, params, batch, deterministic: bool = False):
     def loss(params):
         terms = module.apply({'params': params}, batch, deterministic)
         return terms.loss_sum / jnp.maximum(terms.weight_sum, 1e-6), terms
 
-    (value, terms), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return value, terms, grads
 
 
@@ -263,7 +272,7 @@ def test_any_share_of_a_row_can_be_masked(strategy, ratio):
     tokens = make_batch().tokens
     segments = packing.segment_ids(tokens, VOCABULARY)
     masking = Masking(VOCABULARY, strategy, ratio, tables=tables.stand_in(VOCABULARY))
-    batch = jax.jit(masking)(jax.random.key(0), tokens, segments)
+    batch = mask(masking, jax.random.key(0), tokens, segments)
     module, params = initialised()
     terms = train(module, params, batch)
     assert np.isfinite(float(terms.loss_sum))

@@ -59,7 +59,15 @@ def make_batch(packed: bool, ratio: float = 0.25, strategy: str = 'uniform', see
         tokens = np.random.default_rng(seed).integers(5, 200, (4, LENGTH)).astype(np.int32)
         tokens[:, 0], tokens[:, -1] = VOCABULARY.cls_id, VOCABULARY.sep_id
     segments = packing.segment_ids(jnp.asarray(tokens), VOCABULARY)
-    return jax.jit(Masking(VOCABULARY, strategy, ratio))(jax.random.key(seed), jnp.asarray(tokens), segments)
+    return mask(Masking(VOCABULARY, strategy, ratio), jax.random.key(seed), jnp.asarray(tokens), segments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def mask(masking: Masking, key, tokens, segments) -> MaskedBatch:
+    return masking(key, tokens, segments)
+
+
+keep = jax.jit(keep_tokens, static_argnums=1)
 
 
 @functools.cache
@@ -76,8 +84,9 @@ def initialised(config: EncoderConfig = PLAIN, options: MAELMConfig = SMALL, sca
     return module, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+@functools.partial(jax.jit, static_argnames=('module', 'method'))  # once for all tests
 def run(module, params, batch, method='logits'):
-    return jax.jit(lambda p, b: module.apply({'params': p}, b, method=method))(params, batch)
+    return module.apply({'params': params}, batch, method=method)
 
 
 @pytest.mark.parametrize('packed', [False, True])
@@ -88,7 +97,7 @@ def test_the_gathered_encoder_is_the_full_encoder_without_masked_keys(encoder, p
 
     @jax.jit
     def both(params):
-        kept = keep_tokens(batch, module.options)
+        kept = keep(batch, module.options)
         gathered = module.apply({'params': params}, kept, method='encode_kept')
         apart = jnp.where(kept.masked, 0, batch.segments)  # masked positions see, and are seen by, padding alone
         positions = positions_in_documents(batch.segments)
@@ -107,15 +116,15 @@ def test_the_gathered_encoder_is_the_full_encoder_without_masked_keys(encoder, p
 def test_ids_at_masked_positions_influence_nothing(packed):
     batch = make_batch(packed)
     module, params = initialised()
-    masked = keep_tokens(batch, module.options).masked
+    masked = keep(batch, module.options).masked
     other = batch.replace(
         tokens=jnp.where(masked, 7, batch.tokens), inputs=jnp.where(masked, (batch.tokens + 11) % 200, batch.inputs)
     )
     assert not np.array_equal(batch.targets, other.targets)
-    compute = jax.jit(lambda b: module.apply({'params': params}, b, method='logits'))
-    assert np.array_equal(compute(batch), compute(other))
+    logits = run(module, params, batch)
+    assert np.array_equal(logits, run(module, params, other))
     kept = batch.replace(tokens=jnp.where(masked | (batch.segments == 0), batch.tokens, 8))
-    assert not np.array_equal(compute(batch), compute(kept)), 'the ids of kept tokens do'
+    assert not np.array_equal(logits, run(module, params, kept)), 'the ids of kept tokens do'
 
 
 def test_documents_of_a_row_do_not_see_each_other():
@@ -198,7 +207,7 @@ def test_the_last_layer_at_masked_positions_is_the_whole_layer_read_there(encode
 def test_decoder_inputs_are_encoder_outputs_in_their_places_and_the_mask_vector_elsewhere():
     batch = make_batch(True)
     module, params = initialised()
-    kept = keep_tokens(batch, module.options)
+    kept = keep(batch, module.options)
     x, encoded = run(module, params, batch, 'decoder_inputs'), run(module, params, kept, 'encode_kept')
     mask_vector = params['encoder']['token_embedding']['embedding'][VOCABULARY.mask_id]
     assert np.all(x[kept.masked] == mask_vector)
@@ -236,7 +245,7 @@ def test_the_mask_vector_learns_from_the_decoder_and_the_softmax_alone():
     module, params = initialised()
 
     def encoded(params):
-        return module.apply({'params': params}, keep_tokens(batch, module.options), method='encode_kept').sum()
+        return module.apply({'params': params}, keep(batch, module.options), method='encode_kept').sum()
 
     def decoded(params):
         return (module.apply({'params': params}, batch, batch.positions, method='decode') ** 3).sum()
@@ -285,7 +294,7 @@ def test_masked_positions_in_the_encoder_and_their_reset():
     for reset in (False, True):
         options = MAELMConfig(decoder_layers=1, masked_in_encoder=1.0, reset_masked=reset)
         module, params = initialised(PLAIN, options)
-        masked, real = keep_tokens(batch, options).masked, np.asarray(batch.segments > 0)
+        masked, real = keep(batch, options).masked, np.asarray(batch.segments > 0)
         x = run(module, params, batch, 'decoder_inputs')
         whole = jax.jit(Encoder(PLAIN).apply)({'params': params['encoder']}, batch.inputs, batch.segments)
         mask_vector = params['encoder']['token_embedding']['embedding'][VOCABULARY.mask_id]
@@ -315,7 +324,7 @@ def test_any_first_few_masked_positions_are_hidden_in_their_share(smaller, large
 def test_kept_tokens_by_their_definition(seed, ratio, share, renumber, margin):
     options = MAELMConfig(masked_in_encoder=share, renumber_positions=renumber, kept_margin=margin)
     batch = make_batch(True, ratio, seed=seed)
-    kept = jax.tree.map(np.asarray, jax.jit(keep_tokens, static_argnums=1)(batch, options))
+    kept = jax.tree.map(np.asarray, keep(batch, options))
     num_slots = kept_slots(LENGTH, batch.positions.shape[1], options)
     assert kept.tokens.shape == (4, num_slots)
     for b in range(4):
@@ -380,7 +389,7 @@ def test_kept_tokens_without_a_slot_are_masked_positions_that_nobody_predicts():
     batch = Masking(VOCABULARY, ratio=0.5)(jax.random.key(0), jnp.asarray(tokens), segments)
     narrow, wide = dataclasses.replace(SMALL, kept_margin=0.0), dataclasses.replace(SMALL, kept_margin=1.0)
     module, params = initialised(PLAIN, narrow, 5.0)
-    kept = keep_tokens(batch, narrow)
+    kept = keep(batch, narrow)
     assert kept.overflow.min() > 0
     terms = run(module, params, batch, '__call__')
     assert terms.metrics['kept_overflow'] == (kept.overflow.sum(), (segments > 0).sum())
@@ -398,8 +407,9 @@ def test_kept_tokens_without_a_slot_are_masked_positions_that_nobody_predicts():
 def test_whole_rows_are_encoded_as_by_the_encoder_alone():
     batch = make_batch(True)
     module, params = initialised()
-    x = module.apply({'params': params}, batch.tokens, batch.segments, method='encode')
-    expected = Encoder(PLAIN).apply({'params': params['encoder']}, batch.tokens, batch.segments)
+    encode = jax.jit(lambda p: module.apply({'params': p}, batch.tokens, batch.segments, method='encode'))
+    alone = jax.jit(lambda p: Encoder(PLAIN).apply({'params': p}, batch.tokens, batch.segments))
+    x, expected = encode(params), alone(params['encoder'])
     assert np.array_equal(x, expected)
 
 

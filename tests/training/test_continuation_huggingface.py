@@ -62,7 +62,6 @@ def source(tiny_config, tmp_path):
     (data / manifest_lib.FILE).write_text(json.dumps(stored))
     tiny_config.data.directory = str(data)
     tiny_config.init_from = f'hf:{directory}'
-    tiny_config.total_steps = 1
     return tiny_config, directory
 
 

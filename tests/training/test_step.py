@@ -15,7 +15,7 @@ from mlm_jax.training.state import create_state
 VOCABULARY = standard_vocabulary(64)
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def tokens():
     """16 rows of which some hold far fewer tokens than others, so that masked counts are unequal."""
     rows = SyntheticRows(100, 32, VOCABULARY).read(np.arange(16))
@@ -48,23 +48,29 @@ def assert_close(a, b, rtol=1e-5):
         assert np.abs(x - y).max() <= rtol * max(np.abs(x).max(), 1e-3), path
 
 
+def sgd_like(config):
+    """Adam's first updates are ±lr whatever the gradient, and would hide and magnify errors of the gradient."""
+    overrides = {'optimizer.eps': '1.0', 'optimizer.learning_rate': '1.0', 'schedule.name': 'constant'}
+    config_lib.apply_overrides(config, {**overrides, 'schedule.warmup_steps': '0'})
+    return config
+
+
 @pytest.fixture
-def reference(tiny_config, tokens):
-    # SGD-like: Adam's first updates are ±lr whatever the gradient, and would hide and magnify errors of the gradient.
-    config_lib.apply_overrides(
-        tiny_config, {'optimizer.eps': '1.0', 'optimizer.learning_rate': '1.0', 'schedule.name': 'constant'}
-    )
-    config_lib.apply_overrides(tiny_config, {'schedule.warmup_steps': '0'})
-    return updated(tiny_config, tokens)
+def sgd_config(tiny_config):
+    return sgd_like(tiny_config)
 
 
-@pytest.mark.parametrize(
-    ('preset', 'mesh'),
-    [('dp', (8, 1, 1)), ('fsdp', (1, 8, 1)), ('fsdp', (2, 4, 1)), ('fsdp_tp', (2, 2, 2)), ('dp', (4, 2, 1))],
-)
-def test_an_update_is_the_same_on_one_and_on_eight_devices(tiny_config, tokens, reference, preset, mesh):
-    tiny_config.sharding = preset
-    params, history = updated(tiny_config, tokens, mesh)
+@pytest.fixture(scope='module')
+def reference(make_tiny_config, tokens):
+    """Parameters and metrics on one device."""
+    return updated(sgd_like(make_tiny_config()), tokens)
+
+
+# Rows on both axes under `dp`: test_several_masks… below.
+@pytest.mark.parametrize(('preset', 'mesh'), [('dp', (8, 1, 1)), ('fsdp', (2, 4, 1)), ('fsdp_tp', (2, 2, 2))])
+def test_an_update_is_the_same_on_one_and_on_eight_devices(sgd_config, tokens, reference, preset, mesh):
+    sgd_config.sharding = preset
+    params, history = updated(sgd_config, tokens, mesh)
     assert_close(reference[0], params)
     for a, b in zip(reference[1], history, strict=True):
         assert a['loss'][0] == pytest.approx(b['loss'][0], rel=1e-5)
@@ -90,10 +96,9 @@ def test_several_masks_of_a_text_and_masks_by_visit_are_the_same_on_any_mesh_in_
         assert a['masked_ratio'] == b['masked_ratio']
 
 
-@pytest.mark.parametrize('num_microbatches', [2, 4])
-def test_an_update_is_the_same_with_microbatches_of_unequal_weight(tiny_config, tokens, reference, num_microbatches):
-    tiny_config.num_microbatches = num_microbatches
-    params, history = updated(tiny_config, tokens, (2, 1, 1))
+def test_an_update_is_the_same_with_microbatches_of_unequal_weight(sgd_config, tokens, reference):
+    sgd_config.num_microbatches = 4
+    params, history = updated(sgd_config, tokens, (2, 1, 1))
     assert_close(reference[0], params)
     for a, b in zip(reference[1], history, strict=True):
         np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
@@ -106,13 +111,21 @@ def test_dropout_is_the_same_on_one_and_on_eight_devices(tiny_config, tokens):
     assert one[0]['loss'][0] == pytest.approx(eight[0]['loss'][0], rel=1e-5)
 
 
-def test_an_update_that_is_not_finite_leaves_the_state_as_it_was(tiny_config, tokens):
-    run = build.make_run(tiny_config, VOCABULARY, steps_per_epoch=10.0)
-    state = jax.jit(run.init)()
+@pytest.fixture(scope='module')
+def without_decay(make_tiny_config):
+    """The first state, and the jitted step."""
+    config = make_tiny_config()
+    config.optimizer.weight_decay = 0.0
+    run = build.make_run(config, VOCABULARY, steps_per_epoch=10.0)
+    return jax.jit(run.init)(), jax.jit(run.train_step)
+
+
+def test_an_update_that_is_not_finite_leaves_the_state_as_it_was(without_decay, tokens):
+    state, step = without_decay
     broken = jax.tree.map(lambda x: x, state.params)
     broken['head']['bias'] = broken['head']['bias'].at[3].set(jnp.inf)
     state = state.replace(params=broken)
-    new, metrics = jax.jit(run.train_step)(state, tokens)
+    new, metrics = step(state, tokens)
     assert float(metrics['nonfinite'][0]) == 1.0
     assert int(new.step) == 1
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(new.params), strict=True):
@@ -121,11 +134,9 @@ def test_an_update_that_is_not_finite_leaves_the_state_as_it_was(tiny_config, to
         assert np.array_equal(a, b)
 
 
-def test_a_batch_of_padding_alone_changes_nothing_and_is_finite(tiny_config):
-    tiny_config.optimizer.weight_decay = 0.0
-    run = build.make_run(tiny_config, VOCABULARY, steps_per_epoch=10.0)
-    state = jax.jit(run.init)()
-    new, metrics = jax.jit(run.train_step)(state, np.full((16, 32), VOCABULARY.pad_id, np.int32))
+def test_a_batch_of_padding_alone_changes_nothing_and_is_finite(without_decay):
+    state, step = without_decay
+    new, metrics = step(state, np.full((16, 32), VOCABULARY.pad_id, np.int32))
     assert float(metrics['nonfinite'][0]) == 0.0
     assert float(metrics['loss'][1]) == 0.0
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(new.params), strict=True):
