@@ -2,7 +2,8 @@
 
 import flax.linen as nn
 
-from mlm_jax.models.layers import EncoderConfig, dense, gelu, layer_norm
+from mlm_jax.models.activations import gelu
+from mlm_jax.models.layers import EncoderConfig, dense, layer_norm
 
 
 class MLMHead(nn.Module):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mlm_jax.masking.batch import gather_positions
 from mlm_jax.models import positions as positions_lib
+from mlm_jax.models.activations import geglu, gelu
 from mlm_jax.models.attention import attend
 from mlm_jax.models.dropout import Dropout
 from mlm_jax.models.products import PRODUCT, Linear, product
@@ -147,23 +148,6 @@ def _parts(x_BxTxPxE):
     """P arrays [B, T, …]; backwards one concatenation, where slices would be P additions of padded arrays."""
     parts = jnp.split(x_BxTxPxE, x_BxTxPxE.shape[2], axis=2)
     return [jnp.squeeze(part, axis=2) for part in parts]
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, computed in float32; the backward pass keeps `x` alone, and computes the rest again."""
-    return _gelu(x)
-
-
-@jax.checkpoint
-def _gelu(x):
-    x_f32 = x.astype(jnp.float32)
-    return (0.5 * x_f32 * (1 + jax.lax.erf(x_f32 * 2**-0.5))).astype(x.dtype)
-
-
-@jax.checkpoint
-def geglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """GELU(gate) · up (arXiv 2002.05202), in float32; the backward pass keeps these two alone."""
-    return (_gelu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(up.dtype)
 
 
 class MLP(nn.Module):

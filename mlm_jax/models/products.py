@@ -19,7 +19,7 @@ def product(spec: str, left: jax.Array, right: jax.Array, dtype=None) -> jax.Arr
     operand, which no matrix unit does; and the gradient of the right operand, the weights, comes in their own layout.
 
     Args:
-      spec: explicit, as in 'btd,df->btf'; each index is in two of the three arrays.
+      spec: explicit, as in 'btd,df->btf'; each index is in at least two of the three arrays.
       left: one operand.
       right: the other.
       dtype: of the result; None means that of `left`.
