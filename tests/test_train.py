@@ -131,7 +131,7 @@ def test_a_run_leaves_its_files_and_learns(uninterrupted):
 
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_path):
-    """SIGKILL at a random moment of each quarter of the loop; then to the end."""
+    """SIGKILL at a random moment in each of four parts of the loop; then to the end."""
     config, expected, _ = uninterrupted
     workdir, rng = tmp_path / 'run', np.random.default_rng(0)
     for kill_at in rng.integers([3, 9, 15, 21], [9, 15, 21, 27]):
