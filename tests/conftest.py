@@ -53,6 +53,16 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 20)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def bounded_memory():
+    """Forgets compiled programs where a process has grown beyond 3 GB; what is wanted again comes from the cache."""
+    yield
+    statistics = pathlib.Path('/proc/self/statm')
+    if statistics.exists() and int(statistics.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') > 3e9:
+        jax.clear_caches()
+        gc.collect()
+
+
 def pytest_report_header():
     """Names the versions under test."""
     return f'jax {jax.__version__}, {jax.device_count()} fake devices'
