@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.models import positions
 from mlm_jax.models.layers import EncoderConfig
+from mlm_jax.models.mae_lm import MAELM, MAELMConfig
 from mlm_jax.models.mlm import MLM
 from mlm_jax.training.state import example_batch
 
@@ -97,6 +100,21 @@ def test_padding_behind_a_row_changes_nothing(recipe, batch):
     longer = (jnp.pad(x, ((0, 0), (0, 12))) for x in (tokens, segments))
     padded = run(module, params, *longer, method='encode')
     np.testing.assert_allclose(padded[:, :20], short, atol=1e-5)
+
+
+@pytest.mark.parametrize('objective', ['mlm', 'mae_lm'])
+def test_a_step_holds_logits_of_masked_positions_only(objective, batch):
+    if objective == 'mlm':
+        module, params = initialised(MODERN)
+    else:
+        module = MAELM(MODERN, VOCABULARY.mask_id, MAELMConfig(decoder_layers=2))
+        params = jax.eval_shape(module.init, jax.random.key(2), example_batch(32, 6))['params']
+    num_rows, num_masked = batch.positions.shape
+    assert num_masked < batch.tokens.shape[1]
+    loss = jax.grad(lambda p, b: module.apply({'params': p}, b).loss_sum)
+    text = jax.jit(loss).lower(params, batch).as_text()
+    shapes = {tuple(map(int, dims.split('x')[:-1])) for dims in re.findall(r'tensor<((?:\d+x)+)', text)}
+    assert max(math.prod(shape) for shape in shapes if shape[-1] == 200) == num_rows * num_masked * 200
 
 
 def test_logits_do_not_see_the_unused_slots(batch):
