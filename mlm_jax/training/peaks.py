@@ -1,6 +1,7 @@
 """Published peaks of devices: matrix products by number format, memory, and links to neighbours.
 
-Sources, all dense (without structured sparsity) and at boost clocks:
+All dense (without structured sparsity) and at boost clocks, as published in these places. Only those of TPU v5e and v6e
+were compared with them when this table was written: check a number before you rest a claim on it.
   NVIDIA H100, H200: the whitepaper of the H100 architecture, and the data sheets of the SXM, PCIe and NVL boards.
   NVIDIA A100: its data sheet, 40 GB and 80 GB. L40S, L4, A10: theirs.
   TPU: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, per chip. Links are 'bidirectional' there: half each way.
