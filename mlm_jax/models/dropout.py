@@ -16,9 +16,10 @@ def dropout(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
       rate: ≥ 0, below 1.
       x: float[…].
     """
-    threshold = round(256 * rate)
+    threshold = min(round(256 * rate), 255)
     *rows, size = x.shape
-    bits = jax.random.bits(key, (*rows, -(-size // 4)), jnp.uint32)
+    with jax.named_scope('random_bits'):
+        bits = jax.random.bits(key, (*rows, -(-size // 4)), jnp.uint32)
     # Without the barrier, compilers may draw anew for each of the four values.
     draws = jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), jnp.uint8)
     keep = draws.reshape(*rows, -1)[..., :size] >= threshold
