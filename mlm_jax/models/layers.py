@@ -11,7 +11,7 @@ from mlm_jax.models import positions as positions_lib
 from mlm_jax.models.activations import geglu, gelu
 from mlm_jax.models.attention import attend
 from mlm_jax.models.dropout import Dropout
-from mlm_jax.models.products import PRODUCT, Linear, product
+from mlm_jax.models.products import PRODUCT, Linear, linear
 from mlm_jax.parallel.mesh import split_rows
 
 
@@ -136,11 +136,10 @@ class SelfAttention(nn.Module):
             q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = _parts(qkv_BxTx3xHxD)
             return (q_BxTxHxD if at_BxM is None else gather_positions(q_BxTxHxD, at_BxM)), k_BxTxHxD, v_BxTxHxD
         # The same parameters, with queries for the wanted positions alone.
-        weights = {name: w.astype(c.dtype) for name, w in qkv.variables['params'].items()}
-        q_BxMxHxD = product('bmd,dhe->bmhe', gather_positions(x_BxTxd, at_BxM), weights['kernel'][:, 0])
-        kv_BxTx2xHxD = product('btd,dphe->btphe', x_BxTxd, weights['kernel'][:, 1:])
-        if c.bias:
-            q_BxMxHxD, kv_BxTx2xHxD = q_BxMxHxD + weights['bias'][0], kv_BxTx2xHxD + weights['bias'][1:]
+        kernel_dx3xHxD, bias_3xHxD = (qkv.variables['params'].get(name) for name in ('kernel', 'bias'))
+        q_bias_HxD, kv_bias_2xHxD = (None, None) if bias_3xHxD is None else (bias_3xHxD[0], bias_3xHxD[1:])
+        q_BxMxHxD = linear(gather_positions(x_BxTxd, at_BxM), kernel_dx3xHxD[:, 0], q_bias_HxD, c.dtype)
+        kv_BxTx2xHxD = linear(x_BxTxd, kernel_dx3xHxD[:, 1:], kv_bias_2xHxD, c.dtype)
         return q_BxMxHxD, *_parts(kv_BxTx2xHxD)
 
 

@@ -72,6 +72,27 @@ def _einsum_on_cpu(spec, dtype, left, right):
     return y.astype(dtype)
 
 
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: str, num_contracted: int = 1) -> jax.Array:
+    """[…, *contracted] · [*contracted, *features] + [*features] → […, *features], in `dtype`.
+
+    Args:
+      x: its last axes are summed over.
+      kernel: weights, in any dtype.
+      bias: or None.
+      dtype: of the product, whose sums are in float32, and of the result.
+      num_contracted: axes that are summed over.
+    """
+    letters = iter(string.ascii_letters)
+    rows, summed, new = (
+        ''.join(next(letters) for _ in range(n))
+        for n in (x.ndim - num_contracted, num_contracted, kernel.ndim - num_contracted)
+    )
+    y = product(f'{rows}{summed},{summed}{new}->{rows}{new}', x.astype(dtype), kernel.astype(dtype))
+    y = checkpoint_name(y, PRODUCT)
+    # In float32, so that the gradient of the bias, too, is a sum in float32.
+    return y if bias is None else (y.astype(jnp.float32) + bias).astype(dtype)
+
+
 class Linear(nn.Module):
     """A linear layer from the last `num_contracted` axes of its input to `features`.
 
@@ -94,14 +115,5 @@ class Linear(nn.Module):
         """[…, *contracted] → […, *features]."""
         contracted = x.shape[-self.num_contracted :]
         kernel = self.param('kernel', nn.initializers.normal(self.stddev), (*contracted, *self.features))
-        letters = iter(string.ascii_letters)
-        rows, summed, new = (
-            ''.join(next(letters) for _ in range(n))
-            for n in (x.ndim - self.num_contracted, self.num_contracted, len(self.features))
-        )
-        y = product(f'{rows}{summed},{summed}{new}->{rows}{new}', x.astype(self.dtype), kernel.astype(self.dtype))
-        y = checkpoint_name(y, PRODUCT)
-        if self.use_bias:
-            bias = self.param('bias', nn.initializers.zeros, self.features)
-            y = (y.astype(jnp.float32) + bias).astype(self.dtype)  # so that its gradient, too, is a sum in float32
-        return y
+        bias = self.param('bias', nn.initializers.zeros, self.features) if self.use_bias else None
+        return linear(x, kernel, bias, self.dtype, self.num_contracted)
