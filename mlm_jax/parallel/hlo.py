@@ -138,6 +138,19 @@ class Program:
                 for instruction in instructions:
                     yield self.times[name], instruction
 
+    def readers(self) -> dict[str, set[str]]:
+        """Name of a launched instruction → those that read its result, out of tuples and by other names too."""
+        read_by: dict[str, set[str]] = {}
+        for name, instructions in self.computations.items():
+            if name in self.kernels:
+                continue
+            for instruction in reversed(instructions):  # a reader stands behind what it reads
+                through = instruction.operation in ('tuple', 'get-tuple-element', 'bitcast')
+                found = read_by.get(instruction.name, set()) if through else {instruction.name}
+                for operand in instruction.operands:
+                    read_by.setdefault(operand, set()).update(found)
+        return read_by
+
 
 def parse(text: str) -> Program:
     """The program that `jax.stages.Compiled.as_text()` shows."""
