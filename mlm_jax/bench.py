@@ -52,8 +52,6 @@ from mlm_jax.parallel import topology
 from mlm_jax.training import ahead_of_time, build, peaks
 from mlm_jax.training.metrics import ProgressLine
 
-__all__ = ['measure', 'prepare', 'report']
-
 
 def report(contestants: list[speed.Contestant], matmuls: dict[str, speed.LargeMatmul] | None = None) -> list[dict]:
     """Medians, quartiles, rates, and ratios to the first contestant.
@@ -68,8 +66,6 @@ def report(contestants: list[speed.Contestant], matmuls: dict[str, speed.LargeMa
 def _line(c: speed.Contestant, first: speed.Contestant, matmuls: dict[str, speed.LargeMatmul]) -> dict:
     device = jax.devices()[0]
     low, median, high = np.percentile(c.seconds, [25, 50, 75])
-    # Ratios round by round: both sides of a pair ran under the same load.
-    ratio = float(np.median(np.array(c.seconds) / np.array(first.seconds)))
     line = {
         'config': c.name,
         'step_ms': 1000 * median,
@@ -77,7 +73,7 @@ def _line(c: speed.Contestant, first: speed.Contestant, matmuls: dict[str, speed
         'tokens_per_second': c.tokens_per_step / median,
         'tflops_per_second': c.flops_per_step / median / 1e12,
         'compile_seconds': c.compile_seconds,
-        'time_per_token_ratio': ratio * first.tokens_per_step / c.tokens_per_step,
+        'time_per_token_ratio': _per_token_ratio(c, first, 'seconds'),
         'flops_per_token_ratio': c.flops_per_step / c.tokens_per_step / first.flops_per_step * first.tokens_per_step,
         'memory_bytes': c.memory_bytes,
         'device': device.device_kind,
@@ -87,11 +83,7 @@ def _line(c: speed.Contestant, first: speed.Contestant, matmuls: dict[str, speed
     }
     if device.platform == 'cpu':
         line['cpu_ms'] = 1000 * float(np.median(c.cpu_seconds))
-        line['cpu_time_per_token_ratio'] = (
-            float(np.median(np.array(c.cpu_seconds) / np.array(first.cpu_seconds)))
-            * first.tokens_per_step
-            / c.tokens_per_step
-        )
+        line['cpu_time_per_token_ratio'] = _per_token_ratio(c, first, 'cpu_seconds')
     if statistics := device.memory_stats():
         line['peak_bytes_in_use'] = statistics.get('peak_bytes_in_use')  # of the whole process so far
     for part, seconds in c.parts.items():
@@ -108,8 +100,14 @@ def _line(c: speed.Contestant, first: speed.Contestant, matmuls: dict[str, speed
         devices = 1 if device.platform == 'cpu' else c.num_devices
         attained = [one / other for one, other in zip(matmul.seconds, c.seconds, strict=True)]
         line['matmul_share'] = float(np.median(attained)) * c.flops_per_step / matmul.flops_per_step / devices
-        line['matmul_tflops_per_second'] = matmul.flops_per_step / float(np.median(matmul.seconds)) / 1e12
+        line['matmul_tflops_per_second'] = matmul.tflops_per_second
     return line
+
+
+def _per_token_ratio(c: speed.Contestant, other: speed.Contestant, times: str) -> float:
+    """The time that `c` takes for a token, over that of `other`: both sides of a round ran under the same load."""
+    ratios = np.array(getattr(c, times)) / np.array(getattr(other, times))
+    return float(np.median(ratios)) * other.tokens_per_step / c.tokens_per_step
 
 
 _COLUMNS = {
@@ -187,15 +185,11 @@ def peers(contestant: speed.TrainStep, variants: list[str]) -> tuple[list[pytorc
 
 def ratios(ours: list[speed.TrainStep], others: list[pytorch_peer.PyTorchStep]) -> dict[str, dict[str, float]]:
     """Peer → configuration → how many times the tokens/s of the peer it has: medians of the ratios within rounds."""
-
-    def ratio(our, other) -> float:
-        times = np.array(other.seconds) / np.array(our.seconds)
-        return float(np.median(times)) * our.tokens_per_step / other.tokens_per_step
-
-    return {other.name: {our.name: ratio(our, other) for our in ours} for other in others}
+    return {other.name: {our.name: _per_token_ratio(other, our, 'seconds') for our in ours} for other in others}
 
 
 def ratio_table(ratios: dict[str, dict[str, float]], failed: dict[str, str]) -> str:
+    """The `ratios`, a row for each peer, behind those that cannot be compiled, with the reason."""
     names = list(next(iter(ratios.values()), ()))
     width = 2 + max(map(len, [*ratios, *failed]))
     rows = [f'{peer.ljust(width)}cannot be compiled here: {reason}' for peer, reason in failed.items()]
@@ -261,8 +255,7 @@ def main() -> None:
     lines = report(everyone, matmuls)
     print(table(lines))
     for matmul in matmuls.values():
-        attained = matmul.flops_per_step / float(np.median(matmul.seconds)) / 1e12
-        print(f'{matmul.name}: {attained:.3f} TFLOP/s')
+        print(f'{matmul.name}: {matmul.tflops_per_second:.3f} TFLOP/s')
     if values.peer:
         compared = ratios(contestants, others)
         print('\n' + ratio_table(compared, failed))

@@ -23,9 +23,9 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from mlm_jax import bench, command_line, train
+from mlm_jax import command_line, train
 from mlm_jax import config as config_lib
-from mlm_jax.analysis import comparison, configurations
+from mlm_jax.analysis import comparison, configurations, speed
 from mlm_jax.analysis.configurations import Candidate
 from mlm_jax.config import ConfigError
 from mlm_jax.data import atomic
@@ -88,8 +88,8 @@ def step_seconds(candidates: Sequence[Candidate], output: pathlib.Path, rounds: 
         contestants = []
         for candidate in measured:
             _note(f'measuring the step of {candidate.label}')
-            contestants.append(bench.prepare(candidate.name, candidate.of_seed(0)))
-        bench.measure(contestants, rounds, steps_per_round=2)
+            contestants.append(speed.prepare(candidate.name, candidate.of_seed(0)))
+        speed.measure(contestants, rounds, steps_per_round=2)
         base = known[first.label]['seconds'] if first.label in known else float(np.median(contestants[0].seconds))
         for candidate, contestant in zip(measured, contestants, strict=True):
             ratio = np.median(np.array(contestant.seconds) / np.array(contestants[0].seconds))

@@ -123,8 +123,8 @@ def test_times_are_measured_once_and_new_ones_beside_the_first(pair, tmp_path, m
             for contestant in contestants:
                 contestant.seconds.append(load * speed[contestant.label])
 
-    monkeypatch.setattr(compare.bench, 'prepare', prepare)
-    monkeypatch.setattr(compare.bench, 'measure', measure)
+    monkeypatch.setattr(compare.speed, 'prepare', prepare)
+    monkeypatch.setattr(compare.speed, 'measure', measure)
     first = compare.share_budget(pair, 'time', tmp_path)
     assert measured == ['low', 'high'] and [c.config.total_steps for c in first] == [8, 2]
     assert first[1].step_cost == pytest.approx(4 * first[0].step_cost)

@@ -279,6 +279,11 @@ class LargeMatmul:
     def run_parts(self, num_steps: int) -> None:
         """It has none."""
 
+    @property
+    def tflops_per_second(self) -> float:
+        """The median over the rounds so far."""
+        return self.flops_per_step / float(np.median(self.seconds)) / 1e12
+
 
 def measure(
     contestants: Sequence[Contestant],

@@ -20,6 +20,7 @@ from mlm_jax.config import ConfigError
 from mlm_jax.interop import huggingface
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models.layers import EncoderConfig
+from mlm_jax.models.positions import positions_in_documents
 
 NOT_PREDICTED = -100  # the label that transformers and cross_entropy leave out
 
@@ -227,9 +228,7 @@ def _inputs(batch: MaskedBatch) -> dict[str, np.ndarray]:
     }
     if (segments != segments[:, :1]).any() or not segments.all():  # documents, or padding: else no mask is needed
         inputs['attention_mask'] = (segments[:, :, None] == segments[:, None, :])[:, None]
-        starts = np.concatenate([np.ones_like(segments[:, :1]), np.diff(segments) != 0], axis=1) > 0
-        places = np.arange(length)[None]
-        inputs['position_ids'] = places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)
+        inputs['position_ids'] = np.asarray(positions_in_documents(segments), np.int64)
     return inputs
 
 
