@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mlm_jax.masking.batch import gather_positions
 from mlm_jax.models import positions as positions_lib
 from mlm_jax.models.dropout import Dropout
 from mlm_jax.models.layers import Block, EncoderConfig, RelativeBias, layer_norm, remat_policy
@@ -34,14 +35,33 @@ def block_for_use(config: EncoderConfig, initializing: bool) -> type[nn.Module]:
 
 def scanned_layers(config: EncoderConfig, num_layers: int, deterministic: bool, initializing: bool) -> nn.Module:
     """`num_layers` Blocks as one scan named `layers`, with their parameters stacked."""
+    block = block_for_use(config, initializing)
+    return _scan(block, config, num_layers)(config, deterministic, name='layers')
+
+
+def _scan(block, config: EncoderConfig, num_layers: int):
+    """Scans a Block, or a function of one, `num_layers` times."""
     return nn.scan(
-        block_for_use(config, initializing),
+        block,
         variable_axes={'params': 0, 'intermediates': 0},
         split_rngs={'params': True, 'dropout': True},
         in_axes=(nn.broadcast,) * 3,
         length=num_layers,
         unroll=config.scan_unroll or (num_layers if num_layers <= 4 else 1),
-    )(config, deterministic, name='layers')
+    )
+
+
+def _read_last_layer_at(at_BxM, config: EncoderConfig, deterministic: bool, x_BxTxd, *inputs):
+    """[B, M, d]: the output of `scanned_layers`, the same parameters, at `at_BxM` alone."""
+    layers = block_for_use(config, initializing=False)(config, deterministic, name='layers')
+
+    def of(part, function):
+        return nn.map_variables(function, 'params', trans_in_fn=lambda stack: jax.tree.map(lambda x: x[part], stack))
+
+    if config.num_layers > 1:
+        scan = _scan(lambda block, x_BxTxd, *inputs: block(x_BxTxd, *inputs), config, config.num_layers - 1)
+        x_BxTxd, _ = of(slice(-1), scan)(layers, x_BxTxd, *inputs)
+    return of(-1, lambda block: block(x_BxTxd, *inputs, at_BxM)[0])(layers)
 
 
 class Encoder(nn.Module):
@@ -63,7 +83,15 @@ class Encoder(nn.Module):
             self.final_norm = layer_norm(c, None)
 
     @nn.compact
-    def __call__(self, tokens_BxT, segments_BxT, positions_BxT=None, deterministic: bool = True, copies_BxT=None):
+    def __call__(
+        self,
+        tokens_BxT,
+        segments_BxT,
+        positions_BxT=None,
+        deterministic: bool = True,
+        copies_BxT=None,
+        at_BxM=None,
+    ):
         """Encodes rows.
 
         Args:
@@ -72,9 +100,11 @@ class Encoder(nn.Module):
           positions_BxT: int32[B, T]; None counts from the start of each document.
           deterministic: False applies dropout, from the rng stream 'dropout'.
           copies_BxT: int32[B, T], the second coordinate of 'rotary_2d' positions; None means 0.
+          at_BxM: int32[B, M], where the output is needed, T in unused slots; None means everywhere. The last layer
+            computes nothing for other tokens but their keys and values.
 
         Returns:
-          [B, T, d] in the dtype of the configuration.
+          [B, T, d], or with `at_BxM` [B, M, d], of no meaning in unused slots, in the dtype of the configuration.
         """
         c = self.config
         bias_BxHxTxT = None
@@ -90,8 +120,12 @@ class Encoder(nn.Module):
         rotary = c.positions != 'learned'
         turns_BxTx2xAxR = positions_lib.rotary_turns(coordinates, c.head_width) if rotary else None
         x_BxTxd = self.embed(tokens_BxT, positions_BxT, deterministic)
-        layers = scanned_layers(c, c.num_layers, deterministic, self.is_initializing())
-        x_BxTxd, _ = layers(x_BxTxd, segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT)
+        inputs = segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT
+        if at_BxM is None or self.is_initializing():
+            x_BxTxd, _ = scanned_layers(c, c.num_layers, deterministic, self.is_initializing())(x_BxTxd, *inputs)
+            x_BxTxd = x_BxTxd if at_BxM is None else gather_positions(x_BxTxd, at_BxM)
+        else:
+            x_BxTxd = _read_last_layer_at(at_BxM, c, deterministic, x_BxTxd, *inputs)
         return self.final_norm(x_BxTxd) if c.norm == 'pre' else x_BxTxd
 
     def embed(self, tokens_BxT, positions_BxT, deterministic: bool):

@@ -136,8 +136,7 @@ class ExLM(nn.Module):
     def states(self, batch: MaskedBatch, deterministic: bool = True) -> States:
         """Encodes expanded rows, and reads them at the states."""
         rows = self._expand(batch)
-        x_BxLxd = self._encode(rows, deterministic)
-        state_BxSxd = gather_positions(x_BxLxd, rows.state_slot)
+        state_BxSxd = self._encode(rows, deterministic, rows.state_slot)
         hidden_BxSxd = self.head.hidden(state_BxSxd)
         links_BxSxS = None
         if self.options.transitions != 'none':
@@ -178,8 +177,8 @@ class ExLM(nn.Module):
         multiple = 128 if self.config.attention_backend == 'splash' else 8
         return expand(batch, anchors_BxT, max_anchors, o.num_states, multiple)
 
-    def _encode(self, rows: ExpandedRows, deterministic: bool) -> jax.Array:
-        return self.encoder(rows.tokens, rows.segments, rows.positions, deterministic, rows.copies)
+    def _encode(self, rows: ExpandedRows, deterministic: bool, at_BxS: jax.Array | None = None) -> jax.Array:
+        return self.encoder(rows.tokens, rows.segments, rows.positions, deterministic, rows.copies, at_BxS)
 
     def _allowed(self, rows: ExpandedRows) -> jax.Array:
         """bool[B, S, S]: to which u the transitions from v may go."""

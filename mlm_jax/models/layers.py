@@ -102,13 +102,12 @@ class SelfAttention(nn.Module):
     def __call__(self, x_BxTxd, segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT, deterministic: bool, at_BxM=None):
         """Mixes tokens: [B, T, d] → [B, T, d]; `turns_BxTx2xAxR` and `bias_BxHxTxT` may be None.
 
-        With `at_BxM`, queries and outputs at these positions only, [B, M, d]; T is no position. Takes no bias then,
-        which comes for whole rows.
+        With `at_BxM`, queries and outputs at these positions only, [B, M, d]; T is no position.
         """
         c = self.config
         q_segments_BxT = segments_BxT if at_BxM is None else gather_positions(segments_BxT, at_BxM)
         if at_BxM is not None and bias_BxHxTxT is not None:
-            raise ValueError('attention at some positions only takes no relative bias')
+            bias_BxHxTxT = jnp.take_along_axis(bias_BxHxTxT, at_BxM[:, None, :, None], axis=2, mode='clip')
         q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = self._queries_keys_values(x_BxTxd, at_BxM)
         if turns_BxTx2xAxR is not None:
             q_turns_BxTx2xAxR = turns_BxTx2xAxR if at_BxM is None else gather_positions(turns_BxTx2xAxR, at_BxM)

@@ -5,7 +5,7 @@ import jax
 
 from mlm_jax.losses.cross_entropy import cross_entropy_terms, negative_log_likelihood
 from mlm_jax.losses.terms import LossTerms
-from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
+from mlm_jax.masking.batch import MaskedBatch, selected_of
 from mlm_jax.models.encoder import Encoder
 from mlm_jax.models.heads import MLMHead
 from mlm_jax.models.layers import EncoderConfig
@@ -26,8 +26,8 @@ class MLM(nn.Module):
 
     def logits(self, batch: MaskedBatch, deterministic: bool = True) -> jax.Array:
         """f32[B, M, V] at the masked positions; of no meaning in unused slots."""
-        x_BxTxd = self.encoder(batch.inputs, batch.segments, deterministic=deterministic)
-        return self.head(gather_positions(x_BxTxd, batch.positions), self.encoder.token_logits)
+        x_BxMxd = self.encoder(batch.inputs, batch.segments, deterministic=deterministic, at_BxM=batch.positions)
+        return self.head(x_BxMxd, self.encoder.token_logits)
 
     def log_likelihood(self, batch: MaskedBatch) -> jax.Array:
         """f32[B, M]: log-probabilities of the original tokens at the masked positions; no meaning in unused slots."""

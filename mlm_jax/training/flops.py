@@ -117,32 +117,33 @@ def masked_ratio(config: ml_collections.ConfigDict) -> float:
 
 
 def mlm_row_flops(config: ml_collections.ConfigDict, sizes: Sizes, document_share: float = 1.0) -> float:
-    """Forward pass of MLM on a row of n tokens: L·(2nW + 4n²d) + m·(2d² + 2dV), with m predicted positions."""
+    """Forward pass of MLM on n tokens, r of them predicted: (L − 1)·(2nW + 4n²d) + last + r·(2d² + 2dV).
+
+    The last layer computes all but keys and values for the predicted positions only: 4nd² + 2r(W − 2d²) + 4nr·d.
+    """
     m = config.model
     head = sizes.masked * (2 * m.width**2 + 2 * m.width * config.vocab_size)
-    return m.num_layers * _layer_flops(m, sizes.encoded, document_share) + head
+    return _stack_flops(m, m.num_layers, sizes.encoded, sizes.masked, document_share) + head
 
 
 def mae_lm_row_flops(config: ml_collections.ConfigDict, sizes: Sizes, document_share: float = 1.0) -> float:
     """Forward pass of MAE-LM: the encoder on k = n − (1 − δ)m kept tokens, the decoder on n, the head on m.
 
-    The paper's decoder costs L_d·(2nW_d + 4n²d_d); here its last layer computes all but keys and values for the m
-    masked positions only: 4n·d_d² + 2m(W_d − 2d_d²) + 4nm·d_d. Where d_d ≠ d, each n and each m takes 2d·d_d more.
+    The paper's decoder costs L_d·(2nW_d + 4n²d_d); here its last layer is that of MLM, read at the masked positions.
+    Where d_d ≠ d, each n and each m takes 2d·d_d more.
     """
     m, options, n, masked = config.model, config.mae_lm, sizes.length, sizes.masked
     width = options.decoder_width or m.width
     ffn_width = options.decoder_ffn_width or m.ffn_width * width // m.width
     decoder = ml_collections.ConfigDict(dict(width=width, ffn_width=ffn_width, mlp=m.mlp))
-    last = 4 * n * width**2 + 2 * masked * (_layer_weights(decoder) - 2 * width**2)
-    last += 4 * n * masked * width * document_share
     head = masked * (2 * width**2 + 2 * m.width * config.vocab_size)
     between = 2 * m.width * width * (n + masked) if width != m.width else 0
     encoder = m.num_layers * _layer_flops(m, sizes.encoded, document_share)
-    return encoder + (options.decoder_layers - 1) * _layer_flops(decoder, n, document_share) + last + head + between
+    return encoder + _stack_flops(decoder, options.decoder_layers, n, masked, document_share) + head + between
 
 
 def exlm_row_flops(config: ml_collections.ConfigDict, sizes: Sizes, document_share: float = 1.0) -> float:
-    """Forward pass of ExLM: the encoder on n' = n + (k − 1)e slots; the head on S = k·e states.
+    """Forward pass of ExLM: the encoder on n' = n + (k − 1)e slots, its last layer and the head on S = k·e states.
 
     Transitions take 2·S·2d(2d + C) for queries, keys and gates, and 2S²d for their products. The logits of the targets
     under each state, 2·e·S·d, are computed beside those of the vocabulary. The likelihood sums 2·e·S² products, whose
@@ -150,7 +151,7 @@ def exlm_row_flops(config: ml_collections.ConfigDict, sizes: Sizes, document_sha
     """
     m, options = config.model, config.exlm
     states = options.num_states * sizes.expanded
-    layers = m.num_layers * _layer_flops(m, sizes.encoded, document_share)
+    layers = _stack_flops(m, m.num_layers, sizes.encoded, states, document_share)
     head = states * (2 * m.width**2 + 2 * m.width * config.vocab_size) + 2 * sizes.expanded * states * m.width
     if options.transitions == 'none':
         return layers + head
@@ -167,6 +168,14 @@ def attention_flops(config: ml_collections.ConfigDict) -> float:
 def _layer_weights(m: ml_collections.ConfigDict) -> int:
     """W = 4d² + g·d·F, g = 2 (GELU) or 3 (GeGLU)."""
     return 4 * m.width**2 + (3 if m.mlp == 'geglu' else 2) * m.width * m.ffn_width
+
+
+def _stack_flops(m: ml_collections.ConfigDict, num_layers: int, n: float, read: float, document_share: float) -> float:
+    """`num_layers` layers of n tokens; the last one is read at some of them, and needs keys and values of all."""
+    keys_and_values = 2 * m.width**2
+    last = 2 * n * keys_and_values + 2 * read * (_layer_weights(m) - keys_and_values)
+    last += 4 * n * read * m.width * document_share
+    return (num_layers - 1) * _layer_flops(m, n, document_share) + last
 
 
 def _layer_flops(m: ml_collections.ConfigDict, n: float, document_share: float) -> float:

@@ -157,7 +157,7 @@ REFUSALS = {
     'dropout on cudnn': (dict(backend='cudnn', dropout_rate=0.1), 'cudnn attention backend has no dropout'),
     'float32 on cudnn': (dict(backend='cudnn'), 'needs bfloat16, not float32'),
     'a bias on splash': (dict(backend='splash', bias_BxHxTxS=jnp.zeros((1, 1, 1, 1))), 'takes no relative bias'),
-    'an unknown backend': (dict(backend='flash'), "unknown attention backend 'flash': it is xla, cudnn or splash"),
+    'an unknown backend': (dict(backend='flash'), "unknown attention backend 'flash': it is xla, cudnn, splash"),
 }
 
 
@@ -172,6 +172,29 @@ def test_splash_refuses_lengths_that_its_blocks_do_not_divide():
     q, k, v = (x[:, :100] for x in random_inputs())
     with pytest.raises(ValueError, match='multiples of 128, not 100; use xla'):
         attend('splash', q, k, v, SEGMENTS[:, :100])
+
+
+@pytest.mark.parametrize(('backend', 'dtype', 'option'), [
+    ('splash', jnp.float32, dict(interpret=True)), ('cudnn', jnp.bfloat16, dict(implementation='xla'))
+])  # fmt: skip
+def test_kernels_take_any_number_of_queries(backend, dtype, option, monkeypatch):
+    name, taken = f'{backend}_attention', []
+    function = functools.partial(getattr(attention, name), **option)
+
+    def kernel(q, *args):
+        taken.append(q.shape[1])
+        return function(q, *args)
+
+    monkeypatch.setattr(attention, name, kernel)
+    q, k, v = random_inputs(dtype=dtype)
+    inputs = q[:, 5:26], k, v, SEGMENTS[:, 5:26], SEGMENTS
+    out = attention.attend(*inputs, backend=backend)
+    assert taken[0] % attention.QUERIES_IN[backend] == 0
+    assert out.shape == (BATCH, 21, HEADS, WIDTH)
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    np.testing.assert_allclose(
+        np.asarray(out, np.float32), np.asarray(attention.attend(*inputs), np.float32), atol=tolerance
+    )
 
 
 def test_a_rate_without_a_key_drops_nothing_and_dropout_keeps_the_mean():

@@ -102,6 +102,31 @@ def test_padding_behind_a_row_changes_nothing(recipe, batch):
     np.testing.assert_allclose(padded[:, :20], short, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    'config', [*RECIPES.values(), dataclasses.replace(MODERN, num_layers=1), dataclasses.replace(ROBERTA, remat='full')]
+)
+def test_the_last_layer_at_masked_positions_is_the_whole_layer_read_there(config, batch):
+    module, params = initialised(config)
+    weights = jax.random.normal(jax.random.key(4), (*batch.positions.shape, 200)) * batch.weights[..., None]
+
+    def at_positions(p):
+        return module.apply({'params': p}, batch, method='logits')
+
+    def everywhere(p):
+        def read(bound):
+            x = gather_positions(bound.encode(batch.inputs, batch.segments), batch.positions)
+            return bound.head(x, bound.encoder.token_logits)
+
+        return module.apply({'params': p}, method=read)
+
+    results = []
+    for logits in (at_positions, everywhere):
+        value, grads = jax.jit(jax.value_and_grad(lambda p, logits=logits: jnp.sum(logits(p) * weights)))(params)
+        results.append((value, grads))
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(1, np.abs(other).max()))
+
+
 @pytest.mark.parametrize('objective', ['mlm', 'mae_lm'])
 def test_a_step_holds_logits_of_masked_positions_only(objective, batch):
     if objective == 'mlm':

@@ -52,7 +52,8 @@ def test_a_step_is_three_forward_passes():
     assert flops.step_flops(config) == 3 * 4 * flops.mlm_row_flops(config, sizes)
     m, n = 0.15 * 128, 128
     layer = 2 * n * (4 * 64**2 + 2 * 64 * 256) + 4 * n**2 * 64
-    assert flops.mlm_row_flops(config, sizes) == pytest.approx(2 * layer + m * (2 * 64**2 + 2 * 64 * 512))
+    last = 2 * n * 2 * 64**2 + 2 * m * (2 * 64**2 + 2 * 64 * 256) + 4 * n * m * 64
+    assert flops.mlm_row_flops(config, sizes) == pytest.approx(layer + last + m * (2 * 64**2 + 2 * 64 * 512))
 
 
 def test_attention_within_documents_counts_their_squares():
