@@ -32,6 +32,7 @@ from mlm_jax import config as config_lib
 from mlm_jax.analysis import fine_tuning_report
 from mlm_jax.config import ConfigError
 from mlm_jax.data import atomic
+from mlm_jax.models.downstream import POOLINGS
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.tasks import custom, glue, problems, suites
 from mlm_jax.tasks.examples import TaskData
@@ -102,6 +103,7 @@ def make_recipe(task_recipe: Mapping, settings: Mapping[str, tuple], point: Mapp
     wrong += ['warmup_percent'] if not 0 <= recipe.warmup_percent <= 100 else []
     wrong += ['head_dropout'] if not recipe.head_dropout < 1 else []
     wrong += ['class_weights'] if recipe.class_weights not in problems.CLASS_WEIGHTS else []
+    wrong += ['pooling'] if recipe.pooling not in POOLINGS else []
     wrong += [
         key
         for key in ('patience', 'max_length', 'max_train_examples', 'max_validation_examples', 'max_query')

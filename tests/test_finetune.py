@@ -118,6 +118,8 @@ def test_settings():
             finetune.make_recipe({}, {key: (value,)}, {})
     with pytest.raises(ConfigError, match='out of range: class_weights=rare'):
         finetune.make_recipe({}, {}, {'class_weights': 'rare'})
+    with pytest.raises(ConfigError, match='out of range: pooling=max'):
+        finetune.make_recipe({}, {}, {'pooling': 'max'})
 
 
 def test_names_of_directories():

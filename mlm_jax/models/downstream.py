@@ -4,22 +4,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+POOLINGS = ('cls', 'mean')
+
 
 class Downstream(nn.Module):
     """The `encode` of an objective, and a new head; nothing else of the objective has parameters here.
 
     Attributes:
       objective: any of `models/objectives.py`, with the dropout of the fine-tuning in its configuration.
-      kind: 'sequence': outputs for the whole row, dropout → linear → tanh → dropout → linear on the vector of [CLS];
+      kind: 'sequence': outputs for the whole row, dropout → linear → tanh → dropout → linear on one vector of it;
         'span': two linear scores for each token, of the start and the end of an answer.
       num_outputs: of 'sequence'.
       dropout: of the head.
+      pooling: the vector of the row: 'cls', that of [CLS], or 'mean', over all tokens but padding.
     """
 
     objective: nn.Module
     kind: str
     num_outputs: int
     dropout: float
+    pooling: str = POOLINGS[0]
 
     @nn.compact
     def __call__(self, tokens_BxT: jax.Array, segments_BxT: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -39,6 +43,12 @@ class Downstream(nn.Module):
         if self.kind == 'span':
             return linear(2, 'output')(x_BxTxd.astype(jnp.float32))
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        x_Bxd = drop(x_BxTxd[:, 0].astype(jnp.float32))
+        x_Bxd = drop(self._pool(x_BxTxd.astype(jnp.float32), segments_BxT))
         x_Bxd = drop(jnp.tanh(linear(c.width, 'dense')(x_Bxd)))
         return linear(self.num_outputs, 'output')(x_Bxd)
+
+    def _pool(self, x_BxTxd, segments_BxT):
+        if self.pooling == 'cls':
+            return x_BxTxd[:, 0]
+        real_BxTx1 = (segments_BxT > 0)[..., None]
+        return jnp.where(real_BxTx1, x_BxTxd, 0.0).sum(1) / jnp.maximum(real_BxTx1.sum(1), 1)

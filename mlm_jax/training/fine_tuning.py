@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlm_jax.config import ConfigError
-from mlm_jax.models.downstream import Downstream
+from mlm_jax.models.downstream import POOLINGS, Downstream
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.parallel.sharding import is_stacked, path_name
 from mlm_jax.tasks import inputs as inputs_lib
@@ -51,6 +51,8 @@ class Recipe:
       clip_norm: of the global gradient; 0 clips nothing.
       dropout: in the encoder, and on its attention.
       head_dropout: in the head; −1: as `dropout`.
+      pooling: what the head reads of a row: 'cls', or 'mean', over its tokens. Rows packed with documents have a [CLS]
+        for each document only, so short pretraining teaches it little.
       layer_decay: each layer learns so much slower than the one above it, and the embeddings slowest (ELECTRA).
       max_length: tokens of a row; 0: as many as the model was trained on.
       evaluations_per_epoch: how often the validation split is scored.
@@ -76,6 +78,7 @@ class Recipe:
     clip_norm: float = 1.0
     dropout: float = 0.1
     head_dropout: float = -1.0
+    pooling: str = POOLINGS[0]
     layer_decay: float = 1.0
     max_length: int = 0
     evaluations_per_epoch: int = 1
@@ -277,7 +280,9 @@ def make_module(objective: nn.Module, problem: Problem, recipe: Recipe) -> Downs
     config = dataclasses.replace(objective.config, dropout=recipe.dropout, attention_dropout=recipe.dropout)
     kind = 'span' if problem.loss == 'span' else 'sequence'
     head_dropout = recipe.dropout if recipe.head_dropout < 0 else recipe.head_dropout
-    return Downstream(objective.clone(config=config, parent=None), kind, problem.num_outputs, head_dropout)
+    return Downstream(
+        objective.clone(config=config, parent=None), kind, problem.num_outputs, head_dropout, recipe.pooling
+    )
 
 
 def check_batch(recipe: Recipe, mesh: Mesh) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from mlm_jax.config import ConfigError
 from mlm_jax.interop import huggingface
+from mlm_jax.models.downstream import POOLINGS, Downstream
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.models.mlm import MLM
 from mlm_jax.parallel.mesh import make_mesh
@@ -101,12 +102,25 @@ def test_random_encoders_differ_by_seed(mesh):
     assert outcomes[0].train_losses[0] != outcomes[1].train_losses[0]
 
 
-def test_outputs_keep_their_order_and_padding_changes_nothing(mesh, encoder):
+@pytest.mark.parametrize('pooling', POOLINGS)
+def test_outputs_keep_their_order_and_padding_changes_nothing(mesh, encoder, pooling):
     long = rows(40, 3)
     short = Inputs(long.tokens[:5], long.targets[:5], 32)  # other batches, padded to other lengths
     inputs = {'train': rows(32, 0), 'validation': long, 'few': short}
-    (outcome,) = run(mesh, encoder, [1], dataclasses.replace(RECIPE, epochs=1), make_problem(**inputs))
+    recipe = dataclasses.replace(RECIPE, epochs=1, pooling=pooling)
+    (outcome,) = run(mesh, encoder, [1], recipe, make_problem(**inputs))
     np.testing.assert_allclose(outcome.outputs['few'], outcome.outputs['validation'][:5], atol=1e-5)
+
+
+def test_the_head_reads_cls_or_the_mean_of_real_tokens():
+    x_BxTxd = jnp.arange(24.0).reshape(2, 3, 4)
+    segments_BxT = jnp.array([[1, 1, 0], [1, 1, 1]])
+
+    def pooled(pooling):
+        return Downstream(MLM(CONFIG), 'sequence', 2, 0.0, pooling)._pool(x_BxTxd, segments_BxT)
+
+    np.testing.assert_array_equal(pooled('cls'), x_BxTxd[:, 0])
+    np.testing.assert_allclose(pooled('mean'), [x_BxTxd[0, :2].mean(0), x_BxTxd[1].mean(0)])
 
 
 def test_a_run_ends_when_nothing_improves(mesh, encoder):
