@@ -35,7 +35,9 @@ class Downstream(nn.Module):
           deterministic: False applies dropout, from the rng stream 'dropout'.
         """
         c = self.objective.config
-        x_BxTxd = self.objective.encode(tokens_BxT, segments_BxT, deterministic=deterministic)
+        reads_cls = self.kind == 'sequence' and self.pooling == 'cls'
+        cls_Bx1 = jnp.zeros((len(tokens_BxT), 1), jnp.int32) if reads_cls else None
+        x_BxTxd = self.objective.encode(tokens_BxT, segments_BxT, deterministic=deterministic, at_BxM=cls_Bx1)
 
         def linear(features: int, name: str) -> nn.Dense:
             return nn.Dense(features, kernel_init=nn.initializers.normal(c.init_stddev), name=name)
@@ -43,12 +45,12 @@ class Downstream(nn.Module):
         if self.kind == 'span':
             return linear(2, 'output')(x_BxTxd.astype(jnp.float32))
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        x_Bxd = drop(self._pool(x_BxTxd.astype(jnp.float32), segments_BxT))
+        x_BxTxd = x_BxTxd.astype(jnp.float32)
+        x_Bxd = drop(x_BxTxd[:, 0] if reads_cls else _mean(x_BxTxd, segments_BxT))
         x_Bxd = drop(jnp.tanh(linear(c.width, 'dense')(x_Bxd)))
         return linear(self.num_outputs, 'output')(x_Bxd)
 
-    def _pool(self, x_BxTxd, segments_BxT):
-        if self.pooling == 'cls':
-            return x_BxTxd[:, 0]
-        real_BxTx1 = (segments_BxT > 0)[..., None]
-        return jnp.where(real_BxTx1, x_BxTxd, 0.0).sum(1) / jnp.maximum(real_BxTx1.sum(1), 1)
+
+def _mean(x_BxTxd, segments_BxT):
+    real_BxTx1 = (segments_BxT > 0)[..., None]
+    return jnp.where(real_BxTx1, x_BxTxd, 0.0).sum(1) / jnp.maximum(real_BxTx1.sum(1), 1)

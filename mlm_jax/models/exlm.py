@@ -156,15 +156,22 @@ class ExLM(nn.Module):
         masked_BxL = gather_positions(selected_of(batch.positions, batch.tokens.shape[1]), rows.index)
         return self._encode(rows, deterministic), rows.segments, masked_BxL
 
-    def encode(self, tokens_BxT: jax.Array, segments_BxT: jax.Array, deterministic: bool = True) -> jax.Array:
-        """float[B, T, d]: the representation of unmasked rows, for downstream tasks.
+    def encode(
+        self,
+        tokens_BxT: jax.Array,
+        segments_BxT: jax.Array,
+        deterministic: bool = True,
+        at_BxM: jax.Array | None = None,
+    ) -> jax.Array:
+        """float[B, T, d]: the representation of unmasked rows, for downstream tasks; `at_BxM`, if any: [B, M, d].
 
         The anchors are expanded, as in pretraining and in the released code, and stand for their first copies.
         """
         nothing_BxM = jnp.zeros((len(tokens_BxT), 0), jnp.int32)
         batch = MaskedBatch(tokens_BxT, tokens_BxT, nothing_BxM, nothing_BxM.astype(jnp.float32), segments_BxT)
         rows = self._expand(batch)
-        return gather_positions(self._encode(rows, deterministic), rows.first_slot)
+        slots_BxM = rows.first_slot if at_BxM is None else gather_positions(rows.first_slot, at_BxM)
+        return self._encode(rows, deterministic, slots_BxM)
 
     def _expand(self, batch: MaskedBatch) -> ExpandedRows:
         o = self.options

@@ -248,9 +248,15 @@ class MAELM(nn.Module):
         masked_BxK = gather_positions(kept.masked, kept.index)
         return self.encode_kept(kept, deterministic), kept.segments, masked_BxK
 
-    def encode(self, tokens_BxT: jax.Array, segments_BxT: jax.Array, deterministic: bool = True) -> jax.Array:
-        """float[B, T, d]: the representation of unmasked rows, for downstream tasks."""
-        return self.encoder(tokens_BxT, segments_BxT, deterministic=deterministic)
+    def encode(
+        self,
+        tokens_BxT: jax.Array,
+        segments_BxT: jax.Array,
+        deterministic: bool = True,
+        at_BxM: jax.Array | None = None,
+    ) -> jax.Array:
+        """float[B, T, d]: the representation of unmasked rows, for downstream tasks; `at_BxM`, if any: [B, M, d]."""
+        return self.encoder(tokens_BxT, segments_BxT, deterministic=deterministic, at_BxM=at_BxM)
 
     def _token_logits(self, x_BxMxd: jax.Array) -> jax.Array:
         narrow = x_BxMxd.shape[-1] != self.config.width

@@ -43,6 +43,12 @@ class MLM(nn.Module):
         x_BxTxd = self.encoder(batch.inputs, batch.segments, deterministic=deterministic)
         return x_BxTxd, batch.segments, selected_of(batch.positions, batch.tokens.shape[1])
 
-    def encode(self, tokens_BxT: jax.Array, segments_BxT: jax.Array, deterministic: bool = True) -> jax.Array:
-        """float[B, T, d]: the representation of unmasked rows, for downstream tasks."""
-        return self.encoder(tokens_BxT, segments_BxT, deterministic=deterministic)
+    def encode(
+        self,
+        tokens_BxT: jax.Array,
+        segments_BxT: jax.Array,
+        deterministic: bool = True,
+        at_BxM: jax.Array | None = None,
+    ) -> jax.Array:
+        """float[B, T, d]: the representation of unmasked rows, for downstream tasks; `at_BxM`, if any: [B, M, d]."""
+        return self.encoder(tokens_BxT, segments_BxT, deterministic=deterministic, at_BxM=at_BxM)

@@ -11,6 +11,7 @@ import pytest
 from mlm_jax.config import ConfigError
 from mlm_jax.interop import huggingface
 from mlm_jax.models.downstream import POOLINGS, Downstream
+from mlm_jax.models.exlm import ExLM
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.models.mlm import MLM
 from mlm_jax.parallel.mesh import make_mesh
@@ -112,15 +113,18 @@ def test_outputs_keep_their_order_and_padding_changes_nothing(mesh, encoder, poo
     np.testing.assert_allclose(outcome.outputs['few'], outcome.outputs['validation'][:5], atol=1e-5)
 
 
-def test_the_head_reads_cls_or_the_mean_of_real_tokens():
-    x_BxTxd = jnp.arange(24.0).reshape(2, 3, 4)
-    segments_BxT = jnp.array([[1, 1, 0], [1, 1, 1]])
-
-    def pooled(pooling):
-        return Downstream(MLM(CONFIG), 'sequence', 2, 0.0, pooling)._pool(x_BxTxd, segments_BxT)
-
-    np.testing.assert_array_equal(pooled('cls'), x_BxTxd[:, 0])
-    np.testing.assert_allclose(pooled('mean'), [x_BxTxd[0, :2].mean(0), x_BxTxd[1].mean(0)])
+@pytest.mark.parametrize('objective', [MLM(CONFIG), ExLM(CONFIG)])
+def test_the_head_reads_cls_or_the_mean_of_real_tokens(objective):
+    tokens = jax.random.randint(jax.random.key(0), (2, 6), 5, 64)
+    segments = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    read = {p: Downstream(objective, 'sequence', 3, 0.0, p) for p in POOLINGS}
+    params = jax.tree.map(lambda x: 5 * x, read['cls'].init(jax.random.key(1), tokens, segments)['params'])
+    x = objective.apply({'params': params['objective']}, tokens, segments, method='encode')
+    expected = {'cls': x[:, 0], 'mean': jnp.stack([x[0, :4].mean(0), x[1].mean(0)])}
+    for pooling, vector in expected.items():
+        dense, output = params['dense'], params['output']
+        logits = jnp.tanh(vector @ dense['kernel'] + dense['bias']) @ output['kernel'] + output['bias']
+        np.testing.assert_allclose(read[pooling].apply({'params': params}, tokens, segments), logits, atol=1e-5)
 
 
 def test_a_run_ends_when_nothing_improves(mesh, encoder):
