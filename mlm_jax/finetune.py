@@ -195,7 +195,7 @@ def run_job(
     per_update = _cost(job, data) / fine_tuning.num_updates(problem, job.recipe)
     return fine_tuning.fine_tune(
         encoder.objective, encoder.params, encoder.tokenizer.vocabulary.pad_id, problem, job.recipe, seeds, mesh,
-        lambda updates: bar.update(updates * per_update * len(seeds)),
+        lambda updates: advance(bar, updates * per_update * len(seeds)),
     )  # fmt: skip
 
 
@@ -226,6 +226,11 @@ def save(job: Job, problem: fine_tuning.Problem, outcome: Outcome, output: pathl
         'train_losses': [round(loss, 6) for loss in outcome.train_losses],
     }
     atomic.write_bytes(directory / RESULT_FILE, f'{json.dumps(_without_nan(result), indent=1)}\n'.encode())
+
+
+def advance(bar: tqdm.tqdm, examples: float) -> None:
+    """Moves a bar, and not past its end, where sums of fractions may lie."""
+    bar.update(min(examples, bar.total - bar.n))
 
 
 def _without_nan(value):
@@ -349,7 +354,10 @@ def main() -> None:
 def run_jobs(jobs, missing, data, encoders, seeds, side_by_side: int, mesh, output) -> tuple[str, list[str]]:
     """Runs what is missing; the last report, and what is to be said of runs that diverged."""
     total, text, diverged = sum(_cost(job, data[job.task]) * len(few) for job, few in missing.items()), '', []
-    with tqdm.tqdm(total=round(total), unit=' examples', unit_scale=True, disable=not total) as bar:
+    every = 0.1 if sys.stderr.isatty() else 60.0  # seconds; a file would fill with lines
+    with tqdm.tqdm(
+        total=total, unit=' examples', unit_scale=True, disable=not total, mininterval=every, maxinterval=max(every, 10)
+    ) as bar:
         for i, job in enumerate(jobs):
             encoder = encoders[job.model]
             problem = make_problem(job, data[job.task], encoder, bar) if missing[job] else None

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tqdm
 
 from mlm_jax import finetune
 from mlm_jax.config import ConfigError
@@ -120,6 +121,13 @@ def test_settings():
         finetune.make_recipe({}, {}, {'class_weights': 'rare'})
     with pytest.raises(ConfigError, match='out of range: pooling=max'):
         finetune.make_recipe({}, {}, {'pooling': 'max'})
+
+
+def test_progress_ends_at_its_end():
+    with tqdm.tqdm(total=0.3, bar_format='{bar}') as bar:  # a warning beyond 100 %, and warnings are errors
+        for _ in range(3):
+            finetune.advance(bar, 0.1)
+        bar.refresh()
 
 
 def test_names_of_directories():
