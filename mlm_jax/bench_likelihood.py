@@ -86,11 +86,16 @@ def plain_torch(match: np.ndarray, links: np.ndarray):
 
 
 def seconds(run) -> float:
-    """Of one call, after one that does not count: the other side leaves caches full, and threads that wait busily."""
+    """Of one call, on average over a twentieth of a second, or of one that takes longer.
+
+    One before does not count: the other side leaves caches full, and threads that wait busily.
+    """
     run()
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    start, calls = time.perf_counter(), 0
+    while not calls or time.perf_counter() - start < 0.05:
+        run()
+        calls += 1
+    return (time.perf_counter() - start) / calls
 
 
 def main() -> None:

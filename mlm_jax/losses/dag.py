@@ -290,12 +290,14 @@ def _in_linear_space(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
     emit = _emissions(match_BxMxS)
     (num_blocks, size), num_states = emit.mantissa.shape[2:], match_BxMxS.shape[2]
 
-    def weight(*blocks: slice):  # f32[B, V, U], zeros behind the last state
+    padding = 0, num_blocks * size - num_states
+    links_BxSxS = jnp.pad(links_BxSxS, ((0, 0), padding, padding), constant_values=IMPOSSIBLE)
+    # The barrier has them computed once, and not again for each use of a part.
+    weight_BxVxU = jax.lax.optimization_barrier(jnp.exp(links_BxSxS))
+
+    def weight(*blocks: slice):
         ranges = [range(*block.indices(num_blocks)) for block in blocks]
-        place = tuple(slice(r.start * size, r.stop * size) for r in ranges)
-        weight_BxVxU = jnp.exp(links_BxSxS[:, *place])
-        missing = [len(r) * size - length for r, length in zip(ranges, weight_BxVxU.shape[1:], strict=True)]
-        return jnp.pad(weight_BxVxU, ((0, 0), *[(0, n) for n in missing]))
+        return weight_BxVxU[:, *(slice(r.start * size, r.stop * size) for r in ranges)]
 
     alpha, omega = _both_ways(emit, weight, num_targets_B)
     # All alignments go through the first state at the first target.
