@@ -23,11 +23,11 @@ from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
 from mlm_jax.masking.vocabulary import standard_vocabulary
+from mlm_jax.parallel import collectives
 from mlm_jax.parallel import topology as topology_lib
 from mlm_jax.training import ahead_of_time, build, checks, continuation, flops, peaks, runtime
+from mlm_jax.training.memory import MIB
 from mlm_jax.training.state import num_parameters
-
-MIB = 2**20
 
 
 def examine(
@@ -119,17 +119,19 @@ def _check_step(config: ml_collections.ConfigDict, devices: list[jax.Device], op
     except ahead_of_time.DoesNotFit as error:
         yield False, f'memory: {error}'
         return
-    parts = {'state and batch': needs.argument_bytes, 'temporaries': needs.temporary_bytes,
-             'output': needs.output_bytes, 'program': needs.code_bytes}  # fmt: skip
+    memory = needs.memory
+    parts = {'state and batch': memory.argument_bytes, 'temporaries': memory.temporary_bytes,
+             'output': memory.output_bytes, 'program': memory.program_bytes}  # fmt: skip
     text = ', '.join(f'{name} {size / MIB:,.0f}' for name, size in parts.items())
     limit = _memory_limit(devices)
-    fits = limit is None or needs.total_bytes <= limit
+    fits = limit is None or memory.total_bytes <= limit
     of_limit = f' of {limit / MIB:,.0f}' if limit else ''
-    text = f'memory per device: {needs.total_bytes / MIB:,.0f} MiB{of_limit} ({text})'
+    text = f'memory per device: {memory.total_bytes / MIB:,.0f} MiB{of_limit} ({text})'
     yield fits, text if fits else f'{text}\n{ahead_of_time.CURE}'
     if needs.flops:
         yield True, _describe_flops(config, devices, needs)
-    yield True, 'collectives of a step, per device:' + (_table(needs.collectives) or ' none')
+    lines = collectives.table(needs.collectives)
+    yield True, 'collectives of a step, per device:' + ('\n'.join(['', *lines]) if lines else ' none')
 
 
 def _memory_limit(devices: list[jax.Device]) -> int | None:
@@ -153,12 +155,6 @@ def _describe_flops(
         text += ' (fused attention not counted)'
     peak = peaks.peak_flops_per_second(devices[0].device_kind, config.model.dtype)
     return text + (f'; {1000 * needed / peak:,.1f} ms at the published peak' if peak else '')
-
-
-def _table(collectives: dict[str, tuple[int, int]]) -> str:
-    return ''.join(
-        f'\n{name:<19}{times:>7,} times, {size / MIB:>10,.1f} MiB in all' for name, (times, size) in collectives.items()
-    )
 
 
 def main() -> None:

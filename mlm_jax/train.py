@@ -24,7 +24,7 @@ from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.tasks import blimp as blimp_lib
-from mlm_jax.training import build, checkpoints, checks, continuation, evaluation, loss_curve, runtime
+from mlm_jax.training import build, checkpoints, checks, continuation, evaluation, loss_curve, memory, runtime
 from mlm_jax.training import workdir as workdir_lib
 from mlm_jax.training.run_log import RunLog
 from mlm_jax.training.state import abstract_state, create_state, num_parameters
@@ -99,7 +99,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
             blimp.compile(state.params, mesh)
         compile_seconds = time.perf_counter() - start
         log.write(first_step, {'perf/compile_seconds': compile_seconds})
-        log.note(f'compiled in {compile_seconds:.1f} s; {checks.describe_memory(train_step)}')
+        log.note(f'compiled in {compile_seconds:.1f} s; {memory.describe(train_step)}')
         log.start_clock()
 
         # ---- The loop ------------------------------------------------------------------------------------------------

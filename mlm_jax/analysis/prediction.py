@@ -4,10 +4,10 @@ import jax
 import ml_collections
 
 from mlm_jax import config_check
+from mlm_jax.parallel import collectives
 from mlm_jax.parallel import topology as topology_lib
 from mlm_jax.training import ahead_of_time, flops, roofline
-
-MIB = 2**20
+from mlm_jax.training.memory import MIB
 
 
 def predict(
@@ -36,7 +36,7 @@ def predict(
         return line | {'error': str(error)}
     needed = flops.step_flops(config) / count
     line |= {
-        'memory_bytes': needs.total_bytes,
+        'memory_bytes': needs.memory.total_bytes,
         'memory_limit_bytes': topology_lib.memory_bytes(kind),
         'flops': needs.flops,
         'flops_needed': needed,
@@ -76,8 +76,7 @@ def table(lines: list[dict]) -> str:
         if 'error' in line:
             text.append('  does not fit: ' + line['error'].replace('\n', '\n  '))
             continue
-        for name, (times, size) in line['collectives'].items():
-            text.append(f'  {name:<19}{times:>7,} times, {size / MIB:>10,.1f} MiB in all')
+        text += [f'  {row}' for row in collectives.table(line['collectives'])]
         if not line['collectives']:
             text.append('  no collectives')
         if line['attention_hidden_in_a_kernel']:

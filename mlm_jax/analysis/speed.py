@@ -24,6 +24,7 @@ from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.models.products import product
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build, flops, runtime
+from mlm_jax.training.memory import memory_of
 from mlm_jax.training.metrics import ProgressLine
 from mlm_jax.training.state import create_state
 from mlm_jax.training.step import MASK_STREAM, apply_gradients, jit_train_step, stream_key
@@ -114,12 +115,8 @@ class TrainStep:
     @property
     def memory_bytes(self) -> int | None:
         """State, batch, temporaries and program on one device, by the compiler."""
-        memory = self.step.memory_analysis()
-        if memory is None:
-            return None
-        output = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        code = memory.generated_code_size_in_bytes
-        return memory.argument_size_in_bytes + memory.temp_size_in_bytes + output + code
+        memory = memory_of(self.step)
+        return memory and memory.total_bytes
 
     def run(self, num_steps: int) -> float:
         """Runs steps on the same batch and returns the seconds of one."""

@@ -3,6 +3,7 @@
 import collections
 import math
 import re
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -145,3 +146,8 @@ def _convolution_terms(arguments: str, left: dict, right: dict, output: dict) ->
 def _window(arguments: str, key: str, where: int, default: str) -> str:
     found = re.search(rf'window=\{{[^}}]*\b{key}=([\dx_-]+)', arguments)
     return found[1].split('x')[where] if found else default
+
+
+def table(found: Mapping[str, Sequence[int]]) -> list[str]:
+    """A line for each kind of `describe_collectives`, aligned."""
+    return [f'{name:<19}{times:>7,} times, {size / 2**20:>10,.1f} MiB in all' for name, (times, size) in found.items()]

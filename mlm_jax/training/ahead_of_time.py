@@ -14,6 +14,7 @@ from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.parallel import collectives
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build, runtime
+from mlm_jax.training.memory import Memory, memory_of
 from mlm_jax.training.state import abstract_state
 from mlm_jax.training.step import jit_train_step
 
@@ -27,27 +28,16 @@ class Requirements:
     """What one run of the step asks of one device.
 
     Attributes:
-      argument_bytes: the state and the batch.
-      temporary_bytes: activations and whatever else lives during the step.
-      output_bytes: the new state, where it does not take the place of the old one, and the metrics.
-      code_bytes: the program.
+      memory: that it holds.
       flops: of the matrix products; fused attention does not show its own.
       accessed_bytes: read from and written to the device's memory.
       collectives: name → (times executed, bytes of their results).
     """
 
-    argument_bytes: int
-    temporary_bytes: int
-    output_bytes: int
-    code_bytes: int
+    memory: Memory
     flops: int
     accessed_bytes: int
     collectives: dict[str, tuple[int, int]]
-
-    @property
-    def total_bytes(self) -> int:
-        """The most that lives at once."""
-        return self.argument_bytes + self.temporary_bytes + self.output_bytes + self.code_bytes
 
 
 class DoesNotFit(Exception):
@@ -119,12 +109,8 @@ def _no_compilation_cache() -> Iterator[None]:
 
 def requirements(compiled: jax.stages.Compiled) -> Requirements:
     """What the compiled step asks of each device."""
-    memory = compiled.memory_analysis()
     return Requirements(
-        argument_bytes=memory.argument_size_in_bytes,
-        temporary_bytes=memory.temp_size_in_bytes,
-        output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        code_bytes=memory.generated_code_size_in_bytes,
+        memory=memory_of(compiled),
         flops=collectives.matmul_flops(compiled),
         accessed_bytes=collectives.accessed_bytes(compiled),
         collectives=collectives.describe_collectives(compiled),

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 
-import jax
 import ml_collections
 
 from mlm_jax import config as config_lib
@@ -71,12 +70,3 @@ def check_resume(stored: dict, config: ml_collections.ConfigDict, note: Callable
         )
     if lines:
         note('the configuration changed since the checkpoint:\n' + '\n'.join(lines.values()))
-
-
-def describe_memory(compiled: jax.stages.Compiled) -> str:
-    """What one device holds while the compiled function runs, in MiB; '' where the compiler does not say."""
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return ''
-    arguments, temporary = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
-    return f'{arguments:,.0f} MiB of state and batch, {temporary:,.0f} MiB of temporaries per device'

@@ -41,7 +41,9 @@ def compile_for(name: str, argument: str, capsys, file: str = 'mlm.py'):
     share = needs.flops * len(devices) / step_flops(config)
     with capsys.disabled():
         print(f'\n{name} configs/{file}:{argument}')
-        print(f'  {needs.total_bytes / 2**20:,.0f} MiB per device, {needs.temporary_bytes / 2**20:,.0f} of temporaries')
+        print(
+            f'  {needs.memory.total_bytes / 2**20:,.0f} MiB per device, {needs.memory.temporary_bytes / 2**20:,.0f} of temporaries'
+        )
         print(
             f'  {needs.flops / 1e12:.2f} TFLOP per device, {share:.3f} of what the model needs, attention not counted'
         )
@@ -62,7 +64,7 @@ def compile_for(name: str, argument: str, capsys, file: str = 'mlm.py'):
 )
 def test_fsdp_gathers_weights_and_moves_no_activations(name, overrides, capsys):
     needs, share, _ = compile_for(name, f'{BASE},{overrides}', capsys)
-    assert needs.total_bytes < 15.75 * 2**30
+    assert needs.memory.total_bytes < 15.75 * 2**30
     # All products are done once, on one device: what is missing is the attention in the fused kernel, 9.6 %.
     assert share == pytest.approx(1 - 0.096, abs=0.01)
     # Every layer's weights are gathered once per microbatch, and kept for the backward pass; so is the embedding.
@@ -74,7 +76,7 @@ def test_fsdp_gathers_weights_and_moves_no_activations(name, overrides, capsys):
     # Rows stay where they are: no exchange of activations, no products of slices passed around a ring.
     assert needs.collectives.keys() == {'all-gather', 'all-reduce'}
     # The state is divided by the 16 devices of the axis (12 bytes per parameter; narrow slices are padded to 128).
-    assert needs.argument_bytes < 128 / 48 * 12 * 111e6 / 16
+    assert needs.memory.argument_bytes < 128 / 48 * 12 * 111e6 / 16
 
 
 @needs_libtpu
@@ -82,7 +84,7 @@ def test_fsdp_gathers_weights_and_moves_no_activations(name, overrides, capsys):
 def test_tensor_parallel_layers_sum_activations_four_times(capsys):
     overrides = 'sharding=fsdp_tp,mesh.data=1,mesh.fsdp=4,mesh.tensor=4,num_microbatches=16'
     needs, share, _ = compile_for('v5e-16', f'{BASE},{overrides}', capsys)
-    assert needs.total_bytes < 15.75 * 2**30
+    assert needs.memory.total_bytes < 15.75 * 2**30
     assert share == pytest.approx(1 - 0.096, abs=0.01)
     activations = 2048 // 16 // 4 * 512 * 768 * 2  # of one microbatch on one device
     assert needs.collectives['all-reduce'][1] == pytest.approx(16 * 12 * 4 * activations, rel=0.25)
@@ -93,7 +95,7 @@ def test_tensor_parallel_layers_sum_activations_four_times(capsys):
 def test_exlm_fits_and_moves_no_states(capsys):
     overrides = 'sharding=fsdp,mesh.data=1,mesh.fsdp=16,num_microbatches=8'
     needs, share, program = compile_for('v5e-16', f'{BASE},{overrides}', capsys, 'exlm.py')
-    assert needs.total_bytes < 9 * 2**30
+    assert needs.memory.total_bytes < 9 * 2**30
     # Expanded rows of 191 tokens are padded to 256 for the fused kernel.
     assert share == pytest.approx(1.25, abs=0.05)
     # The sum over alignments is done where its rows are; whether a row needs log space is known to all.

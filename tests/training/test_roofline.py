@@ -5,12 +5,11 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax.training import flops, roofline
 from mlm_jax.training.ahead_of_time import Requirements
+from mlm_jax.training.memory import Memory
 
 
 def needs(**values) -> Requirements:
-    defaults = dict(
-        argument_bytes=0, temporary_bytes=0, output_bytes=0, code_bytes=0, flops=0, accessed_bytes=0, collectives={}
-    )
+    defaults = dict(memory=Memory(0, 0, 0, 0), flops=0, accessed_bytes=0, collectives={})
     return Requirements(**(defaults | values))
 
 
