@@ -41,9 +41,8 @@ def compile_for(name: str, argument: str, capsys, file: str = 'mlm.py'):
     share = needs.flops * len(devices) / step_flops(config)
     with capsys.disabled():
         print(f'\n{name} configs/{file}:{argument}')
-        print(
-            f'  {needs.memory.total_bytes / 2**20:,.0f} MiB per device, {needs.memory.temporary_bytes / 2**20:,.0f} of temporaries'
-        )
+        total, temporary = (size / 2**20 for size in (needs.memory.total_bytes, needs.memory.temporary_bytes))
+        print(f'  {total:,.0f} MiB per device, {temporary:,.0f} of temporaries')
         print(
             f'  {needs.flops / 1e12:.2f} TFLOP per device, {share:.3f} of what the model needs, attention not counted'
         )
