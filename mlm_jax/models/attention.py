@@ -75,7 +75,8 @@ def attend(
     if backend == 'splash':
         out_BxTxHxD = splash_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS)
     else:
-        bias_BxHxTxS = bias_BxHxTxS if bias_BxHxTxS is None else _padded(bias_BxHxTxS, 2, multiple)
+        if bias_BxHxTxS is not None and bias_BxHxTxS.shape[2] > 1:
+            bias_BxHxTxS = _padded(bias_BxHxTxS, 2, multiple)
         allowed_Bx1xTxS = _same_segment(q_segments_BxT, k_segments_BxS)
         out_BxTxHxD = cudnn_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS)
     return out_BxTxHxD[:, :num_queries]
