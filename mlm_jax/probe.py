@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from absl import flags
+from jax.sharding import PartitionSpec
 
 from mlm_jax import command_line
 from mlm_jax.analysis import alignment, alignment_picture, entropy_report, gradient_variance_report
@@ -74,17 +75,31 @@ def rank_sums(model: loading.TrainedModel, mesh, max_rows: int) -> GramSums:
         present = slots_BxS > 0
         member = jnp.stack([present & ~is_masked_BxS, present & is_masked_BxS, present])
         plain, _ = layer_outputs(model, params, tokens_BxT, segments_BxT, method='encode')
-        parts = gram_sums(masked, member), gram_sums(plain, (segments_BxT > 0)[None])
-        # Groups are the first dimension of counts, and the second of sums and Gram matrices.
-        return [jnp.concatenate(pair, axis) for pair, axis in zip(zip(*parts, strict=True), (0, 1, 1), strict=True)]
+        parts = gram_sums_of_devices(masked, member, mesh), gram_sums_of_devices(plain, (segments_BxT > 0)[None], mesh)
+        # Behind the devices, groups are the first dimension of counts, and the second of sums and Gram matrices.
+        return [jnp.concatenate(pair, axis) for pair, axis in zip(zip(*parts, strict=True), (1, 2, 2), strict=True)]
 
     sums = GramSums.zeros(config.model.num_layers, len(CURVES), config.model.width)
     count = min(len(rows), max_rows)
     for first in tqdm.trange(0, count, batch_size, desc='rows', unit='batch', disable=None):
         row_B = np.arange(first, first + batch_size)
         tokens_BxT = place_rows(rows, np.minimum(row_B, count - 1), mesh_lib.batch_sharding(mesh))
-        sums.add(*batch_sums(model.params, tokens_BxT, row_B, (row_B < count).astype(np.int32)))
+        of_devices = batch_sums(model.params, tokens_BxT, row_B, (row_B < count).astype(np.int32))
+        sums.add(*(np.asarray(x, np.float64).sum(0) for x in of_devices))
     return sums
+
+
+def gram_sums_of_devices(hidden_LxBxTxd: jax.Array, member_GxBxT: jax.Array, mesh) -> tuple[jax.Array, ...]:
+    """`gram_sums` of the rows of each device, along a first dimension.
+
+    No device waits for another: XLA:CPU may start the collectives of two independent loops in another order on each
+    device, and then waits for ever.
+    """
+    rows = PartitionSpec(None, mesh_lib.BATCH_AXES)
+    return jax.shard_map(
+        lambda *part: jax.tree.map(lambda x: x[None], gram_sums(*part)),
+        mesh=mesh, in_specs=(rows, rows), out_specs=PartitionSpec(mesh_lib.BATCH_AXES), check_vma=False,
+    )(hidden_LxBxTxd, member_GxBxT)  # fmt: skip
 
 
 def describe_ranks(sums: GramSums, thresholds: Sequence[float]) -> dict:
