@@ -180,6 +180,7 @@ def _outside_layers(op_name: str, modules: set[str]) -> str:
 
 
 def op_name_of(name: str, program: hlo.Program) -> str:
+    """The `op_name` of an instruction, or of the last one in it that has any; '' where nobody knows."""
     if name not in program.instructions:
         return ''
     instruction = program.instructions[name]
