@@ -141,7 +141,13 @@ def _splash_on_one_device(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_seg
 
     shape = (q_BxTxHxD.shape[1], k_BxSxHxD.shape[1])
     mask = splash.MultiHeadMask([splash.FullMask(shape)] * q_BxTxHxD.shape[2])
-    kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+    q_block, kv_block = map(splash_block, shape)
+    blocks = splash.BlockSizes(
+        block_q=q_block, block_kv=kv_block, block_kv_compute=kv_block,
+        block_q_dkv=q_block, block_kv_dkv=kv_block, block_kv_dkv_compute=kv_block,
+        block_q_dq=q_block, block_kv_dq=kv_block,
+    )  # fmt: skip
+    kernel = splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
     heads_first = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
     scale = q_BxTxHxD.shape[-1] ** -0.5
     out_BxHxTxD = jax.vmap(kernel)(
@@ -151,3 +157,11 @@ def _splash_on_one_device(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_seg
         splash.SegmentIds(q=q_segments_BxT, kv=k_segments_BxS),
     )
     return heads_first(out_BxHxTxD).astype(q_BxTxHxD.dtype)
+
+
+def splash_block(length: int) -> int:
+    """The largest multiple of 128, up to 512, that divides the length.
+
+    It is the part of a row that the kernel takes at a time; its own default of 128 makes 16 steps of a row of 512.
+    """
+    return next(block for block in (512, 384, 256, 128) if length % block == 0)

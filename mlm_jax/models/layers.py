@@ -87,8 +87,11 @@ def dense(
 
 
 def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
-    """LayerNorm with statistics in float32; variance as a mean of squares of centred values, which is accurate."""
-    return nn.LayerNorm(
+    """LayerNorm with statistics in float32; variance as a mean of squares of centred values, which is accurate.
+
+    Its backward pass keeps the input alone: centred and scaled values would be two more arrays, both in float32.
+    """
+    return nn.remat(nn.LayerNorm, prevent_cse=False)(
         epsilon=config.norm_epsilon, use_bias=config.bias, dtype=config.dtype, use_fast_variance=False, name=name
     )
 

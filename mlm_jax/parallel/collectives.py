@@ -15,6 +15,7 @@ _FREE = (
     'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'after-all',
     'optimization-barrier', 'partition-id', 'replica-id',
 )  # fmt: skip
+_ALLOCATES = 'custom_call_target="AllocateBuffer"'
 
 
 def describe_collectives(compiled: jax.stages.Compiled) -> dict[str, tuple[int, int]]:
@@ -58,13 +59,14 @@ def accessed_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def _bytes_of(instruction: hlo.Instruction, program: hlo.Program) -> int:
-    if instruction.operation in _FREE or instruction.operation.endswith('-done'):
+    if instruction.operation in _FREE or instruction.operation.endswith('-done') or _ALLOCATES in instruction.rest:
         return 0
     if instruction.operation == 'fusion':
+        read = sum(
+            _read_in(instruction, place, _main_memory(program.instructions[name].arrays), program)
+            for place, name in enumerate(instruction.operands)
+        )
         body = program.computations[instruction.called[0]]
-        parameters = sorted((i for i in body if i.operation == 'parameter'), key=lambda i: int(i.rest.split(')', 1)[0]))
-        operands = [program.instructions[name] for name in instruction.operands]
-        read = sum(_read_in(body, inside, operand) for inside, operand in zip(parameters, operands, strict=True))
         return read + _written(instruction, next(i for i in body if i.is_root), program)
     if instruction.operation in ('dynamic-slice', 'gather', 'slice'):
         return 2 * _main_memory(instruction.arrays)
@@ -76,17 +78,23 @@ def _bytes_of(instruction: hlo.Instruction, program: hlo.Program) -> int:
     return read + _main_memory(written)
 
 
-def _read_in(body: list[hlo.Instruction], parameter: hlo.Instruction, operand: hlo.Instruction) -> int:
-    """Bytes of an operand of a fusion that its body reads."""
-    whole = _main_memory(operand.arrays)
-    if not whole:
-        return 0
-    read = 0
-    for user in (i for i in body if parameter.name in i.operands):
-        if user.operation in ('dynamic-slice', 'gather', 'slice') and user.operands[0] == parameter.name:
-            read += sum(array.num_bytes for array in user.arrays)
-        elif user.operation != 'dynamic-update-slice' or user.operands[0] != parameter.name:
-            return whole
+def _read_in(fusion: hlo.Instruction, place: int, whole: int, program: hlo.Program) -> int:
+    """Bytes of an operand of a fusion, of `whole` bytes, that its body reads, within fusions inside it too."""
+    body = program.computations[fusion.called[0]]
+    parameter = next(i for i in body if i.operation == 'parameter' and int(i.rest.split(')', 1)[0]) == place)
+    read, pending = 0, [parameter.name] if whole else []
+    while pending:
+        name = pending.pop()
+        for user in (i for i in body if name in i.operands):
+            if user.operation in ('dynamic-slice', 'gather', 'slice') and user.operands[0] == name:
+                read += sum(array.num_bytes for array in user.arrays)
+            elif user.operation == 'bitcast':
+                pending.append(user.name)
+            elif user.operation == 'fusion':
+                places = (inner for inner, operand in enumerate(user.operands) if operand == name)
+                read += sum(_read_in(user, inner, whole, program) for inner in places)
+            elif user.operation != 'dynamic-update-slice' or user.operands[0] != name:
+                return whole
     return min(read, whole)
 
 

@@ -85,6 +85,16 @@ def test_splash_equals_xla_forward_and_backward():
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize('length, block', [(384, 384), (640, 128)])
+def test_splash_takes_the_largest_blocks_that_divide_a_row(length, block):
+    assert attention.splash_block(length) == block
+    q, k, v = jax.random.normal(jax.random.key(3), (3, 1, length, 1, WIDTH))
+    segments = segments_of([200, length - 210], length)[None]  # a document across the ends of blocks, and padding
+    expected = loss_and_gradients(functools.partial(attend, 'xla'), q, k, v, segments)
+    for ours, theirs in zip(loss_and_gradients(functools.partial(attend, 'splash'), q, k, v, segments), expected):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 def test_splash_equals_xla_on_a_mesh_of_rows_and_heads():
     inputs = random_inputs()
     expected = loss_and_gradients(functools.partial(attend, 'xla'), *inputs, SEGMENTS)

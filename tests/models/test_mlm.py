@@ -15,7 +15,7 @@ from mlm_jax.masking.batch import gather_positions, positions_of
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.models import positions
-from mlm_jax.models.layers import EncoderConfig
+from mlm_jax.models.layers import EncoderConfig, layer_norm
 from mlm_jax.models.mae_lm import MAELM, MAELMConfig
 from mlm_jax.models.mlm import MLM
 from mlm_jax.training.state import example_batch
@@ -40,6 +40,15 @@ def batch():
 def initialised(config):
     module = MLM(config)
     return module, jax.jit(module.init)(jax.random.key(2), example_batch(32, 6))['params']
+
+
+def test_a_norm_keeps_nothing_for_its_backward_pass_but_its_input():
+    norm = layer_norm(dataclasses.replace(ROBERTA, dtype='bfloat16'), None)
+    x = jax.random.normal(jax.random.key(0), (4, 8, 32), jnp.bfloat16)
+    params = norm.init(jax.random.key(1), x)
+    _, backward = jax.vjp(norm.apply, params, x)
+    rows = [residual for residual in jax.tree.leaves(backward) if residual.ndim > 1]
+    assert [(residual.shape, residual.dtype) for residual in rows] == [(x.shape, x.dtype)]
 
 
 @functools.partial(jax.jit, static_argnames=('module', 'method'))  # once for all tests
