@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from mlm_jax.config import DURATIONS, ConfigError, get, resolve_steps, row_length
+from mlm_jax.config import DURATIONS, ConfigError, get, resolve_steps
 
 CHOICES = {
     'objective': ('mlm', 'mae_lm', 'exlm'),
@@ -94,7 +94,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             'and mesh.fsdp=-1, or sharding=dp'
         )
     if m.attention_backend in ('cudnn', 'splash'):
-        problems += _fused_attention_problems(m, row_length(c))
+        problems += _fused_attention_problems(m)
     if c.accelerator == 'cpu' and m.attention_backend != 'xla':
         problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU; use xla')
     for prefix in DURATIONS:
@@ -183,8 +183,6 @@ def _mae_lm_problems(c: ml_collections.ConfigDict) -> list[str]:
             problems.append(f'mae_lm.{key}={a[key]} must lie within 0 … 1')
     if a.reset_masked and not a.masked_in_encoder:
         problems.append('mae_lm.reset_masked needs masked positions in the encoder: set mae_lm.masked_in_encoder=1.0')
-    if m.attention_backend == 'splash':
-        problems.append('the splash attention backend needs lengths in 128s, which kept tokens have not: use xla')
     return problems
 
 
@@ -201,7 +199,7 @@ def _exlm_problems(c: ml_collections.ConfigDict) -> list[str]:
     return problems
 
 
-def _fused_attention_problems(m: ml_collections.ConfigDict, sequence_length: int) -> list[str]:
+def _fused_attention_problems(m: ml_collections.ConfigDict) -> list[str]:
     backend, problems = m.attention_backend, []
     if m.attention_dropout:
         problems.append(f'the {backend} attention backend has no dropout: set model.attention_dropout=0.0, or use xla')
@@ -209,8 +207,4 @@ def _fused_attention_problems(m: ml_collections.ConfigDict, sequence_length: int
         problems.append('the cudnn attention backend computes in bfloat16: set model.dtype=bfloat16, or use xla')
     if backend == 'splash' and m.relative_buckets:
         problems.append('the splash attention backend takes no relative bias: set model.relative_buckets=0, or use xla')
-    if backend == 'splash' and sequence_length % 128:
-        problems.append(
-            f'the splash attention backend needs a sequence_length that is a multiple of 128, not {sequence_length}'
-        )
     return problems

@@ -15,8 +15,8 @@ from mlm_jax.models.products import product
 from mlm_jax.parallel.mesh import BATCH_AXES, TENSOR
 
 MASKED_SCORE = -1e30  # finite, so that a row without any allowed key has no NaN
-# Of what the kernels take a multiple; unused queries make up for it. (cuDNN, with a mask and in training: of 2.)
-QUERIES_IN = {'xla': 1, 'cudnn': 8, 'splash': 128}
+# Of what the kernels take a multiple, queries and keys; padding makes up for it. (cuDNN, with a mask and in training: 2.)
+LENGTHS_IN = {'xla': 1, 'cudnn': 8, 'splash': 128}
 
 
 def attend(
@@ -52,8 +52,8 @@ def attend(
     Raises:
       ValueError: when the backend cannot compute this.
     """
-    if backend not in QUERIES_IN:
-        raise ValueError(f'unknown attention backend {backend!r}: it is {", ".join(QUERIES_IN)}')
+    if backend not in LENGTHS_IN:
+        raise ValueError(f'unknown attention backend {backend!r}: it is {", ".join(LENGTHS_IN)}')
     has_dropout = dropout_rate > 0 and dropout_key is not None
     if backend == 'xla':
         allowed_Bx1xTxS = _same_segment(q_segments_BxT, k_segments_BxS)
@@ -70,19 +70,23 @@ def attend(
         raise ValueError(f'the {backend} attention backend has no dropout; use attention_dropout=0 or the xla backend')
     if backend == 'splash' and bias_BxHxTxS is not None:
         raise ValueError('the splash attention backend takes no relative bias; use the xla backend')
-    num_queries, multiple = q_BxTxHxD.shape[1], QUERIES_IN[backend]
-    q_BxTxHxD, q_segments_BxT = (_padded(x, 1, multiple) for x in (q_BxTxHxD, q_segments_BxT))
+    num_queries, multiple = q_BxTxHxD.shape[1], LENGTHS_IN[backend]
+    q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS = (
+        _padded(x, 1, multiple) for x in (q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS)
+    )
     if backend == 'splash':
         out_BxTxHxD = splash_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS)
     else:
-        if bias_BxHxTxS is not None and bias_BxHxTxS.shape[2] > 1:
-            bias_BxHxTxS = _padded(bias_BxHxTxS, 2, multiple)
+        for axis in (2, 3):
+            if bias_BxHxTxS is not None and bias_BxHxTxS.shape[axis] > 1:
+                bias_BxHxTxS = _padded(bias_BxHxTxS, axis, multiple)
         allowed_Bx1xTxS = _same_segment(q_segments_BxT, k_segments_BxS)
         out_BxTxHxD = cudnn_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS)
     return out_BxTxHxD[:, :num_queries]
 
 
 def _padded(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """With zeros behind: of segments, padding."""
     missing = -x.shape[axis] % multiple
     return x if not missing else jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
 

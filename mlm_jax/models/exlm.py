@@ -180,9 +180,7 @@ class ExLM(nn.Module):
         else:
             anchors_BxT = row_ends(batch.segments) & o.anchors
         max_anchors = o.max_anchors if o.anchors else 0
-        # Lengths that the kernel, or matrix units, take.
-        multiple = 128 if self.config.attention_backend == 'splash' else 8
-        return expand(batch, anchors_BxT, max_anchors, o.num_states, multiple)
+        return expand(batch, anchors_BxT, max_anchors, o.num_states)
 
     def _encode(self, rows: ExpandedRows, deterministic: bool, at_BxS: jax.Array | None = None) -> jax.Array:
         return self.encoder(rows.tokens, rows.segments, rows.positions, deterministic, rows.copies, at_BxS)

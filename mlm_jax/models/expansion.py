@@ -55,9 +55,7 @@ def row_ends(segments_BxT: jax.Array) -> jax.Array:
     return is_first_BxT | is_last_BxT
 
 
-def expand(
-    batch: MaskedBatch, anchors_BxT: jax.Array, max_anchors: int, num_states: int, multiple: int = 8
-) -> ExpandedRows:
+def expand(batch: MaskedBatch, anchors_BxT: jax.Array, max_anchors: int, num_states: int) -> ExpandedRows:
     """Expands the masked positions and the anchors of each row.
 
     Args:
@@ -65,14 +63,14 @@ def expand(
       anchors_BxT: bool, positions to expand besides; may be masked as well.
       max_anchors: the most of them in a row; more are left as they are.
       num_states: k.
-      multiple: L is rounded up to one; lengths in eights suit matrix units.
 
     Returns:
-      Rows with E = min(T, M + max_anchors) and L = T + (k − 1)·E, rounded up.
+      Rows with E = min(T, M + max_anchors) and L = T + (k − 1)·E, rounded up to a multiple of 8, which suits matrix
+      units.
     """
     length = batch.tokens.shape[1]
     max_expanded = min(length, batch.positions.shape[1] + max_anchors)
-    max_slots = -(-(length + (num_states - 1) * max_expanded) // multiple) * multiple
+    max_slots = -(-(length + (num_states - 1) * max_expanded) // 8) * 8
     expanded_BxT = (selected_of(batch.positions, length) | anchors_BxT) & (batch.segments > 0)
     expanded_BxE = positions_of(expanded_BxT, max_expanded)
 

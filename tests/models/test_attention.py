@@ -187,24 +187,23 @@ def test_splash_refuses_lengths_that_its_blocks_do_not_divide():
 @pytest.mark.parametrize(('backend', 'dtype', 'option'), [
     ('splash', jnp.float32, dict(interpret=True)), ('cudnn', jnp.bfloat16, dict(implementation='xla'))
 ])  # fmt: skip
-def test_kernels_take_any_number_of_queries(backend, dtype, option, monkeypatch):
+def test_kernels_take_any_number_of_queries_and_keys(backend, dtype, option, monkeypatch):
     name, taken = f'{backend}_attention', []
     function = functools.partial(getattr(attention, name), **option)
 
-    def kernel(q, *args):
-        taken.append(q.shape[1])
-        return function(q, *args)
+    def kernel(q, k, *args):
+        taken.extend([q.shape[1], k.shape[1]])
+        return function(q, k, *args)
 
     monkeypatch.setattr(attention, name, kernel)
     q, k, v = random_inputs(dtype=dtype)
-    inputs = q[:, 5:26], k, v, SEGMENTS[:, 5:26], SEGMENTS
+    inputs = q[:, 5:26], k[:, :99], v[:, :99], SEGMENTS[:, 5:26], SEGMENTS[:, :99]
     out = attention.attend(*inputs, backend=backend)
-    assert taken[0] % attention.QUERIES_IN[backend] == 0
+    assert all(length % attention.LENGTHS_IN[backend] == 0 for length in taken)
     assert out.shape == (BATCH, 21, HEADS, WIDTH)
     tolerance = 1e-5 if dtype == jnp.float32 else 0.05
-    np.testing.assert_allclose(
-        np.asarray(out, np.float32), np.asarray(attention.attend(*inputs), np.float32), atol=tolerance
-    )
+    expected = np.asarray(attention.attend(*inputs), np.float32)
+    np.testing.assert_allclose(np.asarray(out, np.float32), expected, atol=tolerance)
 
 
 def test_a_rate_without_a_key_drops_nothing_and_dropout_keeps_the_mean():
