@@ -244,12 +244,15 @@ def parse_argument(argument: str, sizes: Mapping[str, Mapping]) -> tuple[str, di
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
     """Sets dotted keys of `config` from text, with the types that the keys have.
 
-    A duration replaces the one in another unit: `total_epochs=3` unsets `total_steps`.
+    A duration replaces the one in another unit: `total_epochs=3` unsets `total_steps`. `slice`, which is no key, names
+    a TPU slice, to which all that is not set here is fitted (`config_slice.py`).
 
     Raises:
       ConfigError: for an unknown key (naming close ones) or a value of the wrong type.
     """
     known = {key for key, _ in _leaves(config)}
+    overrides = dict(overrides)
+    slice_name = overrides.pop('slice', None)
     for key, text in overrides.items():
         if key not in known:
             close = difflib.get_close_matches(key, known, n=3)
@@ -267,6 +270,10 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
             node[name] = _parse_value(text, old)
         except (TypeError, ValueError, SyntaxError, KeyError):
             raise ConfigError(f'{key}={text}: expected a value of type {old.__name__}') from None
+    if slice_name:
+        from mlm_jax import config_slice  # it reads configurations itself
+
+        config_slice.apply(config, slice_name, given=overrides)
 
 
 def resolve_steps(

@@ -1,6 +1,8 @@
 """Devices of TPU pods that are not there: programs for them compile on any machine with libtpu."""
 
+import dataclasses
 import importlib.util
+import math
 import os
 
 import jax
@@ -9,7 +11,28 @@ from jax.experimental import topologies
 # Chips → layout of a slice. The number in a name counts chips; for v5p, the two cores of each.
 _LAYOUTS_2D = {4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
 _LAYOUTS_3D = {4: '2x2x1', 8: '2x2x2', 16: '2x2x4', 32: '2x4x4', 64: '4x4x4', 128: '4x4x8', 256: '4x8x8', 512: '8x8x8'}
-_KINDS = {'v5e': (1, _LAYOUTS_2D), 'v6e': (1, _LAYOUTS_2D), 'v5p': (2, _LAYOUTS_3D)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """A kind of TPU.
+
+    Attributes:
+      per_chip: what the number in a name counts, for each chip.
+      layouts: chips → layout.
+      device_kind: what its devices call themselves.
+    """
+
+    per_chip: int
+    layouts: dict[int, str]
+    device_kind: str
+
+
+_KINDS = {
+    'v5e': _Kind(1, _LAYOUTS_2D, 'TPU v5 lite'),
+    'v6e': _Kind(1, _LAYOUTS_2D, 'TPU v6 lite'),
+    'v5p': _Kind(2, _LAYOUTS_3D, 'TPU v5'),
+}
 
 # Memory of a chip in GiB, by the start of `device_kind`; the compiler itself refuses what exceeds the usable part.
 _MEMORY_GIB = {'TPU v5 lite': 16, 'TPU v6 lite': 32, 'TPU v5': 95}
@@ -46,16 +69,27 @@ def tpu_devices(topology: str) -> list[jax.Device]:
         raise ValueError(f'libtpu knows no topology {name!r}: {error}') from None
 
 
+def size_of(topology: str) -> tuple[int, int]:
+    """The number of devices of a slice, and the memory of one in bytes.
+
+    Raises:
+      ValueError: for a slice that there is not.
+    """
+    kind, _, layout = layout_name(topology).partition(':')
+    if kind not in _KINDS or not all(side.isdigit() for side in layout.split('x')):
+        raise ValueError(f'unknown topology {topology!r}: its kind is one of {", ".join(_KINDS)}')
+    return math.prod(map(int, layout.split('x'))), memory_bytes(_KINDS[kind].device_kind)
+
+
 def layout_name(topology: str) -> str:
     """'v5e:4x4' for 'v5e-16'; names that are layouts stay as they are."""
     if ':' in topology:
         return topology
     kind, _, number = topology.partition('-')
     if kind in _KINDS and number.isdigit():
-        per_chip, layouts = _KINDS[kind]
-        if layout := layouts.get(int(number) / per_chip):
+        if layout := _KINDS[kind].layouts.get(int(number) / _KINDS[kind].per_chip):
             return f'{kind}:{layout}'
-    names = [f'{k}-{chips * per_chip}' for k, (per_chip, layouts) in _KINDS.items() for chips in layouts]
+    names = [f'{name}-{chips * kind.per_chip}' for name, kind in _KINDS.items() for chips in kind.layouts]
     raise ValueError(f'unknown topology {topology!r}: it is one of {", ".join(names)}, or a layout such as v5e:4x4')
 
 
