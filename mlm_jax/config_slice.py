@@ -55,13 +55,13 @@ def apply(config: ml_collections.ConfigDict, name: str, given: Collection[str] =
             parent, _, last = key.rpartition('.')
             (get(config, parent) if parent else config)[last] = value
     if 'num_microbatches' not in given:
-        rows_at_once = (USABLE * memory_bytes - FIXED_BYTES) / _bytes_of_row(config)
+        rows_at_once = (USABLE * memory_bytes - FIXED_BYTES) / bytes_of_row(config)
         rows = config.batch_size // num_devices
         fitting = [n for n in range(1, rows + 1) if rows % n == 0 and rows / n <= rows_at_once]
         config.num_microbatches = fitting[0] if fitting else rows
 
 
-def _bytes_of_row(config: ml_collections.ConfigDict) -> float:
+def bytes_of_row(config: ml_collections.ConfigDict) -> float:
     """What a row of the model takes, about, from the forward pass to the backward one."""
     from mlm_jax.training import flops
 

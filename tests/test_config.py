@@ -6,10 +6,11 @@ import jax
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax import config_check
+from mlm_jax import config_check, config_slice
 from mlm_jax.config import ConfigError
 from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import standard_vocabulary
+from mlm_jax.parallel import topology
 from mlm_jax.training import build, flops
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
@@ -248,3 +249,34 @@ def test_json_round_trip_and_differences():
     assert config_lib.differences(config, again) == {}
     again.model.width = 1
     assert config_lib.differences(config, again) == {'model.width': (768, 1)}
+
+
+@pytest.mark.parametrize('file', ['mlm.py', 'mae_lm.py', 'exlm.py', 'repeated_mlm.py', 'masking.py'])
+@pytest.mark.parametrize('name', ['v5e-16', 'v5e-256', 'v6e-256', 'v5p-64'])
+def test_a_slice_fits_a_configuration_to_its_devices_and_their_memory(file, name):
+    num_devices, _ = topology.size_of(name)
+    first = 'fully_explored,size=large' if file == 'masking.py' else 'large'
+    config = load(file, f'{first},slice={name}')
+    config_check.check(config)
+    assert config.accelerator == 'tpu' and config.batch_size % (num_devices * config.num_microbatches) == 0
+    rows = config.batch_size // num_devices // config.num_microbatches
+    needed = config_slice.FIXED_BYTES + rows * config_slice.bytes_of_row(config)
+    assert needed < config_slice.USABLE * topology.size_of(name)[1]
+
+
+def test_what_is_given_beside_a_slice_stays():
+    given = 'num_microbatches=32,model.attention_backend=xla,model.attention_dropout=0.1,sharding=dp,mesh.fsdp=1'
+    config = load('mlm.py', f'base,{given},slice=v5e-16')
+    assert config.num_microbatches == 32 and config.model.attention_dropout == 0.1 and config.sharding == 'dp'
+    assert config.model.attention_backend == 'xla' and config.mesh.fsdp == 1
+    # A relative bias goes into no kernel.
+    assert load('mae_lm.py', 'base,slice=v5e-16').model.attention_backend == 'xla'
+
+
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [('base,slice=v9-16', "unknown topology 'v9-16'"), ('base,batch_size=24,slice=v5e-16', 'over its 16 devices')],
+)
+def test_a_slice_that_cannot_be_is_refused(argument, message):
+    with pytest.raises(ConfigError, match=message):
+        load('mlm.py', argument)

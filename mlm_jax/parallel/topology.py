@@ -87,7 +87,8 @@ def layout_name(topology: str) -> str:
         return topology
     kind, _, number = topology.partition('-')
     if kind in _KINDS and number.isdigit():
-        if layout := _KINDS[kind].layouts.get(int(number) / _KINDS[kind].per_chip):
+        layout = _KINDS[kind].layouts.get(int(number) / _KINDS[kind].per_chip)
+        if layout:
             return f'{kind}:{layout}'
     names = [f'{name}-{chips * kind.per_chip}' for name, kind in _KINDS.items() for chips in kind.layouts]
     raise ValueError(f'unknown topology {topology!r}: it is one of {", ".join(names)}, or a layout such as v5e:4x4')
