@@ -4,8 +4,7 @@
     python -m mlm_jax.bench --config=configs/mlm.py:mini --rows=data/demo          real rows, and the reading of them
     python -m mlm_jax.bench --config=configs/mlm.py:mini --profile=runs/profile    where the time of a step goes
     python -m mlm_jax.bench --config=configs/mlm.py:mini --peer=huggingface        beside transformers on PyTorch
-    python -m mlm_jax.bench --topology=v5e-16 \\
-        --config=configs/mlm.py:base,mesh.data=1,mesh.fsdp=-1,sharding=fsdp,num_microbatches=8
+    python -m mlm_jax.bench --topology=v5e-16 --config=configs/mlm.py:base,slice=v5e-16
 
 Each round takes the configurations in turn, so that what else the machine does falls on all of them alike; figures are
 medians over rounds, and ratios medians of the ratios within rounds. Rows are made up unless --rows names a directory

@@ -5,6 +5,9 @@ choose values, and a user changes them in one of two ways, which both refuse unk
 
     --config=configs/mlm.py:mini,batch_size=64,model.dropout=0.0     arguments of the configuration file
     --config.optimizer.learning_rate=1e-3                            overrides, applied last
+
+Two arguments are no keys: `recipe` (see `apply_recipe`), and `slice=v5e-16`, which fits the rest to a TPU slice
+(`config_slice.py`).
 """
 
 import ast

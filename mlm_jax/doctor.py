@@ -1,7 +1,7 @@
 """Can this machine, or a TPU slice that is not here, run this configuration?
 
     python -m mlm_jax.doctor --config=configs/mlm.py:mini
-    python -m mlm_jax.doctor --config=configs/mlm.py:base,model.attention_dropout=0.0 --topology=v5e-16
+    python -m mlm_jax.doctor --config=configs/mlm.py:base,slice=v5e-16 --topology=v5e-16
 
 Without --topology it looks at this machine: configuration, prepared data, disk, devices, and the train step, compiled
 but not run. With --topology it compiles the step for the slice, on any machine with libtpu (extra `tpu`), and

@@ -15,7 +15,7 @@ from mlm_jax.models.products import product
 from mlm_jax.parallel.mesh import BATCH_AXES, TENSOR
 
 MASKED_SCORE = -1e30  # finite, so that a row without any allowed key has no NaN
-# Of what the kernels take a multiple, of queries and keys; padding makes up for it. (cuDNN, in training with a mask: 2.)
+# Queries and keys go into kernels in multiples of these, with padding. (cuDNN, in training with a mask: of 2.)
 LENGTHS_IN = {'xla': 1, 'cudnn': 8, 'splash': 128}
 
 
