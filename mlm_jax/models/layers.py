@@ -72,17 +72,15 @@ class EncoderConfig:
         return self.width // self.num_heads
 
 
-def dense(
-    config: EncoderConfig, features: int | tuple[int, ...], name: str, num_contracted=1, bias: bool | None = None
-):
-    """A linear layer in the recipe of `config`."""
+def dense(config: EncoderConfig, features: int | tuple[int, ...], name: str, *, bias: bool | None = None, **options):
+    """A linear layer in the recipe of `config`; `options` are those of `Linear`."""
     return Linear(
         (features,) if isinstance(features, int) else features,
-        num_contracted,
         use_bias=config.bias if bias is None else bias,
         dtype=config.dtype,
         stddev=config.init_stddev,
         name=name,
+        **options,
     )
 
 
@@ -161,10 +159,9 @@ class MLP(nn.Module):
         """[B, T, d] → [B, T, d]."""
         c = self.config
         if c.mlp == 'geglu':
-            hidden_BxTxF = geglu(*_parts(dense(c, (2, c.ffn_width), 'gate_and_up')(x_BxTxd)))
-        else:
-            hidden_BxTxF = gelu(dense(c, c.ffn_width, 'up')(x_BxTxd))
-        return dense(c, c.width, 'down')(hidden_BxTxF)
+            gate_and_up_BxTxF = _parts(dense(c, (2, c.ffn_width), 'gate_and_up')(x_BxTxd))
+            return dense(c, c.width, 'down', activation=geglu)(*gate_and_up_BxTxF)
+        return dense(c, c.width, 'down', activation=gelu)(dense(c, c.ffn_width, 'up')(x_BxTxd))
 
 
 class Block(nn.Module):

@@ -2,6 +2,7 @@
 
 import functools
 import string
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -94,7 +95,7 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: str, 
 
 
 class Linear(nn.Module):
-    """A linear layer from the last `num_contracted` axes of its input to `features`.
+    """A linear layer from the last `num_contracted` axes of its input to `features`, behind an activation or not.
 
     Attributes:
       features: sizes of the new axes.
@@ -102,6 +103,7 @@ class Linear(nn.Module):
       use_bias: adds a bias.
       dtype: of products and output.
       stddev: of the kernel's initial values.
+      activation: of the inputs. The backward pass computes its result again, and keeps the inputs alone.
     """
 
     features: tuple[int, ...]
@@ -109,11 +111,19 @@ class Linear(nn.Module):
     use_bias: bool = True
     dtype: str = 'float32'
     stddev: float = 0.02
+    activation: Callable[..., jax.Array] | None = None
 
     @nn.compact
-    def __call__(self, x):
-        """[…, *contracted] → […, *features]."""
-        contracted = x.shape[-self.num_contracted :]
+    def __call__(self, *inputs):
+        """[…, *contracted] → […, *features]; as many inputs as the activation takes, one without any."""
+        contracted = inputs[0].shape[-self.num_contracted :]
         kernel = self.param('kernel', nn.initializers.normal(self.stddev), (*contracted, *self.features))
         bias = self.param('bias', nn.initializers.zeros, self.features) if self.use_bias else None
-        return linear(x, kernel, bias, self.dtype, self.num_contracted)
+        if self.activation is None:
+            return linear(*inputs, kernel, bias, self.dtype, self.num_contracted)
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def activated(kernel, bias, *inputs):
+            return linear(self.activation(*inputs), kernel, bias, self.dtype, self.num_contracted)
+
+        return activated(kernel, bias, *inputs)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlm_jax.models.activations import geglu
 from mlm_jax.models.products import Linear, product
 
 SIZES = dict(b=2, t=6, s=5, m=3, d=8, e=4, f=12, h=2, p=3, v=16)
@@ -81,3 +82,17 @@ def test_the_gradient_of_a_bias_is_summed_in_float32():
     params = layer.init(jax.random.key(0), x)
     gradient = jax.jit(jax.grad(lambda p: layer.apply(p, x).astype(jnp.float32).sum()))(params)
     assert float(gradient['params']['bias'][0]) == 4096
+
+
+def test_behind_an_activation_a_layer_keeps_the_inputs_of_the_activation_alone():
+    gate, up = jax.random.normal(jax.random.key(0), (2, 7, 8))
+    layer = Linear((4,), activation=geglu)
+    params = layer.init(jax.random.key(1), gate, up)
+
+    y, backward = jax.vjp(layer.apply, params, gate, up)
+    np.testing.assert_allclose(y, Linear((4,)).apply(params, geglu(gate, up)), rtol=1e-6)
+    rows = [residual for residual in jax.tree.leaves(backward) if residual.shape[0] == 7]
+    assert len(rows) == 2 and all(any((kept == x).all() for kept in rows) for x in (gate, up))
+    plain = jax.vjp(lambda params, *inputs: Linear((4,)).apply(params, geglu(*inputs)), params, gate, up)[1]
+    for one, other in zip(jax.tree.leaves(backward(y)), jax.tree.leaves(plain(y)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
