@@ -8,21 +8,23 @@ import jax.numpy as jnp
 def dropout(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
     """Sets values to 0 with probability `rate`, in steps of 1/256, and scales the others so that the mean stays.
 
-    Four values share one draw of 32 bits, as drawing is what dropout costs. A value's fate does not depend on how the
+    Four rows share one draw of 32 bits, as drawing is what dropout costs. A value's fate does not depend on how the
     array lies on devices.
 
     Args:
       key: typed PRNG key.
       rate: ≥ 0, below 1.
-      x: float[…].
+      x: float[…, rows, size].
     """
     threshold = min(round(256 * rate), 255)
-    *rows, size = x.shape
+    *outer, rows, size = x.shape
+    draws = -(-rows // 4)
     with jax.named_scope('random_bits'):
-        bits = jax.random.bits(key, (*rows, -(-size // 4)), jnp.uint32)
-    # Without the barrier, compilers may draw anew for each of the four values.
-    draws = jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), jnp.uint8)
-    keep = draws.reshape(*rows, -1)[..., :size] >= threshold
+        bits = jax.random.bits(key, (*outer, 1, draws, size), jnp.uint32)
+    # Without the barrier, compilers may draw anew for each of the four rows.
+    shifts = 8 * jnp.arange(4, dtype=jnp.uint32)[:, None, None]
+    byte = (jax.lax.optimization_barrier(bits) >> shifts) & 255
+    keep = (byte >= threshold).reshape(*outer, 4 * draws, size)[..., :rows, :]
     return jnp.where(keep, x * (256 / (256 - threshold)), 0).astype(x.dtype)
 
 

@@ -88,7 +88,7 @@ def _read_in(fusion: hlo.Instruction, place: int, whole: int, program: hlo.Progr
         for user in (i for i in body if name in i.operands):
             if user.operation in ('dynamic-slice', 'gather', 'slice') and user.operands[0] == name:
                 read += sum(array.num_bytes for array in user.arrays)
-            elif user.operation == 'bitcast':
+            elif _is_view(user, program) and not user.is_root:
                 pending.append(user.name)
             elif user.operation == 'fusion':
                 places = (inner for inner, operand in enumerate(user.operands) if operand == name)
@@ -96,6 +96,14 @@ def _read_in(fusion: hlo.Instruction, place: int, whole: int, program: hlo.Progr
             elif user.operation != 'dynamic-update-slice' or user.operands[0] != name:
                 return whole
     return min(read, whole)
+
+
+def _is_view(instruction: hlo.Instruction, program: hlo.Program) -> bool:
+    """Whether an instruction of a fusion's body has the values of its operand, in another shape or layout."""
+    if instruction.operation == 'fusion':
+        body = program.computations[instruction.called[0]]
+        return all(i.operation == 'parameter' or _is_view(i, program) for i in body)
+    return instruction.operation in ('bitcast', 'copy')
 
 
 def _written(fusion: hlo.Instruction, root: hlo.Instruction, program: hlo.Program) -> int:

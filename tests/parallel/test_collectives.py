@@ -82,10 +82,16 @@ def test_an_asynchronous_collective_counts_once():
 MOVING = """\
 HloModule jit_moving
 
+%tiled (rows.1: f32[5,64,8]) -> f32[5,64,8] {
+  %rows.1 = f32[5,64,8]{2,1,0} parameter(0)
+  ROOT %tiles = f32[5,64,8]{2,1,0:T(8,128)} copy(%rows.1)
+}
+
 %one_row (rows: f32[5,64,8], number: s32[]) -> f32[64,8] {
   %number.1 = s32[] parameter(1)
   %rows = f32[5,64,8]{2,1,0} parameter(0)
-  %slice = f32[1,64,8]{2,1,0} dynamic-slice(%rows, %number.1, %number.1, %number.1), dynamic_slice_sizes={1,64,8}
+  %view = f32[5,64,8]{2,1,0:T(8,128)} fusion(%rows), kind=kLoop, calls=%tiled
+  %slice = f32[1,64,8]{2,1,0} dynamic-slice(%view, %number.1, %number.1, %number.1), dynamic_slice_sizes={1,64,8}
   ROOT %flat = f32[64,8]{1,0} bitcast(%slice)
 }
 
@@ -126,7 +132,9 @@ ENTRY %main (start: (s32[], f32[5,64,8], f32[64,8])) -> f32[64,8] {
   %start = (s32[], f32[5,64,8]{2,1,0}, f32[64,8]{1,0}) parameter(0)
   %loop = (s32[], f32[5,64,8]{2,1,0}, f32[64,8]{1,0}) while(%start), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   %last = f32[64,8]{1,0} get-tuple-element(%loop), index=2
+  %all.1 = f32[5,64,8]{2,1,0} get-tuple-element(%loop), index=1
   %room = f32[64,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %other = f32[5,64,8]{2,1,0:T(8,128)} fusion(%all.1), kind=kLoop, calls=%tiled
   ROOT %twice = f32[64,8]{1,0} add(%last, %last)
 }
 """  # noqa: E501
@@ -137,7 +145,8 @@ def test_bytes_of_slices_and_updates_count_as_often_as_a_loop_runs():
     copied = row  # into the memory of the core, where what is read and written does not count
     sliced = row + index + row  # a row of the stack, and the result
     saved = row + index + row  # what is saved, and its place in the stack
-    assert collectives.accessed_bytes(Program(MOVING)) == 5 * (copied + sliced + saved) + 3 * row
+    tiled = 2 * 5 * row  # another layout of the whole stack
+    assert collectives.accessed_bytes(Program(MOVING)) == 5 * (copied + sliced + saved) + tiled + 3 * row
 
 
 def test_bytes_of_a_real_program_are_those_of_its_arrays():
