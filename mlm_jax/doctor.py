@@ -4,8 +4,9 @@
     python -m mlm_jax.doctor --config=configs/mlm.py:base,slice=v5e-16 --topology=v5e-16
 
 Without --topology it looks at this machine: configuration, prepared data, disk, devices, and the train step, compiled
-but not run. With --topology it compiles the step for the slice, on any machine with libtpu (extra `tpu`), and
-tells what it takes there. Exits with 1 when something is in the way; every ✗ names its cure.
+but not run; an attention kernel runs beside the reference. With --topology it compiles the step for the slice, on any
+machine with libtpu (extra `tpu`), and tells what it takes there. Exits with 1 when something is in the way; every ✗
+names its cure.
 """
 
 import os
@@ -19,6 +20,8 @@ import ml_collections
 from absl import flags
 
 from mlm_jax import command_line, config_check
+from mlm_jax import config as config_lib
+from mlm_jax.analysis import attention_parity
 from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
@@ -53,7 +56,12 @@ def examine(
     yield _try(lambda: _check_disk(config, workdir))
     runtime.use_compilation_cache(config.compilation_cache)
     yield True, f'this machine: {_describe(jax.devices())}'
-    yield from _check_step(config, jax.devices(), None)
+    all_fine = True
+    for finding in _check_step(config, jax.devices(), None):
+        all_fine = all_fine and finding[0]
+        yield finding
+    if all_fine and config.model.attention_backend != 'xla':
+        yield _check_attention(config)
 
 
 def _try(check: Callable[[], str]) -> tuple[bool, str]:
@@ -68,6 +76,8 @@ def _describe(devices: list[jax.Device]) -> str:
 
 
 def _state_shapes(config: ml_collections.ConfigDict):
+    config = config.copy_and_resolve_references()
+    config.model.attention_backend = 'xla'  # a kernel cannot be traced everywhere, and has no parameters
     vocabulary = standard_vocabulary(config.vocab_size)
     return jax.eval_shape(build.make_run(config, vocabulary, steps_per_epoch=1000.0).init)
 
@@ -132,6 +142,19 @@ def _check_step(config: ml_collections.ConfigDict, devices: list[jax.Device], op
         yield True, _describe_flops(config, devices, needs)
     lines = collectives.table(needs.collectives)
     yield True, 'collectives of a step, per device:' + ('\n'.join(['', *lines]) if lines else ' none')
+
+
+def _check_attention(config: ml_collections.ConfigDict) -> tuple[bool, str]:
+    """Runs the kernel beside the reference."""
+    m, length = config.model, config_lib.row_length(config)
+    try:
+        found = attention_parity.errors(m.attention_backend, length, m.num_heads, m.width // m.num_heads, m.dtype)
+    except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
+        return False, f'attention: {m.attention_backend} does not run here; use xla\n{str(error).splitlines()[0]}'
+    text = ', '.join(f'{name} {ours:.1e} ({reference:.1e})' for name, (ours, reference) in found.items())
+    text = f'attention: relative errors of {m.attention_backend}, and of xla in {m.dtype} (in brackets): {text}'
+    fine = attention_parity.agrees(found)
+    return fine, text if fine else f'{text}\nthey do not agree: use model.attention_backend=xla'
 
 
 def _memory_limit(devices: list[jax.Device]) -> int | None:

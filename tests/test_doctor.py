@@ -11,6 +11,7 @@ import pytest
 
 from mlm_jax import config as config_lib
 from mlm_jax import doctor
+from mlm_jax.analysis import attention_parity
 from mlm_jax.training import ahead_of_time
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -74,6 +75,23 @@ def test_too_little_memory_is_a_problem(tiny_config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ahead_of_time, 'compile_train_step', exhausted)
     assert 'Ran out of memory on HBM\nraise num_microbatches' in problems(tiny_config, tmp_path)
+
+
+def test_a_kernel_runs_beside_the_reference(tiny_config, tmp_path, monkeypatch):
+    tiny_config.model.attention_backend = 'cudnn'
+    tiny_config.model.update(attention_dropout=0.0, dtype='bfloat16')
+    assert 'the cudnn attention backend needs a gpu, not a cpu; use xla' in problems(tiny_config, tmp_path)
+    monkeypatch.setattr(doctor, '_check_step', lambda *args: iter([(True, 'a GPU')]))
+    found = {'output': (0.003, 0.003)}
+    monkeypatch.setattr(attention_parity, 'errors', lambda *args: found)
+    assert findings(tiny_config, tmp_path)[-1] == (
+        True, 'attention: relative errors of cudnn, and of xla in bfloat16 (in brackets): output 3.0e-03 (3.0e-03)',
+    )  # fmt: skip
+    found['d key'] = (0.05, 0.003)
+    assert 'they do not agree: use model.attention_backend=xla' in problems(tiny_config, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor, '_check_step', lambda *args: iter([(True, 'a CPU that claims to be a GPU')]))
+    assert 'attention: cudnn does not run here; use xla' in problems(tiny_config, tmp_path)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
