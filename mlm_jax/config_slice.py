@@ -30,7 +30,7 @@ def apply(config: ml_collections.ConfigDict, name: str, given: Collection[str] =
     Raises:
       ConfigError: for a slice that there is not, or whose devices do not divide the batch.
     """
-    from mlm_jax.parallel import topology  # configurations are read where there is no JAX to import yet
+    from mlm_jax.parallel import topology  # here, since reading a configuration imports no JAX otherwise
 
     try:
         num_devices, memory_bytes = topology.size_of(name)
