@@ -1,7 +1,7 @@
 """ExLM (arXiv 2501.13397): each masked token becomes 4 states, and its prediction a sum over alignments with them.
 
-    python -m mlm_jax.prepare --config=configs/exlm.py:mini
-    python -m mlm_jax.train --config=configs/exlm.py:mini --workdir=runs/exlm_mini
+    python -m mlm_jax.prepare --config=configs/exlm.py:mini,data.directory=data/mini
+    python -m mlm_jax.train --config=configs/exlm.py:mini,data.directory=data/mini --workdir=runs/exlm_mini
 
 Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the released
 encoder: pre-LN, two-dimensional rotary positions, no embedding LayerNorm. `base` and `large` have its short recipe:

@@ -1,7 +1,7 @@
 """MAE-LM (arXiv 2302.02060): 15 % of the tokens are left out of the encoder, and a decoder of 4 layers predicts them.
 
-    python -m mlm_jax.prepare --config=configs/mae_lm.py:mini
-    python -m mlm_jax.train --config=configs/mae_lm.py:mini --workdir=runs/mae_lm_mini
+    python -m mlm_jax.prepare --config=configs/mae_lm.py:mini,data.directory=data/mini
+    python -m mlm_jax.train --config=configs/mae_lm.py:mini,data.directory=data/mini --workdir=runs/mae_lm_mini
 
 Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the post-LN
 encoder and the relative position bias of the paper. `base` is its recipe for 125,000 steps of 2048 × 512 tokens;

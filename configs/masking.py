@@ -1,7 +1,7 @@
 """MLM under other masking strategies: the same encoder and recipe, another choice of tokens.
 
-    python -m mlm_jax.prepare --config=configs/masking.py:spans
-    python -m mlm_jax.train --config=configs/masking.py:spans --workdir=runs/spans
+    python -m mlm_jax.prepare --config=configs/masking.py:spans,data.directory=data/mini
+    python -m mlm_jax.train --config=configs/masking.py:spans,data.directory=data/mini --workdir=runs/spans
 
 The first argument names the strategy: `words` (whole words), `spans` (SpanBERT's), `ngrams` (GPT-BERT's), `pmi`
 (collocations), `frequency` (rare tokens more often), `least_masked`, `annealed` (30 → 15 %), `diffusion` (ratios from

@@ -1,7 +1,7 @@
 """Repeated MLM, ExLM's pilot study (arXiv 2501.13397): k copies of each token, each masked with probability p.
 
-    python -m mlm_jax.prepare --config=configs/repeated_mlm.py:mini
-    python -m mlm_jax.train --config=configs/repeated_mlm.py:mini --workdir=runs/repeated
+    python -m mlm_jax.prepare --config=configs/repeated_mlm.py:mini,data.directory=data/mini
+    python -m mlm_jax.train --config=configs/repeated_mlm.py:mini,data.directory=data/mini --workdir=runs/repeated
 
 It sets apart two things that masking does: p of the inputs are [MASK], which is no word, and p^k of the tokens have no
 copy left to read. By default k = 2 and p = 0.15^(1/2), so that 15 % of the tokens are lost. `corruption=0.15,repeats=4`

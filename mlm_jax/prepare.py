@@ -1,8 +1,7 @@
 """Program: corpus → tokenizer → packed rows on disk, once, before any training.
 
-    python -m mlm_jax.prepare --config=configs/mlm.py:mini
-    python -m mlm_jax.prepare --config=configs/mlm.py:mini --config.data.directory=data/mine
-    '--config.data.corpus=jsonl:*.jsonl'
+    python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mini
+    python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mine,data.corpus='jsonl:corpus/*.jsonl'
 
 `mlm_jax/data/corpora.py` says how to write a corpus. Killed at any point and started again, it goes on, and
 the directory ends up the same to the byte, on any number of cores. A directory holds

@@ -6,7 +6,7 @@ effective_rank: how many dimensions the representations of each layer use (analy
 of masked input, [MASK] tokens, all tokens of masked input, and the same text without masks. "Masked input" is what the
 encoder reads in pretraining: of MAE-LM, the kept tokens alone. Several checkpoints are laid over each other.
 
-    python -m mlm_jax.probe gradient_variance --workdir=runs/mlm --steps=0,1000,10000 --output=runs/variance
+    python -m mlm_jax.probe gradient_variance --workdir=runs/mlm --steps=0,8000,10000 --output=runs/variance
 
 gradient_variance: how far gradients of one text under different masks agree, by the Hamming distance of the masks, and
 whether disjoint masks make a step less noisy (analysis/gradient_variance.py).

@@ -1,7 +1,7 @@
 """Pretrains an encoder.
 
-    python -m mlm_jax.prepare --config=configs/mlm.py:mini
-    python -m mlm_jax.train --config=configs/mlm.py:mini --workdir=runs/mlm_mini
+    python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mini
+    python -m mlm_jax.train --config=configs/mlm.py:mini,data.directory=data/mini --workdir=runs/mlm_mini
 
 Run again with the same workdir, it goes on from the last checkpoint: after a crash, a preemption, or on other devices.
 Overrides: --config=configs/mlm.py:mini,total_epochs=3 or --config.optimizer.learning_rate=1e-3; mlm_jax/config.py
