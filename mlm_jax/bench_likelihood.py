@@ -5,8 +5,8 @@
 
 Both compute the same recursion in float32 on the same rows; rounds take them in turn, so that what else the machine
 does falls on both. Memory is what each holds at the worst: temporaries by XLA's own account, and the tensors that
-autograd saves. Here, one core does nearly all of the work, as steps of a recursion wait for each other; PyTorch divides
-its broadcasts among all cores. `taskset -c 0 python -m …` compares on one core each.
+autograd saves. In JAX, one core does nearly all of the work, as steps of a recursion wait for each other; PyTorch
+divides its broadcasts among all cores. `taskset -c 0 python -m …` compares on one core each.
 """
 
 import json

@@ -7,7 +7,7 @@ choose values, and a user changes them in one of two ways, which both refuse unk
     --config.optimizer.learning_rate=1e-3                            overrides, applied last
 
 Two arguments are no keys: `recipe` (see `apply_recipe`), and `slice=v5e-16`, which fits the rest to a TPU slice
-(`config_slice.py`).
+(`config_slice.py`); overrides come after it.
 """
 
 import ast
@@ -273,7 +273,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
             node[name] = _parse_value(text, old)
         except (TypeError, ValueError, SyntaxError, KeyError):
             raise ConfigError(f'{key}={text}: expected a value of type {old.__name__}') from None
-    if slice_name:
+    if slice_name is not None:
         from mlm_jax import config_slice  # it reads configurations itself
 
         config_slice.apply(config, slice_name, given=overrides)

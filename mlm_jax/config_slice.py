@@ -2,9 +2,10 @@
 
 The choices come from compiling BERT-base and -large, of each objective, for slices that were not there (`bench
 --topology`; RESULTS.md has the figures), and from published peaks; no TPU has run them. What is given beside `slice`
-stays as it is given.
+stays as it is given, and the rest is fitted to it; what overrides change afterwards (`--config.batch_size=…`) is not.
 """
 
+import math
 from collections.abc import Collection
 
 import ml_collections
@@ -12,10 +13,11 @@ import ml_collections
 from mlm_jax.config import ConfigError, get, row_length
 
 FSDP = 16  # devices over which the state is split; more would make its parts thin, and gathering them slow
-# The memory of a microbatch, bytes, a little above what compiled: for each token, layer and unit of width, and for each
-# pair of tokens, layer and head, where attention keeps its probabilities.
-BYTES_OF_UNIT, BYTES_OF_PAIR = 60, 4
-FIXED_BYTES = 2 * 2**30  # the state, its gradients, the head
+# The memory of a step, bytes, about what compiled: for each token, layer and unit of width in two bytes a number; for
+# each pair of tokens, layer and head, where attention keeps its probabilities; for each logit; for each parameter with
+# its gradient and its optimizer state; and besides.
+BYTES_OF_UNIT, BYTES_OF_PAIR, BYTES_OF_LOGIT, BYTES_OF_PARAMETER = 50, 4, 8, 16
+FIXED_BYTES = 1.5 * 2**30
 USABLE = 0.85  # of a device's memory
 
 
@@ -28,48 +30,65 @@ def apply(config: ml_collections.ConfigDict, name: str, given: Collection[str] =
       given: dotted keys that stay as they are.
 
     Raises:
-      ConfigError: for a slice that there is not, or whose devices do not divide the batch.
+      ConfigError: for a slice that there is not, or whose devices do not divide the batch; and as
+        `config_check.check`.
     """
+    from mlm_jax import config_check
     from mlm_jax.parallel import topology  # here, since reading a configuration imports no JAX otherwise
 
     try:
         num_devices, memory_bytes = topology.size_of(name)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if config.batch_size % num_devices:
-        raise ConfigError(
-            f'slice={name}: batch_size={config.batch_size} cannot be divided over its {num_devices} devices'
-        )
-    fused = not config.model.relative_buckets  # a bias goes into no kernel
-    chosen = {
-        'accelerator': 'tpu',
-        'model.attention_backend': 'splash' if fused else 'xla',
-        'sharding': 'fsdp',
-        'mesh.data': -1,
-        'mesh.fsdp': min(FSDP, num_devices),
-    }
-    if fused:
-        chosen['model.attention_dropout'] = 0.0
-    for key, value in chosen.items():
+
+    def choose(key, value):
         if key not in given:
             parent, _, last = key.rpartition('.')
             (get(config, parent) if parent else config)[last] = value
-    if 'num_microbatches' not in given:
-        rows_at_once = (USABLE * memory_bytes - FIXED_BYTES) / bytes_of_row(config)
-        rows = config.batch_size // num_devices
-        fitting = [n for n in range(1, rows + 1) if rows % n == 0 and rows / n <= rows_at_once]
-        config.num_microbatches = fitting[0] if fitting else rows
+
+    m, mesh = config.model, config.mesh
+    wants_dropout = 'model.attention_dropout' in given and m.attention_dropout
+    choose('accelerator', 'tpu')
+    choose('model.attention_backend', 'xla' if m.relative_buckets or wants_dropout else 'splash')
+    if m.attention_backend != 'xla':
+        choose('model.attention_dropout', 0.0)
+    num_shards = num_devices // max(1, mesh.tensor)
+    if 'mesh.data' in given and mesh.data != -1:
+        choose('mesh.fsdp', -1)
+    else:
+        choose('mesh.fsdp', math.gcd(FSDP, num_shards))
+        choose('mesh.data', 1 if mesh.fsdp == -1 else -1)
+    choose('sharding', 'dp' if mesh.fsdp == mesh.tensor == 1 else 'fsdp' if mesh.tensor == 1 else 'fsdp_tp')
+    config_check.check(config)
+    if config.batch_size % num_shards:
+        raise ConfigError(
+            f'slice={name}: batch_size={config.batch_size} cannot be divided over its {num_devices} devices'
+        )
+    rows = config.batch_size // num_shards
+    fixed_bytes, row_bytes = step_bytes(config)
+    at_once = (USABLE * memory_bytes - fixed_bytes) / row_bytes
+    fitting = (n for n in range(1, rows + 1) if not rows % n and rows // n <= at_once)
+    choose('num_microbatches', next(fitting, rows))
 
 
-def bytes_of_row(config: ml_collections.ConfigDict) -> float:
-    """What a row of the model takes, about, from the forward pass to the backward one."""
+def step_bytes(config: ml_collections.ConfigDict) -> tuple[float, float]:
+    """The memory of a device, estimated: whatever it has to do, and for each row of text that it has at a time."""
     from mlm_jax.training import flops
 
-    m, n = config.model, flops.needed_sizes(config).encoded
-    stacks = [(m.num_layers, n, m.width)]
+    m = config.model
+    shapes = config.copy_and_resolve_references()
+    shapes.model.attention_backend = 'xla'  # a kernel cannot be traced everywhere
+    sizes = flops.slot_sizes(shapes)
+    logits = config.exlm.num_states * sizes.expanded or sizes.masked
+    stacks = [(m.num_layers, sizes.encoded, m.width, m.ffn_width)]
     if config.objective == 'mae_lm':
-        stacks.append((config.mae_lm.decoder_layers, row_length(config), config.mae_lm.decoder_width or m.width))
-    units = sum(layers * tokens * width for layers, tokens, width in stacks)
-    pairs = sum(layers * tokens**2 * m.num_heads for layers, tokens, _ in stacks)
-    kept = m.attention_backend == 'xla'
-    return flops.num_views(config) * (BYTES_OF_UNIT * units + kept * BYTES_OF_PAIR * pairs)
+        width = config.mae_lm.decoder_width or m.width
+        stacks.append((config.mae_lm.decoder_layers, row_length(config), width, m.ffn_width * width // m.width))
+    parameters, row_bytes = m.width * config.vocab_size, BYTES_OF_LOGIT * logits * config.vocab_size
+    for layers, tokens, width, ffn_width in stacks:
+        parameters += layers * width * (4 * width + (3 if m.mlp == 'geglu' else 2) * ffn_width)
+        row_bytes += BYTES_OF_UNIT * layers * tokens * width * (2 if m.dtype == 'float32' else 1)
+        if m.attention_backend == 'xla':
+            row_bytes += BYTES_OF_PAIR * layers * tokens**2 * m.num_heads
+    split = 1 if config.sharding == 'dp' else FSDP
+    return FIXED_BYTES + BYTES_OF_PARAMETER * parameters / split, flops.num_views(config) * row_bytes

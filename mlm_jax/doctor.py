@@ -150,7 +150,8 @@ def _check_attention(config: ml_collections.ConfigDict) -> tuple[bool, str]:
     try:
         found = attention_parity.errors(m.attention_backend, length, m.num_heads, m.width // m.num_heads, m.dtype)
     except (RuntimeError, ValueError) as error:
-        return False, f'attention: {m.attention_backend} does not run here; use xla\n{str(error).splitlines()[0]}'
+        reason, _, _ = str(error).partition('\n')
+        return False, f'attention: {m.attention_backend} does not run here; use xla\n{reason}'
     text = ', '.join(f'{name} {ours:.1e} ({reference:.1e})' for name, (ours, reference) in found.items())
     text = f'attention: relative errors of {m.attention_backend}, and of xla in {m.dtype} (in brackets): {text}'
     fine = attention_parity.agrees(found)

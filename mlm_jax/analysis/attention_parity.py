@@ -50,7 +50,8 @@ def errors(
         gradients, out = jax.grad(loss, (0, 1, 2), has_aux=True)(*qkv)
         return [out, *gradients]
 
-    exact = outputs('xla', 'float32')
+    with jax.default_matmul_precision('highest'):  # else accelerators round what goes into products
+        exact = outputs('xla', 'float32')
 
     def error(found, wanted) -> float:
         return float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted))

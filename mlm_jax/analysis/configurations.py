@@ -121,6 +121,8 @@ def load_candidates(names: Sequence[str], labels: Sequence[str], settings: Seque
     for text in (*names, *(f':{key}=' for key in overrides)):
         if re.search(r'[:,]seed=', text):
             raise ConfigError(f'{text.strip(":")}: the seeds of a comparison are given by --seeds')
+    if 'slice' in overrides:
+        raise ConfigError('--set=slice=…: give it in each of --configs, where it is fitted to what is given beside it')
     candidates = []
     for label, name in zip(labels or make_labels(names), names, strict=True):
         config = config_lib.load(name)

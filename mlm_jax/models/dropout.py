@@ -21,8 +21,8 @@ def dropout(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
     draws = -(-rows // 4)
     with jax.named_scope('random_bits'):
         bits = jax.random.bits(key, (*outer, 1, draws, size), jnp.uint32)
-    # Without the barrier, compilers may draw anew for each of the four rows.
     shifts = 8 * jnp.arange(4, dtype=jnp.uint32)[:, None, None]
+    # Without the barrier, compilers may draw anew for each of the four rows.
     byte = (jax.lax.optimization_barrier(bits) >> shifts) & 255
     keep = (byte >= threshold).reshape(*outer, 4 * draws, size)[..., :rows, :]
     return jnp.where(keep, x * (256 / (256 - threshold)), 0).astype(x.dtype)

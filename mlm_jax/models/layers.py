@@ -87,7 +87,8 @@ def dense(config: EncoderConfig, features: int | tuple[int, ...], name: str, *, 
 def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
     """LayerNorm with statistics in float32; variance as a mean of squares of centred values, which is accurate.
 
-    Its backward pass keeps the input alone: centred and scaled values would be two more arrays, both in float32.
+    Its backward pass needs the input alone: centred and scaled values would be two more arrays, both in float32. (Where
+    forward and backward pass are not in loops of their own, compilers may find the values again, and keep them.)
     """
     return nn.remat(nn.LayerNorm, prevent_cse=False)(
         epsilon=config.norm_epsilon, use_bias=config.bias, dtype=config.dtype, use_fast_variance=False, name=name

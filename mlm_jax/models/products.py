@@ -103,7 +103,7 @@ class Linear(nn.Module):
       use_bias: adds a bias.
       dtype: of products and output.
       stddev: of the kernel's initial values.
-      activation: of the inputs. The backward pass computes its result again, and keeps the inputs alone.
+      activation: of the inputs. The backward pass computes its result again, and needs the inputs alone.
     """
 
     features: tuple[int, ...]

@@ -113,8 +113,11 @@ def _written(fusion: hlo.Instruction, root: hlo.Instruction, program: hlo.Progra
         return _main_memory(fusion.arrays)
     total = 0
     for array, source in zip(fusion.arrays, roots, strict=True):
-        while source.operation == 'bitcast':
-            source = program.instructions[source.operands[0]]
+        while source.operation in ('bitcast', 'fusion'):
+            if source.operation == 'bitcast':
+                source = program.instructions[source.operands[0]]
+            else:
+                source = next(i for i in program.computations[source.called[0]] if i.is_root)
         if source.operation == 'dynamic-update-slice' and not array.is_local:
             total += sum(array.num_bytes for array in program.instructions[source.operands[1]].arrays)
         else:

@@ -76,8 +76,10 @@ def size_of(topology: str) -> tuple[int, int]:
       ValueError: for a slice that there is not.
     """
     kind, _, layout = layout_name(topology).partition(':')
-    if kind not in _KINDS or not all(side.isdigit() for side in layout.split('x')):
+    if kind not in _KINDS:
         raise ValueError(f'unknown topology {topology!r}: its kind is one of {", ".join(_KINDS)}')
+    if not all(side.isdigit() and int(side) for side in layout.split('x')):
+        raise ValueError(f'unknown topology {topology!r}: a layout is written {kind}:{_KINDS[kind].layouts[16]}')
     return math.prod(map(int, layout.split('x'))), memory_bytes(_KINDS[kind].device_kind)
 
 
