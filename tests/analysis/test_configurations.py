@@ -56,6 +56,7 @@ def test_shared_settings_reach_every_configuration(prepared):
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY},seed=2'], [], [], 'given by --seeds'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['seed=2'], 'given by --seeds'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['batch_size'], 'give key=value'),
+        (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['slice=v5e-16'], 'give it in each of --configs'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['batch_sise=3'], 'did you mean batch_size'),
         (['mlm.py:{TINY}', 'mae_lm.py:tiny'], [], [], 'compare only on the same rows'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY},evaluation.ratio=0.3'], [], [], 'evaluation.ratio: 0.15 in mlm, 0.3 in'),

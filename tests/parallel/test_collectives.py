@@ -104,7 +104,14 @@ HloModule jit_moving
   ROOT %sum = f32[64,8]{1,0} add(%row, %x)
 }
 
-%saving (stack.1: f32[5,64,8], x.1: f32[64,8], i.1: s32[]) -> f32[5,64,8] {
+%saving (stack.2: f32[5,64,8], x.2: f32[64,8], i.2: s32[]) -> f32[5,64,8] {
+  %stack.2 = f32[5,64,8]{2,1,0} parameter(0)
+  %x.2 = f32[64,8]{1,0} parameter(1)
+  %i.2 = s32[] parameter(2)
+  ROOT %updated = f32[5,64,8]{2,1,0} fusion(%stack.2, %x.2, %i.2), kind=kLoop, calls=%saving_inside
+}
+
+%saving_inside (stack.1: f32[5,64,8], x.1: f32[64,8], i.1: s32[]) -> f32[5,64,8] {
   %stack.1 = f32[5,64,8]{2,1,0} parameter(0)
   %x.1 = f32[64,8]{1,0} parameter(1)
   %i.1 = s32[] parameter(2)
