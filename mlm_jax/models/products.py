@@ -61,15 +61,15 @@ def _einsum_on_cpu(spec, dtype, left, right):
     """
     inputs, output = spec.split('->')
     of_left, of_right = inputs.split(',')
-    if not set(of_left) & set(of_right) & set(output) and of_left[-1] in output and left.size > right.size:
+    order = output
+    if not set(of_left) & set(of_right) & set(output) and of_left[-1] in output:
         # A sum over the rows of both, as in gradients of weights: the first operand is transposed.
-        of_left, of_right, left, right = of_right, of_left, right, left
-        swapped = ''.join(c for c in of_left + of_right if c in output)
-        y = jnp.einsum(f'{of_left},{of_right}->{swapped}', left, right, preferred_element_type=jnp.float32)
-        # The barrier keeps XLA from swapping the operands back.
-        y = jnp.einsum(f'{swapped}->{output}', jax.lax.optimization_barrier(y))
-    else:
-        y = jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+        if left.size > right.size:
+            of_left, of_right, left, right = of_right, of_left, right, left
+        order = ''.join(c for c in of_left + of_right if c in output)
+    y = jnp.einsum(f'{of_left},{of_right}->{order}', left, right, preferred_element_type=jnp.float32)
+    if order != output:  # the barrier keeps XLA from swapping the operands back
+        y = jnp.einsum(f'{order}->{output}', jax.lax.optimization_barrier(y))
     return y.astype(dtype)
 
 
