@@ -148,6 +148,7 @@ def test_a_step_holds_logits_of_masked_positions_only(objective, batch):
     loss = jax.grad(lambda p, b: module.apply({'params': p}, b).loss_sum)
     text = jax.jit(loss).lower(params, batch).as_text()
     shapes = {tuple(map(int, dims.split('x')[:-1])) for dims in re.findall(r'tensor<((?:\d+x)+)', text)}
+    shapes -= {(MODERN.width, 200)}  # the gradient of the token embedding, on its way
     assert max(math.prod(shape) for shape in shapes if shape[-1] == 200) == num_rows * num_masked * 200
 
 
