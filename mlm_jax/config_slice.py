@@ -80,14 +80,15 @@ def step_bytes(config: ml_collections.ConfigDict) -> tuple[float, float]:
     shapes.model.attention_backend = 'xla'  # a kernel cannot be traced everywhere
     sizes = flops.slot_sizes(shapes)
     logits = config.exlm.num_states * sizes.expanded or sizes.masked
-    stacks = [(m.num_layers, sizes.encoded, m.width, m.ffn_width)]
+    stacks = [(m.num_layers, sizes.encoded, m)]
     if config.objective == 'mae_lm':
         width = config.mae_lm.decoder_width or m.width
-        stacks.append((config.mae_lm.decoder_layers, row_length(config), width, m.ffn_width * width // m.width))
+        decoder = dict(width=width, ffn_width=m.ffn_width * width // m.width, mlp=m.mlp)
+        stacks.append((config.mae_lm.decoder_layers, row_length(config), ml_collections.ConfigDict(decoder)))
     parameters, row_bytes = m.width * config.vocab_size, BYTES_OF_LOGIT * logits * config.vocab_size
-    for layers, tokens, width, ffn_width in stacks:
-        parameters += layers * width * (4 * width + (3 if m.mlp == 'geglu' else 2) * ffn_width)
-        row_bytes += BYTES_OF_UNIT * layers * tokens * width * (2 if m.dtype == 'float32' else 1)
+    for layers, tokens, stack in stacks:
+        parameters += layers * flops.layer_weights(stack)
+        row_bytes += BYTES_OF_UNIT * layers * tokens * stack.width * (2 if m.dtype == 'float32' else 1)
         if m.attention_backend == 'xla':
             row_bytes += BYTES_OF_PAIR * layers * tokens**2 * m.num_heads
     split = 1 if config.sharding == 'dp' else FSDP

@@ -165,19 +165,19 @@ def attention_flops(config: ml_collections.ConfigDict) -> float:
     return step_flops(config) - step_flops(config, document_share=0.0)
 
 
-def _layer_weights(m: ml_collections.ConfigDict) -> int:
-    """W = 4d² + g·d·F, g = 2 (GELU) or 3 (GeGLU)."""
+def layer_weights(m: ml_collections.ConfigDict) -> int:
+    """W = 4d² + g·d·F, g = 2 (GELU) or 3 (GeGLU): the weights of a layer, by its `width`, `ffn_width` and `mlp`."""
     return 4 * m.width**2 + (3 if m.mlp == 'geglu' else 2) * m.width * m.ffn_width
 
 
 def _stack_flops(m: ml_collections.ConfigDict, num_layers: int, n: float, read: float, document_share: float) -> float:
     """`num_layers` layers of n tokens; the last one is read at some of them, and needs keys and values of all."""
     keys_and_values = 2 * m.width**2
-    last = 2 * n * keys_and_values + 2 * read * (_layer_weights(m) - keys_and_values)
+    last = 2 * n * keys_and_values + 2 * read * (layer_weights(m) - keys_and_values)
     last += 4 * n * read * m.width * document_share
     return (num_layers - 1) * _layer_flops(m, n, document_share) + last
 
 
 def _layer_flops(m: ml_collections.ConfigDict, n: float, document_share: float) -> float:
     """2nW + 4n²d for n tokens that see each other."""
-    return 2 * n * _layer_weights(m) + 4 * n**2 * m.width * document_share
+    return 2 * n * layer_weights(m) + 4 * n**2 * m.width * document_share
