@@ -75,16 +75,11 @@ def step_bytes(config: ml_collections.ConfigDict) -> tuple[float, float]:
     """The memory of a device, estimated: whatever it has to do, and for each row of text that it has at a time."""
     from mlm_jax.training import flops
 
-    m = config.model
-    shapes = config.copy_and_resolve_references()
-    shapes.model.attention_backend = 'xla'  # a kernel cannot be traced everywhere
-    sizes = flops.slot_sizes(shapes)
+    m, sizes = config.model, flops.slot_sizes(config)
     logits = config.exlm.num_states * sizes.expanded or sizes.masked
     stacks = [(m.num_layers, sizes.encoded, m)]
     if config.objective == 'mae_lm':
-        width = config.mae_lm.decoder_width or m.width
-        decoder = dict(width=width, ffn_width=m.ffn_width * width // m.width, mlp=m.mlp)
-        stacks.append((config.mae_lm.decoder_layers, row_length(config), ml_collections.ConfigDict(decoder)))
+        stacks.append((config.mae_lm.decoder_layers, row_length(config), flops.mae_lm_decoder(config)))
     parameters, row_bytes = m.width * config.vocab_size, BYTES_OF_LOGIT * logits * config.vocab_size
     for layers, tokens, stack in stacks:
         parameters += layers * flops.layer_weights(stack)

@@ -76,10 +76,8 @@ def _describe(devices: list[jax.Device]) -> str:
 
 
 def _state_shapes(config: ml_collections.ConfigDict):
-    config = config.copy_and_resolve_references()
-    config.model.attention_backend = 'xla'  # a kernel cannot be traced everywhere, and has no parameters
     vocabulary = standard_vocabulary(config.vocab_size)
-    return jax.eval_shape(build.make_run(config, vocabulary, steps_per_epoch=1000.0).init)
+    return jax.eval_shape(build.make_run(build.traceable(config), vocabulary, steps_per_epoch=1000.0).init)
 
 
 def _check_configuration(config: ml_collections.ConfigDict) -> str:

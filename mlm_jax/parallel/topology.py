@@ -20,22 +20,21 @@ class _Kind:
     Attributes:
       per_chip: what the number in a name counts, for each chip.
       layouts: chips → layout.
-      device_kind: what its devices call themselves.
+      device_kind: how the name begins that its devices give themselves.
+      memory_gib: of a device; the compiler itself refuses what exceeds the usable part.
     """
 
     per_chip: int
     layouts: dict[int, str]
     device_kind: str
+    memory_gib: int
 
 
 _KINDS = {
-    'v5e': _Kind(1, _LAYOUTS_2D, 'TPU v5 lite'),
-    'v6e': _Kind(1, _LAYOUTS_2D, 'TPU v6 lite'),
-    'v5p': _Kind(2, _LAYOUTS_3D, 'TPU v5'),
+    'v5e': _Kind(1, _LAYOUTS_2D, 'TPU v5 lite', 16),
+    'v6e': _Kind(1, _LAYOUTS_2D, 'TPU v6 lite', 32),
+    'v5p': _Kind(2, _LAYOUTS_3D, 'TPU v5', 95),  # behind v5e, whose name begins alike
 }
-
-# Memory of a chip in GiB, by the start of `device_kind`; the compiler itself refuses what exceeds the usable part.
-_MEMORY_GIB = {'TPU v5 lite': 16, 'TPU v6 lite': 32, 'TPU v5': 95}
 
 _ENVIRONMENT = {
     'TPU_SKIP_MDS_QUERY': '1',  # no metadata server answers here
@@ -80,7 +79,7 @@ def size_of(topology: str) -> tuple[int, int]:
         raise ValueError(f'unknown topology {topology!r}: its kind is one of {", ".join(_KINDS)}')
     if not all(side.isdigit() and int(side) for side in layout.split('x')):
         raise ValueError(f'unknown topology {topology!r}: a layout is written {kind}:{_KINDS[kind].layouts[16]}')
-    return math.prod(map(int, layout.split('x'))), memory_bytes(_KINDS[kind].device_kind)
+    return math.prod(map(int, layout.split('x'))), _KINDS[kind].memory_gib * 2**30
 
 
 def layout_name(topology: str) -> str:
@@ -98,7 +97,5 @@ def layout_name(topology: str) -> str:
 
 def memory_bytes(device_kind: str) -> int | None:
     """Memory of one device of a TPU kind; None for kinds not listed here."""
-    for start, gib in _MEMORY_GIB.items():
-        if device_kind.startswith(start):
-            return gib * 2**30
-    return None
+    kinds = (kind for kind in _KINDS.values() if device_kind.startswith(kind.device_kind))
+    return next((kind.memory_gib * 2**30 for kind in kinds), None)

@@ -60,6 +60,13 @@ def evaluation_masking(
     )
 
 
+def traceable(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy whose model can be traced on any machine: without attention kernels, which change no shape of anything."""
+    config = config.copy_and_resolve_references()
+    config.model.attention_backend = 'xla'
+    return config
+
+
 def encoder_config(config: ml_collections.ConfigDict) -> EncoderConfig:
     """The encoder that `config.model` describes."""
     return EncoderConfig(vocab_size=config.vocab_size, max_length=config_lib.row_length(config), **config.model)

@@ -84,7 +84,7 @@ def slot_sizes(config: ml_collections.ConfigDict) -> Sizes:
     from mlm_jax.training import build  # makes whole runs, which formulas are made of otherwise
     from mlm_jax.training.state import example_batch
 
-    run = build.make_run(config, standard_vocabulary(config.vocab_size), 1000.0)
+    run = build.make_run(build.traceable(config), standard_vocabulary(config.vocab_size), 1000.0)
     n, masked = row_length(config), run.masking.max_masked(config.sequence_length)
 
     def encode():
@@ -133,13 +133,20 @@ def mae_lm_row_flops(config: ml_collections.ConfigDict, sizes: Sizes, document_s
     Where d_d ≠ d, each n and each m takes 2d·d_d more.
     """
     m, options, n, masked = config.model, config.mae_lm, sizes.length, sizes.masked
-    width = options.decoder_width or m.width
-    ffn_width = options.decoder_ffn_width or m.ffn_width * width // m.width
-    decoder = ml_collections.ConfigDict(dict(width=width, ffn_width=ffn_width, mlp=m.mlp))
+    decoder = mae_lm_decoder(config)
+    width = decoder.width
     head = masked * (2 * width**2 + 2 * m.width * config.vocab_size)
     between = 2 * m.width * width * (n + masked) if width != m.width else 0
     encoder = m.num_layers * _layer_flops(m, sizes.encoded, document_share)
     return encoder + _stack_flops(decoder, options.decoder_layers, n, masked, document_share) + head + between
+
+
+def mae_lm_decoder(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`width`, `ffn_width` and `mlp` of the decoder, as `config.model` has those of the encoder."""
+    m, options = config.model, config.mae_lm
+    width = options.decoder_width or m.width
+    ffn_width = options.decoder_ffn_width or m.ffn_width * width // m.width
+    return ml_collections.ConfigDict(dict(width=width, ffn_width=ffn_width, mlp=m.mlp))
 
 
 def exlm_row_flops(config: ml_collections.ConfigDict, sizes: Sizes, document_share: float = 1.0) -> float:
