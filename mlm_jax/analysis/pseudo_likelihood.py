@@ -24,18 +24,11 @@ from mlm_jax.data.tables import word_starts
 from mlm_jax.masking.batch import MaskedBatch, selected_of
 from mlm_jax.models.exlm import ExLM
 from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.tasks.inputs import padded_length
 
 # In a batch, on each device: on a CPU as many as its caches hold, elsewhere enough to keep it busy.
 CPU_TOKENS, ACCELERATOR_TOKENS = 2048, 32768
-
-
-def row_length(num_tokens: int, max_length: int) -> int:
-    """T for a sentence: its length, rounded up to a multiple of 4, from 32 on of 8, from 64 on of 16, and so on.
-
-    A program is compiled for each length, so there are few; padding is computed, so it is little.
-    """
-    multiple = max(4, (1 << num_tokens.bit_length() - 1) // 4)
-    return min(-(-num_tokens // multiple) * multiple, max_length)
+SMALLEST_STEP = 4  # between the lengths of rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +222,7 @@ def _make_copies(
     """The copies of all sentences by the length of their rows, the longest first: a lack of memory shows at once."""
     by_length: dict[int, list[int]] = {}
     for number, ids in enumerate(sentences):
-        by_length.setdefault(row_length(repeats * len(ids), max_length), []).append(number)
+        by_length.setdefault(padded_length(repeats * len(ids), SMALLEST_STEP, max_length), []).append(number)
     groups = []
     for length, numbers in sorted(by_length.items(), reverse=True):
         tokens = np.full((len(numbers), length), vocabulary.pad_id, np.int32)

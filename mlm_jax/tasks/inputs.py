@@ -12,7 +12,7 @@ from mlm_jax.tasks.examples import Example
 
 # The order of batches mixes lengths over this many of them; within, neighbours in length share a batch.
 BATCHES_PER_WINDOW = 32
-SMALLEST_BUCKET = 16
+SMALLEST_STEP = 16  # between the lengths that batches are padded to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +84,19 @@ def _lengths_that_fit(lengths: list[int], room: int) -> list[int]:
     return [short, rest] if lengths[0] <= lengths[1] else [rest, short]
 
 
-def make_buckets(inputs: Inputs) -> tuple[int, ...]:
-    """Lengths to which batches are padded: 16, 32, 64, …, and in place of the last one what the longest row needs.
+def padded_length(length: int, smallest_step: int, max_length: int) -> int:
+    """`length` rounded up, to a multiple of `smallest_step` or of a quarter of the power of two below it.
 
-    None is above `max_length`: padding behind the last position that a model knows would not be a number.
+    A program is compiled for each such length, so there are few; padding is computed, so it is little. None is above
+    `max_length`: padding behind the last position that a model knows would not be a number.
     """
-    longest, buckets = min(-(-int(inputs.lengths.max()) // 8) * 8, inputs.max_length), [SMALLEST_BUCKET]
-    while buckets[-1] < longest:
-        buckets.append(2 * buckets[-1])
-    return (*buckets[:-1], min(longest, buckets[-1]))
+    step = max(smallest_step, (1 << length.bit_length() - 1) // 4)
+    return min(-(-length // step) * step, max_length)
 
 
-def bucket_of(length: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds `length`."""
-    return next(bucket for bucket in buckets if bucket >= length)
+def batch_length(inputs: Inputs, longest: int) -> int:
+    """T of a batch of `inputs` whose longest row has `longest` tokens."""
+    return padded_length(int(longest), SMALLEST_STEP, inputs.max_length)
 
 
 def epoch_batches(lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:

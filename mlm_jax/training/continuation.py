@@ -27,6 +27,7 @@ HUGGING_FACE = 'hf:'
 _HUGGING_FACE_TOKENIZER = 'tokenizer.json'
 # Attributes of EncoderConfig, and keys of the configuration, in which a run must agree with a checkpoint.
 _SHAPE_KEYS = ('num_layers', 'width', 'num_heads', 'ffn_width')
+_COUNT_PIECES = ('encoder/token_embedding/embedding', 'head/bias')  # parameters with a row for each token
 _RECIPE_KEYS = ('positions', 'relative_buckets', 'norm', 'embedding_norm', 'bias', 'mlp', 'norm_epsilon')
 
 
@@ -49,6 +50,7 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     larger = config.vocab_size > there.vocab_size
     if larger:
         keys.remove('vocab_size')  # the tokenizer has been extended, if the last check says so
+    keys = [key for key in keys if key != 'sequence_length']  # tables of positions follow it
     if keys:
         lines = '\n'.join(f'  {key}: {different[key][0]!r} there, {different[key][1]!r} here' for key in keys)
         raise ConfigError(
@@ -61,7 +63,8 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
 def start_from(source: str, state: TrainState, tokenizer: pathlib.Path) -> TrainState:
     """`state` with the parameters of `source`, laid out as they are in `state`; step and optimizer start afresh.
 
-    A piece that an extended tokenizer has added starts as the mean of the old ones that spell it.
+    A piece that an extended tokenizer has added starts as the mean of the old ones that spell it. Where rows are longer
+    than those of `source`, a table of positions goes on from its start, as in Longformer (arXiv 2004.05150, section 5).
 
     Args:
       source: what `check_source` has found fitting: the workdir of a run, whose newest checkpoint is read, or
@@ -76,35 +79,30 @@ def start_from(source: str, state: TrainState, tokenizer: pathlib.Path) -> Train
     if source.startswith(HUGGING_FACE):
         return state.replace(params=_hugging_face_params(source, state.params))
     workdir = pathlib.Path(source).expanduser()
-    old_size = read_config(workdir).vocab_size
-    extended = old_size < state.params['encoder']['token_embedding']['embedding'].shape[0]
+    old_tokenizer = Tokenizer.from_file(workdir / 'tokenizer.model')
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
-    params = saver.restore_params(_with_vocabulary(state.params, old_size) if extended else state.params)
+    params = saver.restore_params(_stored(read_config(workdir), old_tokenizer, state.params))
     saver.close()
-    if extended:
-        spelling = _spelling(Tokenizer.from_file(tokenizer), Tokenizer.from_file(workdir / 'tokenizer.model'))
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, old, fresh: _extended(old, *spelling, fresh.sharding) if _counts_pieces(path) else old,
-            params,
-            state.params,
-        )
-    return state.replace(params=params)
+
+    def fitted(path, old, fresh):
+        if old.shape == fresh.shape:
+            return old
+        if path_name(path) in _COUNT_PIECES:
+            return _extended(old, *_spelling(Tokenizer.from_file(tokenizer), old_tokenizer), fresh.sharding)
+        return _repeated(old, len(fresh), fresh.sharding)
+
+    return state.replace(params=jax.tree_util.tree_map_with_path(fitted, params, state.params))
 
 
-def _counts_pieces(path) -> bool:
-    """Whether the first dimension of a parameter is the vocabulary."""
-    return path_name(path) in ('encoder/token_embedding/embedding', 'head/bias')
+def _stored(config: ml_collections.ConfigDict, tokenizer: Tokenizer, fresh: dict) -> dict:
+    """What a run has stored: laid out as `fresh`, but whole on every device where it has another shape."""
+    run = build.make_run(build.traceable(config), tokenizer.vocabulary, steps_per_epoch=1.0)
 
+    def one(old, new):
+        sharding = new.sharding if old.shape == new.shape else replicated(new.sharding.mesh)
+        return jax.ShapeDtypeStruct(old.shape, new.dtype, sharding=sharding)
 
-def _with_vocabulary(params: dict, size: int) -> dict:
-    """Shapes and shardings of `params` with another vocabulary, whose tensors lie whole on every device."""
-
-    def one(path, x):
-        if not _counts_pieces(path):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-        return jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=replicated(x.sharding.mesh))
-
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree.map(one, jax.eval_shape(run.init).params, fresh)
 
 
 def _spelling(new: Tokenizer, old: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -130,6 +128,11 @@ def _extended(old: jax.Array, index_NxK: np.ndarray, weights_NxK: np.ndarray, sh
         return jnp.concatenate([old, jnp.einsum('nk,nk...->n...', weights_NxK, old[index_NxK])])
 
     return jax.jit(extend, out_shardings=sharding)(old)
+
+
+def _repeated(old: jax.Array, length: int, sharding) -> jax.Array:
+    """The first `length` rows of `old`, written as often as need be."""
+    return jax.jit(lambda old: old[np.arange(length) % len(old)], out_shardings=sharding)(old)
 
 
 def _check_tokenizer(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path) -> None:

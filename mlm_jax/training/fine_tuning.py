@@ -191,8 +191,9 @@ class _Programs:
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(module: Downstream, loss: str, pad_id: int, static: Recipe) -> _Programs:
-    """The programs of a model, a loss and what of a recipe is built into them: `_static` of it."""
+def _programs(module: Downstream, loss: str, pad_id: int, static: Recipe, is_alone: bool) -> _Programs:
+    """The programs of a model, a loss, what of a recipe is built into them (`_static` of it), and one seed or several."""
+    each = _alone if is_alone else jax.vmap
     optimizer = optax.chain(
         optax.clip_by_global_norm(static.clip_norm) if static.clip_norm else optax.identity(),
         optax.scale_by_adam(static.b1, static.b2, static.eps),
@@ -227,11 +228,22 @@ def _programs(module: Downstream, loss: str, pad_id: int, static: Recipe) -> _Pr
         return jax.tree.map(lambda b, p: jnp.where(better, p, b), best, params)
 
     return _Programs(
-        init=jax.jit(jax.vmap(init, in_axes=(0, None))),
-        train_step=jax.jit(jax.vmap(train_step, in_axes=(0, 0, 0, 0, 0, None, None, None)), donate_argnums=(0, 1)),
-        eval_step=jax.jit(jax.vmap(eval_step, in_axes=(0, None))),
-        keep_best=jax.jit(jax.vmap(keep_best), donate_argnums=0),
+        init=jax.jit(each(init, in_axes=(0, None))),
+        train_step=jax.jit(each(train_step, in_axes=(0, 0, 0, 0, 0, None, None, None)), donate_argnums=(0, 1)),
+        eval_step=jax.jit(each(eval_step, in_axes=(0, None))),
+        keep_best=jax.jit(each(keep_best, in_axes=0), donate_argnums=0),
     )
+
+
+def _alone(function: Callable, in_axes: int | tuple) -> Callable:
+    """`jax.vmap` over axes of one element: without it, products of matrices remain those that libraries are best at."""
+
+    def with_axes(*arguments):
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(arguments)
+        elements = [a if axis is None else jax.tree.map(lambda x: x[0], a) for a, axis in zip(arguments, axes)]
+        return jax.tree.map(lambda x: x[None], function(*elements))
+
+    return with_axes
 
 
 def init_params(module: Downstream, seed, encoder: Mapping | None) -> dict:
@@ -327,12 +339,12 @@ def fine_tune(
     """
     check_batch(recipe, mesh)
     module = make_module(objective, problem, recipe)
-    programs = _programs(module, problem.loss, pad_id, _static(recipe))
+    programs = _programs(module, problem.loss, pad_id, _static(recipe), len(seeds) == 1)
 
     train, total = problem.inputs['train'], num_updates(problem, recipe)
     schedule = make_schedule('linear', total, round(total * recipe.warmup_percent / 100), 0)
     lengths_N, seeds_S = train.lengths, jnp.asarray(seeds, jnp.uint32)
-    buckets, per_epoch = inputs_lib.make_buckets(train), total // recipe.epochs
+    per_epoch = total // recipe.epochs
     due = {round(per_epoch * (i + 1) / recipe.evaluations_per_epoch) for i in range(recipe.evaluations_per_epoch)}
     rows_divided = NamedSharding(mesh, PartitionSpec(None, mesh_lib.BATCH_AXES))
 
@@ -342,7 +354,7 @@ def fine_tune(
     for epoch in range(recipe.epochs):
         orders = [inputs_lib.epoch_batches(lengths_N, recipe.batch_size, seed, epoch) for seed in seeds]
         for place, rows_S in enumerate(zip(*orders, strict=True), start=1):
-            length = inputs_lib.bucket_of(max(lengths_N[rows].max() for rows in rows_S), buckets)
+            length = inputs_lib.batch_length(train, max(lengths_N[rows].max() for rows in rows_S))
             batches = [inputs_lib.pad_rows(train, rows, recipe.batch_size, length, pad_id) for rows in rows_S]
             tokens_SxBxT, targets_SxBxC = (
                 jax.device_put(np.stack(x), rows_divided) for x in zip(*batches, strict=True)
@@ -419,11 +431,11 @@ class _Judge:
 def _outputs(programs: _Programs, params, inputs: Inputs, batch_size: int, pad_id: int, mesh: Mesh) -> list:
     """The outputs for a split, in its order, of each seed: float32[N, C], or a list of N float32[n, 2]."""
     lengths_N, size = inputs.lengths, batch_size * EVALUATION_FACTOR
-    order_N, buckets = np.argsort(lengths_N, kind='stable'), inputs_lib.make_buckets(inputs)
+    order_N = np.argsort(lengths_N, kind='stable')
     rows_of_seed: list[list] = [[None] * len(order_N) for _ in range(jax.tree.leaves(params)[0].shape[0])]
     for start in range(0, len(order_N), size):
         rows = order_N[start : start + size]
-        length = inputs_lib.bucket_of(lengths_N[rows].max(), buckets)
+        length = inputs_lib.batch_length(inputs, lengths_N[rows].max())
         tokens_BxT, _ = inputs_lib.pad_rows(inputs, rows, size, length, pad_id)
         outputs_SxB = programs.eval_step(params, jax.device_put(tokens_BxT, mesh_lib.batch_sharding(mesh)))
         for found, outputs_B in zip(rows_of_seed, np.asarray(outputs_SxB), strict=True):

@@ -209,13 +209,6 @@ def test_sentences_and_models_that_cannot_be_scored_are_refused(mlm, monkeypatch
         PseudoLikelihood(mlm[0], NumberTokenizer(), ['5'], within_word=True)
 
 
-def test_rows_are_little_longer_than_their_sentences():
-    lengths = [pseudo_likelihood.row_length(n, 100) for n in range(3, 101)]
-    assert lengths == sorted(lengths) and max(lengths) == 100
-    assert all(n <= length < max(n + 4, 1.25 * n) for n, length in zip(range(3, 101), lengths, strict=True))
-    assert len(set(lengths)) <= 15, 'each is a program to compile'
-
-
 def write_file(path, **changes) -> None:
     """Ten pairs in the published format; `changes` of the first line, None takes a key away."""
     lines = [

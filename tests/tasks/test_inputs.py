@@ -71,10 +71,14 @@ def test_every_row_once_in_each_epoch(lengths, batch_size, epoch):
     batches = list(inputs_lib.epoch_batches(lengths, batch_size, seed=1, epoch=epoch))
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
     assert len(batches) == -(-len(lengths) // batch_size)
-    rows = [np.zeros(length, np.int32) for length in lengths]
-    buckets = inputs_lib.make_buckets(inputs_lib.Inputs(rows, np.zeros((len(rows), 1)), 200))
-    assert all(length <= inputs_lib.bucket_of(length, buckets) for length in lengths)
-    assert lengths.max() <= buckets[-1] <= max(16, min(200, lengths.max() + 7))
+
+
+@pytest.mark.parametrize('step', [4, 16])
+def test_rows_are_padded_a_little_and_to_few_lengths(step):
+    lengths = [inputs_lib.padded_length(n, step, 500) for n in range(3, 501)]
+    assert lengths == sorted(lengths) and max(lengths) == 500
+    assert all(n <= length < max(n + step, 1.25 * n) for n, length in zip(range(3, 501), lengths, strict=True))
+    assert len(set(lengths)) <= 25, 'each is a program to compile'
 
 
 def test_epochs_and_seeds_have_orders_of_their_own_and_equal_lengths_in_turn():

@@ -8,8 +8,9 @@ from mlm_jax import config as config_lib
 from mlm_jax import prepare, train
 from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.training import checkpoints, continuation, loading
+from mlm_jax.training import build, checkpoints, continuation, loading
 from mlm_jax.training.metrics import read_metrics
+from mlm_jax.training.state import create_state
 
 
 @pytest.fixture
@@ -81,3 +82,18 @@ def test_new_pieces_start_as_the_mean_of_those_that_spell_them(trained, continue
     continued.init_from = str(tmp_path / 'run')
     with pytest.raises(ConfigError, match=f'vocab_size: {old_size + 5} there, {old_size} here'):
         continuation.check_source(continued, manifest_lib.load(continued.data.directory))
+
+
+@pytest.mark.parametrize('length', [48, 16])
+def test_rows_may_have_another_length(trained, continued, length):
+    """A longer table of positions goes on from its start; a shorter one ends earlier; all else is as it was."""
+    workdir, mesh, model = trained
+    continued.sequence_length = length
+    continuation.check_source(continued, manifest_lib.load(continued.data.directory))
+    fresh = create_state(build.make_run(continued, model.tokenizer.vocabulary, 1.0).init, mesh, 'dp')
+    params = continuation.start_from(str(workdir), fresh, workdir / 'tokenizer.model').params
+    expected = jax.tree.map(lambda x: x, model.params)  # `trained` is shared: its own tree stays whole
+    old = expected['encoder'].pop('position_embedding')['embedding']
+    new = params['encoder'].pop('position_embedding')['embedding']
+    np.testing.assert_array_equal(new, np.concatenate([old, old])[:length])
+    jax.tree.map(np.testing.assert_array_equal, params, expected)

@@ -162,7 +162,7 @@ def test_padding_ends_where_the_positions_of_the_model_do(mesh):
     train = rows(200, 0)
     tokens = [*train.tokens[:-1], np.full(30, 12, np.int32)]  # and a last batch that is not full
     inputs = Inputs(tokens, train.targets, 30)
-    assert inputs_lib.make_buckets(inputs) == (16, 30)
+    assert inputs_lib.batch_length(inputs, 29) == 30
     recipe = dataclasses.replace(RECIPE, epochs=1)
     (outcome,) = run(mesh, None, [1], recipe, make_problem(train=inputs, validation=inputs), objective)
     assert np.isfinite(outcome.train_losses).all()
