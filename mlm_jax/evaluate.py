@@ -150,6 +150,7 @@ def main() -> None:
     values, mesh = flags.FLAGS, mesh_lib.make_mesh()
     if values.output and not values.blimp:
         raise ConfigError('--output is for the report of --blimp=DIRECTORY; the other results are printed')
+    loading.use_compilation_cache_of(values.workdir)
     with jax.set_mesh(mesh):
         if values.blimp:
             main_blimp(mesh)

@@ -254,6 +254,11 @@ def mask_ratios(texts: Sequence[str]) -> list[float]:
     return ratios
 
 
+def _main(name: str) -> None:
+    loading.use_compilation_cache_of(flags.FLAGS.workdir)
+    PROBES[name]()
+
+
 PROBES = {
     'effective_rank': main_effective_rank,
     'gradient_variance': main_gradient_variance,
@@ -283,4 +288,4 @@ if __name__ == '__main__':
         sys.exit(f'error: say what to probe: python -m mlm_jax.probe {"|".join(PROBES)} --workdir=… --output=…')
     name = sys.argv.pop(1) if sys.argv[1] in PROBES else None
     _define_flags()
-    command_line.run(PROBES.get(name), required=('workdir', 'output'))
+    command_line.run(lambda: _main(name), required=('workdir', 'output'))

@@ -238,6 +238,7 @@ def _programs(module: Downstream, loss: str, pad_id: int, static: Recipe, is_alo
 def _alone(function: Callable, in_axes: int | tuple) -> Callable:
     """`jax.vmap` over axes of one element: without it, products of matrices remain those that libraries are best at."""
 
+    @functools.wraps(function)
     def with_axes(*arguments):
         axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(arguments)
         elements = [a if axis is None else jax.tree.map(lambda x: x[0], a) for a, axis in zip(arguments, axes)]

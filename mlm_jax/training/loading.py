@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.interop import huggingface
 from mlm_jax.masking.tables import Tables
 from mlm_jax.parallel.mesh import replicated
-from mlm_jax.training import build, checkpoints, continuation
+from mlm_jax.training import build, checkpoints, continuation, runtime
 from mlm_jax.training.state import abstract_state, create_state
 from mlm_jax.training.workdir import read_config
 
@@ -51,6 +52,11 @@ class TrainedModel:
                 f'{directory} has no held-out rows: raise data.validation_percent, or name a data.validation_corpus'
             )
         return Shards(directory, 'validation')
+
+
+def use_compilation_cache_of(workdirs: Sequence[str]) -> None:
+    """Keeps compiled programs where the first of these runs keeps its own; ConfigError when it is none."""
+    runtime.use_compilation_cache(read_config(pathlib.Path(workdirs[0]).expanduser()).compilation_cache)
 
 
 def load(workdir: pathlib.Path, mesh: Mesh, step: int | None = None) -> TrainedModel:
