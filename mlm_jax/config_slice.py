@@ -65,14 +65,21 @@ def apply(config: ml_collections.ConfigDict, name: str, given: Collection[str] =
             f'slice={name}: batch_size={config.batch_size} cannot be divided over its {num_devices} devices'
         )
     rows = config.batch_size // num_shards
-    fixed_bytes, row_bytes = step_bytes(config)
+    fixed_bytes, row_bytes = step_bytes(config, num_devices)
     at_once = (USABLE * memory_bytes - fixed_bytes) / row_bytes
     fitting = (n for n in range(1, rows + 1) if not rows % n and rows // n <= at_once)
     choose('num_microbatches', next(fitting, rows))
 
 
-def step_bytes(config: ml_collections.ConfigDict) -> tuple[float, float]:
-    """The memory of a device, estimated: whatever it has to do, and for each row of text that it has at a time."""
+def _parts_of_state(config: ml_collections.ConfigDict, num_devices: int) -> int:
+    """Over how many devices parameters and optimizer state are split."""
+    mesh = config.mesh
+    fsdp = mesh.fsdp if mesh.fsdp != -1 else num_devices // (mesh.data * mesh.tensor)
+    return {'dp': 1, 'fsdp': fsdp, 'fsdp_tp': fsdp * mesh.tensor}[config.sharding]
+
+
+def step_bytes(config: ml_collections.ConfigDict, num_devices: int) -> tuple[float, float]:
+    """The memory of each device, estimated: whatever it has to do, and for each row of text that it has at a time."""
     from mlm_jax.training import flops
 
     m, sizes = config.model, flops.slot_sizes(config)
@@ -86,5 +93,4 @@ def step_bytes(config: ml_collections.ConfigDict) -> tuple[float, float]:
         row_bytes += BYTES_OF_UNIT * layers * tokens * stack.width * (2 if m.dtype == 'float32' else 1)
         if m.attention_backend == 'xla':
             row_bytes += BYTES_OF_PAIR * layers * tokens**2 * m.num_heads
-    split = 1 if config.sharding == 'dp' else FSDP
-    return FIXED_BYTES + BYTES_OF_PARAMETER * parameters / split, flops.num_views(config) * row_bytes
+    return FIXED_BYTES + BYTES_OF_PARAMETER * parameters / _parts_of_state(config, num_devices), flops.num_views(config) * row_bytes

@@ -266,7 +266,7 @@ def test_a_slice_fits_a_configuration_to_its_devices_and_their_memory(file, name
     config_check.check(config)
     assert config.accelerator == 'tpu' and config.batch_size % (num_devices * config.num_microbatches) == 0
     rows = config.batch_size // num_devices // config.num_microbatches
-    fixed_bytes, row_bytes = config_slice.step_bytes(config)
+    fixed_bytes, row_bytes = config_slice.step_bytes(config, num_devices)
     usable = config_slice.USABLE * memory_bytes
     assert fixed_bytes + rows * row_bytes <= usable
     assert config.num_microbatches == 1 or fixed_bytes + 2 * rows * row_bytes > usable
@@ -290,8 +290,17 @@ def test_the_memory_of_a_step_is_estimated_near_what_compiled(file, argument):
     rows, mebibytes = COMPILED[file, argument]
     config = load(file, f'{argument},slice=v5e-16')
     assert config.batch_size == 16 * rows * config.num_microbatches
-    fixed_bytes, row_bytes = config_slice.step_bytes(config)
+    fixed_bytes, row_bytes = config_slice.step_bytes(config, num_devices=16)
     assert 0.9 < (fixed_bytes + rows * row_bytes) / 2**20 / mebibytes < 1.4
+
+
+def test_less_fits_where_fewer_devices_share_the_state():
+    fixed = {
+        mesh: config_slice.step_bytes(load('mlm.py', f'large,{mesh},slice=v5e-16'), num_devices=16)[0]
+        for mesh in ('mesh.fsdp=16', 'mesh.fsdp=4', 'mesh.data=4', 'mesh.fsdp=4,mesh.tensor=4')
+    }
+    assert fixed['mesh.fsdp=16'] == fixed['mesh.fsdp=4,mesh.tensor=4']
+    assert fixed['mesh.fsdp=4'] == fixed['mesh.data=4'] > fixed['mesh.fsdp=16'] + 9e8
 
 
 def test_what_is_given_beside_a_slice_stays_and_the_rest_is_fitted_to_it():
