@@ -15,10 +15,12 @@ results.json, results.md, results.png, and <model>/<task>/<setting>/seed<k>/ wit
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
 import pathlib
+import statistics
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import tqdm
 from absl import flags
+from jax.sharding import Mesh
 
 from mlm_jax import command_line
 from mlm_jax import config as config_lib
@@ -37,6 +40,7 @@ from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.tasks import custom, glue, problems, suites
 from mlm_jax.tasks.examples import TaskData
 from mlm_jax.training import fine_tuning, loading, runtime
+from mlm_jax.training.checkpoints import Snapshots
 from mlm_jax.training.continuation import HUGGING_FACE
 from mlm_jax.training.fine_tuning import Outcome, Recipe
 
@@ -65,6 +69,11 @@ class Job:
     def directory(self, output: pathlib.Path) -> pathlib.Path:
         """Where its seeds are."""
         return output / self.model / self.task.replace('/', '_') / self.setting
+
+    def unfinished(self, output: pathlib.Path, seeds: Sequence[int]) -> pathlib.Path:
+        """Where seeds that run side by side are kept until then, by all that they depend on."""
+        digest = hashlib.sha256(json.dumps([dataclasses.asdict(self.recipe), dict(self.origin), [*seeds]]).encode())
+        return self.directory(output) / f'unfinished_{digest.hexdigest()[:16]}'
 
 
 def parse_settings(texts: Sequence[str], flag: str) -> dict[str, tuple]:
@@ -188,14 +197,27 @@ def make_problem(job: Job, data: TaskData, encoder: loading.PretrainedEncoder, b
 
 
 def run_job(
-    job: Job, data: TaskData, encoder: loading.PretrainedEncoder, problem: fine_tuning.Problem, seeds, mesh, bar
+    job: Job,
+    data: TaskData,
+    encoder: loading.PretrainedEncoder,
+    problem: fine_tuning.Problem,
+    seeds: Sequence[int],
+    mesh: Mesh,
+    bar: tqdm.tqdm,
+    snapshots: Snapshots,
 ) -> list[Outcome]:
-    """Fine-tunes some seeds of a job side by side."""
+    """Fine-tunes some seeds of a job side by side, from where they were interrupted."""
     bar.set_description(f'{job.model} {job.task} {job.setting} seed {",".join(map(str, seeds))}')
     per_update = _cost(job, data) / fine_tuning.num_updates(problem, job.recipe)
+
+    def show(points_S):
+        shown = {name: statistics.fmean(point[name] for point in points_S) for name in ('train_loss', problem.metric)}
+        bar.set_postfix(shown, refresh=False)
+
+    bar.set_postfix(refresh=False)
     return fine_tuning.fine_tune(
         encoder.objective, encoder.params, encoder.tokenizer.vocabulary.pad_id, problem, job.recipe, seeds, mesh,
-        lambda updates: advance(bar, updates * per_update * len(seeds)),
+        lambda updates: advance(bar, updates * per_update * len(seeds)), show, snapshots,
     )  # fmt: skip
 
 
@@ -363,11 +385,13 @@ def run_jobs(jobs, missing, data, encoders, seeds, side_by_side: int, mesh, outp
             problem = make_problem(job, data[job.task], encoder, bar) if missing[job] else None
             for start in range(0, len(missing[job]), side_by_side):
                 some = missing[job][start : start + side_by_side]
+                snapshots = Snapshots(job.unfinished(output, some))
                 try:
-                    outcomes = run_job(job, data[job.task], encoder, problem, some, mesh, bar)
+                    outcomes = run_job(job, data[job.task], encoder, problem, some, mesh, bar, snapshots)
                 except FloatingPointError as error:
                     diverged.append(f'{job.model} {job.task} {job.setting}: {error}')
                     bar.write(diverged[-1], file=sys.stderr)
+                    snapshots.delete()
                     continue
                 for outcome in outcomes:
                     save(job, problem, outcome, output)
@@ -377,6 +401,7 @@ def run_jobs(jobs, missing, data, encoders, seeds, side_by_side: int, mesh, outp
                         f'{outcome.best_step:,} updates',
                         file=sys.stderr,
                     )
+                snapshots.delete()
             if i + 1 == len(jobs) or jobs[i + 1].task != job.task:
                 text = write_report(jobs, seeds, output)
     return text, diverged

@@ -1,5 +1,6 @@
 """The fine-tuning program, from a trained model and a file of one's own to tables and predictions."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -62,6 +63,7 @@ def test_tables_pictures_and_predictions(output):
     assert 'learned − random' in (where / 'results.md').read_text() and str(where / 'results.md') in result.stdout
     assert (where / 'results.png').read_bytes().startswith(b'\x89PNG')
     assert 'examples of train held out' in result.stderr
+    assert not list(where.rglob('unfinished*'))
     seed = where / 'learned' / 'colours' / 'learning_rate=0.002' / 'seed1'
     lines = [json.loads(line) for line in (seed / 'predictions_test.jsonl').read_text().splitlines()]
     assert [line['prediction'] for line in lines] == ['warm', 'cold']
@@ -121,6 +123,17 @@ def test_settings():
         finetune.make_recipe({}, {}, {'class_weights': 'rare'})
     with pytest.raises(ConfigError, match='out of range: pooling=max'):
         finetune.make_recipe({}, {}, {'pooling': 'max'})
+
+
+def test_an_unfinished_run_is_known_by_all_that_it_depends_on(tmp_path):
+    job = finetune.Job('mlm', 'glue/rte', 'default', Recipe(), {'source': 'runs/mlm', 'step': 7, 'data': 'abc'})
+    others = [
+        dataclasses.replace(job, recipe=Recipe(learning_rate=1.0)),
+        dataclasses.replace(job, origin={**job.origin, 'step': 8}),
+    ]
+    places = {other.unfinished(tmp_path, [1, 2]) for other in (job, *others)} | {job.unfinished(tmp_path, [1])}
+    assert len(places) == 4 and {place.parent for place in places} == {job.directory(tmp_path)}
+    assert dataclasses.replace(job).unfinished(tmp_path, [1, 2]) in places
 
 
 def test_progress_ends_at_its_end():

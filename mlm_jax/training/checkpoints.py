@@ -5,7 +5,10 @@ A checkpoint at step i holds the state after i updates; batch i is not yet consu
 
 import dataclasses
 import pathlib
+import shutil
+from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from mlm_jax.config import ConfigError
@@ -124,3 +127,43 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise FileNotFoundError(f'no checkpoint of step {step} in {self._manager.directory}; there are {steps}')
         return steps[-1] if step is None else step
+
+
+class Snapshots:
+    """The newest state of something shorter than a run, while it is under way: arrays, and a record that is JSON."""
+
+    def __init__(self, directory: str | pathlib.Path):
+        """Nothing is created before the first `save`."""
+        self._directory = pathlib.Path(directory).absolute()
+        self._manager = None
+
+    def save(self, step: int, arrays: Any, record: dict) -> None:
+        """Copies a pytree of arrays and writes it in the background; the snapshot before it is deleted."""
+        args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
+        self._open().save(step, args=args)
+
+    def restore(self, like: Any) -> tuple[Any, dict] | None:
+        """The newest arrays, of the shapes and shardings of `like`, and their record; None without a snapshot."""
+        if not self._directory.is_dir() or (step := self._open().latest_step()) is None:
+            return None
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        args = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
+        restored = self._open().restore(step, args=args)
+        return restored['arrays'], restored['record']
+
+    def close(self) -> None:
+        """Waits for a write under way."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+            self._manager.close()
+            self._manager = None
+
+    def delete(self) -> None:
+        """Removes the directory, if there is one."""
+        self.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(max_to_keep=1))
+        return self._manager

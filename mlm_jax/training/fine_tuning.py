@@ -7,10 +7,11 @@ dropout, whose bits depend on the shape, the numbers of a seed depend on those b
 
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,11 +28,13 @@ from mlm_jax.parallel.sharding import is_stacked, path_name
 from mlm_jax.tasks import inputs as inputs_lib
 from mlm_jax.tasks.inputs import Inputs
 from mlm_jax.tasks.metrics import is_better
+from mlm_jax.training.checkpoints import Snapshots
 from mlm_jax.training.optimizers import decayed
 from mlm_jax.training.schedules import make_schedule
 
 # Rows of an evaluation batch for each row of a training batch: no gradients are kept.
 EVALUATION_FACTOR = 2
+SNAPSHOT_SECONDS = 300.0  # so much of a run is lost at most, when it is interrupted
 _INIT, _DROPOUT = 0, 1  # streams of random bits
 
 
@@ -319,6 +322,8 @@ def fine_tune(
     seeds: Sequence[int],
     mesh: Mesh,
     progress: Callable[[int], None] = lambda updates: None,
+    evaluated: Callable[[list[dict]], None] = lambda points_S: None,
+    snapshots: Snapshots | None = None,
 ) -> list[Outcome]:
     """Fine-tunes all seeds side by side and scores each with the parameters that were best on the validation split.
 
@@ -332,7 +337,9 @@ def fine_tune(
       recipe: how.
       seeds: those that run side by side.
       mesh: rows of a batch are divided over its devices.
-      progress: called with 1 after each update, and at an early end with those that are spared.
+      progress: called with 1 after each update; with those that are done already, or, at an early end, are spared.
+      evaluated: called after each evaluation with the new point of each seed's curve.
+      snapshots: of this very run, which goes on from what is there; written every `SNAPSHOT_SECONDS`.
 
     Raises:
       ConfigError: when the batch cannot be divided over the devices.
@@ -350,50 +357,62 @@ def fine_tune(
     rows_divided = NamedSharding(mesh, PartitionSpec(None, mesh_lib.BATCH_AXES))
 
     params, opt_state = programs.init(seeds_S, encoder)
-    best, judge = jax.tree.map(jnp.copy, params), _Judge(problem.metric, len(seeds), recipe.patience)
-    losses, curves, step, start = [], [[] for _ in seeds], 0, time.perf_counter()
-    for epoch in range(recipe.epochs):
-        orders = [inputs_lib.epoch_batches(lengths_N, recipe.batch_size, seed, epoch) for seed in seeds]
-        for place, rows_S in enumerate(zip(*orders, strict=True), start=1):
-            length = inputs_lib.batch_length(train, max(lengths_N[rows].max() for rows in rows_S))
-            batches = [inputs_lib.pad_rows(train, rows, recipe.batch_size, length, pad_id) for rows in rows_S]
-            tokens_SxBxT, targets_SxBxC = (
-                jax.device_put(np.stack(x), rows_divided) for x in zip(*batches, strict=True)
-            )
-            rate = recipe.learning_rate * schedule(step)
-            params, opt_state, loss_S = programs.train_step(
-                params, opt_state, tokens_SxBxT, targets_SxBxC, seeds_S, step, rate, problem.weights
-            )
-            losses.append(loss_S)
-            step += 1
-            progress(1)
-            if place not in due:
-                continue
-            since = np.array(losses[len(curves[0]) and curves[0][-1]['step'] :])
-            _check_finite(since, seeds, step)
-            outputs_S = _outputs(programs, params, problem.inputs['validation'], recipe.batch_size, pad_id, mesh)
-            metrics_S = [problem.score('validation', outputs) for outputs in outputs_S]
-            better_S = judge.better([metrics[problem.metric] for metrics in metrics_S], step)
-            best = programs.keep_best(best, params, jnp.asarray(better_S))
-            for curve, loss, metrics in zip(curves, since.mean(0), metrics_S, strict=True):
-                curve.append({'step': step, 'epoch': step / per_epoch, 'train_loss': float(loss), **metrics})
-            if judge.all_done:
-                break
+    arrays = {'params': params, 'opt_state': opt_state, 'best': jax.tree.map(jnp.copy, params)}
+    record = _Record.of(problem.metric, recipe.patience, len(seeds))
+    if snapshots and (found := snapshots.restore(arrays)):
+        arrays, record = found[0], _Record.from_json(found[1])
+        progress(record.step)
+    judge, start = record.judge, time.perf_counter() - record.seconds
+
+    def evaluate():
+        since = np.array(record.losses[len(record.curves[0]) and record.curves[0][-1]['step'] :])
+        _check_finite(since, seeds, record.step)
+        validation = problem.inputs['validation']
+        outputs_S = _outputs(programs, arrays['params'], validation, recipe.batch_size, pad_id, mesh)
+        metrics_S = [problem.score('validation', outputs) for outputs in outputs_S]
+        better_S = judge.better([metrics[problem.metric] for metrics in metrics_S], record.step)
+        arrays['best'] = programs.keep_best(arrays['best'], arrays['params'], jnp.asarray(better_S))
+        for curve, loss, metrics in zip(record.curves, since.mean(0), metrics_S, strict=True):
+            point = {'step': record.step, 'epoch': record.step / per_epoch, 'train_loss': float(loss)}
+            curve.append({**point, **metrics})
+        evaluated([curve[-1] for curve in record.curves])
+
+    saved = time.perf_counter()
+    for place, rows_S in _batches_from(record.step, lengths_N, recipe, seeds, per_epoch):
         if judge.all_done:
-            progress(total - step)
             break
+        length = inputs_lib.batch_length(train, max(lengths_N[rows].max() for rows in rows_S))
+        batches = [inputs_lib.pad_rows(train, rows, recipe.batch_size, length, pad_id) for rows in rows_S]
+        tokens_SxBxT, targets_SxBxC = (
+            jax.device_put(np.stack(x), rows_divided) for x in zip(*batches, strict=True)
+        )
+        rate = recipe.learning_rate * schedule(record.step)
+        arrays['params'], arrays['opt_state'], loss_S = programs.train_step(
+            arrays['params'], arrays['opt_state'], tokens_SxBxT, targets_SxBxC, seeds_S, record.step, rate,
+            problem.weights,
+        )  # fmt: skip
+        record.losses.append(loss_S)
+        progress(1)
+        if place in due:
+            evaluate()
+        if snapshots and time.perf_counter() - saved > SNAPSHOT_SECONDS:
+            saved = time.perf_counter()
+            record.seconds = saved - start
+            snapshots.save(record.step, arrays, record.as_json())
+    if judge.all_done:
+        progress(total - record.step)
     seconds = (time.perf_counter() - start) / len(seeds)
 
     splits = [split for split in problem.inputs if split != 'train']
-    outputs = {s: _outputs(programs, best, problem.inputs[s], recipe.batch_size, pad_id, mesh) for s in splits}
-    losses_SxN = np.array(losses).T
+    outputs = {s: _outputs(programs, arrays['best'], problem.inputs[s], recipe.batch_size, pad_id, mesh) for s in splits}
+    losses_SxN = np.array(record.losses).T
     return [
         Outcome(
             seed=seed,
             metrics={split: problem.score(split, outputs[split][i]) for split in splits},
             outputs={split: outputs[split][i] for split in splits},
             best_step=judge.best_step[i],
-            curve=curves[i],
+            curve=record.curves[i],
             train_losses=losses_SxN[i].tolist(),
             seconds=seconds,
         )
@@ -401,32 +420,74 @@ def fine_tune(
     ]
 
 
+@dataclasses.dataclass
 class _Judge:
     """Keeps the best value of each seed, and who has gone without improvement for too long."""
 
-    def __init__(self, metric: str, num_seeds: int, patience: int):
-        self._metric, self._patience = metric, patience
-        self._best, self._waited = [math.nan] * num_seeds, [0] * num_seeds
-        self.best_step = [0] * num_seeds
+    metric: str
+    patience: int
+    best: list[float]
+    waited: list[int]
+    best_step: list[int]
 
     def better(self, values: Sequence[float], step: int) -> list[bool]:
         """Which seeds are better than ever; one that is done is never."""
         result = []
         for i, value in enumerate(values):
             is_first = self.best_step[i] == 0
-            result.append(not self._done(i) and (is_first or is_better(self._metric, value, self._best[i])))
-            self._waited[i] = 0 if result[-1] else self._waited[i] + 1
+            result.append(not self._done(i) and (is_first or is_better(self.metric, value, self.best[i])))
+            self.waited[i] = 0 if result[-1] else self.waited[i] + 1
             if result[-1]:
-                self._best[i], self.best_step[i] = value, step
+                self.best[i], self.best_step[i] = value, step
         return result
 
     def _done(self, i: int) -> bool:
-        return 0 < self._patience <= self._waited[i]
+        return 0 < self.patience <= self.waited[i]
 
     @property
     def all_done(self) -> bool:
         """Whether all have gone without improvement for too long."""
-        return all(map(self._done, range(len(self._best))))
+        return all(map(self._done, range(len(self.best))))
+
+
+@dataclasses.dataclass
+class _Record:
+    """What a run under way knows besides its arrays; `losses` are float32[S] of each update."""
+
+    judge: _Judge
+    curves: list[list[dict]]
+    losses: list
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, metric: str, patience: int, num_seeds: int) -> '_Record':
+        """That of a run at its start."""
+        judge = _Judge(metric, patience, [math.nan] * num_seeds, [0] * num_seeds, [0] * num_seeds)
+        return cls(judge, [[] for _ in range(num_seeds)], [])
+
+    @classmethod
+    def from_json(cls, record: dict) -> '_Record':
+        """The inverse of `as_json`."""
+        losses = [np.array(loss_S, np.float32) for loss_S in record['losses']]
+        return cls(_Judge(**record['judge']), record['curves'], losses, record['seconds'])
+
+    def as_json(self) -> dict:
+        """All of it in lists and numbers."""
+        losses = np.array(self.losses).tolist()
+        return {**vars(self), 'judge': vars(self.judge), 'losses': losses}
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return len(self.losses)
+
+
+def _batches_from(step: int, lengths_N, recipe: Recipe, seeds: Sequence[int], per_epoch: int) -> Iterator[tuple]:
+    """The updates from `step` on: their place in the epoch, from 1, and the rows of each seed's batch."""
+    for epoch in range(step // per_epoch, recipe.epochs):
+        orders = [inputs_lib.epoch_batches(lengths_N, recipe.batch_size, seed, epoch) for seed in seeds]
+        updates = enumerate(zip(*orders, strict=True), start=1)
+        yield from itertools.islice(updates, max(0, step - epoch * per_epoch), None)
 
 
 def _outputs(programs: _Programs, params, inputs: Inputs, batch_size: int, pad_id: int, mesh: Mesh) -> list:

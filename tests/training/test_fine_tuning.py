@@ -18,6 +18,7 @@ from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.tasks import inputs as inputs_lib
 from mlm_jax.tasks.inputs import Inputs
 from mlm_jax.training import fine_tuning
+from mlm_jax.training.checkpoints import Snapshots
 from mlm_jax.training.fine_tuning import Problem, Recipe, fine_tune
 
 CONFIG = EncoderConfig(vocab_size=64, max_length=32, num_layers=2, width=32, num_heads=2, ffn_width=64)
@@ -61,9 +62,11 @@ def encoder():
     return params['params']['encoder']
 
 
-def run(mesh, encoder, seeds, recipe=RECIPE, problem=None, objective=None):
+def run(mesh, encoder, seeds, recipe=RECIPE, problem=None, objective=None, **callbacks):
     with jax.set_mesh(mesh):
-        return fine_tune(objective or MLM(CONFIG), encoder, 0, problem or make_problem(), recipe, seeds, mesh)
+        return fine_tune(
+            objective or MLM(CONFIG), encoder, 0, problem or make_problem(), recipe, seeds, mesh, **callbacks
+        )
 
 
 @pytest.fixture(scope='module')
@@ -169,11 +172,39 @@ def test_padding_ends_where_the_positions_of_the_model_do(mesh):
 
 
 def test_evaluations_within_an_epoch(mesh, encoder):
+    inputs, seen = {'train': rows(80, 0), 'validation': rows(20, 1)}, []
+    recipe = dataclasses.replace(RECIPE, epochs=2, evaluations_per_epoch=2)
+    outcomes = run(mesh, encoder, [1, 2], recipe, make_problem(**inputs), evaluated=seen.append)
+    assert [point['step'] for point in outcomes[0].curve] == [2, 5, 7, 10]
+    assert seen == [list(points) for points in zip(*(outcome.curve for outcome in outcomes), strict=True)]
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(mesh, encoder, tmp_path, monkeypatch):
+    """Interrupted in its second epoch, behind an evaluation, with a seed that has reached its best before."""
     inputs = {'train': rows(80, 0), 'validation': rows(20, 1)}
-    (outcome,) = run(
-        mesh, encoder, [1], dataclasses.replace(RECIPE, epochs=2, evaluations_per_epoch=2), make_problem(**inputs)
-    )
-    assert [point['step'] for point in outcome.curve] == [2, 5, 7, 10]
+    recipe = dataclasses.replace(RECIPE, epochs=3, evaluations_per_epoch=2, dropout=0.1)
+    whole = run(mesh, encoder, [1, 2], recipe, make_problem(**inputs))
+    monkeypatch.setattr(fine_tuning, 'SNAPSHOT_SECONDS', 0.0)
+    snapshots, done = Snapshots(tmp_path / 'unfinished'), []
+
+    def interrupt(updates):
+        done.append(updates)
+        if len(done) == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(mesh, encoder, [1, 2], recipe, make_problem(**inputs), progress=interrupt, snapshots=snapshots)
+    snapshots.close()
+    passed = []
+    again = run(
+        mesh, encoder, [1, 2], recipe, make_problem(**inputs), progress=passed.append,
+        snapshots=Snapshots(tmp_path / 'unfinished'),
+    )  # fmt: skip
+    assert passed == [8] + [1] * 7
+    for ours, theirs in zip(again, whole, strict=True):
+        assert ours.train_losses == theirs.train_losses and ours.curve == theirs.curve
+        assert ours.metrics == theirs.metrics and ours.best_step == theirs.best_step
+        np.testing.assert_array_equal(ours.outputs['validation'], theirs.outputs['validation'])
 
 
 def test_a_loss_that_is_not_finite_is_an_error(mesh, encoder):
