@@ -20,8 +20,8 @@ import itertools
 import json
 import math
 import pathlib
-import statistics
 import re
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 

@@ -383,9 +383,7 @@ def fine_tune(
             break
         length = inputs_lib.batch_length(train, max(lengths_N[rows].max() for rows in rows_S))
         batches = [inputs_lib.pad_rows(train, rows, recipe.batch_size, length, pad_id) for rows in rows_S]
-        tokens_SxBxT, targets_SxBxC = (
-            jax.device_put(np.stack(x), rows_divided) for x in zip(*batches, strict=True)
-        )
+        tokens_SxBxT, targets_SxBxC = (jax.device_put(np.stack(x), rows_divided) for x in zip(*batches, strict=True))
         rate = recipe.learning_rate * schedule(record.step)
         arrays['params'], arrays['opt_state'], loss_S = programs.train_step(
             arrays['params'], arrays['opt_state'], tokens_SxBxT, targets_SxBxC, seeds_S, record.step, rate,
@@ -404,7 +402,9 @@ def fine_tune(
     seconds = (time.perf_counter() - start) / len(seeds)
 
     splits = [split for split in problem.inputs if split != 'train']
-    outputs = {s: _outputs(programs, arrays['best'], problem.inputs[s], recipe.batch_size, pad_id, mesh) for s in splits}
+    outputs = {
+        s: _outputs(programs, arrays['best'], problem.inputs[s], recipe.batch_size, pad_id, mesh) for s in splits
+    }
     losses_SxN = np.array(record.losses).T
     return [
         Outcome(

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlm_jax.analysis import pseudo_likelihood
 from mlm_jax.analysis.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.config import ConfigError
 from mlm_jax.masking.batch import MaskedBatch
