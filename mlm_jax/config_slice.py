@@ -93,6 +93,5 @@ def step_bytes(config: ml_collections.ConfigDict, num_devices: int) -> tuple[flo
         row_bytes += BYTES_OF_UNIT * layers * tokens * stack.width * (2 if m.dtype == 'float32' else 1)
         if m.attention_backend == 'xla':
             row_bytes += BYTES_OF_PAIR * layers * tokens**2 * m.num_heads
-    return FIXED_BYTES + BYTES_OF_PARAMETER * parameters / _parts_of_state(config, num_devices), flops.num_views(
-        config
-    ) * row_bytes
+    fixed_bytes = FIXED_BYTES + BYTES_OF_PARAMETER * parameters / _parts_of_state(config, num_devices)
+    return fixed_bytes, flops.num_views(config) * row_bytes

@@ -195,7 +195,7 @@ class _Programs:
 
 @functools.lru_cache(maxsize=8)
 def _programs(module: Downstream, loss: str, pad_id: int, static: Recipe, is_alone: bool) -> _Programs:
-    """The programs of a model, a loss, what of a recipe is built into them (`_static` of it), and one seed or several."""
+    """The programs of a model, a loss, and what of a recipe is built into them (`_static`); of one seed, or several."""
     each = _alone if is_alone else jax.vmap
     optimizer = optax.chain(
         optax.clip_by_global_norm(static.clip_norm) if static.clip_norm else optax.identity(),
