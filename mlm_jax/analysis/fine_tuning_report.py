@@ -132,7 +132,8 @@ def draw(report: Mapping[str, Mapping[str, dict]], path: pathlib.Path) -> None:
     ]
     groups = [group for group in groups if group]
     models = list(dict.fromkeys(model for by_model in report.values() for model in by_model))
-    figure = Figure(figsize=(2 + 1.1 * sum(map(len, groups)), 4.2), layout='constrained')
+    figure = Figure(figsize=(max(4.5, 2 + 1.1 * sum(map(len, groups))), 4.2), layout='constrained')
+    figure.suptitle('validation, median of seeds; dotted: trivial', fontsize=11)
     panels = figure.subplots(1, len(groups), squeeze=False, width_ratios=[len(group) for group in groups])[0]
     for axes, tasks in zip(panels, groups, strict=True):
         _draw_bars(axes, report, tasks, models)
@@ -158,5 +159,4 @@ def _draw_bars(axes, report, tasks: Sequence[str], models: Sequence[str]) -> Non
                 axes.plot([place - 0.45, place + 0.45], [scale * trivial] * 2, ':', color='gray', linewidth=1)
     names = [f'{task.rpartition("/")[2]}\n{next(iter(report[task].values()))["metric"]}' for task in tasks]
     axes.set_xticks(range(len(tasks)), names, fontsize=8)
-    axes.set_title('validation, median of seeds; dotted: trivial')
     axes.grid(axis='y', alpha=0.3)
