@@ -30,7 +30,7 @@ def apply(config: ml_collections.ConfigDict, name: str, given: Collection[str] =
       given: dotted keys that stay as they are.
 
     Raises:
-      ConfigError: for a slice that there is not, or whose devices do not divide the batch; and as
+      ConfigError: for a slice that there is not, or whose devices do not fit the mesh or divide the batch; and as
         `config_check.check`.
     """
     from mlm_jax import config_check
@@ -72,10 +72,14 @@ def apply(config: ml_collections.ConfigDict, name: str, given: Collection[str] =
 
 
 def _parts_of_state(config: ml_collections.ConfigDict, num_devices: int) -> int:
-    """Over how many devices parameters and optimizer state are split."""
-    mesh = config.mesh
-    fsdp = mesh.fsdp if mesh.fsdp != -1 else num_devices // (mesh.data * mesh.tensor)
-    return {'dp': 1, 'fsdp': fsdp, 'fsdp_tp': fsdp * mesh.tensor}[config.sharding]
+    """Over how many devices parameters and optimizer state are split; ConfigError for a mesh that does not fit them."""
+    from mlm_jax.parallel.mesh import mesh_shape
+
+    try:
+        _, fsdp, tensor = mesh_shape(num_devices, **config.mesh)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return {'dp': 1, 'fsdp': fsdp, 'fsdp_tp': fsdp * tensor}[config.sharding]
 
 
 def step_bytes(config: ml_collections.ConfigDict, num_devices: int) -> tuple[float, float]:

@@ -25,7 +25,6 @@ from mlm_jax.analysis import attention_parity
 from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
-from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import collectives
 from mlm_jax.parallel import topology as topology_lib
 from mlm_jax.training import ahead_of_time, build, checks, continuation, flops, peaks, runtime
@@ -75,14 +74,9 @@ def _describe(devices: list[jax.Device]) -> str:
     return f'{len(devices)} × {devices[0].device_kind}'
 
 
-def _state_shapes(config: ml_collections.ConfigDict):
-    vocabulary = standard_vocabulary(config.vocab_size)
-    return jax.eval_shape(build.make_run(build.traceable(config), vocabulary, steps_per_epoch=1000.0).init)
-
-
 def _check_configuration(config: ml_collections.ConfigDict) -> str:
     config_check.check(config)
-    return f'configuration: {num_parameters(_state_shapes(config).params):,} parameters'
+    return f'configuration: {num_parameters(build.state_shapes(config).params):,} parameters'
 
 
 def _check_data(config: ml_collections.ConfigDict) -> str:
@@ -105,7 +99,7 @@ def _check_data(config: ml_collections.ConfigDict) -> str:
 
 
 def _check_disk(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> str:
-    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_state_shapes(config)))
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(build.state_shapes(config)))
     needed = state * (config.checkpoint.keep_last + 1)  # a new one is written before the oldest goes
     existing = next(parent for parent in (workdir.absolute(), *workdir.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free

@@ -137,6 +137,7 @@ def test_settings_of_mae_lm_that_disagree_are_refused(argument, message):
         ('base,slice=v5e:4by4', 'a layout is written v5e:4x4'),
         ('base,slice=v5e:0x4', 'a layout is written v5e:4x4'),
         ('base,batch_size=24,slice=v5e-16', 'over its 16 devices'),
+        ('base,mesh.data=2,mesh.fsdp=4,slice=v5e-16', 'does not fit 16 devices'),
         ('base,model.num_layers=0,slice=v5e-16', 'model.num_layers=0 must be at least 1'),
     ],
 )

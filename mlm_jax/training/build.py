@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import ml_collections
 import optax
 
@@ -11,12 +12,12 @@ from mlm_jax.masking.fully_explored import FullyExplored
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.schedules import RatioSchedule
 from mlm_jax.masking.tables import Tables
-from mlm_jax.masking.vocabulary import Vocabulary
+from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.models.objectives import OBJECTIVES
 from mlm_jax.training.optimizers import make_optimizer
 from mlm_jax.training.schedules import make_schedule
-from mlm_jax.training.state import make_init
+from mlm_jax.training.state import TrainState, make_init
 from mlm_jax.training.step import make_eval_step, make_train_step
 
 # Keys of `config.masking` that are attributes of Masking as they stand.
@@ -65,6 +66,12 @@ def traceable(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = config.copy_and_resolve_references()
     config.model.attention_backend = 'xla'
     return config
+
+
+def state_shapes(config: ml_collections.ConfigDict) -> TrainState:
+    """Shapes and dtypes of the state of a run."""
+    run = make_run(traceable(config), standard_vocabulary(config.vocab_size), steps_per_epoch=1000.0)
+    return jax.eval_shape(run.init)
 
 
 def encoder_config(config: ml_collections.ConfigDict) -> EncoderConfig:

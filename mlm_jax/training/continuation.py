@@ -3,6 +3,7 @@
 They come from another run, `init_from=WORKDIR`, or from a checkpoint of Hugging Face, `init_from=hf:DIRECTORY`.
 """
 
+import functools
 import pathlib
 
 import jax
@@ -27,8 +28,8 @@ HUGGING_FACE = 'hf:'
 _HUGGING_FACE_TOKENIZER = 'tokenizer.json'
 # Attributes of EncoderConfig, and keys of the configuration, in which a run must agree with a checkpoint.
 _SHAPE_KEYS = ('num_layers', 'width', 'num_heads', 'ffn_width')
-_COUNT_PIECES = ('encoder/token_embedding/embedding', 'head/bias')  # parameters with a row for each token
 _RECIPE_KEYS = ('positions', 'relative_buckets', 'norm', 'embedding_norm', 'bias', 'mlp', 'norm_epsilon')
+_COUNT_PIECES = ('encoder/token_embedding/embedding', 'head/bias')  # parameters with a row for each token
 
 
 def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
@@ -46,11 +47,11 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     source = pathlib.Path(config.init_from).expanduser()
     there = read_config(source)
     different = config_lib.differences(there, config)
-    keys = [key for key in STATE_KEYS if key in different and not key.startswith('optimizer.')]
+    fitted = ('optimizer.', 'sequence_length')  # the optimizer starts afresh, and tables of positions follow the length
+    keys = [key for key in STATE_KEYS if key in different and not key.startswith(fitted)]
     larger = config.vocab_size > there.vocab_size
     if larger:
         keys.remove('vocab_size')  # the tokenizer has been extended, if the last check says so
-    keys = [key for key in keys if key != 'sequence_length']  # tables of positions follow it
     if keys:
         lines = '\n'.join(f'  {key}: {different[key][0]!r} there, {different[key][1]!r} here' for key in keys)
         raise ConfigError(
@@ -79,30 +80,30 @@ def start_from(source: str, state: TrainState, tokenizer: pathlib.Path) -> Train
     if source.startswith(HUGGING_FACE):
         return state.replace(params=_hugging_face_params(source, state.params))
     workdir = pathlib.Path(source).expanduser()
-    old_tokenizer = Tokenizer.from_file(workdir / 'tokenizer.model')
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
-    params = saver.restore_params(_stored(read_config(workdir), old_tokenizer, state.params))
+    params = saver.restore_params(_stored(read_config(workdir), state.params))
     saver.close()
+    old_tokenizer = workdir / 'tokenizer.model'
+    spelling = functools.cache(lambda: _spelling(*map(Tokenizer.from_file, (tokenizer, old_tokenizer))))
 
     def fitted(path, old, fresh):
         if old.shape == fresh.shape:
             return old
         if path_name(path) in _COUNT_PIECES:
-            return _extended(old, *_spelling(Tokenizer.from_file(tokenizer), old_tokenizer), fresh.sharding)
+            return _extended(old, *spelling(), fresh.sharding)
         return _repeated(old, len(fresh), fresh.sharding)
 
     return state.replace(params=jax.tree_util.tree_map_with_path(fitted, params, state.params))
 
 
-def _stored(config: ml_collections.ConfigDict, tokenizer: Tokenizer, fresh: dict) -> dict:
+def _stored(config: ml_collections.ConfigDict, fresh: dict) -> dict:
     """What a run has stored: laid out as `fresh`, but whole on every device where it has another shape."""
-    run = build.make_run(build.traceable(config), tokenizer.vocabulary, steps_per_epoch=1.0)
 
     def one(old, new):
         sharding = new.sharding if old.shape == new.shape else replicated(new.sharding.mesh)
         return jax.ShapeDtypeStruct(old.shape, new.dtype, sharding=sharding)
 
-    return jax.tree.map(one, jax.eval_shape(run.init).params, fresh)
+    return jax.tree.map(one, build.state_shapes(config).params, fresh)
 
 
 def _spelling(new: Tokenizer, old: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

@@ -356,8 +356,8 @@ def fine_tune(
     due = {round(per_epoch * (i + 1) / recipe.evaluations_per_epoch) for i in range(recipe.evaluations_per_epoch)}
     rows_divided = NamedSharding(mesh, PartitionSpec(None, mesh_lib.BATCH_AXES))
 
-    params, opt_state = programs.init(seeds_S, encoder)
-    arrays = {'params': params, 'opt_state': opt_state, 'best': jax.tree.map(jnp.copy, params)}
+    arrays = dict(zip(('params', 'opt_state'), programs.init(seeds_S, encoder)))  # in no other name: all is donated
+    arrays['best'] = jax.tree.map(jnp.copy, arrays['params'])
     record = _Record.of(problem.metric, recipe.patience, len(seeds))
     if snapshots and (found := snapshots.restore(arrays)):
         arrays, record = found[0], _Record.from_json(found[1])

@@ -71,14 +71,18 @@ def test_every_row_once_in_each_epoch(lengths, batch_size, epoch):
     batches = list(inputs_lib.epoch_batches(lengths, batch_size, seed=1, epoch=epoch))
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
     assert len(batches) == -(-len(lengths) // batch_size)
+    rows = inputs_lib.Inputs([np.zeros(length, np.int32) for length in lengths], np.zeros((len(lengths), 1)), 200)
+    assert all(
+        length <= inputs_lib.batch_length(rows, length) <= max(16, min(200, 1.25 * length + 15)) for length in lengths
+    )
 
 
-@pytest.mark.parametrize('step', [4, 16])
-def test_rows_are_padded_a_little_and_to_few_lengths(step):
-    lengths = [inputs_lib.padded_length(n, step, 500) for n in range(3, 501)]
-    assert lengths == sorted(lengths) and max(lengths) == 500
-    assert all(n <= length < max(n + step, 1.25 * n) for n, length in zip(range(3, 501), lengths, strict=True))
-    assert len(set(lengths)) <= 25, 'each is a program to compile'
+@pytest.mark.parametrize(('step', 'longest', 'programs'), [(4, 100, 15), (16, 200, 11), (16, 500, 16)])
+def test_rows_are_padded_a_little_and_to_few_lengths(step, longest, programs):
+    lengths = [inputs_lib.padded_length(n, step, longest) for n in range(3, longest + 1)]
+    assert lengths == sorted(lengths) and max(lengths) == longest
+    assert all(n <= length < max(n + step, 1.25 * n) for n, length in zip(range(3, longest + 1), lengths, strict=True))
+    assert len(set(lengths)) <= programs, 'each is a program to compile'
 
 
 def test_epochs_and_seeds_have_orders_of_their_own_and_equal_lengths_in_turn():

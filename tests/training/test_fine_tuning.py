@@ -165,7 +165,7 @@ def test_padding_ends_where_the_positions_of_the_model_do(mesh):
     train = rows(200, 0)
     tokens = [*train.tokens[:-1], np.full(30, 12, np.int32)]  # and a last batch that is not full
     inputs = Inputs(tokens, train.targets, 30)
-    assert inputs_lib.batch_length(inputs, 29) == 30
+    assert [inputs_lib.batch_length(inputs, longest) for longest in (9, 29)] == [16, 30]
     recipe = dataclasses.replace(RECIPE, epochs=1)
     (outcome,) = run(mesh, None, [1], recipe, make_problem(train=inputs, validation=inputs), objective)
     assert np.isfinite(outcome.train_losses).all()
@@ -180,7 +180,7 @@ def test_evaluations_within_an_epoch(mesh, encoder):
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(mesh, encoder, tmp_path, monkeypatch):
-    """Interrupted in its second epoch, behind an evaluation, with a seed that has reached its best before."""
+    """Interrupted in its second epoch, a step behind an evaluation."""
     inputs = {'train': rows(80, 0), 'validation': rows(20, 1)}
     recipe = dataclasses.replace(RECIPE, epochs=3, evaluations_per_epoch=2, dropout=0.1)
     whole = run(mesh, encoder, [1, 2], recipe, make_problem(**inputs))
