@@ -1,8 +1,11 @@
 """Installation: `pip install .`, with extras for the accelerator and for optional tools."""
 
+import ast
 import pathlib
 
 import setuptools
+
+ROOT = pathlib.Path(__file__).parent
 
 # Lower bounds are the oldest versions on which the whole test suite has passed.
 INSTALL_REQUIRES = [
@@ -51,15 +54,40 @@ EXTRAS_REQUIRE = {
     ],
 }
 
+
+def version() -> str:
+    """`mlm_jax.__version__`, without importing the package."""
+    for statement in ast.parse((ROOT / 'mlm_jax' / '__init__.py').read_text(encoding='utf-8')).body:
+        if isinstance(statement, ast.Assign) and statement.targets[0].id == '__version__':
+            return ast.literal_eval(statement.value)
+    raise RuntimeError('mlm_jax/__init__.py sets no __version__')
+
+
 setuptools.setup(
     name='mlm_jax',
-    version='0.1.0',
+    version=version(),
     description='Pretraining of masked-language encoders in JAX, on TPU pods and GPUs',
-    long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'Operating System :: MacOS',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Typing :: Typed',
+    ],
     python_requires='>=3.11',
-    packages=setuptools.find_packages(include=['mlm_jax', 'mlm_jax.*']),
+    # The configuration files lie at the top level, where people look for them, and are installed inside the package.
+    packages=[*setuptools.find_packages(include=['mlm_jax', 'mlm_jax.*']), 'mlm_jax.configs'],
+    package_dir={'mlm_jax.configs': 'configs'},
+    package_data={'mlm_jax': ['py.typed']},
+    entry_points={'console_scripts': ['mlm-jax = mlm_jax.__main__:main']},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
 
 
@@ -17,7 +18,8 @@ def define_config_flag() -> None:
     config_flags.DEFINE_config_file(
         'config',
         None,
-        'Configuration: FILE.py[:SIZE[,key=value…]]. Single keys: --config.KEY=VALUE. mlm_jax/config.py explains them.',
+        'Configuration: NAME or FILE.py, then [:SIZE[,key=value…]], such as mlm:mini,batch_size=128. Single keys: '
+        '--config.KEY=VALUE. mlm_jax/config.py explains them.',
         lock_config=True,
     )
 
@@ -84,7 +86,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if any(argument.lstrip('-') in ('help', 'helpshort', 'helpfull') for argument in argv):
         return app.parse_flags_with_usage(argv)
     try:
-        unparsed = flags.FLAGS(argv)[1:]
+        unparsed = flags.FLAGS([_with_path(argument) for argument in argv])[1:]
         if 'config' in flags.FLAGS and flags.FLAGS['config'].present:
             # A file that does not load says so only when somebody reads from it.
             getattr(flags.FLAGS.config, 'keys', None)
@@ -97,8 +99,19 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return argv[:1]
 
 
+def _with_path(argument: str) -> str:
+    """An argument in which `--config=mlm:mini` has become the path of the file that is shipped under that name."""
+    flag, equals, name = argument.partition('=')
+    if equals and flag.lstrip('-') == 'config' and 'config' in flags.FLAGS:
+        return f'{flag}={config_lib.with_path(name)}'
+    return argument
+
+
 def _plain(message: str) -> str:
     """The message without the traceback and the quotes in which ml_collections hands it on."""
     if 'ConfigError: ' in message:
         message = message.rsplit('ConfigError: ', 1)[1]
-    return message.replace("\\'", '').replace('\\n', '\n').strip('\'" \n')
+    message = message.replace("\\'", "'").replace('\\n', '\n').strip()
+    while len(message) > 1 and message[0] == message[-1] and message[0] in '\'"':
+        message = message[1:-1].strip()
+    return message

@@ -201,15 +201,35 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
     config.schedule.name = 'wsd'
 
 
+def shipped() -> dict[str, pathlib.Path]:
+    """The configuration files that come with the package, by name: those of `configs/` in the repository."""
+    package = pathlib.Path(__file__).parent
+    installed = package / 'configs'
+    directory = installed if installed.is_dir() else package.parent / 'configs'
+    return {path.stem: path for path in sorted(directory.glob('*.py')) if path.stem != '__init__'}
+
+
+def with_path(name: str) -> str:
+    """'FILE.py:ARGUMENT' for what names a configuration: that itself, or 'mlm:ARGUMENT' for a file that is shipped.
+
+    Raises:
+      ConfigError: when there is no such file.
+    """
+    path, colon, argument = name.partition(':')
+    if path in shipped():
+        path = str(shipped()[path])
+    if not pathlib.Path(path).is_file():
+        raise ConfigError(f'there is no configuration file {path}. Those that are shipped: {", ".join(shipped())}')
+    return f'{path}{colon}{argument}'
+
+
 def load(name: str) -> ml_collections.ConfigDict:
-    """The configuration that `--config=NAME` names: FILE.py, or FILE.py:ARGUMENT.
+    """The configuration that `--config=NAME` names: FILE.py or FILE.py:ARGUMENT; without `.py`, of a shipped file.
 
     Raises:
       ConfigError: when there is no such file, or its argument is wrong.
     """
-    path, _, argument = name.partition(':')
-    if not pathlib.Path(path).is_file():
-        raise ConfigError(f'there is no configuration file {path}')
+    path, _, argument = with_path(name).partition(':')
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
