@@ -48,6 +48,12 @@ from mlm_jax.training import loading  # noqa: E402
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
+def pytest_addoption(parser):
+    """How many kills `test_kills.py` does, and which."""
+    parser.addoption('--kills', type=int, default=5, help='kills of a training run, in tests/test_kills.py')
+    parser.addoption('--kill_seed', type=int, default=0, help='of their moments, and of the damage between them')
+
+
 def pytest_collection_finish():
     """Spares the garbage collector what lives as long as the process, and most of its visits: 7 % of the time."""
     gc.freeze()
