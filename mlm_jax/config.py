@@ -202,8 +202,8 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
     Args:
       config: with the sizes of the model set; changed in place.
       recipe: 'roberta' (post-LN, learned positions, GELU, dropout 0.1: the defaults), or 'modern' (ModernBERT, NeoBERT
-        and MosaicBERT: pre-LN, RoPE, GeGLU, no biases, no dropout, StableAdamW, no weight decay of biases and norms, 1 − √
-        decay of the learning rate).
+        and MosaicBERT: pre-LN, RoPE, GeGLU, no biases, no dropout, StableAdamW, which decays no norms, 1 − √ decay of
+        the learning rate).
     """
     if recipe == 'roberta':
         return

@@ -34,7 +34,6 @@ CHOICES = {
 }
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Range:
     """The numbers that a key may have.
@@ -134,8 +133,8 @@ ROTARY_MULTIPLE = {'rotary': 2, 'rotary_2d': 4}  # each coordinate turns pairs
 
 # The largest share of a weight that an update may remove by a decay that does not go by the learning rate: what removes
 # more forgets all that a weight has learned within some thousand updates. AdamW's 0.01 is far above, ModernBERT's 1e-5
-# far below. Smaller than the last one, a decay that is multiplied by a learning rate does nothing in any run.
-LARGEST_SHARE, SMALLEST_DECAY = 1e-3, 1e-4
+# far below.
+LARGEST_SHARE = 1e-3
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -236,24 +235,13 @@ def _value_problem(key: str, kind: config_lib.Kind, value) -> str:
 _KIND_NAMES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
 
 
-def remarks(config: ml_collections.ConfigDict) -> list[str]:
-    """What a checked configuration can run with, but can hardly be meant to; a line each."""
-    o = config.optimizer
-    if o.name != 'stable_adamw' and 0 < config_lib.weight_decay(o) < SMALLEST_DECAY:
-        return [
-            f'optimizer.weight_decay={o.weight_decay} is a value for stable_adamw: {o.name} multiplies it by the '
-            f'learning rate, and it does nothing. The default of {o.name} is {WEIGHT_DECAYS[o.name]}; 0 is no decay'
-        ]
-    return []
-
-
 def _optimizer_problems(c: ml_collections.ConfigDict) -> list[str]:
     o = c.optimizer
     share = config_lib.weight_decay(o)
     if o.name != 'stable_adamw' or share <= LARGEST_SHARE:
         return []
     return [
-        f'optimizer.weight_decay={share} is a value for optimizers that multiply it by the learning rate, as adamw does. '
+        f'optimizer.weight_decay={share} is a value for adamw, which multiplies it by the learning rate. '
         f'stable_adamw does not: each update would remove {share:.2%} of every weight, and {math.ceil(1 / share):,} '
         f'updates most of what it has learned. Leave it out, for the default of {WEIGHT_DECAYS[o.name]}, or set '
         f'{LARGEST_SHARE} at most'

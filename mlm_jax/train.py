@@ -85,7 +85,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         log.note(
             f'{num_parameters(state.params):,} parameters; {len(train_rows):,} rows of {config.sequence_length} tokens'
         )
-        for remark in config_check.remarks(config):
+        for remark in checks.remarks(config, len(train_rows)):
             log.note(remark)
         log.note(f'{"resuming at" if resumed else "starting at"} step {first_step:,} of {run.total_steps:,}')
 

@@ -18,6 +18,9 @@ STATE_KEYS = (
     'masking.repeats',
 )  # fmt: skip
 
+# A smaller weight decay that is multiplied by a learning rate does nothing in any run.
+SMALLEST_DECAY = 1e-4
+
 
 def check_data(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     """Checks that the data were prepared for this configuration.
@@ -41,6 +44,30 @@ def check_data(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
             'Use the configuration they were prepared with, or prepare others: set data.directory and run\n'
             '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>'
         )
+
+
+def remarks(config: ml_collections.ConfigDict, num_rows: int) -> list[str]:
+    """What a run can go on with, but can hardly be meant; a line each.
+
+    Args:
+      config: a checked configuration.
+      num_rows: of an epoch.
+    """
+    lines, o, k = [], config.optimizer, config.masking
+    decay = config_lib.weight_decay(o)
+    if o.name != 'stable_adamw' and 0 < decay < SMALLEST_DECAY:
+        lines.append(
+            f'optimizer.weight_decay={decay} is a value for stable_adamw: {o.name} multiplies it by the learning rate, '
+            f'after which it does nothing. The default of {o.name} is {config_lib.WEIGHT_DECAYS[o.name]}; 0 is no decay'
+        )
+    steps_per_epoch = num_rows / config.batch_size
+    epochs = config_lib.resolve_steps(config, 'total', steps_per_epoch=steps_per_epoch) / steps_per_epoch
+    if k.strategy == 'least_masked' and k.ratio_schedule not in ('constant', 'diffusion') and epochs < 2:
+        lines.append(
+            f'masking.strategy=least_masked moves its ratio from epoch to epoch, and this run has {epochs:.2g}: '
+            'masking.strategy=uniform moves it at every step'
+        )
+    return lines
 
 
 def check_resume(stored: dict, config: ml_collections.ConfigDict, note: Callable[[str], None]) -> None:
