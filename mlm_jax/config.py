@@ -11,7 +11,10 @@ Two arguments are no keys: `recipe` (see `apply_recipe`), and `slice=v5e-16`, wh
 """
 
 import ast
+import copy
+import dataclasses
 import difflib
+import functools
 import importlib.util
 import json
 import math
@@ -30,11 +33,21 @@ SIZES = {
     'large': dict(num_layers=24, width=1024, num_heads=16, ffn_width=4096),
 }
 
+# The weight decay of each optimizer where `optimizer.weight_decay` gives none. That of StableAdamW is the share of a
+# weight that an update at the peak learning rate removes; that of the others is multiplied by the learning rate first.
+WEIGHT_DECAYS = {
+    'adamw': 0.01,  # RoBERTa, arXiv 1907.11692; ExLM and MAE-LM alike
+    'lamb': 0.01,  # arXiv 1904.00962
+    'stable_adamw': 1e-5,  # ModernBERT, arXiv 2412.13663
+    'muon': 0.01,  # AdamW's, as updates are as large as AdamW's; arXiv 2502.16982 has 0.1 at smaller learning rates
+}
+
 DURATIONS = (
     'total', 'schedule.warmup', 'schedule.decay', 'masking.anneal', 'evaluation.every', 'checkpoint.every',
     'checkpoint.keep',
 )  # fmt: skip
 DURATION_UNITS = ('steps', 'epochs', 'examples', 'tokens', 'percent')
+MAX_STEPS = 2**31  # steps are counted in int32 on the device
 
 
 class ConfigError(ValueError):
@@ -145,8 +158,9 @@ def default_config() -> ml_collections.ConfigDict:
     o.b1 = 0.9
     o.b2 = 0.98
     o.eps = 1e-6
-    o.weight_decay = 0.01
-    o.decay_mask = 'matrices'  # or 'all'
+    o.momentum = 0.95  # of 'muon' alone, for matrices; its other parameters have b1, b2 and eps
+    o.weight_decay = config_dict.placeholder(float)  # None: the optimizer's own, in WEIGHT_DECAYS
+    o.decay_mask = 'matrices'  # or 'all': biases and norms too
     o.clip_norm = 1.0  # of the global gradient; 0 clips nothing
 
     c.schedule = s = ml_collections.ConfigDict()
@@ -188,7 +202,8 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
     Args:
       config: with the sizes of the model set; changed in place.
       recipe: 'roberta' (post-LN, learned positions, GELU, dropout 0.1: the defaults), or 'modern' (ModernBERT, NeoBERT
-        and MosaicBERT: pre-LN, RoPE, GeGLU, no biases, no dropout, StableAdamW, 1 − √ decay).
+        and MosaicBERT: pre-LN, RoPE, GeGLU, no biases, no dropout, StableAdamW, which decays no norms, 1 − √ decay of
+        the learning rate).
     """
     if recipe == 'roberta':
         return
@@ -196,8 +211,9 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
         raise ConfigError(f'unknown recipe {recipe!r}: it is roberta or modern')
     m = config.model
     m.update(positions='rotary', norm='pre', mlp='geglu', bias=False, dropout=0.0, attention_dropout=0.0)
-    m.ffn_width = 2 * m.ffn_width // 3 // 64 * 64  # three matrices instead of two: as many parameters
-    config.optimizer.name = 'stable_adamw'
+    two_thirds = 2 * m.ffn_width // 3  # three matrices instead of two: as many parameters
+    m.ffn_width = two_thirds // 64 * 64 or two_thirds
+    config.optimizer.update(name='stable_adamw', decay_mask='matrices')
     config.schedule.name = 'wsd'
 
 
@@ -284,14 +300,14 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
         parent, _, name = key.rpartition('.')
         node = get(config, parent) if parent else config
         old = node.get_type(name)
-        prefix, _, unit = name.rpartition('_')
-        if unit in DURATION_UNITS and key.removesuffix(f'_{unit}') in DURATIONS:
+        prefix = name.rpartition('_')[0]
+        if is_duration(key):
             for other in DURATION_UNITS:
                 with node.ignore_type():
                     node[f'{prefix}_{other}'] = None
         try:
             node[name] = _parse_value(text, old)
-        except (TypeError, ValueError, SyntaxError, KeyError):
+        except (TypeError, ValueError, SyntaxError, KeyError, OverflowError, RecursionError, MemoryError):
             raise ConfigError(f'{key}={text}: expected a value of type {old.__name__}') from None
     if slice_name is not None:
         from mlm_jax import config_slice  # it reads configurations itself
@@ -315,10 +331,11 @@ def resolve_steps(
       steps_per_epoch: needed for `_epochs`.
 
     Returns:
-      Steps, at least 1 for a positive duration; None where no unit is set.
+      Steps, at least 1 for a positive duration and below `MAX_STEPS`; None where no unit is set.
 
     Raises:
-      ConfigError: when more than one unit is set, the value is negative, or the unit cannot be used here.
+      ConfigError: when more than one unit is set, the value is negative, not finite or too large, or the unit cannot be
+        used here.
     """
     values = {u: get(config, f'{prefix}_{u}') for u in DURATION_UNITS}
     given = {u: v for u, v in values.items() if v is not None}
@@ -331,11 +348,10 @@ def resolve_steps(
             f'other: --config=FILE.py:SIZE,{prefix}_{list(given)[-1]}={list(given.values())[-1]}'
         )
     ((unit, value),) = given.items()
-    if value < 0:
-        raise ConfigError(f'{prefix}_{unit}={value} is negative')
-    if unit == 'steps':
-        return int(value)
+    if not 0 <= value < math.inf:
+        raise ConfigError(f'{prefix}_{unit}={value} is {"negative" if value < 0 else "no duration"}')
     per_unit = {
+        'steps': 1,
         'examples': 1 / config.batch_size,
         'tokens': 1 / (config.batch_size * config.sequence_length),
         'epochs': steps_per_epoch,
@@ -343,7 +359,24 @@ def resolve_steps(
     }[unit]
     if per_unit is None:
         raise ConfigError(f'{prefix}_{unit} cannot be used here; give {prefix}_steps instead')
-    return max(1, round(value * per_unit)) if value else 0
+    steps = value * per_unit if value < 1e300 else math.inf  # larger whole numbers are no floats
+    if steps >= MAX_STEPS:
+        raise ConfigError(f'{prefix}_{unit}={value} is more than {MAX_STEPS:,} steps, which nothing here can count')
+    return max(1, round(steps)) if value else 0
+
+
+def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy in which a value stands wherever a key leaves the choice to another one, as a run is to record it."""
+    config = copy.deepcopy(config)
+    if 'optimizer' in config:
+        config.optimizer.weight_decay = weight_decay(config.optimizer)
+    return config
+
+
+def weight_decay(optimizer: ml_collections.ConfigDict) -> float | None:
+    """The weight decay of `config.optimizer`: the one given, or the optimizer's own; None for an unknown optimizer."""
+    given = optimizer.weight_decay
+    return WEIGHT_DECAYS.get(optimizer.name) if given is None else given
 
 
 def row_length(config: ml_collections.ConfigDict) -> int:
@@ -357,9 +390,16 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-    """The configuration that `to_json` wrote; keys that came later take their defaults."""
+    """The configuration that `to_json` wrote; keys that came later take their defaults.
+
+    Raises:
+      ConfigError: for text that is no such configuration, or one with keys that there are not.
+    """
     config = default_config()
-    stored = dict(_leaves(ml_collections.ConfigDict(json.loads(text))))
+    try:
+        stored = values(ml_collections.ConfigDict(json.loads(text)))
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:  # no JSON, or no object with plain names
+        raise ConfigError(f'the stored configuration is damaged: {error}') from None
     for key, _ in list(_leaves(config)):
         if key in stored:
             parent, _, name = key.rpartition('.')
@@ -372,9 +412,41 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> dict[str, tuple]:
-    """Dotted key → (old value, new value) of the keys in which two configurations differ."""
-    a, b = dict(_leaves(old)), dict(_leaves(new))
+    """Dotted key → (old value, new value) of the keys in which two configurations differ, as they are `decided`."""
+    a, b = (values(decided(config)) for config in (old, new))
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What values a key takes: those of a type, and None where `optional`."""
+
+    type: type
+    optional: bool
+
+
+@functools.cache
+def kinds() -> dict[str, Kind]:
+    """Dotted key → Kind, of every key there is."""
+    config = default_config()
+
+    def kind(key, value):
+        parent, _, name = key.rpartition('.')
+        type_ = (get(config, parent) if parent else config).get_type(name)
+        return Kind(type_, optional=value is None or is_duration(key))
+
+    return {key: kind(key, value) for key, value in values(config).items()}
+
+
+def is_duration(key: str) -> bool:
+    """Whether a dotted key is one of the keys of a duration, of which all but one are None."""
+    prefix, _, unit = key.rpartition('_')
+    return prefix in DURATIONS and unit in DURATION_UNITS
+
+
+def values(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """Dotted key → value, of every key of `config`."""
+    return dict(_leaves(config))
 
 
 def _leaves(node: ml_collections.ConfigDict, prefix: str = ''):

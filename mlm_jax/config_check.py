@@ -1,8 +1,12 @@
 """Whether the keys of a configuration have possible values, and agree with each other."""
 
+import dataclasses
+import math
+
 import ml_collections
 
-from mlm_jax.config import DURATIONS, ConfigError, get, resolve_steps
+from mlm_jax import config as config_lib
+from mlm_jax.config import DURATIONS, MAX_STEPS, WEIGHT_DECAYS, ConfigError, resolve_steps
 
 CHOICES = {
     'objective': ('mlm', 'mae_lm', 'exlm'),
@@ -29,7 +33,108 @@ CHOICES = {
     'accelerator': ('any', 'cpu', 'gpu', 'tpu'),
 }
 
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a key may have.
+
+    Attributes:
+      low: the smallest.
+      high: the largest; of whole numbers, often only what no run can mean.
+      above: `low` itself is too small.
+      below: `high` itself is too large.
+      must: what is said instead of the bounds, after 'must'.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+    must: str = ''
+
+    def problem(self, value: float) -> str:
+        """What is wrong with the number; '' where nothing is."""
+        too_small = value <= self.low if self.above else value < self.low
+        too_large = value >= self.high if self.below else value > self.high
+        if not too_small and not too_large:
+            return ''
+        if self.must:
+            return f'must {self.must}'
+        if too_small and self.above:
+            return f'must lie above {self.low}'
+        if self.below:
+            return f'must be at least {self.low} and below {self.high}'
+        if too_small and self.high > 100:
+            return f'must be at least {self.low}'
+        return f'must lie within {self.low:,} … {self.high:,}'
+
+
+_SHARE, _POSITIVE_SHARE, _BELOW_ONE = Range(0, 1), Range(0, 1, above=True), Range(0, 1, below=True)
+_STEPS = Range(1, MAX_STEPS - 1)
+_LAYERS, _WIDTH, _HIDDEN = Range(1, 4096), Range(1, 2**17), Range(1, 2**20)
+_AXIS = Range(-1, 2**20)
+
+RANGES = {
+    'seed': Range(0, 2**32 - 1),
+    'vocab_size': Range(7, 2**24, must='be at least 7, for the 5 special ids and text, and at most 16,777,216'),
+    'sequence_length': Range(3, 2**20, must='be at least 3, for [CLS], text and [SEP], and at most 1,048,576'),
+    'batch_size': Range(1, 2**24),
+    'num_microbatches': Range(1, 2**24),
+    'data.validation_percent': Range(0, 100, below=True),
+    'data.smiles_copies': Range(0, 10_000, must='be 0, for none, or more, and 10,000 at most'),
+    'tokenizer.character_coverage': _POSITIVE_SHARE,
+    'tokenizer.training_megabytes': Range(1, 10**6),
+    'model.num_layers': _LAYERS,
+    'model.width': _WIDTH,
+    'model.num_heads': _WIDTH,
+    'model.ffn_width': _HIDDEN,
+    'model.relative_buckets': Range(0, 2**16),
+    'model.relative_max_distance': Range(1, 2**20),
+    'model.norm_epsilon': Range(0, 1, above=True, below=True, must='lie between 0 and 1'),
+    'model.dropout': _BELOW_ONE,
+    'model.attention_dropout': _BELOW_ONE,
+    'model.scan_unroll': Range(0, 4096),
+    'masking.ratio': _POSITIVE_SHARE,
+    'masking.final_ratio': _POSITIVE_SHARE,
+    'masking.predicted_fraction': Range(0, 1, above=True, must='lie above 0, which predicts nothing, and be 1 at most'),
+    'masking.mask_fraction': _SHARE,
+    'masking.random_fraction': _SHARE,
+    'masking.repeats': Range(1, 1024),
+    'masking.static_masks': Range(0, 2**30, must='be 0, for new masks at every visit, or more'),
+    'masking.fully_explored.segments': Range(2, 1024),
+    'masking.fully_explored.views': Range(1, 1024),
+    'mae_lm.decoder_layers': _LAYERS,
+    'mae_lm.decoder_width': Range(0, 2**17),
+    'mae_lm.decoder_ffn_width': Range(0, 2**20),
+    'mae_lm.masked_in_encoder': _SHARE,
+    'mae_lm.kept_margin': _SHARE,
+    'exlm.num_states': Range(1, 256),
+    'exlm.transition_heads': Range(0, 2**17),
+    'optimizer.learning_rate': Range(0, 1e37),
+    'optimizer.b1': _BELOW_ONE,
+    'optimizer.b2': _BELOW_ONE,
+    'optimizer.eps': _SHARE,
+    'optimizer.momentum': _BELOW_ONE,
+    'optimizer.weight_decay': _SHARE,
+    'optimizer.clip_norm': Range(0, 1e37, must='be 0, which clips nothing, or the largest norm of a gradient'),
+    'mesh.data': _AXIS,
+    'mesh.fsdp': _AXIS,
+    'mesh.tensor': _AXIS,
+    'evaluation.rows': Range(1, 2**31 - 1),
+    'evaluation.ratio': _POSITIVE_SHARE,
+    'evaluation.blimp_percent': Range(0, 100, above=True),
+    'checkpoint.keep_last': Range(1, 2**31 - 1),
+    'logging.every_steps': _STEPS,
+    'profile.start_step': Range(0, MAX_STEPS - 1),
+    'profile.num_steps': Range(0, MAX_STEPS - 1),
+}  # fmt: skip
+
 ROTARY_MULTIPLE = {'rotary': 2, 'rotary_2d': 4}  # each coordinate turns pairs
+
+# The largest share of a weight that an update may remove by a decay that does not go by the learning rate: what removes
+# more forgets all that a weight has learned within some thousand updates. AdamW's 0.01 is far above, ModernBERT's 1e-5
+# far below.
+LARGEST_SHARE = 1e-3
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -38,35 +143,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: with all that is wrong, each with its cure.
     """
+    check_values(config)
     problems = []
-    for key, choices in CHOICES.items():
-        if get(config, key) not in choices:
-            problems.append(f'{key}={get(config, key)!r} must be one of {", ".join(choices)}')
     c, m = config, config.model
-    positive = [
-        'vocab_size', 'sequence_length', 'batch_size', 'num_microbatches', 'model.num_layers', 'model.width',
-        'model.num_heads', 'model.ffn_width', 'logging.every_steps', 'evaluation.rows', 'checkpoint.keep_last',
-    ]  # fmt: skip
-    problems += [f'{key}={get(c, key)} must be at least 1' for key in positive if get(c, key) < 1]
-    fractions = [
-        'masking.ratio', 'masking.final_ratio', 'masking.predicted_fraction', 'masking.mask_fraction',
-        'masking.random_fraction', 'evaluation.ratio',
-    ]  # fmt: skip
-    problems += [f'{key}={get(c, key)} must lie within 0 … 1' for key in fractions if not 0 <= get(c, key) <= 1]
-    problems += [
-        f'{key}={get(c, key)} must be at least 0 and below 1'
-        for key in ('model.dropout', 'model.attention_dropout')
-        if not 0 <= get(c, key) < 1
-    ]
-    if c.data.smiles_copies < 0:
-        problems.append(f'data.smiles_copies={c.data.smiles_copies} must be 0, for none, or more')
-    if not 0 < c.evaluation.blimp_percent <= 100:
-        problems.append(f'evaluation.blimp_percent={c.evaluation.blimp_percent} must lie above 0, and be 100 at most')
-    if not 0 < m.norm_epsilon < 1:
-        problems.append(f'model.norm_epsilon={m.norm_epsilon} must lie between 0 and 1')
-    if problems:
-        raise ConfigError('\n'.join(problems))
-
     if c.batch_size % c.num_microbatches:
         problems.append(f'batch_size={c.batch_size} must be a multiple of num_microbatches={c.num_microbatches}')
     if m.width % m.num_heads:
@@ -88,6 +167,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     if m.scan_unroll and m.num_layers % m.scan_unroll:
         problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
     problems += _masking_problems(c)
+    problems += [
+        f'mesh.{axis}=0 must be -1, for all devices that the others leave, or at least 1'
+        for axis, size in c.mesh.items()
+        if not size
+    ]
     if c.sharding != 'dp' and c.mesh.fsdp == 1 and c.mesh.tensor == 1:
         problems.append(
             f'sharding={c.sharding} splits the state over mesh.fsdp and mesh.tensor, which are both 1: set mesh.data=1 '
@@ -97,6 +181,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         problems += _fused_attention_problems(m)
     if c.accelerator == 'cpu' and m.attention_backend != 'xla':
         problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU; use xla')
+    problems += _optimizer_problems(c)
+    if c.batch_size * config_lib.row_length(c) >= 2**31:
+        problems.append(
+            f'a batch of batch_size={c.batch_size:,} rows of {config_lib.row_length(c):,} tokens is more than 2³¹ '
+            'tokens, which nothing here can count: lower batch_size'
+        )
     for prefix in DURATIONS:
         try:
             steps = resolve_steps(c, prefix, total_steps=100, steps_per_epoch=1.0)
@@ -109,22 +199,65 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError('\n'.join(problems))
 
 
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Checks each key by itself: that it is there, and has a value of its kind and within its choices or its range.
+
+    Raises:
+      ConfigError: with all that is wrong.
+    """
+    values = config_lib.values(config)
+    kinds = config_lib.kinds()
+    problems = [f'the key {key} is missing' for key in kinds if key not in values]
+    problems += [
+        f'{key}={values[key]!r} {problem}'
+        for key, kind in kinds.items()
+        if key in values and (problem := _value_problem(key, kind, values[key]))
+    ]
+    if problems:
+        raise ConfigError('\n'.join(problems))
+
+
+def _value_problem(key: str, kind: config_lib.Kind, value) -> str:
+    if key in CHOICES:
+        return '' if value in CHOICES[key] else f'must be one of {", ".join(CHOICES[key])}'
+    if value is None:
+        return '' if kind.optional else f'must be {_KIND_NAMES[kind.type]}'
+    allowed = (int, float) if kind.type is float else kind.type
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind.type is not bool):
+        return f'must be {_KIND_NAMES[kind.type]}'
+    if isinstance(value, float) and not math.isfinite(value):
+        return 'must be a finite number'
+    if config_lib.is_duration(key):  # the rest by `resolve_steps`
+        return 'must be 100 at most' if key.endswith('_percent') and value > 100 else ''
+    return RANGES[key].problem(value) if key in RANGES else ''
+
+
+_KIND_NAMES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
+
+
+def _optimizer_problems(c: ml_collections.ConfigDict) -> list[str]:
+    o = c.optimizer
+    share = config_lib.weight_decay(o)
+    if o.name != 'stable_adamw' or share <= LARGEST_SHARE:
+        return []
+    return [
+        f'optimizer.weight_decay={share} is a value for adamw, which multiplies it by the learning rate. '
+        f'stable_adamw does not: each update would remove {share:.2%} of every weight, and {math.ceil(1 / share):,} '
+        f'updates most of what it has learned. Leave it out, for the default of {WEIGHT_DECAYS[o.name]}, or set '
+        f'{LARGEST_SHARE} at most'
+    ]
+
+
 def _masking_problems(c: ml_collections.ConfigDict) -> list[str]:
     k, problems = c.masking, []
     explored = k.fully_explored if k.strategy == 'fully_explored' else None
     if k.mask_fraction + k.random_fraction > 1 + 1e-9:
         problems.append('masking.mask_fraction + masking.random_fraction must not exceed 1')
-    if not k.predicted_fraction:
-        problems.append('masking.predicted_fraction=0 predicts nothing: set a share above 0, 1 for all that is chosen')
     if k.predicted_fraction < 1 and c.objective != 'mlm':
         problems.append(
             f'masking.predicted_fraction={k.predicted_fraction} leaves tokens replaced that are not predicted, which '
             f'only mlm reads: set masking.predicted_fraction=1, not objective={c.objective}'
         )
-    if k.static_masks < 0:
-        problems.append(f'masking.static_masks={k.static_masks} must be 0, for new masks at every visit, or more')
-    if k.repeats < 1:
-        problems.append(f'masking.repeats={k.repeats} must be at least 1')
     if k.repeats > 1 and (c.objective != 'mlm' or k.unit != 'token'):
         problems.append(
             f'masking.repeats={k.repeats} masks copies of tokens one by one, for mlm: set objective=mlm and '
@@ -138,8 +271,6 @@ def _masking_problems(c: ml_collections.ConfigDict) -> list[str]:
     if k.strategy == 'complementary' and _largest_ratio(k) > 0.5:
         problems.append(f'complementary masks of ratio {_largest_ratio(k)} would overlap: use at most 0.5')
     if explored is not None:
-        if explored.segments < 2:
-            problems.append(f'masking.fully_explored.segments={explored.segments} must be at least 2')
         if explored.schedule == 'subset' and not 1 <= explored.views <= explored.segments:
             problems.append(
                 f'masking.fully_explored.views={explored.views} must lie within 1 … segments={explored.segments}'
@@ -166,9 +297,7 @@ def _largest_ratio(k: ml_collections.ConfigDict) -> float:
 
 def _mae_lm_problems(c: ml_collections.ConfigDict) -> list[str]:
     a, m, problems = c.mae_lm, c.model, []
-    if a.decoder_layers < 1:
-        problems.append(f'mae_lm.decoder_layers={a.decoder_layers} must be at least 1')
-    if a.decoder_width < 0 or a.decoder_width % m.num_heads:
+    if a.decoder_width % m.num_heads:
         problems.append(
             f'mae_lm.decoder_width={a.decoder_width} must be 0, or a multiple of model.num_heads={m.num_heads}'
         )
@@ -176,11 +305,6 @@ def _mae_lm_problems(c: ml_collections.ConfigDict) -> list[str]:
         problems.append(
             f'rotary positions need an even head width in the decoder, not {a.decoder_width // m.num_heads}'
         )
-    if a.decoder_ffn_width < 0:
-        problems.append(f'mae_lm.decoder_ffn_width={a.decoder_ffn_width} must be 0, or positive')
-    for key in ('masked_in_encoder', 'kept_margin'):
-        if not 0 <= a[key] <= 1:
-            problems.append(f'mae_lm.{key}={a[key]} must lie within 0 … 1')
     if a.reset_masked and not a.masked_in_encoder:
         problems.append('mae_lm.reset_masked needs masked positions in the encoder: set mae_lm.masked_in_encoder=1.0')
     return problems
@@ -188,9 +312,7 @@ def _mae_lm_problems(c: ml_collections.ConfigDict) -> list[str]:
 
 def _exlm_problems(c: ml_collections.ConfigDict) -> list[str]:
     e, m, problems = c.exlm, c.model, []
-    if e.num_states < 1:
-        problems.append(f'exlm.num_states={e.num_states} must be at least 1')
-    if e.transition_heads < 0 or (e.transition_heads and m.width % e.transition_heads):
+    if e.transition_heads and m.width % e.transition_heads:
         problems.append(f'exlm.transition_heads={e.transition_heads} must be 0, or divide model.width={m.width}')
     if m.positions == 'learned':
         problems.append('exlm needs rotary positions, which copies of a token share: set model.positions=rotary_2d')

@@ -46,6 +46,7 @@ def apply(config: ml_collections.ConfigDict, name: str, given: Collection[str] =
             parent, _, last = key.rpartition('.')
             (get(config, parent) if parent else config)[last] = value
 
+    config_check.check_values(config)
     m, mesh = config.model, config.mesh
     wants_dropout = 'model.attention_dropout' in given and m.attention_dropout
     choose('accelerator', 'tpu')
@@ -53,6 +54,8 @@ def apply(config: ml_collections.ConfigDict, name: str, given: Collection[str] =
     if m.attention_backend != 'xla':
         choose('model.attention_dropout', 0.0)
     num_shards = num_devices // max(1, mesh.tensor)
+    if not num_shards:
+        raise ConfigError(f'slice={name}: mesh.tensor={mesh.tensor} does not fit {num_devices} devices')
     if 'mesh.data' in given and mesh.data != -1:
         choose('mesh.fsdp', -1)
     else:

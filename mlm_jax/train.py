@@ -40,6 +40,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     """
     # ---- Configuration and data: all that can be wrong without a device ----------------------------------------------
     config_check.check(config)
+    config = config_lib.decided(config)
     manifest = manifest_lib.load(config.data.directory)
     checks.check_data(config, manifest)
     continuation.check_source(config, manifest)
@@ -84,6 +85,8 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         log.note(
             f'{num_parameters(state.params):,} parameters; {len(train_rows):,} rows of {config.sequence_length} tokens'
         )
+        for remark in checks.remarks(config, len(train_rows)):
+            log.note(remark)
         log.note(f'{"resuming at" if resumed else "starting at"} step {first_step:,} of {run.total_steps:,}')
 
         # ---- Compile ahead of the loop: its cost is seen, and no step pays it ----------------------------------------

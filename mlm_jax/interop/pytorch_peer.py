@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 import ml_collections
 import numpy as np
 
+from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
 from mlm_jax.interop import huggingface
 from mlm_jax.masking.batch import MaskedBatch
@@ -255,7 +256,8 @@ def _optimizer(torch, model, options: ml_collections.ConfigDict, learning_rate: 
     everything = options.decay_mask == 'all'
     decayed = [p for p in model.parameters() if everything or p.ndim > 1]
     others = [p for p in model.parameters() if not everything and p.ndim <= 1]
-    groups = [{'params': decayed, 'weight_decay': options.weight_decay}, {'params': others, 'weight_decay': 0.0}]
+    weight_decay = config_lib.weight_decay(options)
+    groups = [{'params': decayed, 'weight_decay': weight_decay}, {'params': others, 'weight_decay': 0.0}]
     optimizer = torch.optim.AdamW(
         [group for group in groups if group['params']],
         lr=learning_rate, betas=(options.b1, options.b2), eps=options.eps, fused=True,

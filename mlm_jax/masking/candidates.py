@@ -4,6 +4,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from mlm_jax.masking.schedules import VisitRatios
+
 ROUNDS = 6  # passes over a row in which units too long for what is left are skipped; the sixth hardly finds anything
 
 
@@ -20,6 +22,7 @@ class Candidates:
       row_key: key[B], a random key of each row that stays the same for a cycle of visits (`Masking.cycle`).
       turn: int32[B], how many visits of this cycle the row has had.
       token_weights: float32[V], how gladly each id is chosen; None where no table gives it.
+      ratios: the ratio at each turn of the cycle, where it is not `ratio` at all of them.
       options: of `fully_explored`; static.
       single: whether every unit is one token; static.
     """
@@ -31,8 +34,13 @@ class Candidates:
     row_key: jax.Array
     turn: jax.Array
     token_weights: jax.Array | None = None
+    ratios: VisitRatios | None = None
     options: object = flax.struct.field(pytree_node=False, default=None)
     single: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def ratio_at(self, turn_B: jax.Array) -> jax.Array:
+        """float32[B]: the ratio that held, or holds, at a turn of the cycle."""
+        return self.ratio if self.ratios is None else self.ratios(turn_B)
 
     @property
     def start_index(self) -> jax.Array:

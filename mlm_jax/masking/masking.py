@@ -16,6 +16,8 @@ from mlm_jax.masking.vocabulary import Vocabulary
 # Streams of random bits within one draw. The first two are those of `split(key)`, of which the frozen masks are made.
 _UNIT_STREAM, _RATIO_STREAM, _PREDICTED_STREAM = 2, 3, 4
 _ROW_STREAM = 0x726F77  # of the keys of rows, apart from those of steps
+# Streams within a row's cycle, beyond those of `least_masked`, which has two for each visit, and of `split`.
+_ROW_UNIT_STREAM, _ROW_RATIO_STREAM = 0x756E6974, 0x72617469
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +151,15 @@ class Masking:
         ratio_B, weight_B = self.ratio_schedule(jax.random.fold_in(key, _RATIO_STREAM), step, batch_size)
         visit_B = jnp.zeros(batch_size, jnp.int32) if visit_B is None else visit_B
         row_key_B = self._row_keys(tokens_BxT, visit_B // self.cycle)
+        turn_B, ratios = visit_B % self.cycle, None
         if self.cycle > 1:  # units must stay while masks of a row know of each other
-            noise_BxT = candidates_lib.row_uniform(_fold_in(row_key_B, _UNIT_STREAM), length)
+            noise_BxT = candidates_lib.row_uniform(_fold_in(row_key_B, _ROW_UNIT_STREAM), length)
+            if self.num_rows and self.ratio_schedule.name != 'constant':
+                ratios = schedules.VisitRatios(
+                    visit_B - turn_B, _fold_in(row_key_B, _ROW_RATIO_STREAM), self.schedule, batch_size, self.num_rows
+                )
+                ratio_B = ratios(turn_B)
+                weight_B = self.schedule.weights(ratio_B)
         else:
             noise_BxT = jax.random.uniform(jax.random.fold_in(key, _UNIT_STREAM), eligible_BxT.shape)
         weights_V = None if self.tables is None else self.tables.token_weights
@@ -160,8 +169,9 @@ class Masking:
             starts=units.UNITS[self.unit](noise_BxT, tokens_BxT, eligible_BxT, self.tables),
             ratio=ratio_B,
             row_key=row_key_B,
-            turn=visit_B % self.cycle,
+            turn=turn_B,
             token_weights=None if weights_V is None else jnp.asarray(weights_V),
+            ratios=ratios,
             options=self.fully_explored,
             single=self.unit == 'token',
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -39,16 +40,58 @@ class RatioSchedule:
             # One stratum of the range for each row, in turn (MDLM): less variance than independent draws.
             place_B = (jnp.arange(num_rows) + jax.random.uniform(key, (num_rows,))) / num_rows
             ratio_B = self.last + (self.first - self.last) * place_B
-            return ratio_B, 1 / ratio_B
+            return ratio_B, self.weights(ratio_B)
+        return one_B * self.at(step), one_B
+
+    def weights(self, ratio_B: jax.Array) -> jax.Array:
+        """float32[B]: the loss weights of rows with these ratios."""
+        return 1 / ratio_B if self.name == 'diffusion' else jnp.ones_like(ratio_B)
+
+    def at(self, step: jax.Array) -> jax.Array:
+        """float32, of the shape of `step`: the ratio of all but 'diffusion'."""
         if self.name == 'constant':
-            return one_B * self.first, one_B
+            return jnp.full(jnp.shape(step), self.first, jnp.float32)
         progress = (jnp.asarray(step, jnp.float32) - self.start_step) / max(1, self.stop_step - self.start_step)
         share = {
             'linear': lambda: jnp.clip(progress, 0, 1),
             'cosine': lambda: (1 - jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))) / 2,
             'staged': lambda: (progress >= 0).astype(jnp.float32),
         }[self.name]()
-        return one_B * (self.first + (self.last - self.first) * share), one_B
+        return self.first + (self.last - self.first) * share
+
+
+@flax.struct.dataclass
+class VisitRatios:
+    """The ratios of rows as functions of the visit alone, so that the mask of a visit can be drawn again at a later one.
+
+    Rows come in another order in each epoch, and nothing tells a later visit where in its epoch an earlier one was. So
+    a visit has the ratio of the middle of its epoch: a moving ratio moves from epoch to epoch.
+
+    Attributes:
+      first_visit: int32[B], the number of the visit with which the cycle of each row began.
+      key: key[B], of each row and its cycle; of 'diffusion', which draws a ratio for each visit.
+      schedule: the ratios.
+      batch_size: B.
+      num_rows: N, of an epoch.
+    """
+
+    first_visit: jax.Array
+    key: jax.Array
+    schedule: RatioSchedule = flax.struct.field(pytree_node=False)
+    batch_size: int = flax.struct.field(pytree_node=False)
+    num_rows: int = flax.struct.field(pytree_node=False)
+
+    def __call__(self, turn_B: jax.Array) -> jax.Array:
+        """float32[B]: the ratio at visit `first_visit` + `turn_B`."""
+        if self.schedule.name == 'diffusion':
+            key_B = jax.vmap(jax.random.fold_in)(self.key, turn_B)
+            place_B = jax.vmap(jax.random.uniform)(key_B)
+            return self.schedule.last + (self.schedule.first - self.schedule.last) * place_B
+        epoch = self.num_rows / self.batch_size
+        start_B = epoch * (self.first_visit + turn_B)
+        stop_B = jnp.clip(start_B + epoch, max=self.schedule.stop_step)
+        # The mean over the rows of the epoch, or of the part of it that the run still has.
+        return self.schedule.at((start_B + jnp.maximum(start_B, stop_B)) / 2 - 0.5)
 
 
 def visits(step: jax.Array, batch_size: int, num_rows: int) -> jax.Array:

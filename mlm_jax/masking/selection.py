@@ -69,8 +69,9 @@ def weighted(key: jax.Array, candidates: Candidates) -> jax.Array:
 def least_masked(key: jax.Array, candidates: Candidates) -> jax.Array:
     """The units masked least often so far in the visits of this row, ties at random (after GPT-BERT, 2410.24159).
 
-    No counts are stored: the masks of the earlier visits are drawn once more from the row's key. After a cycle of
-    1/ratio visits, when every token has been masked about once, counting starts afresh. So `key` is not used.
+    No counts are stored: the masks of the earlier visits are drawn once more from the row's key, at the ratios that held
+    then. After a cycle of 1/ratio visits (of the largest ratio, where it moves), counting starts afresh, when at that
+    ratio every token has been masked about once. So `key` is not used.
     """
     del key
     eligible_BxT = candidates.eligible
@@ -79,7 +80,7 @@ def least_masked(key: jax.Array, candidates: Candidates) -> jax.Array:
         count_key_B, order_key_B = (
             jax.vmap(jax.random.fold_in)(candidates.row_key, 2 * visit_B + use) for use in (0, 1)
         )
-        count_B = rounded_count(row_uniform(count_key_B, 1)[:, 0], eligible_BxT, candidates.ratio)
+        count_B = rounded_count(row_uniform(count_key_B, 1)[:, 0], eligible_BxT, candidates.ratio_at(visit_B))
         score_BxT = candidates.mean(times_BxT) + row_uniform(order_key_B, eligible_BxT.shape[1])
         return take(score_BxT, candidates, count_B)
 

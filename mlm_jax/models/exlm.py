@@ -39,6 +39,8 @@ class ExLMConfig:
       link_positions: rows of the position embedding of the transitions; 0 means k times the longest row.
       anchor_ids: tokens with these ids are the anchors instead, wherever `inputs` has them (the released code).
       max_anchors: the most anchors of a row.
+      weigh_by_count: a row weighs the sum, not the mean, of the weights of its masked positions, as rows do in MLM: for
+        rows masked at different ratios, whose weights undo just that.
     """
 
     num_states: int = 4
@@ -48,6 +50,7 @@ class ExLMConfig:
     link_positions: int = 0
     anchor_ids: tuple[int, ...] = ()
     max_anchors: int = 2
+    weigh_by_count: bool = False
 
 
 @flax.struct.dataclass
@@ -89,6 +92,10 @@ class ExLM(nn.Module):
     def __call__(self, batch: MaskedBatch, deterministic: bool = True) -> LossTerms:
         """Mean over rows of −log Z / E, E counting the anchors; a row weighs what its masked positions do on average.
 
+        With diffusion ratios t, weights 1/t are those of a sum over masked positions, of which there are t·N: each row
+        weighs N, in whatever share it is masked. A mean has its 1/t already, in E, so rows have the sum of the weights
+        there (`weigh_by_count`).
+
         Metrics, over the masked positions: `posterior_nll` and `accuracy` of the prediction given which states have
         emitted the row's targets, the most likely one of them for accuracy; when deterministic, also `masked_nll`, the
         prediction from the context alone, which compares with that of other objectives. `infeasible`: the share of the
@@ -101,7 +108,9 @@ class ExLM(nn.Module):
         log_z_B, posterior_BxExS = self._align(match_BxExS, states)
 
         used_BxM = batch.positions < length
-        weight_B = jnp.sum(batch.weights, axis=1) / jnp.maximum(used_BxM.sum(1), 1)
+        weight_B = jnp.sum(batch.weights, axis=1)
+        if not self.options.weigh_by_count:
+            weight_B /= jnp.maximum(used_BxM.sum(1), 1)
         feasible_B = log_z_B > -jnp.inf
         weight_B = jnp.where(feasible_B, weight_B, 0.0)
         loss_B = jnp.where(feasible_B, -log_z_B, 0.0) / jnp.maximum(rows.num_targets, 1)

@@ -81,7 +81,10 @@ def encoder_config(config: ml_collections.ConfigDict) -> EncoderConfig:
 
 def make_objective(config: ml_collections.ConfigDict, vocabulary: Vocabulary):
     """The Linen module that `config.objective` names, with the settings under that name, where it has any."""
-    return OBJECTIVES[config.objective](encoder_config(config), config.get(config.objective, {}), vocabulary)
+    options = dict(config.get(config.objective, {}))
+    if config.objective == 'exlm':
+        options['weigh_by_count'] = config.masking.ratio_schedule == 'diffusion'
+    return OBJECTIVES[config.objective](encoder_config(config), options, vocabulary)
 
 
 def make_optimizer_of_run(

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import pathlib
 import sys
 import time
@@ -63,8 +64,9 @@ class MetricsWriter:
         self._file = path.open('a', buffering=1, encoding='utf-8')  # by the line: a kill loses nothing
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one line."""
-        self._file.write(json.dumps({'step': step, **scalars}) + '\n')
+        """Writes one line; null is a number that is not finite, for which JSON has no other word."""
+        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self._file.write(json.dumps({'step': step, **finite}, allow_nan=False) + '\n')
         if self._tensorboard:
             for name, value in scalars.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -96,8 +98,9 @@ def _truncated(path: pathlib.Path, start_step: int) -> pathlib.Path:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl, oldest first."""
-    return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    """The lines of a metrics.jsonl, oldest first; null becomes NaN."""
+    lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 
 class ProgressLine:

@@ -1,5 +1,6 @@
 """Optimizers by name: AdamW, LAMB, StableAdamW and Muon, each treating every layer of a stack as tensors of its own."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,7 @@ import ml_collections
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+from mlm_jax.config import weight_decay as weight_decay_of
 from mlm_jax.parallel.sharding import is_stacked, path_name
 
 # How Muon sees a kernel as matrices: input and output axes; what remains (layers, and q, k, v) counts matrices.
@@ -18,10 +20,15 @@ MUON_AXES = {
     'mlp/gate_and_up/kernel': ((0,), (2,)),
     'mlp/down/kernel': ((0,), (1,)),
     'dense/kernel': ((0,), (1,)),
+    'decoder/project/kernel': ((0,), (1,)),
+    'widen/kernel': ((0,), (1,)),
+    'transitions/query/kernel': ((0,), (1, 2)),
+    'transitions/key/kernel': ((0,), (1, 2)),
+    'transitions/gate/kernel': ((0,), (1,)),
 }
 
 
-def make_optimizer(config: ml_collections.ConfigDict, schedule: Callable) -> optax.GradientTransformation:
+def make_optimizer(config: ml_collections.ConfigDict, schedule: Callable) -> optax.GradientTransformationExtraArgs:
     """The optimizer of `config` (the part `optimizer` of a configuration).
 
     Args:
@@ -29,35 +36,40 @@ def make_optimizer(config: ml_collections.ConfigDict, schedule: Callable) -> opt
       schedule: step → factor of the peak learning rate.
 
     Returns:
-      A transformation of the mean gradient; its updates are added to the parameters.
+      A transformation of the mean gradient; its updates are added to the parameters. Its `update` takes the step of the
+      run as `step=`, by which the learning rate goes, so that updates which are skipped do not delay the schedule;
+      without it, the updates are counted.
     """
     c = config
+    weight_decay = weight_decay_of(c)
     decays = decayed if c.decay_mask == 'matrices' else None
-
-    def learning_rate(step):
-        return c.learning_rate * schedule(step)
-
     if c.name == 'stable_adamw':
-        core = stable_adamw(c.learning_rate, schedule, c.b1, c.b2, c.eps, c.weight_decay, decays)
+        core = stable_adamw(c.learning_rate, schedule, c.b1, c.b2, c.eps, weight_decay, decays)
     elif c.name == 'muon':
-        core = optax.contrib.muon(
-            learning_rate,
-            weight_decay=c.weight_decay,
-            weight_decay_mask=decays,
-            adam_weight_decay=c.weight_decay,
-            adam_b1=c.b1,
-            adam_b2=c.b2,
-            muon_weight_dimension_numbers=muon_dimensions,
-            consistent_rms=0.2,  # updates as large as Adam's, so that one learning rate serves both (arXiv 2502.16982)
-        )
+        core = muon(config, weight_decay, decays, schedule)
     else:
         core = optax.chain(
             optax.scale_by_adam(c.b1, c.b2, c.eps),
-            optax.add_decayed_weights(c.weight_decay, decays),
+            optax.add_decayed_weights(weight_decay, decays),
             scale_by_layer_trust_ratio() if c.name == 'lamb' else optax.identity(),
-            optax.scale_by_learning_rate(learning_rate),
+            scale_by_learning_rate(c.learning_rate, schedule),
         )
     return optax.chain(optax.clip_by_global_norm(c.clip_norm), core) if c.clip_norm else core
+
+
+def scale_by_learning_rate(peak: float, schedule: Callable) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by −`peak` · schedule(step), of the step given to `update`, or of the updates so far."""
+
+    def update(updates, state, params=None, *, step=None, **extra):
+        del params, extra
+        step = state.count if step is None else step
+        rate = -peak * schedule(step)
+        scaled = jax.tree.map(lambda u: rate * u, updates)
+        return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(step))
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)), update
+    )
 
 
 def decayed(params):
@@ -67,17 +79,72 @@ def decayed(params):
     )
 
 
+def muon(
+    config: ml_collections.ConfigDict, weight_decay: float, decays: Callable | None, schedule: Callable
+) -> optax.GradientTransformationExtraArgs:
+    """Muon for the matrices inside the network, and Adam for embeddings, biases and norms.
+
+    `optax.contrib.muon` in its parts, as it passes neither the mask of the decay nor ε on to Adam. As there, Adam looks
+    ahead like Muon (Nesterov).
+
+    Args:
+      config: the part `optimizer` of a configuration.
+      weight_decay: multiplied by the learning rate, for both parts.
+      decays: parameters → pytree of bool, where the decay acts; None decays everything.
+      schedule: step → factor of the peak learning rate.
+    """
+    c = config
+
+    def labels(params):
+        return jax.tree.map(lambda _, d: 'adam' if d is None else 'muon', params, muon_dimensions(params))
+
+    def as_large_as_adam(updates, params=None):
+        del params
+        return jax.tree.map(_as_large_as_adam, updates, muon_dimensions(updates))
+
+    def decay(updates, params):  # without a state, as the checkpoints of optax's Muon have none
+        decays_here = decays(params) if decays else jax.tree.map(lambda _: True, params)
+        return jax.tree.map(lambda u, p, d: u + weight_decay * p if d else u, updates, params, decays_here)
+
+    matrices = optax.chain(
+        optax.contrib.scale_by_muon(beta=c.momentum, weight_dimension_numbers=muon_dimensions),
+        optax.stateless(as_large_as_adam),
+        optax.add_decayed_weights(weight_decay, decays),
+        scale_by_learning_rate(c.learning_rate, schedule),
+    )
+    others = optax.chain(
+        optax.scale_by_adam(c.b1, c.b2, c.eps, nesterov=True),
+        optax.stateless(decay),
+        scale_by_learning_rate(c.learning_rate, schedule),
+    )
+    return optax.partition({'muon': matrices, 'adam': others}, labels)
+
+
 def muon_dimensions(params):
-    """Pytree of MuonDimensionNumbers for the matrices inside the network; None (Adam) for all else."""
+    """Pytree of MuonDimensionNumbers for the matrices inside the network; None (Adam) for tables, biases and norms.
+
+    Raises:
+      ValueError: for a kernel that has no entry in `MUON_AXES`.
+    """
 
     def one(path, _):
-        for name, (inputs, outputs) in MUON_AXES.items():
-            if path_name(path).endswith(name):
-                shift = int(is_stacked(path))
-                return MuonDimensionNumbers(tuple(i + shift for i in inputs), tuple(o + shift for o in outputs))
-        return None
+        name = path_name(path)
+        if not name.endswith('kernel'):
+            return None
+        axes = [axes for suffix, axes in MUON_AXES.items() if f'/{name}'.endswith(f'/{suffix}')]
+        if not axes:
+            raise ValueError(f'Muon does not know the axes of {name}; add them to MUON_AXES in training/optimizers.py')
+        (inputs, outputs), shift = axes[0], int(is_stacked(path))
+        return MuonDimensionNumbers(tuple(i + shift for i in inputs), tuple(o + shift for o in outputs))
 
     return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _as_large_as_adam(update: jax.Array, dimensions: MuonDimensionNumbers) -> jax.Array:
+    """An orthogonal update at the root mean square of Adam's: one learning rate serves both (arXiv 2502.16982)."""
+    sizes = [math.prod(update.shape[axis] for axis in axes) for axes in dimensions]
+    scale = jnp.sqrt(max(sizes)) * 0.2
+    return scale * update
 
 
 def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
@@ -93,7 +160,7 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def stable_adamw(peak, schedule, b1, b2, eps, weight_decay, mask) -> optax.GradientTransformation:
+def stable_adamw(peak, schedule, b1, b2, eps, weight_decay, mask) -> optax.GradientTransformationExtraArgs:
     """StableAdamW: Adam whose step shrinks where a gradient outgrows its second moment (arXiv 2304.13013).
 
     With debiased betas, r = √mean(g² / max(v, ε²)) per tensor and lr' = lr / max(1, r):
@@ -104,13 +171,14 @@ def stable_adamw(peak, schedule, b1, b2, eps, weight_decay, mask) -> optax.Gradi
         zeros = jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros, nu=jax.tree.map(jnp.copy, zeros))
 
-    def update(grads, state, params):
+    def update(grads, state, params, *, step=None, **extra):
+        del extra
         count = state.count + 1
         beta1, beta2 = (_debiased(b, count) for b in (b1, b2))
         mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g**2, state.nu, grads)
         decays = mask(params) if mask else jax.tree.map(lambda _: True, params)
-        factor = schedule(state.count)
+        factor = schedule(state.count if step is None else step)
 
         def one(path, g, m, v, p, decay):
             square = g**2 / jnp.maximum(v, eps**2)
@@ -121,7 +189,7 @@ def stable_adamw(peak, schedule, b1, b2, eps, weight_decay, mask) -> optax.Gradi
         updates = jax.tree_util.tree_map_with_path(one, grads, mu, nu, params, decays)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _debiased(beta: float, count: jax.Array) -> jax.Array:

@@ -87,7 +87,7 @@ class RunLog:
             return
         self._window = MetricsWindow()
         self._check_finite(step - len(updates), updates)
-        means = weighted_means(updates)
+        means = _means(updates)
         speed = self._measure(stall_seconds)
         self.write(
             step,
@@ -146,17 +146,29 @@ class RunLog:
         if not bad:
             return
         rows = ', '.join(map(str, self._rows_of_step(bad[0])[:8]))
-        message = f'loss or gradient is not finite at step {bad[0]:,} (rows {rows}, … of the training split)'
+        message = f'loss, gradient or update is not finite at step {bad[0]:,} (rows {rows}, … of the training split)'
         if self._config.on_nonfinite == 'skip':
             self.note(f'{message}; skipped {len(bad)} of the last {len(updates)} updates')
             return
         raise FloatingPointError(
-            f'{message}. Parameters are as before that step. Lower optimizer.learning_rate, lengthen the warm-up or '
-            'clip gradients; on_nonfinite=skip goes on without such updates'
+            f'{message}. That update was not applied, and no checkpoint has been written since, so the same command goes '
+            'on from before it. Lower optimizer.learning_rate, lengthen the warm-up or clip gradients; on_nonfinite=skip '
+            'goes on without such updates'
         )
 
 
+def _means(updates: list[dict[str, list[float]]]) -> dict[str, float]:
+    """The means over the updates that were applied; `nonfinite`, the share of the others, and their number, if any."""
+    skipped = [update for update in updates if update['nonfinite'][0] > 0]
+    if not skipped:
+        return weighted_means(updates)
+    applied = weighted_means([update for update in updates if not update['nonfinite'][0] > 0])
+    return applied | {'nonfinite': len(skipped) / len(updates), 'skipped_updates': len(skipped)}
+
+
 def _describe(means: dict[str, float], speed: dict[str, float]) -> str:
+    if 'loss' not in means:
+        return f'all {means["skipped_updates"]:,} updates skipped'
     use = f'MFU {speed["perf/mfu"]:.1%}' if 'perf/mfu' in speed else f'{speed["perf/tflops_per_second"]:.2f} TFLOP/s'
     return (
         f'loss {means["loss"]:.4f}  accuracy {means["accuracy"]:.3f}  {speed["perf/tokens_per_second"]:,.0f} tokens/s  '

@@ -36,7 +36,8 @@ def make_train_step(
     Masking may make several rows of one; microbatches are parts of these.
 
     The loss is Σ loss / Σ weight over the global batch: sums are accumulated over microbatches and divided once. Where
-    loss or gradient is not finite, parameters and optimizer state stay as they were, and the metric `nonfinite` is 1.
+    loss, gradient or the updated parameters are not finite, parameters and optimizer state stay as they were, and the
+    metric `nonfinite` is 1. The learning rate goes by the step of the run, which counts such updates too.
     """
 
     def train_step(state: TrainState, tokens_BxT: jax.Array) -> tuple[TrainState, Metrics]:
@@ -78,17 +79,24 @@ def apply_gradients(
       weight_sum: f32[], by which gradients are divided.
 
     Returns:
-      Parameters, optimizer state, the norm of the mean gradient, and whether loss and gradient were finite: else
-      parameters and optimizer state are the old ones.
+      Parameters, optimizer state, the norm of the mean gradient, and whether loss, gradient and new parameters were
+      finite: else parameters and optimizer state are the old ones.
     """
     grads = jax.tree.map(lambda g: g / jnp.maximum(weight_sum, 1e-6), grads)
     grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(grads, state.opt_state, state.params, step=state.step)
     new = (optax.apply_updates(state.params, updates), opt_state)
+    # Moments are finite where the norm is: both square the gradient.
+    finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm) & _all_finite(new[0])
     old = (state.params, state.opt_state)
     params, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     return params, opt_state, grad_norm, finite
+
+
+def _all_finite(tree) -> jax.Array:
+    """bool[]: whether every number of every leaf is finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def jit_train_step(train_step: Callable, state: TrainState, mesh: Mesh):
