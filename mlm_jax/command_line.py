@@ -1,6 +1,7 @@
 """What the programs share at their boundary: flags, and errors in the user's words instead of tracebacks."""
 
 import ctypes
+import itertools
 import pathlib
 import platform
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from mlm_jax import paths
 from mlm_jax.config import ConfigError
 
 
@@ -84,6 +86,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if any(argument.lstrip('-') in ('help', 'helpshort', 'helpfull') for argument in argv):
         return app.parse_flags_with_usage(argv)
     try:
+        _check_configuration_name(argv)
         unparsed = flags.FLAGS(argv)[1:]
         if 'config' in flags.FLAGS and flags.FLAGS['config'].present:
             # A file that does not load says so only when somebody reads from it.
@@ -95,6 +98,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if unparsed:
         sys.exit(f'error: unexpected arguments: {" ".join(unparsed)}\n--help lists the flags')
     return argv[:1]
+
+
+def _check_configuration_name(argv: list[str]) -> None:
+    """Raises ConfigError for a URL: ml_collections would look for a file named by its scheme."""
+    for option, value in itertools.pairwise([*argv, '']):
+        name, equals, given = option.lstrip('-').partition('=')
+        if name == 'config' and option.startswith('-'):
+            paths.check_configuration_name(given if equals else value)
 
 
 def _plain(message: str) -> str:

@@ -207,6 +207,9 @@ def load(name: str) -> ml_collections.ConfigDict:
     Raises:
       ConfigError: when there is no such file, or its argument is wrong.
     """
+    from mlm_jax import paths  # it reads configurations itself
+
+    paths.check_configuration_name(name)
     path, _, argument = name.partition(':')
     if not pathlib.Path(path).is_file():
         raise ConfigError(f'there is no configuration file {path}')

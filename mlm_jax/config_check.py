@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from mlm_jax import paths
 from mlm_jax.config import DURATIONS, ConfigError, get, resolve_steps
 
 CHOICES = {
@@ -38,7 +39,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: with all that is wrong, each with its cure.
     """
-    problems = []
+    problems = paths.problems(config)
     for key, choices in CHOICES.items():
         if get(config, key) not in choices:
             problems.append(f'{key}={get(config, key)!r} must be one of {", ".join(choices)}')

@@ -19,7 +19,7 @@ import jax
 import ml_collections
 from absl import flags
 
-from mlm_jax import command_line, config_check
+from mlm_jax import command_line, config_check, paths
 from mlm_jax import config as config_lib
 from mlm_jax.analysis import attention_parity
 from mlm_jax.config import ConfigError
@@ -189,5 +189,5 @@ if __name__ == '__main__':
     command_line.define_config_flag()
     flags.adopt_module_key_flags(command_line)
     flags.DEFINE_string('topology', None, 'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64.')
-    flags.DEFINE_string('workdir', 'runs', 'Where the run would write: its disk must hold the checkpoints.')
+    paths.define_flag('workdir', 'runs', 'Where the run would write: its disk must hold the checkpoints.', 'directory')
     command_line.run(main, required=('config',))

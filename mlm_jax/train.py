@@ -16,7 +16,7 @@ import time
 import jax
 from absl import flags
 
-from mlm_jax import command_line, config_check
+from mlm_jax import command_line, config_check, paths
 from mlm_jax import config as config_lib
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
@@ -162,5 +162,7 @@ if __name__ == '__main__':
     runtime.define_distributed_flags()
     flags.adopt_module_key_flags(command_line)
     flags.adopt_module_key_flags(runtime)
-    flags.DEFINE_string('workdir', None, 'Directory of the run: configuration, metrics, checkpoints, pictures.')
+    paths.define_flag(
+        'workdir', None, 'Directory of the run: configuration, metrics, checkpoints, pictures.', 'directory'
+    )
     command_line.run(main, required=('config', 'workdir'))

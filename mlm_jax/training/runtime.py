@@ -10,6 +10,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from mlm_jax import paths
 from mlm_jax.config import ConfigError
 from mlm_jax.parallel import mesh as mesh_lib
 
@@ -34,8 +35,9 @@ def initialize_distributed(values: flags.FlagValues) -> None:
 
 
 def use_compilation_cache(directory: str) -> None:
-    """Keeps compiled programs in `directory` between runs; '' does not."""
+    """Keeps compiled programs in `directory` between runs; '' does not. ConfigError where it cannot lie there."""
     if directory:
+        paths.check_compilation_cache(directory)
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser(directory))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
