@@ -14,8 +14,8 @@ from mlm_jax.masking import vocabulary as vocabulary_lib
 
 FILE = 'manifest.json'
 DTYPES = ('uint16', 'uint32')
-# What came later, and may be added to a directory: the seal of the others does not hold it.
-_UNSEALED = ('tables', 'tables_sha256')
+# What readers of the rows go by. Settings and sources are compared with those of a configuration in any case.
+_SEALED = ('vocabulary', 'tokenizer', 'tokenizer_sha256', 'sequence_length', 'packing', 'dtype', 'splits')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ def load(directory: str | pathlib.Path) -> Manifest:
 
 
 def _seal(content: dict) -> str:
-    return sealed.seal({key: value for key, value in content.items() if key not in _UNSEALED})
+    return sealed.seal({key: content.get(key) for key in _SEALED})
 
 
 def _build(kind, value):

@@ -6,6 +6,7 @@ import signal
 
 import jax
 import ml_collections
+import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -71,6 +72,11 @@ def make_mesh(config: ml_collections.ConfigDict, devices=None) -> Mesh:
             f'{mesh.shape[mesh_lib.DATA]} · {mesh.shape[mesh_lib.FSDP]} · {config.num_microbatches}'
         )
     return mesh
+
+
+def gather(mine: np.ndarray) -> np.ndarray:
+    """[P, …]: the array of each process, which all call at the same step."""
+    return multihost_utils.process_allgather(mine)
 
 
 class Preemption:
