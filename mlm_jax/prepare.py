@@ -49,6 +49,7 @@ from mlm_jax.data import manifest as manifest_lib
 
 TOKENIZER_FILE = 'tokenizer.model'
 _WORKING_DIRECTORY = '.prepare'
+_TOKENIZER_THREAD = 'tokenizer'
 _INTERRUPTED = 130  # the exit status of a program that Ctrl-C ends, as shells have it
 _VERSIONS = ('array-record', 'numpy', 'tensorflow-datasets')
 
@@ -58,8 +59,14 @@ def main() -> None:
     try:
         run(flags.FLAGS.config, flags.FLAGS.num_workers)
     except KeyboardInterrupt:
+        is_interrupted = True
+    else:
+        is_interrupted = False
+    if is_interrupted:  # here, where the bars that the exception held are closed
         print('\ninterrupted; the same command goes on from here', file=sys.stderr, flush=True)
-        os._exit(_INTERRUPTED)  # SentencePiece may be at work in its thread, which nothing else ends
+        if any(thread.name == _TOKENIZER_THREAD for thread in threading.enumerate()):
+            os._exit(_INTERRUPTED)  # SentencePiece is at work, which nothing else ends
+        sys.exit(_INTERRUPTED)
     arguments = ' '.join(shlex.quote(argument) for argument in sys.argv[1:] if argument.startswith('--config'))
     workdir = f'runs/{pathlib.Path(flags.FLAGS.config.data.directory).name}'
     print(f'\nNext:\n    python -m mlm_jax.train {arguments} --workdir={workdir}')
@@ -261,7 +268,7 @@ def _explained_errors(directory: pathlib.Path, sources: dict) -> Iterator[None]:
             need = f' ({text / 1e6:,.0f} MB in its files, and more where they are compressed)' if text else ''
             raise config_lib.ConfigError(
                 f'the disk of {directory} is full. The work takes as much room there as the text of the corpus{need}, '
-                'and half as much again for the rows, which stay. Make room, and the same command goes on from here; '
+                'and about as much again for the rows, which stay. Make room, and the same command goes on from here; '
                 'or set data.directory to another disk'
             ) from error
         if number is None or isinstance(error, FileNotFoundError):
@@ -354,7 +361,7 @@ def _interruptible(work: Callable):
         except Exception as error:  # raised below, in the thread that asked
             errors.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, name=_TOKENIZER_THREAD, daemon=True)
     thread.start()
     thread.join()
     if errors:
