@@ -41,7 +41,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from mlm_jax import command_line
+from mlm_jax import command_line, paths
 from mlm_jax import config as config_lib
 from mlm_jax.analysis import prediction, speed, step_profile
 from mlm_jax.analysis.speed import measure, prepare
@@ -281,7 +281,7 @@ def _note(text: str) -> None:
 
 if __name__ == '__main__':
     flags.DEFINE_multi_string('config', None, 'FILE.py[:SIZE[,key=value…]]; several are measured in turn.')
-    flags.DEFINE_string('rows', None, 'A directory that prepare wrote: its rows, and the reading of them.')
+    paths.define_flag('rows', None, 'A directory that prepare wrote: its rows, and the reading of them.', 'directory')
     flags.DEFINE_integer('rounds', 10, 'Rounds; figures are medians over them.', lower_bound=1)
     flags.DEFINE_integer('steps', 2, 'Steps of each configuration in a round.', lower_bound=1)
     flags.DEFINE_enum('peer', None, ['huggingface'], 'Measures the first configuration in PyTorch too.')
@@ -291,10 +291,12 @@ if __name__ == '__main__':
         list(pytorch_peer.VARIANTS),
         'How PyTorch runs it; `everywhere` computes logits at every position, as its users do.',
     )
-    flags.DEFINE_string('profile', None, 'Directory for traces; prints where the time of a step goes, by kind of work.')
+    paths.define_flag(
+        'profile', None, 'Directory for traces; prints where the time of a step goes, by kind of work.', 'directory'
+    )
     flags.DEFINE_string(
         'topology', None, 'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64; runs nothing.'
     )
     flags.DEFINE_bool('full_effort', False, 'With --topology, compiles as a run does: many minutes for a large model.')
-    flags.DEFINE_string('output', None, 'File for the figures as JSON.')
+    paths.define_flag('output', None, 'File for the figures as JSON.', 'file')
     command_line.run(main, required=('config',))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from mlm_jax import command_line
+from mlm_jax import command_line, paths
 from mlm_jax.losses.dag import dag_log_likelihood
 
 SHAPES = ((32, 21, 84), (8, 79, 316))  # rows, targets and states: 15 % of 128 and of 512 tokens, 4 states each
@@ -122,5 +122,5 @@ def main() -> None:
 
 if __name__ == '__main__':
     flags.DEFINE_integer('rounds', 9, 'Rounds; figures are medians over them.', lower_bound=1)
-    flags.DEFINE_string('output', None, 'File for the figures as JSON.')
+    paths.define_flag('output', None, 'File for the figures as JSON.', 'file')
     command_line.run(main)

@@ -4,7 +4,7 @@ import ctypes
 import pathlib
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -86,7 +86,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if any(argument.lstrip('-') in ('help', 'helpshort', 'helpfull') for argument in argv):
         return app.parse_flags_with_usage(argv)
     try:
-        unparsed = flags.FLAGS([_with_path(argument) for argument in argv])[1:]
+        unparsed = flags.FLAGS(list(_with_paths(argv)))[1:]
         if 'config' in flags.FLAGS and flags.FLAGS['config'].present:
             # A file that does not load says so only when somebody reads from it.
             getattr(flags.FLAGS.config, 'keys', None)
@@ -99,12 +99,19 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return argv[:1]
 
 
-def _with_path(argument: str) -> str:
-    """An argument in which `--config=mlm:mini` has become the path of the file that is shipped under that name."""
-    flag, equals, name = argument.partition('=')
-    if equals and flag.lstrip('-') == 'config' and 'config' in flags.FLAGS:
-        return f'{flag}={config_lib.with_path(name)}'
-    return argument
+def _with_paths(argv: Sequence[str]) -> Iterator[str]:
+    """The arguments, in which `--config=mlm:mini` has become the path of the file that is shipped under that name."""
+    # A flag that takes several names hands them to `config.load`, which finds the files itself.
+    takes_path = 'config' in flags.FLAGS and not isinstance(flags.FLAGS['config'], flags.MultiFlag)
+    is_name = False  # the word behind `--config`
+    for argument in argv:
+        flag, equals, name = argument.partition('=')
+        is_flag = takes_path and flag.startswith('-') and flag.lstrip('-') == 'config'
+        if is_name:
+            yield config_lib.with_path(argument)
+        else:
+            yield f'{flag}={config_lib.with_path(name)}' if is_flag and equals else argument
+        is_name = is_flag and not equals
 
 
 def _plain(message: str) -> str:

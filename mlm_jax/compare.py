@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from mlm_jax import command_line, train
+from mlm_jax import command_line, paths, train
 from mlm_jax import config as config_lib
 from mlm_jax.analysis import comparison, configurations, speed
 from mlm_jax.analysis.configurations import Candidate
@@ -291,7 +291,7 @@ if __name__ == '__main__':
     flags.DEFINE_multi_string('set', [], 'key=value, a setting of all configurations; may be repeated.')
     flags.DEFINE_multi_string('label', [], 'Name of a configuration, repeated in their order; made up unless given.')
     flags.DEFINE_string('metric', '', 'Metric to compare: eval/masked_nll where runs have it, else eval/loss.')
-    flags.DEFINE_string('output', None, 'Directory for the runs, the table and the picture.')
+    paths.define_flag('output', None, 'Directory for the runs, the table and the picture.', 'directory')
     runtime.define_distributed_flags()
     flags.adopt_module_key_flags(runtime)
     command_line.run(main, required=('configs', 'output'))

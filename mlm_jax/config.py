@@ -231,6 +231,9 @@ def with_path(name: str) -> str:
     Raises:
       ConfigError: when there is no such file.
     """
+    from mlm_jax import paths  # it reads configurations itself
+
+    paths.check_configuration_name(name)
     path, colon, argument = name.partition(':')
     if path in shipped():
         path = str(shipped()[path])

@@ -6,6 +6,7 @@ import math
 import ml_collections
 
 from mlm_jax import config as config_lib
+from mlm_jax import paths
 from mlm_jax.config import DURATIONS, MAX_STEPS, WEIGHT_DECAYS, ConfigError, resolve_steps
 
 CHOICES = {
@@ -144,7 +145,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       ConfigError: with all that is wrong, each with its cure.
     """
     check_values(config)
-    problems = []
+    problems = paths.problems(config)
     c, m = config, config.model
     if c.batch_size % c.num_microbatches:
         problems.append(f'batch_size={c.batch_size} must be a multiple of num_microbatches={c.num_microbatches}')

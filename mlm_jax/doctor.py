@@ -2,9 +2,11 @@
 
     python -m mlm_jax.doctor --config=configs/mlm.py:mini
     python -m mlm_jax.doctor --config=configs/mlm.py:base,slice=v5e-16 --topology=v5e-16
+    python -m mlm_jax.doctor --config=configs/mlm.py:mini --verify      every byte of the prepared data too
 
 Without --topology it looks at this machine: configuration, prepared data, disk, devices, and the train step, compiled
-but not run; an attention kernel runs beside the reference. With --topology it compiles the step for the slice, on any
+but not run; an attention kernel runs beside the reference. With --verify it reads all prepared data, and compares each
+file with its hash. With --topology it compiles the step for the slice, on any
 machine with libtpu (extra `tpu`), and tells what it takes there. Exits with 1 when something is in the way; every ✗
 names its cure.
 """
@@ -19,12 +21,13 @@ import jax
 import ml_collections
 from absl import flags
 
-from mlm_jax import command_line, config_check
+from mlm_jax import command_line, config_check, paths
 from mlm_jax import config as config_lib
 from mlm_jax.analysis import attention_parity
 from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
+from mlm_jax.data import verification
 from mlm_jax.parallel import collectives
 from mlm_jax.parallel import topology as topology_lib
 from mlm_jax.training import ahead_of_time, build, checks, continuation, flops, peaks, runtime
@@ -33,7 +36,7 @@ from mlm_jax.training.state import num_parameters
 
 
 def examine(
-    config: ml_collections.ConfigDict, topology: str | None, workdir: pathlib.Path
+    config: ml_collections.ConfigDict, topology: str | None, workdir: pathlib.Path, verify: bool = False
 ) -> Iterator[tuple[bool, str]]:
     """Yields (fine, text) for each thing looked at; later ones are left out where an earlier one prevents them.
 
@@ -41,17 +44,20 @@ def examine(
       config: may be wrong.
       topology: a TPU slice to compile for, as `parallel.topology` names them; None means this machine.
       workdir: where the run would write.
+      verify: whether the prepared data are compared with their hashes, which takes as long as reading them.
     """
     configuration = _try(lambda: _check_configuration(config))
     yield configuration
     if not configuration[0]:
         return
     if topology:
+        if verify:
+            yield from _check_prepared(config, verify)
         devices = topology_lib.tpu_devices(topology)
         yield True, f'{topology}: {_describe(devices)}'
         yield from _check_step(config, devices, ahead_of_time.LOW_EFFORT)
         return
-    yield _try(lambda: _check_data(config))
+    yield from _check_prepared(config, verify)
     yield _try(lambda: _check_disk(config, workdir))
     runtime.use_compilation_cache(config.compilation_cache)
     yield True, f'this machine: {_describe(jax.devices())}'
@@ -79,23 +85,38 @@ def _check_configuration(config: ml_collections.ConfigDict) -> str:
     return f'configuration: {num_parameters(build.state_shapes(config).params):,} parameters'
 
 
-def _check_data(config: ml_collections.ConfigDict) -> str:
-    manifest = manifest_lib.load(config.data.directory)
+def _check_prepared(config: ml_collections.ConfigDict, verify: bool) -> Iterator[tuple[bool, str]]:
+    try:
+        manifest = manifest_lib.load(config.data.directory)
+    except ConfigError as error:
+        yield False, str(error)
+        return
+    yield _try(lambda: _check_data(config, manifest))
+    yield _try(lambda: _check_files(config, manifest, verify))
+
+
+def _check_data(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> str:
     checks.check_data(config, manifest)
     tables_lib.load(config, manifest)
     continuation.check_source(config, manifest)
     rows = {name: split.rows for name, split in manifest.splits.items()}
-    missing = [
-        shard.file
-        for split in manifest.splits.values()
-        for shard in split.shards
-        if not (pathlib.Path(config.data.directory).expanduser() / shard.file).exists()
-    ]
-    if missing:
-        raise ConfigError(
-            f'{config.data.directory} lacks {", ".join(missing)}; copy them there, or prepare the data again'
-        )
     return f'data: {", ".join(f"{count:,} rows in {name}" for name, count in rows.items())} ({config.data.directory})'
+
+
+def _check_files(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest, verify: bool) -> str:
+    """Whether all files that were prepared are there, by their sizes, or with `verify` by their content."""
+    directory = pathlib.Path(config.data.directory).expanduser()
+    findings = verification.examine(directory, manifest, verify)
+    if findings.wrong:
+        raise ConfigError(verification.describe(directory, findings.wrong))
+    count, notes = len(verification.hashes(manifest)), ''
+    if findings.surplus:
+        notes += f'; {", ".join(findings.surplus)} are not of this preparation, and nobody reads them'
+    if verify and findings.unknown:
+        notes += f'; the manifest has no hash of {findings.unknown} others'
+    if verify:
+        return f'files: {findings.verified} are as prepare wrote them, by their SHA-256{notes}'
+    return f'files: {count} have the sizes that prepare gave them{notes}; --verify compares their content'
 
 
 def _check_disk(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> str:
@@ -177,7 +198,8 @@ def main() -> None:
     """Runs the program."""
     values, all_fine = flags.FLAGS, True
     try:
-        for fine, text in examine(values.config, values.topology, pathlib.Path(values.workdir).expanduser()):
+        workdir = pathlib.Path(values.workdir).expanduser()
+        for fine, text in examine(values.config, values.topology, workdir, values.verify):
             print('✓' if fine else '✗', text.replace('\n', '\n  '), flush=True)
             all_fine = all_fine and fine
     except ValueError as error:  # an unknown topology
@@ -188,6 +210,7 @@ def main() -> None:
 if __name__ == '__main__':
     command_line.define_config_flag()
     flags.adopt_module_key_flags(command_line)
+    flags.DEFINE_bool('verify', False, 'Compare all prepared data with their hashes: about a second for each GB.')
     flags.DEFINE_string('topology', None, 'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64.')
-    flags.DEFINE_string('workdir', 'runs', 'Where the run would write: its disk must hold the checkpoints.')
+    paths.define_flag('workdir', 'runs', 'Where the run would write: its disk must hold the checkpoints.', 'directory')
     command_line.run(main, required=('config',))

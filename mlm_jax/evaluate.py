@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from mlm_jax import command_line
+from mlm_jax import command_line, paths
 from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.shards import Shards
@@ -35,7 +35,7 @@ def held_out_metrics(model: loading.TrainedModel, mesh) -> dict[str, float]:
     """
     config = model.config
     manifest = manifest_lib.load(config.data.directory)
-    rows = Shards(config.data.directory, 'validation')
+    rows = Shards(config.data.directory, 'validation', verify=True)
     sharding = mesh_lib.batch_sharding(mesh)
     batch_size = config.batch_size // config.num_microbatches
     batch_size += -batch_size % mesh.size
@@ -167,12 +167,14 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    flags.DEFINE_multi_string('workdir', None, 'Workdir of a trained model; several are evaluated one after the other.')
+    paths.define_flag(
+        'workdir', None, 'Workdir of a trained model; several are evaluated one after the other.', 'directory', True
+    )
     flags.DEFINE_integer('step', None, 'Checkpoint to evaluate; the newest unless given.', lower_bound=0)
     flags.DEFINE_multi_string('fill_mask', [], f'Text with {MASK}, to fill in; may be given several times.')
     flags.DEFINE_integer('top', 5, 'Pieces to show for each mask.', lower_bound=1)
-    flags.DEFINE_string('blimp', '', "Directory of BLiMP's *.jsonl files: judges its minimal pairs instead.")
+    paths.define_flag('blimp', '', "Directory of BLiMP's *.jsonl files: judges its minimal pairs instead.", 'directory')
     flags.DEFINE_float('blimp_percent', 100.0, 'Share of the pairs of each paradigm; always the same ones.')
     flags.DEFINE_bool('blimp_within_word', False, 'Mask the later pieces of a word together with each piece.')
-    flags.DEFINE_string('output', '', 'Directory for blimp.json, blimp.md and blimp.png.')
+    paths.define_flag('output', '', 'Directory for blimp.json, blimp.md and blimp.png.', 'directory')
     command_line.run(main, required=('workdir',))

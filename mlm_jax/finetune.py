@@ -30,7 +30,7 @@ import tqdm
 from absl import flags
 from jax.sharding import Mesh
 
-from mlm_jax import command_line
+from mlm_jax import command_line, paths
 from mlm_jax import config as config_lib
 from mlm_jax.analysis import fine_tuning_report
 from mlm_jax.config import ConfigError
@@ -408,24 +408,26 @@ def run_jobs(jobs, missing, data, encoders, seeds, side_by_side: int, mesh, outp
 
 
 if __name__ == '__main__':
-    flags.DEFINE_multi_string('model', None, 'WORKDIR[@STEP], hf:DIRECTORY or random:MODEL; several are compared.')
+    paths.define_flag(
+        'model', None, 'WORKDIR[@STEP], hf:DIRECTORY or random:MODEL; several are compared.', multiple=True
+    )
     flags.DEFINE_multi_string('label', [], 'Name of a model, repeated in their order; made up unless given.')
     flags.DEFINE_list('tasks', [], 'Suites, or tasks of suites: glue, glue/sst2, …')
-    flags.DEFINE_multi_string(
-        'data', [], 'Where they lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.'
+    paths.define_flag(
+        'data', [], 'Where they lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.', multiple=True
     )
     flags.DEFINE_list('seeds', ['1', '2', '3'], 'Of heads, orders of rows and dropout.')
     flags.DEFINE_multi_string('set', [], 'KEY=VALUE of the recipe, for all tasks; may be repeated.')
     flags.DEFINE_multi_string('grid', [], 'KEY=VALUE,VALUE,…: each is tried; with several, every combination.')
     flags.DEFINE_integer('parallel_seeds', None, 'Seeds side by side; all on accelerators, 1 on a CPU.', lower_bound=1)
-    flags.DEFINE_string('train_file', '', 'A task of your own: TSV, CSV or JSON lines.')
-    flags.DEFINE_string('validation_file', '', 'Its validation split; else a part of --train_file.')
-    flags.DEFINE_string('test_file', '', 'Its test split, with targets or without.')
+    paths.define_flag('train_file', '', 'A task of your own: TSV, CSV or JSON lines.', 'file')
+    paths.define_flag('validation_file', '', 'Its validation split; else a part of --train_file.', 'file')
+    paths.define_flag('test_file', '', 'Its test split, with targets or without.', 'file')
     flags.DEFINE_string('task_name', '', 'Its name; that of the file unless given.')
     flags.DEFINE_enum('kind', 'classification', list(custom.METRICS), 'What is to be predicted.')
     flags.DEFINE_list('text_columns', ['text'], 'One column of text, or two.')
     flags.DEFINE_list('target_columns', ['label'], 'Column of the class; or of values, one or several.')
     flags.DEFINE_list('metrics', [], 'tasks/metrics.py has them; the first chooses.')
     flags.DEFINE_float('held_out_percent', 10.0, 'Of --train_file, without --validation_file.', 0.1, 90.0)
-    flags.DEFINE_string('output', None, 'Directory for runs, tables and pictures.')
+    paths.define_flag('output', None, 'Directory for runs, tables and pictures.', 'directory')
     command_line.run(main, required=('model', 'output'))

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from mlm_jax import command_line, config_check
+from mlm_jax import command_line, config_check, paths
 from mlm_jax import config as config_lib
 from mlm_jax.analysis.mask_statistics import KINDS, MaskStatistics, kinds
 from mlm_jax.data import atomic
@@ -158,6 +158,6 @@ if __name__ == '__main__':
     flags.DEFINE_integer('rows', 6, 'Rows to show.', lower_bound=0)
     flags.DEFINE_integer('texts', 1024, 'Texts to count, in whole batches.', lower_bound=1)
     flags.DEFINE_integer('step', 0, 'The step of the run to begin at.', lower_bound=0)
-    flags.DEFINE_string('output', None, 'Directory for masks.html, masks.png and statistics.json.')
+    paths.define_flag('output', None, 'Directory for masks.html, masks.png and statistics.json.', 'directory')
     flags.DEFINE_enum('colour', 'auto', ['auto', 'always', 'never'], 'Whether the terminal shows colours.')
     command_line.run(main, required=('config',))

@@ -4,7 +4,8 @@
     python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mine,data.corpus='jsonl:corpus/*.jsonl'
 
 `mlm_jax/data/corpora.py` says how to write a corpus. Killed at any point and started again, it goes on, and
-the directory ends up the same to the byte, on any number of cores. A directory holds
+the directory ends up the same to the byte, on any number of cores. Of a finished directory it compares every file
+with its hash, and makes anew what is damaged or missing. A directory holds
 
     manifest.json                     what is here; written last
     tokenizer.model                   SentencePiece, SMILES tokens, or the tokenizer.json that was given
@@ -17,13 +18,15 @@ the directory ends up the same to the byte, on any number of cores. A directory 
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import fcntl
-import json
+import hashlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -31,7 +34,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 
 import ml_collections
@@ -41,11 +44,13 @@ from absl import flags
 
 from mlm_jax import command_line, config_check
 from mlm_jax import config as config_lib
-from mlm_jax.data import atomic, corpora, encoding, molecules, shards, tables, tokenizers
+from mlm_jax.data import atomic, corpora, encoding, molecules, sealed, shards, tables, tokenizers, verification
 from mlm_jax.data import manifest as manifest_lib
 
 TOKENIZER_FILE = 'tokenizer.model'
 _WORKING_DIRECTORY = '.prepare'
+_TOKENIZER_THREAD = 'tokenizer'
+_INTERRUPTED = 130  # the exit status of a program that Ctrl-C ends, as shells have it
 _VERSIONS = ('array-record', 'numpy', 'tensorflow-datasets')
 
 
@@ -54,7 +59,14 @@ def main() -> None:
     try:
         run(flags.FLAGS.config, flags.FLAGS.num_workers)
     except KeyboardInterrupt:
-        sys.exit('interrupted; the same command goes on from here')
+        is_interrupted = True
+    else:
+        is_interrupted = False
+    if is_interrupted:  # here, where the bars that the exception held are closed
+        print('\ninterrupted; the same command goes on from here', file=sys.stderr, flush=True)
+        if any(thread.name == _TOKENIZER_THREAD for thread in threading.enumerate()):
+            os._exit(_INTERRUPTED)  # SentencePiece is at work, which nothing else ends
+        sys.exit(_INTERRUPTED)
     arguments = ' '.join(shlex.quote(argument) for argument in sys.argv[1:] if argument.startswith('--config'))
     workdir = f'runs/{pathlib.Path(flags.FLAGS.config.data.directory).name}'
     print(f'\nNext:\n    python -m mlm_jax.train {arguments} --workdir={workdir}')
@@ -78,41 +90,90 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
     working = directory / _WORKING_DIRECTORY
     specs = list(filter(None, (config.data.corpus, config.data.validation_corpus)))
     intent = {'settings': settings(config), 'sources': {spec: corpora.describe(spec) for spec in specs}}
-    directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory):
-        if (directory / manifest_lib.FILE).exists():
-            manifest = manifest_lib.load(directory)
-            _refuse_changes(directory, dataclasses.asdict(manifest), intent)
-            shutil.rmtree(working, ignore_errors=True)  # killed between the manifest and this
-            if tables.write_missing(config, directory, manifest):
-                manifest = dataclasses.replace(manifest, tables=tables.FILE)
-                manifest_lib.save(manifest, directory)
-                print(f'added      {tables.FILE} to {directory}')
-            print(f'{directory} is up to date: {_in_words(manifest)}')
-            return manifest
-        _claim(directory, working, intent)
+    with _explained_errors(directory, intent['sources']):
+        directory.mkdir(parents=True, exist_ok=True)
+        with _locked(directory):
+            atomic.remove_leftovers(directory)
+            if (directory / manifest_lib.FILE).exists():
+                return _bring_up_to_date(config, directory, working, intent, num_workers or _num_cores())
+            return _prepare(config, directory, working, intent, num_workers or _num_cores())
 
-        # ---- Corpus, tokenizer, rows: each finds what an earlier run has finished -------------------------
-        print(f'corpus     {config.data.corpus}')
-        try:
-            corpus = corpora.open_corpus(config.data, working / 'corpus')
-            tokenizer = _make_tokenizer(config, corpus, directory / TOKENIZER_FILE)
-        except config_lib.ConfigError:
+
+def _prepare(config, directory: pathlib.Path, working: pathlib.Path, intent: dict, num_workers: int):
+    """Corpus, tokenizer, rows: each finds what an earlier run has finished. The manifest comes last."""
+    _claim(directory, working, intent)
+    print(f'corpus     {config.data.corpus}')
+    try:
+        corpus = _open_corpus(config, working)
+        tokenizer = _make_tokenizer(config, corpus, directory / TOKENIZER_FILE)
+    except config_lib.ConfigError:
+        if not (directory / TOKENIZER_FILE).exists():
             shutil.rmtree(working)  # a setting is to be mended, and none is yet built into anything that stays
-            raise
-        jobs = _jobs(config, corpus, directory, working)
-        counts = _encode(jobs, num_workers or _num_cores())
-
-        # ---- The manifest, last -------------------------------------------------------------------------
-        splits = {
-            name: _split(name, [(job, counts[job]) for job in jobs if job.split == name]) for name in corpus.splits
-        }
-        manifest = _manifest(config, intent, tokenizer, directory, splits)
-        tables.write_missing(config, directory, manifest, working)
-        manifest_lib.save(manifest, directory, working)
-        shutil.rmtree(working)
-        print(f'prepared   {directory}: {_in_words(manifest)}')
+        raise
+    jobs = _jobs(config, corpus, directory, working)
+    counts = _encode(jobs, num_workers)
+    splits = {name: _split(name, [(job, counts[job]) for job in jobs if job.split == name]) for name in corpus.splits}
+    manifest = _manifest(config, intent, tokenizer, directory, splits)
+    tables.write_missing(config, directory, manifest, working)
+    manifest = dataclasses.replace(manifest, tables_sha256=atomic.sha256(directory / tables.FILE))
+    manifest_lib.save(manifest, directory, working)
+    shutil.rmtree(working)
+    print(f'prepared   {directory}: {_in_words(manifest)}')
     return manifest
+
+
+def _bring_up_to_date(config, directory: pathlib.Path, working: pathlib.Path, intent: dict, num_workers: int):
+    """A finished directory: compares every file with its hash, makes anew what is damaged, adds tables."""
+    manifest = manifest_lib.load(directory)
+    _refuse_changes(directory, dataclasses.asdict(manifest), intent)
+    findings = verification.examine(directory, manifest, content=True)
+    if manifest.tokenizer not in findings.wrong:
+        _refuse_other_tokenizer(config, directory / manifest.tokenizer)
+    shutil.rmtree(working, ignore_errors=True)  # of a killed run, which ended behind the manifest or repaired
+    if findings.wrong:
+        for name, clause in findings.wrong.items():
+            print(f'damaged    {name} {clause}; it is made anew')
+        _repair(config, directory, working, manifest, set(findings.wrong), num_workers)
+    for name in findings.surplus:
+        print(f'surplus    {name} is not of this preparation, and nobody reads it: it may be deleted')
+    if tables.write_missing(config, directory, manifest):
+        tables_sha256 = atomic.sha256(directory / tables.FILE)
+        if (manifest.tables, manifest.tables_sha256) != (tables.FILE, tables_sha256):
+            manifest = dataclasses.replace(manifest, tables=tables.FILE, tables_sha256=tables_sha256)
+            manifest_lib.save(manifest, directory)
+        print(f'added      {tables.FILE} to {directory}')
+    print(f'{directory} is up to date: {_in_words(manifest)}')
+    return manifest
+
+
+def _repair(config, directory, working, manifest: manifest_lib.Manifest, wrong: set[str], num_workers: int) -> None:
+    """Makes damaged files of a finished directory anew, as they were to the byte; deletes a damaged file of tables.
+
+    Raises:
+      ConfigError: when corpus, tokenizer or libraries give something else than they did.
+    """
+    if wrong != {manifest.tables}:
+        working.mkdir(exist_ok=True)
+        corpus = _open_corpus(config, working)
+        if manifest.tokenizer in wrong:
+            (directory / manifest.tokenizer).unlink(missing_ok=True)
+            _make_tokenizer(config, corpus, directory / manifest.tokenizer)
+        jobs = _jobs(config, corpus, directory, working)
+        _encode([job for job in jobs if job.name in wrong], num_workers)
+        findings = verification.examine(directory, manifest, content=True)
+        still = {name: clause for name, clause in findings.wrong.items() if name != manifest.tables}
+        if still:
+            different = {name: (then, _version(name)) for name, then in manifest.versions.items()}
+            changes = [f'    {name} {then} then, {now} now' for name, (then, now) in different.items() if then != now]
+            raise config_lib.ConfigError(
+                f'{", ".join(still)} cannot be made again as the manifest of {directory} says: the corpus'
+                f'{", or the versions of libraries," if not changes else ""} must have changed since\n'
+                + ''.join(f'{line}\n' for line in changes)
+                + f'Delete {directory} and run this again'
+            )
+        shutil.rmtree(working)
+    if manifest.tables in wrong:
+        (directory / manifest.tables).unlink(missing_ok=True)
 
 
 def settings(config: ml_collections.ConfigDict) -> dict:
@@ -127,7 +188,11 @@ def _claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None
     """Marks a directory as being prepared with these settings, or refuses it."""
     mark = working / 'settings.json'
     if mark.exists():
-        _refuse_changes(directory, json.loads(mark.read_text()), intent)
+        _refuse_changes(directory, _read_intent(mark), intent)
+        for leftover in (working, *working.glob('corpus/**/')):
+            atomic.remove_leftovers(leftover)
+        for leftover in working.glob('corpus/**/*.incomplete*'):  # of TFDS
+            shutil.rmtree(leftover, ignore_errors=True)
         print(f'going on with what lies in {directory}')
         return
     strangers = sorted(f.name for f in directory.iterdir() if f.name != _WORKING_DIRECTORY)
@@ -137,7 +202,24 @@ def _claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None
             'data.directory name a new or empty directory'
         )
     working.mkdir(exist_ok=True)
-    atomic.write_bytes(mark, json.dumps(intent, ensure_ascii=False).encode())
+    atomic.write_bytes(mark, sealed.dumps(intent))
+
+
+def _read_intent(mark: pathlib.Path) -> dict:
+    """Settings and sources of a preparation under way; ConfigError where nothing tells what they were."""
+    try:
+        stored = sealed.parse(mark.read_bytes())
+        stored.pop(sealed.KEY, None)  # every difference is told in any case
+        if not all(isinstance(stored[key], dict) for key in ('settings', 'sources')):
+            raise ValueError('it holds other things')
+        if not all(isinstance(files, dict) for files in stored['sources'].values()):
+            raise ValueError('its sources are no files')
+    except (ValueError, KeyError) as error:
+        raise config_lib.ConfigError(
+            f'{mark} is damaged ({error}), so nothing tells with which settings the preparation there has begun: '
+            f'delete {mark.parents[1]}, and run this again'
+        ) from None
+    return stored
 
 
 def _refuse_changes(directory: pathlib.Path, old: dict, new: dict) -> None:
@@ -173,39 +255,132 @@ def _locked(directory: pathlib.Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def _explained_errors(directory: pathlib.Path, sources: dict) -> Iterator[None]:
+    """Turns what the system says of a full or forbidden disk into a line with the cure."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, 'errno', None)
+        # Of the writers of corpora, which are C++, only the text of the error tells.
+        if number in (errno.ENOSPC, errno.EDQUOT) or re.search('No space left|quota exceeded', str(error)):
+            text = sum(size for files in sources.values() for size in files.values() if isinstance(size, int))
+            need = f' ({text / 1e6:,.0f} MB in its files, and more where they are compressed)' if text else ''
+            raise config_lib.ConfigError(
+                f'the disk of {directory} is full. The work takes as much room there as the text of the corpus{need}, '
+                'and about as much again for the rows, which stay. Make room, and the same command goes on from here; '
+                'or set data.directory to another disk'
+            ) from error
+        if number is None or isinstance(error, FileNotFoundError):
+            raise
+        raise config_lib.ConfigError(f'cannot work in {directory}: {error.strerror} ({error.filename})') from error
+
+
+def _open_corpus(config, working: pathlib.Path) -> corpora.Corpus:
+    """The corpus; what was converted of it before is used again, unless it is no longer as it was written."""
+    cache, record = working / 'corpus', working / 'corpus.json'
+    if record.exists() and _tree(cache) != record.read_bytes():
+        print('damaged    the converted corpus; it is converted anew')
+        shutil.rmtree(cache, ignore_errors=True)
+    corpus = corpora.open_corpus(config.data, cache)
+    if cache.exists():  # TFDS keeps its own data sets elsewhere
+        atomic.write_bytes(record, _tree(cache))
+    return corpus
+
+
+def _tree(directory: pathlib.Path) -> bytes:
+    """The files below a directory, with their hashes, as JSON."""
+    files = {str(path.relative_to(directory)): path for path in sorted(directory.rglob('*')) if path.is_file()}
+    found = {}
+    with verification.progress_bar('verifying', sum(path.stat().st_size for path in files.values())) as bar:
+        for name, path in files.items():
+            found[name] = atomic.sha256(path)
+            bar.update(path.stat().st_size)
+    return sealed.dumps(found)
+
+
+# ---- The tokenizer -------------------------------------------------------------------------------------------
+
+
 def _make_tokenizer(config, corpus: corpora.Corpus, path: pathlib.Path) -> tokenizers.Tokenizer:
-    model = config.tokenizer.model
-    if not path.exists():
+    """The tokenizer of the directory: made, or found as it was made."""
+    working = path.parent / _WORKING_DIRECTORY
+    record = working / f'{path.name}.sha256'
+    if path.exists() and not (record.exists() and record.read_bytes() == atomic.sha256(path).encode()):
+        print(f'damaged    {path.name} is not the one that was made here; it is made anew')
+        path.unlink()
+    if path.exists():
+        _refuse_other_tokenizer(config, path)
+    else:
         start = time.monotonic()
-        if model in tokenizers.TRAINED:
-            size = config.tokenizer.training_megabytes
-            print(f'tokenizer  training {model}, {config.vocab_size} pieces, on at most {size} MB')
-            tokenizer = tokenizers.train(corpus.splits['train'].texts(), config)
-        elif model.startswith(tokenizers.EXTEND):
-            print(f'tokenizer  extending {model.removeprefix(tokenizers.EXTEND)} to {config.vocab_size} pieces')
-            old = tokenizers.Tokenizer.from_file(model.removeprefix(tokenizers.EXTEND))
-            tokenizer = tokenizers.extend(old, corpus.splits['train'].texts(), config)
-        else:
-            tokenizer = tokenizers.Tokenizer.from_file(model)
-            tokenizers.check_size(tokenizer, config, model)
-        atomic.write_bytes(path, tokenizer.model, path.parent / _WORKING_DIRECTORY)
+        tokenizer = _interruptible(lambda: _new_tokenizer(config, corpus))
+        atomic.write_bytes(record, hashlib.sha256(tokenizer.model).hexdigest().encode())
+        atomic.write_bytes(path, tokenizer.model, working)
         seconds, ordinary = time.monotonic() - start, tokenizer.vocabulary.num_ordinary
         print(f'tokenizer  ready after {seconds:.1f} s: {ordinary:,} ordinary pieces among {config.vocab_size:,} ids')
     return tokenizers.Tokenizer.from_file(path)
+
+
+def _new_tokenizer(config, corpus: corpora.Corpus) -> tokenizers.Tokenizer:
+    model = config.tokenizer.model
+    if model in tokenizers.TRAINED:
+        size = config.tokenizer.training_megabytes
+        print(f'tokenizer  training {model}, {config.vocab_size} pieces, on at most {size} MB')
+        return tokenizers.train(corpus.splits['train'].texts(), config)
+    if model.startswith(tokenizers.EXTEND):
+        print(f'tokenizer  extending {model.removeprefix(tokenizers.EXTEND)} to {config.vocab_size} pieces')
+        old = tokenizers.Tokenizer.from_file(model.removeprefix(tokenizers.EXTEND))
+        return tokenizers.extend(old, corpus.splits['train'].texts(), config)
+    tokenizer = tokenizers.Tokenizer.from_file(model)
+    tokenizers.check_size(tokenizer, config, model)
+    return tokenizer
+
+
+def _refuse_other_tokenizer(config, path: pathlib.Path) -> None:
+    """Raises ConfigError where the file that `tokenizer.model` names is not what this directory was made with."""
+    model = config.tokenizer.model
+    given = pathlib.Path(model.removeprefix(tokenizers.EXTEND)).expanduser()
+    if model in tokenizers.TRAINED or not given.exists():  # the copy in the directory is all that is needed
+        return
+    ours, theirs = tokenizers.Tokenizer.from_file(path), tokenizers.Tokenizer.from_file(given)
+    is_same = tokenizers.extends(ours, theirs) if model.startswith(tokenizers.EXTEND) else ours.model == theirs.model
+    if not is_same:
+        raise config_lib.ConfigError(
+            f'{path.parent} was prepared with another tokenizer than the one that now lies in {given}: put that one '
+            f'back, give data.directory another value, or delete {path.parent}'
+        )
+
+
+def _interruptible(work: Callable):
+    """The result of `work`, done in another thread: this one hears Ctrl-C while SentencePiece is at work."""
+    results, errors = [], []
+
+    def run():
+        try:
+            results.append(work())
+        except Exception as error:  # raised below, in the thread that asked
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name=_TOKENIZER_THREAD, daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 # ---- Rows ----------------------------------------------------------------------------------------------------
 
 
 def _jobs(config, corpus: corpora.Corpus, directory: pathlib.Path, working: pathlib.Path) -> list[encoding.Job]:
-    jobs = []
+    jobs, tokenizer_sha256 = [], atomic.sha256(directory / TOKENIZER_FILE)
     for split, source in corpus.splits.items():
         count = encoding.num_shards(source)
         copies = config.data.smiles_copies if split == 'train' else 0
         jobs += [
             encoding.Job(
                 source, split, index, count, str(directory), str(working), str(directory / TOKENIZER_FILE),
-                config.sequence_length, config.data.packing, copies,
+                config.sequence_length, config.data.packing, copies, tokenizer_sha256,
             )
             for index in range(count)
         ]  # fmt: skip
@@ -213,8 +388,16 @@ def _jobs(config, corpus: corpora.Corpus, directory: pathlib.Path, working: path
 
 
 def _encode(jobs: list[encoding.Job], num_workers: int) -> dict[encoding.Job, encoding.Counts]:
-    """Makes the shards that are missing; all counts."""
-    done = {job: counts for job in jobs if (counts := encoding.finished(job))}
+    """Makes the shards that are missing, or damaged; all counts."""
+    begun = [job for job in jobs if job.counts_path.exists()]
+    with verification.progress_bar('verifying', sum(job.num_bytes for job in begun)) as bar:
+        done = {}
+        for job in begun:
+            if counts := encoding.finished(job):
+                done[job] = counts
+            else:
+                print(f'damaged    {job.name}, or what is known of it; it is made anew')
+            bar.update(job.num_bytes)
     missing = [job for job in jobs if job not in done]
     start = time.monotonic()
     with tqdm.tqdm(
@@ -245,8 +428,9 @@ def _each(jobs: list[encoding.Job], num_workers: int) -> Iterator[tuple[encoding
     with concurrent.futures.ProcessPoolExecutor(
         num_workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker
     ) as pool:
-        futures = {pool.submit(encoding.encode_shard, job): job for job in jobs}
         try:
+            with _interrupts_held():  # workers inherit that, so Ctrl-C never reaches them
+                futures = {pool.submit(encoding.encode_shard, job): job for job in jobs}
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
         except concurrent.futures.process.BrokenProcessPool:
@@ -254,13 +438,26 @@ def _each(jobs: list[encoding.Job], num_workers: int) -> Iterator[tuple[encoding
                 'a worker was killed, probably for want of memory: run this again with a smaller --num_workers; '
                 'finished shards are kept'
             ) from None
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():  # what they were writing is made anew
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends with the parent, even where that is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ends with the parent, even where that is killed."""
 
     def follow():
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
@@ -305,11 +502,19 @@ def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: 
         dtype=shards.row_dtype(tokenizer.vocabulary.size).name,
         splits=splits,
         versions={
-            'python': platform.python_version(),
-            **{name: metadata.version(name) for name in filter(None, packages)},
+            'python': _version('python'),
+            **{name: _version(name) for name in filter(None, packages)},
         },
         tables=tables.FILE,
     )
+
+
+def _version(name: str) -> str:
+    """Of Python, or of a package; 'none' where it is not installed."""
+    try:
+        return platform.python_version() if name == 'python' else metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return 'none'
 
 
 def _in_words(manifest: manifest_lib.Manifest) -> str:

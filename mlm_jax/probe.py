@@ -34,7 +34,7 @@ import tqdm
 from absl import flags
 from jax.sharding import PartitionSpec
 
-from mlm_jax import command_line
+from mlm_jax import command_line, paths
 from mlm_jax.analysis import alignment, alignment_picture, entropy_report, gradient_variance_report
 from mlm_jax.analysis.effective_rank import GramSums, effective_rank, gram_sums
 from mlm_jax.analysis.gradient_variance import OVERLAPS, Design, make_sketched_gradients
@@ -268,7 +268,9 @@ PROBES = {
 
 
 def _define_flags() -> None:
-    flags.DEFINE_multi_string('workdir', None, 'Workdir of a trained model; several are laid over each other.')
+    paths.define_flag(
+        'workdir', None, 'Workdir of a trained model; several are laid over each other.', 'directory', True
+    )
     flags.DEFINE_integer('step', None, 'Checkpoint; the newest unless given; 0 is the start of the run.', lower_bound=0)
     flags.DEFINE_integer('rows', 4096, 'Held-out rows, at most.', lower_bound=1)
     flags.DEFINE_list('thresholds', ['0.8', '0.9', '0.95', '0.99'], 'τ, several.')
@@ -280,7 +282,7 @@ def _define_flags() -> None:
         'ratios', None, 'entropy: shares of masked tokens (0.15,0.3,0.5); dag: one, else that of the run.'
     )
     flags.DEFINE_integer('row', 0, 'dag: which held-out row, from 0.', lower_bound=0)
-    flags.DEFINE_string('output', None, 'Directory for the JSON file and the picture.')
+    paths.define_flag('output', None, 'Directory for the JSON file and the picture.', 'directory')
 
 
 if __name__ == '__main__':

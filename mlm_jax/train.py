@@ -16,12 +16,13 @@ import time
 import jax
 from absl import flags
 
-from mlm_jax import command_line, config_check
+from mlm_jax import command_line, config_check, paths
 from mlm_jax import config as config_lib
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
 from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
+from mlm_jax.data.verification import Background
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.tasks import blimp as blimp_lib
 from mlm_jax.training import build, checkpoints, checks, continuation, evaluation, loss_curve, memory, runtime
@@ -45,6 +46,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     checks.check_data(config, manifest)
     continuation.check_source(config, manifest)
     train_rows = Shards(config.data.directory, 'train')
+    held_out_rows = Shards(config.data.directory, 'validation', verify=True)
     tokenizer = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
     steps_per_epoch = len(train_rows) / config.batch_size
     run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
@@ -91,7 +93,6 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
 
         # ---- Compile ahead of the loop: its cost is seen, and no step pays it ----------------------------------------
         start = time.perf_counter()
-        held_out_rows = Shards(config.data.directory, 'validation')
         eval_batch = config.batch_size // config.num_microbatches
         held_out = evaluation.HeldOut(
             held_out_rows, config.evaluation.rows, eval_batch, manifest.vocabulary.pad_id, sharding
@@ -110,12 +111,15 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         # steps before. So a checkpoint at step i means that batch i is not yet consumed, and the device works on step i
         # while the host waits for the metrics of step i − 1.
         preemption = runtime.Preemption()
+        verification = Background(config.data.directory, manifest, jax.process_index(), jax.process_count())
         profiler = runtime.Profiler(config.profile, workdir, first_step)
         prefetcher = Prefetcher(batches, first_step, run.total_steps)
         eval_metrics: dict[str, float] = {}
         try:
             for step in range(first_step, run.total_steps + 1):
                 is_last, is_new = step == run.total_steps, step > first_step or not resumed
+                is_logged = is_last or step % config.logging.every_steps == 0
+                verification.raise_if_damaged(runtime.gather if is_logged else None)  # before anything is kept of it
 
                 if evaluate_every and is_new and (step % evaluate_every == 0 or is_last):
                     with log.paused():
@@ -143,7 +147,10 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
                 profiler.after(step, metrics)
                 log.add(step, metrics, prefetcher.stall_seconds)
             log.flush(run.total_steps, prefetcher.stall_seconds)
+            if not verification.is_done:
+                log.note('the run ended before all rows were compared with their hashes; doctor --verify does that')
         finally:
+            verification.close()
             prefetcher.close()
             saver.close()
             log.close()
@@ -165,5 +172,7 @@ if __name__ == '__main__':
     runtime.define_distributed_flags()
     flags.adopt_module_key_flags(command_line)
     flags.adopt_module_key_flags(runtime)
-    flags.DEFINE_string('workdir', None, 'Directory of the run: configuration, metrics, checkpoints, pictures.')
+    paths.define_flag(
+        'workdir', None, 'Directory of the run: configuration, metrics, checkpoints, pictures.', 'directory'
+    )
     command_line.run(main, required=('config', 'workdir'))

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -15,7 +16,7 @@ def write(path: pathlib.Path, fill: Callable[[BinaryIO], None], scratch: pathlib
       path: the file; an older one of that name is replaced.
       fill: writes the content to the open binary file it is given.
       scratch: where the temporary file lies, on the same disk; beside `path` unless given. A killed program
-        leaves it.
+        leaves it to `remove_leftovers`.
     """
     temporary = (scratch or path.parent) / f'{path.name}.{os.getpid()}.tmp'
     try:
@@ -33,6 +34,13 @@ def write(path: pathlib.Path, fill: Callable[[BinaryIO], None], scratch: pathlib
 def write_bytes(path: pathlib.Path, content: bytes, scratch: pathlib.Path | None = None) -> None:
     """`write` for content that is at hand."""
     write(path, lambda file: file.write(content), scratch)
+
+
+def remove_leftovers(directory: pathlib.Path) -> None:
+    """Removes the temporary files that killed programs have left; for a directory in which nobody writes now."""
+    for path in directory.glob('*.tmp'):
+        if re.fullmatch(r'.+\.\d+\.tmp', path.name) and path.is_file():
+            path.unlink()
 
 
 def sync_directory(directory: pathlib.Path) -> None:

@@ -6,12 +6,11 @@ A shard is done when its counts lie beside it in the working directory; they are
 import collections
 import dataclasses
 import functools
-import json
 import pathlib
 
 import numpy as np
 
-from mlm_jax.data import atomic, corpora, molecules, packing, shards, tokenizers
+from mlm_jax.data import atomic, corpora, molecules, packing, sealed, shards, tokenizers
 
 SHARD_BYTES = 16 << 20  # of text; ~4 million tokens, about a second of work
 MAX_SHARDS = 4096  # a larger corpus has larger shards
@@ -32,6 +31,7 @@ class Job:
     sequence_length: int
     packing: str
     smiles_copies: int = 0  # so many variants of each molecule besides
+    tokenizer_sha256: str = ''  # of its file
 
     @property
     def start(self) -> int:
@@ -57,7 +57,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a shard holds; as `manifest.Split` says, and how often each id occurs in its text."""
+    """What a shard holds; as `manifest.Split` says, how often each id occurs in its text, and what encoded it."""
 
     rows: int
     real_tokens: int
@@ -68,6 +68,7 @@ class Counts:
     repairs: dict[str, int]
     sha256: str
     histogram: list[int]
+    tokenizer_sha256: str = ''
 
 
 def num_shards(source: corpora.Source) -> int:
@@ -76,11 +77,13 @@ def num_shards(source: corpora.Source) -> int:
 
 
 def finished(job: Job) -> Counts | None:
-    """The counts of a shard that has been made; else None."""
+    """The counts of a shard that has been made with this tokenizer, and is there as it was written; else None."""
     try:
-        return Counts(**json.loads(job.counts_path.read_text()))
-    except FileNotFoundError:
+        counts = Counts(**sealed.loads(job.counts_path.read_bytes()))
+        is_whole = counts.sha256 == atomic.sha256(pathlib.Path(job.directory) / job.name)
+    except (FileNotFoundError, ValueError, TypeError):  # not made yet; damaged; of an earlier version
         return None
+    return counts if is_whole and counts.tokenizer_sha256 == job.tokenizer_sha256 else None
 
 
 def encode_shard(job: Job) -> Counts:
@@ -114,9 +117,10 @@ def encode_shard(job: Job) -> Counts:
         repairs={name: times for name, times in sorted(repairs.items()) if times},
         sha256=atomic.sha256(path),
         histogram=histogram.tolist(),
+        tokenizer_sha256=job.tokenizer_sha256,
         **{name: totals[name] for name in ('text_tokens', 'documents', 'words', 'bytes')},
     )
-    atomic.write_bytes(job.counts_path, json.dumps(vars(counts)).encode())
+    atomic.write_bytes(job.counts_path, sealed.dumps(vars(counts)))
     return counts
 
 

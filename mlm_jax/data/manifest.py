@@ -3,18 +3,24 @@
 import dataclasses
 import json
 import pathlib
+import re
+import typing
 from typing import Any
 
 from mlm_jax import config as config_lib
-from mlm_jax.data import atomic
+from mlm_jax import paths
+from mlm_jax.data import atomic, sealed
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
 FILE = 'manifest.json'
+DTYPES = ('uint16', 'uint32')
+# What readers of the rows go by. Settings and sources are compared with those of a configuration in any case.
+_SEALED = ('vocabulary', 'tokenizer', 'tokenizer_sha256', 'sequence_length', 'packing', 'dtype', 'splits')
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file of rows."""
+    """One file of rows; `sha256` is '' where nobody knows it."""
 
     file: str
     rows: int
@@ -66,6 +72,7 @@ class Manifest:
       splits: 'train' and 'validation'.
       versions: of Python and of the libraries that had a part.
       tables: the file name of what masking must know; '' in directories of earlier versions.
+      tables_sha256: its hash; '' in directories of earlier versions.
     """
 
     settings: dict[str, Any]
@@ -79,6 +86,7 @@ class Manifest:
     splits: dict[str, Split]
     versions: dict[str, str]
     tables: str = ''
+    tables_sha256: str = ''
 
     def split(self, name: str) -> Split:
         """The split of that name; ConfigError when there is none."""
@@ -89,7 +97,9 @@ class Manifest:
 
 def save(manifest: Manifest, directory: pathlib.Path, scratch: pathlib.Path | None = None) -> None:
     """Writes `manifest` into `directory`; `atomic.write` explains `scratch`."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True, ensure_ascii=False)
+    content = dataclasses.asdict(manifest)
+    content[sealed.KEY] = _seal(content)
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
     atomic.write_bytes(directory / FILE, f'{text}\n'.encode(), scratch)
 
 
@@ -97,30 +107,77 @@ def load(directory: str | pathlib.Path) -> Manifest:
     """Reads the manifest of a directory.
 
     Raises:
-      ConfigError: when nothing has been prepared there (or not to the end), or the file is none of ours.
+      ConfigError: when nothing has been prepared there (or not to the end), or the file is damaged or none of ours.
     """
+    paths.check_local(str(directory))
     path = pathlib.Path(directory).expanduser() / FILE
     try:
-        stored = json.loads(path.read_text(encoding='utf-8'))
+        stored = sealed.parse(path.read_bytes())
+        stated = stored.pop(sealed.KEY, None)  # earlier versions wrote none
+        if stated is not None and stated != _seal(stored):
+            raise ValueError('its content does not have the hash that it names')
     except (FileNotFoundError, NotADirectoryError):
         raise config_lib.ConfigError(
             f'{directory} holds no prepared data ({FILE} is missing there). Make it with\n'
             '    python -m mlm_jax.prepare --config=<the same configuration, with the same overrides>\n'
             'or let data.directory name the directory that has it'
         ) from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise config_lib.ConfigError(f'cannot read {path}: {error.strerror or error}') from None
+    except ValueError as error:
         raise config_lib.ConfigError(f'{path} is damaged ({error}); delete {directory} and prepare it again') from None
     try:
-        return _from_dict(stored)
-    except (KeyError, TypeError) as error:
+        manifest = _build(Manifest, stored)
+        _check(manifest)
+    except (KeyError, TypeError, ValueError) as error:
         raise config_lib.ConfigError(
-            f'{path} was written by another version of mlm_jax ({error}); delete {directory} and prepare it again'
+            f'{path} is damaged, or was written by another version of mlm_jax ({error}); delete {directory} and '
+            'prepare it again'
         ) from None
+    return manifest
 
 
-def _from_dict(stored: dict) -> Manifest:
-    splits = {
-        name: Split(**{**split, 'shards': tuple(Shard(**shard) for shard in split['shards'])})
-        for name, split in stored['splits'].items()
-    }
-    return Manifest(**{**stored, 'splits': splits, 'vocabulary': vocabulary_lib.Vocabulary(**stored['vocabulary'])})
+def _seal(content: dict) -> str:
+    return sealed.seal({key: content.get(key) for key in _SEALED})
+
+
+def _build(kind, value):
+    """A value of the type `kind` from JSON; KeyError or TypeError where it is none."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind) or origin is dict:
+        if not isinstance(value, dict):
+            raise TypeError(f'{value!r:.80} is no object')
+        if origin is dict:
+            return {key: _build(arguments[1], item) for key, item in value.items()}
+        types = typing.get_type_hints(kind)
+        return kind(**{name: _build(types[name], item) for name, item in value.items()})
+    if origin is tuple and isinstance(value, list):
+        return tuple(_build(arguments[0], item) for item in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not (origin or kind):
+        raise TypeError(f'{value!r:.80} is no {(origin or kind).__name__}')
+    return value
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises ValueError for values that no preparation has."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    names = [manifest.tokenizer, *([manifest.tables] if manifest.tables else []), *(shard.file for shard in shards)]
+    strange = [name for name in names if not re.fullmatch(r'\w[\w.-]*', name)]
+    if strange:
+        raise ValueError(f'{strange[0]!r:.80} is no name of a file in this directory')
+    hashes = [manifest.tokenizer_sha256, manifest.tables_sha256, *(shard.sha256 for shard in shards)]
+    strange = [text for text in hashes if text and not re.fullmatch(r'[0-9a-f]{64}', text)]
+    if strange:
+        raise ValueError(f'{strange[0]!r:.80} is no SHA-256')
+    if manifest.dtype not in DTYPES or manifest.vocabulary.size > 1 << int(manifest.dtype[4:]):
+        raise ValueError(f'{manifest.dtype!r:.80} does not hold {manifest.vocabulary.size} ids')
+    for name, split in manifest.splits.items():
+        counts = [shard.rows for shard in split.shards]
+        if not counts or min(counts) < 0 or sum(counts) != split.rows:
+            raise ValueError(f'its shards do not add up to the {split.rows} rows of the split {name:.80}')
+    if not manifest.splits or manifest.sequence_length < 1:
+        raise ValueError('it describes no rows')

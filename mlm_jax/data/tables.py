@@ -4,13 +4,18 @@
 the collocations too. It is made of the rows alone, so a directory that lacks a table gets it by preparing once more.
 """
 
+import io
 import pathlib
+import struct
+import tokenize
+import zipfile
+import zlib
 
 import ml_collections
 import numpy as np
 
 from mlm_jax.config import ConfigError
-from mlm_jax.data import atomic, collocations, tokenizers
+from mlm_jax.data import atomic, collocations, shards, tokenizers
 from mlm_jax.data.manifest import Manifest
 from mlm_jax.masking.tables import Tables
 
@@ -45,11 +50,11 @@ def write_missing(config: ml_collections.ConfigDict, directory: pathlib.Path, ma
       ConfigError: for a masking that the tokenizer rules out.
     """
     path = directory / FILE
-    arrays = _read(path) if path.exists() else {}
+    vocabulary = manifest.vocabulary
+    arrays = read(path, vocabulary.size) if path.exists() else {}
     missing = {'word_starts', 'counts', *required(config)} - arrays.keys()
     if not missing:
         return False
-    vocabulary = manifest.vocabulary
     if 'word_starts' in missing:
         arrays['word_starts'] = word_starts(tokenizers.Tokenizer.from_file(directory / manifest.tokenizer))
     if required(config):
@@ -84,7 +89,7 @@ def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:
     arrays = {}
     if needed:
         path = pathlib.Path(config.data.directory).expanduser() / FILE
-        arrays = _read(path) if path.exists() else {}
+        arrays = read(path, manifest.vocabulary.size) if path.exists() else {}
         missing = [name for name in needed if name not in arrays]
         if missing:
             raise ConfigError(
@@ -94,24 +99,48 @@ def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:
                 'once more: it adds them to the rows that are there'
             )
         _check_words(config, arrays.get('word_starts'))
+        if manifest.tables and manifest.tables_sha256 and atomic.sha256(path) != manifest.tables_sha256:
+            raise _unreadable(path, 'it has changed since prepare wrote it, by its SHA-256')
     weights = None
     if config.masking.strategy == 'weighted':
         weights = _weights(config.masking.token_weights, arrays.get('counts'), manifest.vocabulary.size)
     return Tables(arrays.get('word_starts'), weights, arrays.get('collocations'))
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+# What NumPy and zipfile raise at files that are cut off, or made of other bytes.
+_DAMAGED = (
+    OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, OverflowError, NotImplementedError,
+    RuntimeError, UserWarning, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
+
+
+def read(path: pathlib.Path, vocab_size: int) -> dict[str, np.ndarray]:
+    """The arrays of the file, for a vocabulary of that size.
+
+    Raises:
+      ConfigError: when it cannot be read, or holds other arrays.
+    """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f'cannot read {path} ({error}); delete it, and run prepare once more') from error
+        # From memory: an array whose header lies about its size would be as large as the header says.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            arrays = {name: np.asarray(stored[name]) for name in stored}
+        kinds = {'word_starts': (np.bool_, (vocab_size,)), 'counts': (np.int64, (vocab_size,))}
+        kinds['collocations'] = (np.uint32, (np.size(arrays.get('collocations')),))
+        for name, array in arrays.items():
+            if (array.dtype, array.shape) != kinds.get(name, (array.dtype, array.shape)):
+                raise ValueError(f'{name} is {array.dtype}{list(array.shape)}, for a vocabulary of {vocab_size}')
+    except _DAMAGED as error:
+        raise _unreadable(path, str(error) or type(error).__name__) from error
+    return arrays
+
+
+def _unreadable(path: pathlib.Path, reason: str) -> ConfigError:
+    return ConfigError(f'cannot read {path} ({reason}); delete it, and run prepare once more')
 
 
 def _blocks(directory: pathlib.Path, manifest: Manifest):
     """The training rows, a shard at a time."""
-    for shard in manifest.split('train').shards:
-        yield np.load(directory / shard.file, mmap_mode='r')
+    return shards.Shards(directory, 'train', manifest=manifest).blocks()
 
 
 def _check_words(config: ml_collections.ConfigDict, word_starts: np.ndarray | None) -> None:
@@ -128,7 +157,9 @@ def _weights(name: str, counts: np.ndarray | None, vocab_size: int) -> np.ndarra
         return (1 / np.sqrt(counts + 1.0)).astype(np.float32)
     try:
         weights = np.load(pathlib.Path(name).expanduser(), allow_pickle=False)
-    except (OSError, ValueError) as error:
+        if not isinstance(weights, np.ndarray) or weights.dtype.kind not in 'fiu':
+            raise ValueError('it holds no array of numbers')
+    except _DAMAGED as error:
         raise ConfigError(
             f'cannot read masking.token_weights={name} ({error}); it is frequency, or the path of a .npy file'
         ) from error

@@ -1,12 +1,14 @@
 """Whether a configuration fits the prepared data, and the run that it goes on with."""
 
 import json
+import pathlib
 from collections.abc import Callable
 
 import ml_collections
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
+from mlm_jax.data import verification
 from mlm_jax.data.manifest import Manifest
 
 # Keys that shape the state: a checkpoint cannot go on with another value.
@@ -23,10 +25,10 @@ SMALLEST_DECAY = 1e-4
 
 
 def check_data(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
-    """Checks that the data were prepared for this configuration.
+    """Checks that the data were prepared for this configuration, and have the tokenizer that they were made with.
 
     Raises:
-      ConfigError: with both values of each key that differs.
+      ConfigError: with both values of each key that differs, or with what is wrong with the tokenizer.
     """
     pairs = {
         'sequence_length': (config.sequence_length, manifest.sequence_length),
@@ -44,6 +46,7 @@ def check_data(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
             'Use the configuration they were prepared with, or prepare others: set data.directory and run\n'
             '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>'
         )
+    verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
 
 
 def remarks(config: ml_collections.ConfigDict, num_rows: int) -> list[str]:

@@ -51,7 +51,7 @@ class TrainedModel:
             raise ConfigError(
                 f'{directory} has no held-out rows: raise data.validation_percent, or name a data.validation_corpus'
             )
-        return Shards(directory, 'validation')
+        return Shards(directory, 'validation', verify=True)
 
 
 def use_compilation_cache_of(workdirs: Sequence[str]) -> None:

@@ -6,10 +6,12 @@ import signal
 
 import jax
 import ml_collections
+import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from mlm_jax import paths
 from mlm_jax.config import ConfigError
 from mlm_jax.parallel import mesh as mesh_lib
 
@@ -34,8 +36,9 @@ def initialize_distributed(values: flags.FlagValues) -> None:
 
 
 def use_compilation_cache(directory: str) -> None:
-    """Keeps compiled programs in `directory` between runs; '' does not."""
+    """Keeps compiled programs in `directory` between runs; '' does not. ConfigError where it cannot lie there."""
     if directory:
+        paths.check_compilation_cache(directory)
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser(directory))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
@@ -69,6 +72,11 @@ def make_mesh(config: ml_collections.ConfigDict, devices=None) -> Mesh:
             f'{mesh.shape[mesh_lib.DATA]} · {mesh.shape[mesh_lib.FSDP]} · {config.num_microbatches}'
         )
     return mesh
+
+
+def gather(mine: np.ndarray) -> np.ndarray:
+    """[P, …]: the array of each process, which all call at the same step."""
+    return multihost_utils.process_allgather(mine)
 
 
 class Preemption:
