@@ -239,8 +239,8 @@ def parse_argument(argument: str, sizes: Mapping[str, Mapping]) -> tuple[str, di
         else:
             raise ConfigError(
                 f'{part!r} in the configuration argument {argument!r} is neither a size '
-                f'({", ".join(sizes)}; first if given) nor key=value. Commas separate these: give a value with a comma, '
-                "such as the name of a file, by itself, as in --config.data.corpus='text:b,c.txt'"
+                f'({", ".join(sizes)}; first if given) nor key=value. Commas separate these; '
+                'a value that holds one is given by itself, as in --config.data.corpus=text:b,c.txt'
             )
     return size, overrides
 
