@@ -35,6 +35,7 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
     """
     flags.mark_flags_as_required(required)
     keep_freed_memory()
+    sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: of names and texts that it cannot write
     app.run(lambda argv: _guarded(main), flags_parser=_parse_flags)
 
 

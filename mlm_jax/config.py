@@ -87,7 +87,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.data = d = ml_collections.ConfigDict()
     d.directory = 'data/demo'  # written by prepare, read by train
     d.corpus = 'demo'  # demo | text:GLOB | lines:GLOB | files:GLOB | jsonl:GLOB | csv:GLOB | smi:GLOB | tfds:NAME
-    d.text_key = 'text'  # the field of a JSON line, the column of a CSV file, the feature of a TFDS example
+    d.text_key = 'text'  # the field of a JSON line (a.b: of its object a), the column of a table, the feature of TFDS
     d.validation_corpus = ''  # held-out text of its own; '' holds out a part of the corpus
     d.validation_percent = 1.0  # the share held out, by a hash of each document, where the corpus has no such split
     d.smiles_copies = 0  # training molecules are written so many more times, with their atoms in random orders
@@ -278,7 +278,8 @@ def parse_argument(argument: str, sizes: Mapping[str, Mapping]) -> tuple[str, di
         else:
             raise ConfigError(
                 f'{part!r} in the configuration argument {argument!r} is neither a size '
-                f'({", ".join(sizes)}; first if given) nor key=value'
+                f'({", ".join(sizes)}; first if given) nor key=value. Commas separate these; '
+                'a value that holds one is given by itself, as in --config.data.corpus=text:b,c.txt'
             )
     return size, overrides
 

@@ -64,7 +64,13 @@ def fill_mask(model: loading.TrainedModel, text: str, top: int = 5) -> list[list
       model: of any objective.
       text: with one '[MASK]' or more.
       top: how many pieces for each.
+
+    Raises:
+      ConfigError: for a text without '[MASK]' or too long, or more pieces than there are.
     """
+    num_pieces = model.tokenizer.vocabulary.num_ordinary
+    if top > num_pieces:
+        raise ConfigError(f'--top={top}: the vocabulary has {num_pieces} pieces that can be filled in')
     ids = encode_with_masks(model.tokenizer, text)
     if len(ids) > model.config.sequence_length:
         raise ConfigError(f'the text has {len(ids)} tokens; this model takes {model.config.sequence_length} at most')

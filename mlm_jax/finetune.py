@@ -291,7 +291,7 @@ def write_report(jobs: Sequence[Job], seeds: Sequence[int], output: pathlib.Path
 
 def _write_submission(name: str, seed: pathlib.Path, directory: pathlib.Path) -> None:
     for path in seed.glob('predictions_test*.jsonl'):
-        lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+        lines = [json.loads(line) for line in path.read_bytes().split(b'\n') if line]
         answers = [next(iter(a.values())) if isinstance(a := line['prediction'], dict) else a for line in lines]
         directory.mkdir(parents=True, exist_ok=True)
         glue.write_submission(name, path.stem.removeprefix('predictions_'), answers, directory)

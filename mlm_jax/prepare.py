@@ -224,18 +224,17 @@ def _read_intent(mark: pathlib.Path) -> dict:
 
 def _refuse_changes(directory: pathlib.Path, old: dict, new: dict) -> None:
     """Raises ConfigError, with every difference, unless old and new settings and sources are equal."""
-    changes, defaults = [], settings(config_lib.default_config())  # of keys that came later
+    changed, defaults = [], settings(config_lib.default_config())  # of keys that came later
     for key in sorted(old['settings'].keys() | new['settings'].keys()):
         then, now = old['settings'].get(key, defaults.get(key)), new['settings'].get(key)
         if then != now:
-            changes.append(f'    {key}: {then!r} there, {now!r} now')
-    if not changes and old['sources'] != new['sources']:
+            changed.append(f'    {key}: {then!r} there, {now!r} now')
+    if not changed:
         then, now = ({f: s for files in x['sources'].values() for f, s in files.items()} for x in (old, new))
-        changed = sorted(f for f in then.keys() | now.keys() if then.get(f) != now.get(f))
-        changes = [f'    {f}: {then.get(f, "no")} bytes then, {now.get(f, "no")} now' for f in changed]
-    if changes:
+        changed = [f'    {change}' for change in corpora.changes(then, now)]
+    if changed:
         raise config_lib.ConfigError(
-            f'{directory} was prepared with other settings:\n' + '\n'.join(changes) + '\n'
+            f'{directory} was prepared with other settings:\n' + '\n'.join(changed) + '\n'
             f'Give data.directory another value, or delete {directory}'
         )
 
@@ -479,6 +478,7 @@ def _split(name: str, shards_made: list[tuple[encoding.Job, encoding.Counts]]) -
     repairs = sum((Counter(c.repairs) for c in counts), Counter())
     for repair, times in sorted(repairs.items()):
         print(f'repaired   {name}: {times:,} {repair}')
+    corpora.check_repairs(repairs, total['documents'], f'the {name} split')
     if not total['rows']:
         raise config_lib.ConfigError(f'the {name} split holds no text: all its documents are empty, or were dropped')
     share = np.sum([c.histogram for c in counts], axis=0) / total['text_tokens']

@@ -7,12 +7,13 @@
     lines:GLOB             plain text; each line is a document
     files:GLOB             plain text; each file is a document
     jsonl:GLOB             JSON lines; each object is a document, its text under `data.text_key`
-    csv:GLOB               CSV with a header (tabs in .tsv files); each record is a document
+    csv:GLOB               CSV with a header (TSV in .tsv files; `delimited.py`); each record is a document
     smi:GLOB               SMILES; each line is a document, up to the first white space (a name may follow)
     tfds:NAME[/CONFIG]     a TFDS data set by name; its text is the feature `data.text_key`
 
-Files may be gzip'd, xz'd or zstandard'd. Local text becomes a TFDS data set in a cache first: ArrayRecord, in
-the order of a hash, so that the start of a corpus is a random sample of it.
+Files may be compressed (gzip, xz, bzip2, zstandard) and in UTF-16 with a byte order mark: their first bytes tell
+(`streams.py`). A file of exactly that name comes before its reading as a glob. Local text becomes a TFDS data set in a
+cache first: ArrayRecord, in the order of a hash, so that the start of a corpus is a random sample of it.
 
 Held-out text: `data.validation_corpus` if given; else the validation split of a TFDS data set; else
 `data.validation_percent` of the documents: those whose text has a low hash, so that equal documents fall on
@@ -20,17 +21,19 @@ one side (of a TFDS data set without such a split: its first examples).
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
+import os
 import pathlib
 import pickle
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -41,10 +44,24 @@ from absl import logging
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mlm_jax import config as config_lib
-from mlm_jax.data import demo_corpus, text_files
+from mlm_jax.data import atomic, demo_corpus, text_files
 
 KINDS = ('demo', *text_files.READERS, 'tfds')
 MAX_DOCUMENT_CHARACTERS = 1_000_000  # longer documents are cut: SentencePiece needs memory in proportion
+INVALID_UTF8 = 'documents with invalid UTF-8, replaced by �'
+NUL_CHARACTERS = 'documents with NUL characters, replaced by spaces'
+# Repairs that most documents of a corpus do not need by chance → what it will be, and the cure.
+_CAUSES = {
+    INVALID_UTF8: (
+        'The text is probably in another encoding: find out which one, convert it, as by '
+        '`iconv -f LATIN1 -t UTF-8 OLD > NEW` (or CP1252, SHIFT_JIS, GB18030, KOI8-R), and name the new file'
+    ),
+    NUL_CHARACTERS: (
+        'The text is probably in UTF-16, or no text at all: convert it, as by `iconv -f UTF-16LE -t UTF-8 OLD > NEW`, '
+        'and name the new file'
+    ),
+}
+MIN_DOCUMENTS_TO_JUDGE = 20
 _TFDS_HOST = 'https://storage.googleapis.com'
 
 
@@ -106,13 +123,46 @@ def open_corpus(data: ml_collections.ConfigDict, cache_directory: str | pathlib.
 
 
 def describe(spec: str) -> dict[str, Any]:
-    """What identifies the state of a corpus: its files and their sizes in bytes, if it has any.
+    """What identifies the state of a corpus: of each of its files, if it has any, `bytes` and `sha256`.
+
+    All is read for it, once and with all cores: what the clock says of a file changes when it is copied, and what its
+    size says does not change with a word.
 
     Raises:
-      ConfigError: when the specification is none, or no file matches.
+      ConfigError: when the specification is none, or no file matches, or one cannot be read.
     """
     kind, rest = parse(spec)
-    return {str(f): f.stat().st_size for f in text_files.find(rest)} if kind in text_files.READERS else {}
+    if kind not in text_files.READERS:
+        return {}
+    files = text_files.find(rest)
+    try:
+        sizes = [file.stat().st_size for file in files]
+        with (
+            tqdm.tqdm(total=sum(sizes), desc='checking', unit='B', unit_scale=True, delay=5) as bar,
+            concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+        ):
+            states = {}
+            for file, size, digest in zip(files, sizes, pool.map(atomic.sha256, files)):
+                states[str(file)] = {'bytes': size, 'sha256': digest}
+                bar.update(size)
+    except OSError as error:
+        raise config_lib.ConfigError(f'cannot read {error.filename}: {error.strerror or error}') from error
+    return states
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In which files two states of corpora differ, in words; `now` is of `describe`, `then` may hold sizes alone."""
+    found = []
+    for file in sorted(then.keys() | now.keys()):
+        old, new = then.get(file), now.get(file)
+        if not isinstance(old, Mapping) and old is not None:  # of an earlier version: the size
+            old = {'bytes': old}
+        sizes = [state['bytes'] if state else 'no' for state in (old, new)]
+        if sizes[0] != sizes[1]:
+            found.append(f'{file}: {sizes[0]} bytes then, {sizes[1]} now')
+        elif old.get('sha256', new['sha256']) != new['sha256']:
+            found.append(f'{file}: as many bytes as then, {sizes[1]}, and other ones')
+    return found
 
 
 def parse(spec: str) -> tuple[str, str]:
@@ -143,10 +193,10 @@ def clean(document: bytes, repairs: collections.Counter) -> list[bytes]:
     except UnicodeDecodeError:
         text = document.decode(errors='replace')
         document = text.encode()
-        repairs['documents with invalid UTF-8, replaced by �'] += 1
+        repairs[INVALID_UTF8] += 1
     if b'\0' in document:
         document, text = document.replace(b'\0', b' '), text.replace('\0', ' ')
-        repairs['documents with NUL characters, replaced by spaces'] += 1
+        repairs[NUL_CHARACTERS] += 1
     if not text or text.isspace():
         repairs['empty documents, dropped'] += 1
         return []
@@ -154,6 +204,24 @@ def clean(document: bytes, repairs: collections.Counter) -> list[bytes]:
         return [document]
     repairs[f'documents over {MAX_DOCUMENT_CHARACTERS:,} characters, cut'] += 1
     return [part.encode() for part in _cut(text)]
+
+
+def check_repairs(repairs: Mapping[str, int], num_documents: int, where: str) -> None:
+    """Raises ConfigError where most documents needed the same repair, of `MIN_DOCUMENTS_TO_JUDGE` or more."""
+    for repair, cause in _CAUSES.items():
+        times = repairs.get(repair, 0)
+        if num_documents >= MIN_DOCUMENTS_TO_JUDGE and times > num_documents / 2:
+            raise config_lib.ConfigError(f'{where}: {times:,} of {num_documents:,} {repair}. {cause}')
+
+
+def _count_repairs(document: bytes, repairs: collections.Counter) -> None:
+    """Counts what `clean` will have to mend that may have one cause."""
+    if not document.isascii():
+        try:
+            document.decode()
+        except UnicodeDecodeError:
+            repairs[INVALID_UTF8] += 1
+    repairs[NUL_CHARACTERS] += b'\0' in document
 
 
 def _cut(text: str) -> Iterator[str]:
@@ -286,8 +354,16 @@ class TextFiles(HeldOutBuilder, skip_registration=True):
 
     def _documents(self) -> Iterator[bytes]:
         c = self.builder_config
+        all_repairs, all_documents = collections.Counter(), 0
         for path in text_files.find(c.patterns):
-            yield from text_files.read(path, c.kind, c.text_key)
+            repairs, num_documents = collections.Counter(), 0
+            for document in text_files.read(path, c.kind, c.text_key):
+                num_documents += not (document.isspace() or not document)
+                _count_repairs(document, repairs)
+                yield document
+            check_repairs(repairs, num_documents, str(path))
+            all_repairs, all_documents = all_repairs + repairs, all_documents + num_documents
+        check_repairs(all_repairs, all_documents, 'the corpus')
 
 
 class DemoCorpus(HeldOutBuilder, skip_registration=True):

@@ -61,8 +61,8 @@ class Manifest:
 
     Attributes:
       settings: the keys of the configuration that shaped the rows, dotted, with their values.
-      sources: corpus → what identifies its state: the files with their sizes, or the data set with its
-        version.
+      sources: corpus → what identifies its state: each file with its `bytes` and `sha256` (in directories of
+        earlier versions with its size alone); nothing of a corpus that has no files.
       vocabulary: the special ids of the tokenizer.
       tokenizer: the file name of the SentencePiece model, SMILES tokens or tokenizer.json.
       tokenizer_sha256: its hash.
@@ -100,7 +100,8 @@ def save(manifest: Manifest, directory: pathlib.Path, scratch: pathlib.Path | No
     content = dataclasses.asdict(manifest)
     content[sealed.KEY] = _seal(content)
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    atomic.write_bytes(directory / FILE, f'{text}\n'.encode(), scratch)
+    # A byte of a file name that is no UTF-8 is half a character in Python, and written as JSON writes it.
+    atomic.write_bytes(directory / FILE, f'{text}\n'.encode(errors='backslashreplace'), scratch)
 
 
 def load(directory: str | pathlib.Path) -> Manifest:

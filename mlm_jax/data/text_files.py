@@ -1,33 +1,15 @@
-"""Documents from files: plain text, JSON lines, CSV and SMILES, also gzip'd, xz'd or zstandard'd.
+"""Documents from files: plain text, JSON lines, CSV and SMILES, compressed or not (`streams.py`).
 
 Documents come as the bytes in the file; `corpora.clean` decodes them.
 """
 
-import csv
 import glob
-import gzip
-import io
-import json
-import lzma
 import pathlib
-import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Any
 
 from mlm_jax import config as config_lib
-
-try:
-    import zstandard  # an extra
-except ModuleNotFoundError:
-    zstandard = None
-
-DAMAGED = (
-    EOFError,
-    gzip.BadGzipFile,
-    zlib.error,
-    lzma.LZMAError,
-    *([zstandard.ZstdError] if zstandard else []),
-)
+from mlm_jax.data import delimited, json_lines, streams
 
 # A block of text without a blank line ends here, so that memory is bounded.
 MAX_BLOCK_BYTES = 64 << 20
@@ -36,13 +18,14 @@ MAX_BLOCK_BYTES = 64 << 20
 def find(patterns: str) -> list[pathlib.Path]:
     """The files that match any of several globs, separated by ';' (`**` descends), sorted.
 
+    A file of exactly that name comes before what its characters mean in a glob, and before ';' as a separator.
+
     Raises:
       ConfigError: when a glob matches no file.
     """
     files = set()
-    for pattern in filter(None, (part.strip() for part in patterns.split(';'))):
-        path = pathlib.Path(pattern).expanduser()
-        found = [f for f in map(pathlib.Path, glob.glob(str(path), recursive=True)) if f.is_file()]
+    for pattern in _separated(patterns):
+        found = _matches(pattern)
         if not found:
             raise config_lib.ConfigError(
                 f'no file matches {pattern!r}, seen from {pathlib.Path.cwd()}. Quote a glob in the shell, '
@@ -55,52 +38,59 @@ def find(patterns: str) -> list[pathlib.Path]:
     return sorted(files)
 
 
+def _separated(patterns: str) -> Iterator[str]:
+    """The globs between semicolons; a semicolon in the name of a file that exists is none."""
+    parts = patterns.split(';')
+    while parts:
+        joined = (';'.join(parts[:count]) for count in range(len(parts), 1, -1))
+        pattern = next((name for name in joined if _is_file(name) or _is_file(name.strip())), parts[0])
+        parts = parts[pattern.count(';') + 1 :]
+        if pattern.strip():
+            yield pattern if _is_file(pattern) else pattern.strip()
+
+
+def _matches(pattern: str) -> list[pathlib.Path]:
+    if _is_file(pattern):
+        return [pathlib.Path(pattern).expanduser()]
+    path = str(pathlib.Path(pattern).expanduser())
+    # Brackets that match nothing as a set of characters may stand for themselves, as in the name of a directory.
+    globs = (path, path.replace('[', '[[]'))
+    found = ([f for f in map(pathlib.Path, glob.glob(g, recursive=True)) if f.is_file()] for g in globs)
+    return next(filter(None, found), [])
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return pathlib.Path(name).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, of a user who does not exist
+        return False
+
+
 def read(path: pathlib.Path, kind: str, text_key: str) -> Iterator[bytes]:
     """The documents of one file.
 
     Args:
-      path: its last suffix may be .gz, .xz or .zst.
+      path: of the file.
       kind: a key of `READERS`.
-      text_key: the field of a JSON object or column of a CSV file that holds the text.
+      text_key: the field of a JSON object or column of a CSV file that holds the text; of nested objects, 'meta.text'.
 
     Raises:
       ConfigError: for a file that cannot be read, is damaged, or lacks the key.
     """
     try:
-        with open_binary(path) as file:
-            yield from READERS[kind](file, path, text_key)
-    except DAMAGED as error:
-        raise config_lib.ConfigError(f'{path} is damaged or cut off ({error}); copy it again') from error
+        yield from READERS[kind](path, text_key)
     except OSError as error:
         raise config_lib.ConfigError(f'cannot read {path}: {error.strerror or error}') from error
 
 
-def open_binary(path: pathlib.Path) -> BinaryIO:
-    """Opens a file to read its bytes, decompressed; one that turns out cut off raises one of `DAMAGED`."""
-    if path.suffix == '.gz':
-        return gzip.open(path)
-    if path.suffix == '.xz':
-        return lzma.open(path)
-    if path.suffix == '.zst':
-        return _open_zstandard(path)
-    return open(path, 'rb')
+def _lines(path: pathlib.Path) -> Iterator[bytes]:
+    with streams.open_text(path) as file:
+        yield from delimited.lines(file, path)
 
 
-def _open_zstandard(path: pathlib.Path) -> BinaryIO:
-    if zstandard is None:
-        raise config_lib.ConfigError(f"{path} needs the package zstandard: pip install 'mlm_jax[zstd]'")
-    return io.BufferedReader(zstandard.open(path))  # its own reader yields no lines
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file without a byte order mark."""
-    for number, line in enumerate(file):
-        yield line.removeprefix(b'\xef\xbb\xbf') if number == 0 else line
-
-
-def _read_blocks(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
+def _read_blocks(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
     block, size = [], 0
-    for line in _lines(file):
+    for line in _lines(path):
         if line.strip():
             block.append(line)
             size += len(line)
@@ -111,59 +101,64 @@ def _read_blocks(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[
         yield b''.join(block).rstrip()
 
 
-def _read_lines(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
-    for line in _lines(file):
+def _read_lines(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
+    for line in _lines(path):
         yield line.rstrip(b'\r\n')
 
 
-def _read_smiles(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
-    for line in _lines(file):
+def _read_smiles(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
+    for line in _lines(path):
         yield b''.join(line.split(maxsplit=1)[:1])  # a name may follow
 
 
-def _read_whole(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
-    yield b''.join(_lines(file))
+def _read_whole(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
+    with streams.open_text(path) as file:
+        yield file.read()
 
 
-def _read_json_lines(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
-    for number, line in enumerate(_lines(file), start=1):
-        if not line.strip():
-            continue
-        try:
-            example = json.loads(line.decode(errors='surrogateescape'))
-        except json.JSONDecodeError as error:
-            raise config_lib.ConfigError(f'line {number} of {path} is not JSON: {error}') from None
+def _read_json_lines(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
+    for number, example in json_lines.records(_lines(path), path, errors='surrogateescape'):
         yield _field(example, text_key, f'line {number} of {path}')
 
 
-def _read_csv(file: BinaryIO, path: pathlib.Path, text_key: str) -> Iterator[bytes]:
-    csv.field_size_limit(2**31 - 1)  # its default refuses texts beyond 128 KiB
-    lines = (line.decode(errors='surrogateescape') for line in _lines(file))
-    rows = csv.DictReader(lines, delimiter='\t' if '.tsv' in path.suffixes else ',')
-    try:
-        for row in rows:
-            yield _field(row, text_key, f'{path}, line {rows.line_num}')
-    except csv.Error as error:
-        raise config_lib.ConfigError(f'line {rows.line_num} of {path} is not CSV: {error}') from None
+def _read_csv(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
+    records = delimited.records(path, errors='surrogateescape')
+    line, names = next(records)
+    if not names:
+        return
+    if text_key not in names:
+        raise config_lib.ConfigError(_without(names, text_key, f'line {line} of {path}'))
+    column = names.index(text_key)
+    for _, fields in records:
+        yield _encoded(fields[column])
 
 
-def _field(example: dict, key: str, where: str) -> bytes:
+def _field(example: Any, key: str, where: str) -> bytes:
     """The text of an example as bytes; a null is an empty document."""
-    if not isinstance(example, dict) or key not in example:
-        names = ', '.join(map(str, example)) if isinstance(example, dict) else f'none: it is a {type(example).__name__}'
-        raise config_lib.ConfigError(f'{where} has no {key!r}; its fields are {names}. Set data.text_key')
-    text = example[key]
+    if not isinstance(example, dict):
+        raise config_lib.ConfigError(_without([f'none: it is a {type(example).__name__}'], key, where))
+    text = json_lines.lookup(example, key)
+    if text is json_lines.MISSING:
+        raise config_lib.ConfigError(_without(example, key, where))
     if text is None:
         return b''
     if not isinstance(text, str):
         raise config_lib.ConfigError(f'{where}: {key!r} is a {type(text).__name__}, not text. Set data.text_key')
+    return _encoded(text)
+
+
+def _without(names, key: str, where: str) -> str:
+    return f'{where} has no {key!r}; its fields are {", ".join(names)}. Set data.text_key'
+
+
+def _encoded(text: str) -> bytes:
     try:
         return text.encode(errors='surrogateescape')  # the bytes as they were in the file
     except UnicodeEncodeError:  # half a surrogate pair, written as \uD8…
         return text.encode(errors='surrogatepass')
 
 
-READERS: dict[str, Callable[[BinaryIO, pathlib.Path, str], Iterator[bytes]]] = {
+READERS: dict[str, Callable[[pathlib.Path, str], Iterator[bytes]]] = {
     'text': _read_blocks,
     'lines': _read_lines,
     'files': _read_whole,

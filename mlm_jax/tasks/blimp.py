@@ -6,7 +6,6 @@ judges by pseudo-log-likelihood (`analysis/pseudo_likelihood.py`); guessing is r
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from mlm_jax.analysis.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.config import ConfigError
+from mlm_jax.data import json_lines, streams
 from mlm_jax.data.manifest import Manifest
 from mlm_jax.data.tokenizers import Tokenizer
 
@@ -74,12 +74,10 @@ def read(directory: str | pathlib.Path, percent: float = 100.0) -> list[Pair]:
 
 
 def _read_file(path: pathlib.Path) -> Iterator[Pair]:
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
+            entry = json_lines.parse(line, 'the line')
+        except ConfigError as error:
             raise ConfigError(f'{path}, line {number}: not JSON ({error})') from None
         values = {name: entry.get(key) if isinstance(entry, dict) else None for name, key in _FIELDS.items()}
         missing = [_FIELDS[name] for name, value in values.items() if not isinstance(value, str) or not value.strip()]
@@ -88,8 +86,18 @@ def _read_file(path: pathlib.Path) -> Iterator[Pair]:
                 f'{path}, line {number}: no text in {", ".join(missing)}; each line of BLiMP has '
                 f'{", ".join(_FIELDS.values())}'
             )
+        if any(map(json_lines.LONE_SURROGATE.search, values.values())):
+            raise ConfigError(f'{path}, line {number}: it holds half a character (\\ud800 … \\udfff), which is no text')
         values['field'] = values['field'].replace('/', '_')  # one paradigm writes syntax/semantics
         yield Pair(**values)
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with streams.open_text(path) as file:
+            yield from ((number, line) for number, line in enumerate(file, start=1) if not line.isspace())
+    except OSError as error:
+        raise ConfigError(f'cannot read {path}: {error.strerror or error}') from error
 
 
 def tally(pairs: Sequence[Pair], good_N: np.ndarray, bad_N: np.ndarray) -> dict:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mlm_jax.config import ConfigError
+from mlm_jax.data import json_lines
 from mlm_jax.tasks import metrics, records
 from mlm_jax.tasks.examples import Example, Task, TaskData, class_number, hold_out, number, yes_or_no
 
@@ -72,11 +73,15 @@ def read(files: Files) -> TaskData:
 def _labels(files: Files) -> Sequence[str]:
     """The classes of the train split: numbers in their order, else names in that of the alphabet."""
     path = pathlib.Path(files.train).expanduser()
-    found = {str(records.field(r, files.targets[0], f'line {n} of {path}')) for n, r in records.read(path)}
-    found -= {'', 'None'}
+    column, found = files.targets[0], set()
+    for line, record in records.read(path):
+        where = f'line {line} of {path}'
+        label = records.field(record, column, where)
+        if not _is_missing(label):
+            found.add(_class_name(label, where))
     if not 2 <= len(found) <= 1000:
         raise ConfigError(
-            f'the column {files.targets[0]!r} of {path} has {len(found):,} classes; a classification has 2 … 1000. '
+            f'the column {column!r} of {path} has {len(found):,} classes; a classification has 2 … 1000. '
             'Numbers to be predicted are --kind=regression'
         )
     return sorted(found, key=lambda label: (0, int(label), '') if label.isdecimal() else (1, 0, label))
@@ -87,11 +92,11 @@ def _read(files: Files, path: pathlib.Path, labels: Sequence[str], split: str, n
     for line, record in records.read(path):
         where = f'line {line} of {path}'
         texts = tuple(records.text(record, column, where) for column in files.texts)
+        texts = records.whole_characters(texts, notes, split)
         if not any(text.strip() for text in texts):
             notes[f'examples of {split} without text, left out'] += 1
             continue
-        values = [record.get(c) if split == 'test' else records.field(record, c, where) for c in files.targets]
-        targets = tuple(_target(files.kind, value, labels, where) for value in values)
+        targets = tuple(_target(files.kind, _value(record, c, split, where), labels, where) for c in files.targets)
         if all(map(math.isnan, targets)) and split != 'test':
             notes[f'examples of {split} without a target, left out'] += 1
             continue
@@ -101,11 +106,33 @@ def _read(files: Files, path: pathlib.Path, labels: Sequence[str], split: str, n
     return examples
 
 
+def _value(record: dict, column: str, split: str, where: str):
+    """What is to be predicted; a test set need not have it."""
+    if split == 'test' and json_lines.lookup(record, column) is json_lines.MISSING:
+        return None
+    return records.field(record, column, where)
+
+
+def _is_missing(value) -> bool:
+    return value is None or (isinstance(value, str) and value == '')
+
+
+def _class_name(label, where: str) -> str:
+    if isinstance(label, (list, dict)):
+        raise ConfigError(
+            f'{where}: the label is a {type(label).__name__}, {str(label)[:60]}, and a classification has one class '
+            'for each example. Where several may hold, give each a column of 0 and 1, name them all in '
+            '--target_columns, and set --kind=multilabel'
+        )
+    return str(label)
+
+
 def _target(kind: str, value, labels: Sequence[str], where: str) -> float:
-    if value is None or value == '':
+    if _is_missing(value):
         return math.nan
     if kind == 'classification':
-        if str(value) not in labels:
-            raise ConfigError(f'{where}: the label {value!r} is not in the train split, which has {", ".join(labels)}')
-        return class_number(value, labels, where)
+        name = _class_name(value, where)
+        if name not in labels:
+            raise ConfigError(f'{where}: the label {name!r} is not in the train split, which has {", ".join(labels)}')
+        return class_number(name, labels, where)
     return yes_or_no(value, where) if kind == 'multilabel' else number(value, where)

@@ -188,12 +188,13 @@ def _read_split(
     columns = source.headless if path.suffix == '.tsv' and not is_test else ()
     examples = []
     # A submission counts the lines of a test set: none may be left out.
-    for line, record in records.read(path, columns, None if is_test else notes):
+    for line, record in records.read(path, columns, None if is_test else notes, quoted=False):
         where = f'line {line} of {path}'
         label = next((record[key] for key in (source.label, 'label', 'score') if key in record), None)
         if label is None and not is_test:
             raise ConfigError(f'{where} has no {source.label!r}; its fields are {", ".join(record)}')
         texts = tuple(records.text(record, key, where) for key in _text_columns(source, record, where))
+        texts = records.whole_characters(texts, notes, split)
         if not any(part.strip() for part in texts):
             notes[f'examples of {split} without text'] += 1
         # Rows of the benchmark's test sets are counted from 0, and predictions are sent in by these numbers.

@@ -66,7 +66,8 @@ def _text_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int
     def write(split: str, outputs_NxC: np.ndarray, directory: pathlib.Path) -> None:
         lines = describe_predictions(task, splits[split], outputs_NxC * scale_C + shift_C)
         text = ''.join(f'{json.dumps(line, ensure_ascii=False)}\n' for line in lines)
-        atomic.write_bytes(directory / f'predictions_{split}.jsonl', text.encode())
+        # Half a character in the name of a class, as JSON may hold it, is written as JSON writes it.
+        atomic.write_bytes(directory / f'predictions_{split}.jsonl', text.encode(errors='backslashreplace'))
 
     num_outputs = len(task.labels)
     weights = _class_weights(task.kind, raw['train'], num_outputs) if recipe.class_weights == 'balanced' else None

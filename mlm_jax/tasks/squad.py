@@ -6,19 +6,17 @@ of a model's logits: `squad_answers.py`; how that is judged: `squad_metrics.py`.
 
 import collections
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlm_jax.config import ConfigError
+from mlm_jax.data import json_lines, streams
 from mlm_jax.tasks.examples import Task, TaskData
 
 SUITE = 'squad'
 VERSIONS = ('v1.1', 'v2.0')
-
-_LONE_SURROGATE = re.compile('[\ud800-\udfff]')  # JSON may hold half a character
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +111,10 @@ def _question(
     fields: Mapping[str, str], answers: Sequence[tuple[str, int]], impossible: bool, notes: collections.Counter
 ) -> Question:
     """A question whose answers stand where it says; `fields` are its id, the question and the context."""
-    if any(map(_LONE_SURROGATE.search, [*fields.values(), *(text for text, _ in answers)])):
+    if any(map(json_lines.LONE_SURROGATE.search, [*fields.values(), *(text for text, _ in answers)])):
         notes['questions with half a character, replaced by �'] += 1
-        fields = {name: _LONE_SURROGATE.sub('�', text) for name, text in fields.items()}
-        answers = [(_LONE_SURROGATE.sub('�', text), start) for text, start in answers]
+        fields = {name: json_lines.LONE_SURROGATE.sub('�', text) for name, text in fields.items()}
+        answers = [(json_lines.LONE_SURROGATE.sub('�', text), start) for text, start in answers]
     if not fields['context'].strip():
         notes['questions about an empty context'] += 1
     if not answers and not impossible:
@@ -149,14 +147,17 @@ def _locate(text: str, start: int, context: str, notes: collections.Counter) -> 
 
 def _file_questions(path: pathlib.Path, notes: collections.Counter) -> Iterator[Question]:
     try:
-        content = json.loads(path.read_bytes())
+        with streams.open_text(path) as file:
+            text = file.read()
     except OSError as error:
         raise ConfigError(
             f'cannot read {path}: {error.strerror}. SQuAD comes as train-v1.1.json, dev-v1.1.json, train-v2.0.json and '
             'dev-v2.0.json; or name a TFDS data set, such as tfds:squad/v1.1'
         ) from error
-    except ValueError as error:
-        raise ConfigError(f'{path} is not SQuAD: it is no JSON: {error}') from error
+    try:
+        content = json_lines.parse(text, 'the file')
+    except ConfigError as error:
+        raise ConfigError(f'{path} is not SQuAD: it is no JSON: {error}') from None
     for i, article in enumerate(_field(content, 'data', list, str(path))):
         where = f'{path}, data[{i}]'
         for j, paragraph in enumerate(_field(article, 'paragraphs', list, where)):
