@@ -187,7 +187,9 @@ def _make_tokenizer(config, corpus: corpora.Corpus, path: pathlib.Path) -> token
             tokenizer = tokenizers.extend(old, corpus.splits['train'].texts(), config)
         else:
             tokenizer = tokenizers.Tokenizer.from_file(model)
-            tokenizers.check_size(tokenizer, config, model)
+            tokenizers.check_size(tokenizer, config, model, tokenizers.LARGEST_PADDING)
+            if unused := config.vocab_size - tokenizer.vocabulary.size:
+                print(f'tokenizer  has {tokenizer.vocabulary.size:,} pieces: the last {unused:,} ids have no text')
         atomic.write_bytes(path, tokenizer.model, path.parent / _WORKING_DIRECTORY)
         seconds, ordinary = time.monotonic() - start, tokenizer.vocabulary.num_ordinary
         print(f'tokenizer  ready after {seconds:.1f} s: {ordinary:,} ordinary pieces among {config.vocab_size:,} ids')
@@ -297,7 +299,7 @@ def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: 
     packages = (*_VERSIONS, tokenizer.package, 'rdkit' if config.data.smiles_copies else '')
     return manifest_lib.Manifest(
         **intent,
-        vocabulary=tokenizer.vocabulary,
+        vocabulary=tokenizer.vocabulary.padded(config.vocab_size),
         tokenizer=TOKENIZER_FILE,
         tokenizer_sha256=atomic.sha256(directory / TOKENIZER_FILE),
         sequence_length=config.sequence_length,

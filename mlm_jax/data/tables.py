@@ -1,7 +1,8 @@
 """`tables.npz` in a prepared directory: what masking must know about the tokenizer and the corpus.
 
-`prepare` writes it: of every corpus, which pieces start a word and how often each id occurs; with `masking.unit=pmi`,
-the collocations too. It is made of the rows alone, so a directory that lacks a table gets it by preparing once more.
+`prepare` writes it: of every corpus, what pieces say of where words start, and how often each id occurs; with
+`masking.unit=pmi`, the collocations too. It is made of the tokenizer and the rows alone, so a directory that lacks a
+table gets it by preparing once more.
 """
 
 import pathlib
@@ -10,9 +11,9 @@ import ml_collections
 import numpy as np
 
 from mlm_jax.config import ConfigError
-from mlm_jax.data import atomic, collocations, tokenizers
+from mlm_jax.data import atomic, collocations, tokenizers, words
 from mlm_jax.data.manifest import Manifest
-from mlm_jax.masking.tables import Tables
+from mlm_jax.masking.tables import NEXT_STARTS, STARTS, Tables
 
 FILE = 'tables.npz'
 _WORD_UNITS = ('word', 'span', 'pmi')
@@ -23,6 +24,7 @@ def required(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     k = config.masking
     needs = {
         'word_starts': k.unit in _WORD_UNITS,
+        'word_marks': k.unit in _WORD_UNITS,
         'counts': k.strategy == 'weighted' and k.token_weights == 'frequency',
         'collocations': k.unit == 'pmi',
     }
@@ -46,21 +48,23 @@ def write_missing(config: ml_collections.ConfigDict, directory: pathlib.Path, ma
     """
     path = directory / FILE
     arrays = _read(path) if path.exists() else {}
-    missing = {'word_starts', 'counts', *required(config)} - arrays.keys()
+    missing = {'word_starts', 'word_marks', 'counts', *required(config)} - arrays.keys()
     if not missing:
         return False
     vocabulary = manifest.vocabulary
-    if 'word_starts' in missing:
-        arrays['word_starts'] = word_starts(tokenizers.Tokenizer.from_file(directory / manifest.tokenizer))
+    if missing & {'word_starts', 'word_marks'}:
+        arrays |= _of_words(directory, manifest)
+        if 'collocations' in arrays:  # of the words of an earlier version
+            missing.add('collocations')
     if required(config):
-        _check_words(config, arrays['word_starts'])
+        _check_words(config, arrays)
     if 'counts' in missing:
         arrays['counts'] = np.zeros(vocabulary.size, np.int64)
         for block in _blocks(directory, manifest):
             arrays['counts'] += np.bincount(block.ravel(), minlength=vocabulary.size)
     if 'collocations' in missing:
         arrays['collocations'] = collocations.collocations(
-            _blocks(directory, manifest), arrays['word_starts'], vocabulary
+            _blocks(directory, manifest), arrays['word_starts'], vocabulary, word_marks=arrays['word_marks']
         )
         print(f'tables     {len(arrays["collocations"]):,} collocations of 2 to 5 words')
     atomic.write(path, lambda file: np.savez(file, **dict(sorted(arrays.items()))), scratch)
@@ -68,10 +72,25 @@ def write_missing(config: ml_collections.ConfigDict, directory: pathlib.Path, ma
 
 
 def word_starts(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """bool[V]: whether a piece starts a word: tokenizers write the space before it as ▁."""
+    """bool[V]: whether a piece is written with a space before it, for which `pieces` has ▁."""
     ids = np.arange(tokenizer.vocabulary.size)
     starts = np.array([piece.startswith('▁') for piece in tokenizer.pieces(ids)])
     return starts & ~np.isin(ids, tokenizer.vocabulary.special_ids)
+
+
+def word_marks(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+    """uint8[V]: what else pieces say of words, as `masking.tables` has it."""
+    ids = range(tokenizer.vocabulary.size)
+    if hasattr(tokenizer, 'text_of'):
+        return words.marks(map(tokenizer.text_of, ids))
+    return words.marks(piece.replace('▁', ' ').encode() for piece in tokenizer.pieces(ids))
+
+
+def _of_words(directory: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarray]:
+    tokenizer = tokenizers.Tokenizer.from_file(directory / manifest.tokenizer)
+    padding = manifest.vocabulary.size - tokenizer.vocabulary.size  # ids that no piece has
+    arrays = {'word_starts': word_starts(tokenizer), 'word_marks': word_marks(tokenizer)}
+    return {name: np.pad(array, (0, padding)) for name, array in arrays.items()}
 
 
 def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:
@@ -83,8 +102,11 @@ def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:
     needed = required(config)
     arrays = {}
     if needed:
-        path = pathlib.Path(config.data.directory).expanduser() / FILE
-        arrays = _read(path) if path.exists() else {}
+        directory = pathlib.Path(config.data.directory).expanduser()
+        arrays = _read(directory / FILE) if (directory / FILE).exists() else {}
+        if 'word_starts' in arrays and 'word_marks' not in arrays and 'word_marks' in needed:  # of an earlier version
+            _check_words(config, arrays)
+            arrays = _of_words(directory, manifest) | arrays
         missing = [name for name in needed if name not in arrays]
         if missing:
             raise ConfigError(
@@ -93,11 +115,11 @@ def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:
                 '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>\n'
                 'once more: it adds them to the rows that are there'
             )
-        _check_words(config, arrays.get('word_starts'))
+        _check_words(config, arrays)
     weights = None
     if config.masking.strategy == 'weighted':
         weights = _weights(config.masking.token_weights, arrays.get('counts'), manifest.vocabulary.size)
-    return Tables(arrays.get('word_starts'), weights, arrays.get('collocations'))
+    return Tables(arrays.get('word_starts'), weights, arrays.get('collocations'), arrays.get('word_marks'))
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -114,8 +136,11 @@ def _blocks(directory: pathlib.Path, manifest: Manifest):
         yield np.load(directory / shard.file, mmap_mode='r')
 
 
-def _check_words(config: ml_collections.ConfigDict, word_starts: np.ndarray | None) -> None:
-    if config.masking.unit in _WORD_UNITS and not word_starts.any():
+def _check_words(config: ml_collections.ConfigDict, arrays: dict[str, np.ndarray]) -> None:
+    if config.masking.unit not in _WORD_UNITS:
+        return
+    marks = arrays.get('word_marks', np.zeros(1, np.uint8))
+    if not arrays['word_starts'].any() and not (marks & (STARTS | NEXT_STARTS)).any():
         raise ConfigError(
             f'masking.unit={config.masking.unit} is made of words, but no piece of this tokenizer starts with ▁, the '
             'sign of a space before it; use masking.unit=ngram, or token'
