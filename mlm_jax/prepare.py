@@ -89,6 +89,7 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
                 manifest_lib.save(manifest, directory)
                 print(f'added      {tables.FILE} to {directory}')
             print(f'{directory} is up to date: {_in_words(manifest)}')
+            _print_words(config, directory, manifest)
             return manifest
         _claim(directory, working, intent)
 
@@ -112,7 +113,13 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
         manifest_lib.save(manifest, directory, working)
         shutil.rmtree(working)
         print(f'prepared   {directory}: {_in_words(manifest)}')
+        _print_words(config, directory, manifest)
     return manifest
+
+
+def _print_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: manifest_lib.Manifest) -> None:
+    if line := tables.describe_words(config, directory, manifest):
+        print(line)
 
 
 def settings(config: ml_collections.ConfigDict) -> dict:

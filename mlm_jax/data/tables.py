@@ -13,9 +13,11 @@ import numpy as np
 from mlm_jax.config import ConfigError
 from mlm_jax.data import atomic, collocations, tokenizers, words
 from mlm_jax.data.manifest import Manifest
-from mlm_jax.masking.tables import NEXT_STARTS, STARTS, Tables
+from mlm_jax.masking.tables import NEXT_STARTS, STARTS, Tables, find_word_starts
 
 FILE = 'tables.npz'
+_LOOKED_AT = 1000  # rows, for what is said of words
+_TOLERATED = 0.1  # of the tokens, in words that are too long to be masked
 _WORD_UNITS = ('word', 'span', 'pmi')
 
 
@@ -86,11 +88,46 @@ def word_marks(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
     return words.marks(piece.replace('▁', ' ').encode() for piece in tokenizer.pieces(ids))
 
 
+def of_words(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> list[np.ndarray]:
+    """`word_starts` and `word_marks` for `vocab_size` ids, of which the last may have no piece."""
+    padding = vocab_size - tokenizer.vocabulary.size
+    return [np.pad(array, (0, padding)) for array in (word_starts(tokenizer), word_marks(tokenizer))]
+
+
 def _of_words(directory: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarray]:
     tokenizer = tokenizers.Tokenizer.from_file(directory / manifest.tokenizer)
-    padding = manifest.vocabulary.size - tokenizer.vocabulary.size  # ids that no piece has
-    arrays = {'word_starts': word_starts(tokenizer), 'word_marks': word_marks(tokenizer)}
-    return {name: np.pad(array, (0, padding)) for name, array in arrays.items()}
+    return dict(zip(('word_starts', 'word_marks'), of_words(tokenizer, manifest.vocabulary.size)))
+
+
+def describe_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: Manifest) -> str:
+    """A line on the words of the training rows, and a warning where many are too long to be masked; '' without words.
+
+    Args:
+      config: `config.masking` matters.
+      directory: holds the rows and the tables.
+      manifest: of the directory.
+    """
+    if config.masking.unit not in _WORD_UNITS:
+        return ''
+    arrays = _read(directory / FILE)
+    tokens = np.asarray(next(_blocks(directory, manifest))[:_LOOKED_AT])
+    ordinary = ~np.isin(tokens, manifest.vocabulary.special_ids)
+    starts = find_word_starts(tokens, arrays['word_starts'], arrays['word_marks'])
+    starts |= ~np.pad(ordinary[:, :-1], ((0, 0), (1, 0)))
+    word = np.cumsum(starts | ~ordinary).reshape(tokens.shape)  # the number of the word of each token
+    size = np.bincount(word[ordinary], minlength=word[-1, -1] + 1)[word]
+    k = config.masking
+    largest = k.ratio if k.ratio_schedule == 'constant' else max(k.ratio, k.final_ratio)
+    too_long = ordinary & (size > largest * ordinary.sum(1, keepdims=True) + 1)
+    share = too_long.sum() / max(1, ordinary.sum())
+    line = f'words      of {ordinary.sum() / max(1, (starts & ordinary).sum()):.2f} tokens'
+    if share <= _TOLERATED:
+        return line
+    return (
+        f'{line}\nWARNING: {share:.0%} of the tokens are in words longer than the share of a row that is masked, '
+        f'{largest:.0%}: masking.unit={config.masking.unit} leaves them out. Use masking.unit=token or ngram, which '
+        'need no other rows, or a tokenizer that marks where words start'
+    )
 
 
 def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:

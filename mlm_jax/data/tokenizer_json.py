@@ -18,7 +18,6 @@ from mlm_jax.config import ConfigError
 from mlm_jax.data import offsets
 from mlm_jax.masking.vocabulary import SYMBOL_NAMES, Vocabulary
 
-
 _MAX_GAPS = 1 << 20  # ids without a piece: more come of a damaged number
 _NEEDS_WORDS = ('WordPiece', 'WordLevel')  # models that know words alone, and cut no text
 
@@ -48,10 +47,6 @@ class JSONTokenizer:
           ConfigError: when it is no tokenizer.json, lacks a special symbol, or makes one from text.
           ImportError: without the extra `huggingface`.
         """
-        try:
-            import tokenizers
-        except ImportError:
-            raise ImportError(f"{name} needs the package tokenizers: pip install 'mlm_jax[huggingface]'") from None
         # One thread: whoever wants more runs several processes, which scale better.
         os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
         self.model, self._name = model, name
@@ -182,8 +177,10 @@ def _decoded(content: bytes) -> str:
 
 def _read(model: bytes, name: str):
     """The tokenizer of the package, with nothing cut, padded or made special."""
-    import tokenizers
-
+    try:
+        import tokenizers
+    except ImportError:
+        raise ImportError(f"{name} needs the package tokenizers: pip install 'mlm_jax[huggingface]'") from None
     text = _decoded(model)
     try:
         stored = json.loads(text)

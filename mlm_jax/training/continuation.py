@@ -153,9 +153,7 @@ def _check_tokenizer(config: ml_collections.ConfigDict, manifest: Manifest, path
         )
 
 
-def _extends(
-    config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path, old_size: int
-) -> bool:
+def _extends(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path, old_size: int) -> bool:
     ours = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
     new, old = Tokenizer.from_file(ours), Tokenizer.from_file(path)
     # Where the embedding of either has rows that no piece uses, nothing says what they are to become.
