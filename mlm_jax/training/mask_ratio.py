@@ -86,13 +86,15 @@ def describe(ratio: MaskRatio, masking: Masking) -> str:
             f'too many units of masking.unit={masking.unit} are longer than the share of a row that is to be masked, '
             'and skipped'
         )
-        cure = 'masking.unit=token or ngram masks as much as is asked for; so may longer rows or a larger masking.ratio'
+        cure = (
+            'Set masking.unit=token or ngram, which mask as much as is asked for; longer rows or a larger ratio help too'
+        )
     elif masking.strategy == 'weighted':
         reason = 'the weights of masking.token_weights are 0 for too many tokens'
-        cure = 'give more ids a weight'
+        cure = 'Give more ids a weight'
     else:
-        reason, cure = 'too many chosen tokens find no slot', 'use masking.strategy=uniform, or longer rows'
+        reason, cure = 'too many chosen tokens find no slot', 'Set masking.strategy=uniform, or take longer rows'
     return (
         f'WARNING: masks cover {ratio.predicted:.1%} of the tokens, where {ratio.asked:.1%} are asked for: {reason}. '
-        f'{cure[0].upper()}{cure[1:]}. python -m mlm_jax.inspect_masks shows the masks'
+        f'{cure}. python -m mlm_jax.inspect_masks shows the masks'
     )
