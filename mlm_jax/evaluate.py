@@ -84,7 +84,8 @@ def fill_mask(model: loading.TrainedModel, text: str, top: int = 5) -> list[list
         segments=jnp.ones_like(tokens_1xT),
     )
     logits_MxV = model.run.objective.apply({'params': model.params}, batch, method='logits')[0]
-    logits_MxV = logits_MxV.at[:, jnp.asarray(model.tokenizer.vocabulary.special_ids)].set(-jnp.inf)
+    vocabulary = model.tokenizer.vocabulary.padded(model.config.vocab_size)
+    logits_MxV = logits_MxV.at[:, jnp.asarray(vocabulary.special_ids)].set(-jnp.inf)
     probability, token = jax.lax.top_k(jax.nn.softmax(logits_MxV), top)
     return [
         [(model.tokenizer.id_to_piece(t), float(p)) for t, p in zip(tokens, ps, strict=True)]

@@ -29,7 +29,7 @@ from mlm_jax.data.shards import Shards
 from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.training import build, checks
+from mlm_jax.training import build, checks, mask_ratio
 from mlm_jax.training.step import MASK_STREAM, stream_key
 
 COLOURS = {1: ('41;97', '#e57373'), 2: ('43;30', '#ffd54f'), 3: ('44;97', '#64b5f6'), 4: ('100;97', '#bdbdbd')}
@@ -37,11 +37,16 @@ _STYLE = 'body{font:16px/1.6 sans-serif;max-width:60em;margin:2em auto}mark{bord
 SIGNS = {1: '[]', 2: '{}', 3: '()', 4: '<>'}  # where there are no colours
 
 
+def _run(config, manifest) -> build.Run:
+    """The functions of the run."""
+    steps_per_epoch = len(Shards(config.data.directory, 'train')) / config.batch_size
+    return build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
+
+
 def masked_batches(config, manifest, first_step: int, num_texts: int) -> Iterator[tuple[MaskedBatch, np.ndarray]]:
     """The batches of a run from `first_step` on, and their overflow, int32[B·K], until `num_texts` rows are seen."""
     rows = Shards(config.data.directory, 'train')
-    steps_per_epoch = len(rows) / config.batch_size
-    run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
+    run = _run(config, manifest)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     batches = Batches(rows, config.seed, config.batch_size, mesh_lib.batch_sharding(mesh))
 
@@ -126,23 +131,28 @@ def main() -> None:
     manifest = manifest_lib.load(config.data.directory)
     checks.check_data(config, manifest)
     tokenizer = Tokenizer.from_file(pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer)
-    word_starts = tables_lib.word_starts(tokenizer)
+    word_starts, word_marks = tables_lib.of_words(tokenizer, manifest.vocabulary.size)
     coloured = values.colour == 'always' or (values.colour == 'auto' and sys.stdout.isatty())
     paint = paint_terminal if coloured else paint_plain
 
-    statistics, pages = MaskStatistics.zeros(config.sequence_length), []
+    statistics, pages, batches = MaskStatistics.zeros(config.masking.repeats * config.sequence_length), [], []
     print(describe(config), '\n')
     print('  '.join(paint(KINDS[kind], kind) for kind in COLOURS), '\n')
     for batch, overflow_B in masked_batches(config, manifest, values.step, values.texts):
-        statistics.add(batch, overflow_B, word_starts, manifest.vocabulary)
+        statistics.add(batch, overflow_B, word_starts, manifest.vocabulary, word_marks)
+        batches.append(batch)
         kinds_BxT = kinds(batch, manifest.vocabulary)
         for row in range(min(len(kinds_BxT), values.rows - len(pages))):
             parts = tokenizer, batch.tokens[row], batch.inputs[row], kinds_BxT[row]
             print(text_of(*parts, paint).strip(), '\n')
             pages.append(text_of(*parts, paint_html))
-    figures = statistics.summary()
+    masking = _run(config, manifest).masking
+    ratio = mask_ratio.of_batches(masking, batches, values.step)
+    figures = statistics.summary() | {'asked share of the tokens': ratio.asked}
     for name, value in figures.items():
         print(f'{_number(value):>12}  {name}')
+    if ratio.is_missed:
+        print(f'\n{mask_ratio.describe(ratio, masking)}')
     if values.output:
         directory = pathlib.Path(values.output).expanduser()
         directory.mkdir(parents=True, exist_ok=True)

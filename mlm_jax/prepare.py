@@ -119,6 +119,7 @@ def _prepare(config, directory: pathlib.Path, working: pathlib.Path, intent: dic
     manifest_lib.save(manifest, directory, working)
     shutil.rmtree(working)
     print(f'prepared   {directory}: {_in_words(manifest)}')
+    _print_words(config, directory, manifest)
     return manifest
 
 
@@ -143,6 +144,7 @@ def _bring_up_to_date(config, directory: pathlib.Path, working: pathlib.Path, in
             manifest_lib.save(manifest, directory)
         print(f'added      {tables.FILE} to {directory}')
     print(f'{directory} is up to date: {_in_words(manifest)}')
+    _print_words(config, directory, manifest)
     return manifest
 
 
@@ -174,6 +176,11 @@ def _repair(config, directory, working, manifest: manifest_lib.Manifest, wrong: 
         shutil.rmtree(working)
     if manifest.tables in wrong:
         (directory / manifest.tables).unlink(missing_ok=True)
+
+
+def _print_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: manifest_lib.Manifest) -> None:
+    if line := tables.describe_words(config, directory, manifest):
+        print(line)
 
 
 def settings(config: ml_collections.ConfigDict) -> dict:
@@ -331,7 +338,9 @@ def _new_tokenizer(config, corpus: corpora.Corpus) -> tokenizers.Tokenizer:
         old = tokenizers.Tokenizer.from_file(model.removeprefix(tokenizers.EXTEND))
         return tokenizers.extend(old, corpus.splits['train'].texts(), config)
     tokenizer = tokenizers.Tokenizer.from_file(model)
-    tokenizers.check_size(tokenizer, config, model)
+    tokenizers.check_size(tokenizer, config, model, tokenizers.LARGEST_PADDING)
+    if unused := config.vocab_size - tokenizer.vocabulary.size:
+        print(f'tokenizer  has {tokenizer.vocabulary.size:,} pieces: the last {unused:,} ids have no text')
     return tokenizer
 
 
@@ -494,7 +503,7 @@ def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: 
     packages = (*_VERSIONS, tokenizer.package, 'rdkit' if config.data.smiles_copies else '')
     return manifest_lib.Manifest(
         **intent,
-        vocabulary=tokenizer.vocabulary,
+        vocabulary=tokenizer.vocabulary.padded(config.vocab_size),
         tokenizer=TOKENIZER_FILE,
         tokenizer_sha256=atomic.sha256(directory / TOKENIZER_FILE),
         sequence_length=config.sequence_length,

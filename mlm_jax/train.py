@@ -25,7 +25,17 @@ from mlm_jax.data.shards import Shards
 from mlm_jax.data.verification import Background
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.tasks import blimp as blimp_lib
-from mlm_jax.training import build, checkpoints, checks, continuation, evaluation, loss_curve, memory, runtime
+from mlm_jax.training import (
+    build,
+    checkpoints,
+    checks,
+    continuation,
+    evaluation,
+    loss_curve,
+    mask_ratio,
+    memory,
+    runtime,
+)
 from mlm_jax.training import workdir as workdir_lib
 from mlm_jax.training.run_log import RunLog
 from mlm_jax.training.state import abstract_state, create_state, num_parameters
@@ -61,6 +71,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     mesh = runtime.make_mesh(config)
     sharding = mesh_lib.batch_sharding(mesh)
     is_leader = jax.process_index() == 0
+    missed_ratio = mask_ratio.warning(run.masking, train_rows, config.seed) if is_leader else ''
     workdir.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
         # ---- State: fresh, or from the last checkpoint; laid out on this mesh, whatever the mesh was before ----------
@@ -90,6 +101,8 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         for remark in checks.remarks(config, len(train_rows)):
             log.note(remark)
         log.note(f'{"resuming at" if resumed else "starting at"} step {first_step:,} of {run.total_steps:,}')
+        if missed_ratio:
+            log.note(missed_ratio)
 
         # ---- Compile ahead of the loop: its cost is seen, and no step pays it ----------------------------------------
         start = time.perf_counter()

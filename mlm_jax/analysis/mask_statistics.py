@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from mlm_jax.masking.batch import MaskedBatch
+from mlm_jax.masking.tables import find_word_starts
 from mlm_jax.masking.vocabulary import Vocabulary
 
 # What became of a position. Of the last kind, only the input differs: nothing is predicted there.
@@ -47,8 +48,15 @@ class MaskStatistics:
         """No rows of `length` tokens."""
         return cls([], *(np.zeros(n, np.int64) for n in (len(KINDS), MAX_RUN + 1, 2, length, length)))
 
-    def add(self, batch: MaskedBatch, overflow_B: np.ndarray, word_starts: np.ndarray, vocabulary: Vocabulary) -> None:
-        """Counts a batch; `word_starts` is bool[V]."""
+    def add(
+        self,
+        batch: MaskedBatch,
+        overflow_B: np.ndarray,
+        word_starts: np.ndarray,
+        vocabulary: Vocabulary,
+        word_marks: np.ndarray | None = None,
+    ) -> None:
+        """Counts a batch; `word_starts` is bool[V], and `word_marks` uint8[V], as `masking.tables.Tables` has them."""
         tokens = np.asarray(batch.tokens)
         kinds_BxT = kinds(batch, vocabulary)
         chosen_BxT = kinds_BxT > 0
@@ -57,7 +65,7 @@ class MaskStatistics:
         self.kinds += np.bincount(kinds_BxT[eligible_BxT], minlength=len(KINDS))
         self.runs += _run_lengths(chosen_BxT)
         before = np.pad(eligible_BxT[:, :-1], ((0, 0), (1, 0)))
-        starts_BxT = eligible_BxT & (word_starts[tokens] | ~before)
+        starts_BxT = eligible_BxT & (find_word_starts(tokens, word_starts, word_marks) | ~before)
         word_N = np.cumsum(starts_BxT)[eligible_BxT.ravel()]  # the number of the word of each eligible token
         hit_W, size_W = np.bincount(word_N, chosen_BxT[eligible_BxT]), np.bincount(word_N)
         self.words += [np.count_nonzero(hit_W), np.count_nonzero((hit_W == size_W) & (hit_W > 0))]

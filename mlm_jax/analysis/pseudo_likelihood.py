@@ -20,8 +20,9 @@ import tqdm
 
 from mlm_jax.analysis import entropy
 from mlm_jax.config import ConfigError
-from mlm_jax.data.tables import word_starts
+from mlm_jax.data.tables import word_marks, word_starts
 from mlm_jax.masking.batch import MaskedBatch, selected_of
+from mlm_jax.masking.tables import NEXT_STARTS, STARTS, find_word_starts
 from mlm_jax.models.exlm import ExLM
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.tasks.inputs import padded_length
@@ -78,14 +79,14 @@ class PseudoLikelihood:
         # Rows are short: what other backends need of their lengths, and gain, does not matter here.
         config = dataclasses.replace(objective.config, attention_backend='xla')
         self._objective = entropy.for_any_ratio(objective.clone(config=config))
-        starts_V = _word_starts(tokenizer) if within_word else None
+        words = _words(tokenizer) if within_word else None
         encoded = _encode(tokenizer, sentences, config.max_length // repeats)
         numbers = {}  # of different sentences, by their tokens
         self._number_of = np.array([numbers.setdefault(ids.tobytes(), len(numbers)) for ids in encoded])
         different = list({ids.tobytes(): ids for ids in encoded}.values())
         self.num_unknown = sum(_is_special(ids[1:-1], self._vocabulary).any() for ids in encoded)
         self._num_different = len(different)
-        self._copies = _make_copies(different, self._vocabulary, repeats, starts_V, config.max_length)
+        self._copies = _make_copies(different, self._vocabulary, repeats, words, config.max_length)
         self._num_masked = max(int((c.stop - c.start).max()) for c in self._copies)
         self.num_rows = sum(len(c.start) for c in self._copies)
         self._batch_sizes, self._compiled, self._sharding = {}, {}, None
@@ -206,18 +207,19 @@ def _is_special(ids: np.ndarray, vocabulary) -> np.ndarray:
     return np.isin(ids, vocabulary.special_ids)
 
 
-def _word_starts(tokenizer) -> np.ndarray:
-    starts_V = word_starts(tokenizer)
-    if not starts_V.any():
+def _words(tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Two tables of the tokenizer: bool[V] and uint8[V]."""
+    starts_V, marks_V = word_starts(tokenizer), word_marks(tokenizer)
+    if not starts_V.any() and not (marks_V & (STARTS | NEXT_STARTS)).any():
         raise ConfigError(
             'this tokenizer does not mark where words start: its pieces can be masked one by one only, without '
             '--blimp_within_word'
         )
-    return starts_V
+    return starts_V, marks_V
 
 
 def _make_copies(
-    sentences: Sequence[np.ndarray], vocabulary, repeats: int, starts_V: np.ndarray | None, max_length: int
+    sentences: Sequence[np.ndarray], vocabulary, repeats: int, words: tuple | None, max_length: int
 ) -> list[Copies]:
     """The copies of all sentences by the length of their rows, the longest first: a lack of memory shows at once."""
     by_length: dict[int, list[int]] = {}
@@ -230,18 +232,18 @@ def _make_copies(
         for row, number in enumerate(numbers):
             ids = sentences[number]
             tokens[row, : repeats * len(ids)] = np.repeat(ids, repeats)
-            start, stop = _masked_ranges(ids, vocabulary, starts_V)
+            start, stop = _masked_ranges(ids, vocabulary, words)
             parts.append((np.full(len(start), row), repeats * start, repeats * stop))
         sentence, start, stop = (np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True))
         groups.append(Copies(tokens, np.array(numbers, np.int32), sentence, start, stop))
     return groups
 
 
-def _masked_ranges(ids: np.ndarray, vocabulary, starts_V: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _masked_ranges(ids: np.ndarray, vocabulary, words: tuple | None) -> tuple[np.ndarray, np.ndarray]:
     """For each ordinary token its place, and where masking ends: behind it, or behind the last piece of its word."""
     special = _is_special(ids, vocabulary)
     start = np.flatnonzero(~special)
-    if starts_V is None:
+    if words is None:
         return start, start + 1
-    boundaries = np.flatnonzero(special | starts_V[ids])  # the last is [SEP]
+    boundaries = np.flatnonzero(special | find_word_starts(ids, *words))  # the last is [SEP]
     return start, boundaries[np.searchsorted(boundaries, start, side='right')]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from mlm_jax.masking.tables import MAX_NGRAM, span_hashes
+from mlm_jax.masking.tables import MAX_NGRAM, find_word_starts, span_hashes
 from mlm_jax.masking.vocabulary import Vocabulary
 
 MAX_TOKENS = 20_000_000  # of the corpus that are looked at
@@ -14,7 +14,11 @@ _REPRESENTATIVES = 20_000  # n-grams whose parts are looked up at a time
 
 
 def collocations(
-    blocks: Iterable[np.ndarray], word_starts: np.ndarray, vocabulary: Vocabulary, min_count: int = MIN_COUNT
+    blocks: Iterable[np.ndarray],
+    word_starts: np.ndarray,
+    vocabulary: Vocabulary,
+    min_count: int = MIN_COUNT,
+    word_marks: np.ndarray | None = None,
 ) -> np.ndarray:
     """The n-grams of 2 to 5 words with a high pointwise mutual information (Levine et al., arXiv 2010.01825).
 
@@ -26,12 +30,14 @@ def collocations(
       word_starts: bool[V], whether a piece starts a word.
       vocabulary: the special ids.
       min_count: rarer n-grams are no collocations.
+      word_marks: uint8[V], what else pieces say of words; as `masking.tables.Tables`.
 
     Returns:
       uint32[P], ascending: their hashes, by `masking.tables.span_hashes`.
     """
     tokens = np.concatenate(list(_limited(blocks)))
-    bounds_WxN, row_W = _words(tokens, word_starts, vocabulary)
+    starts = find_word_starts(tokens, word_starts, word_marks)
+    bounds_WxN, row_W = _words(tokens, starts, vocabulary)
     seen = {}  # n → the hashes of all n-grams, ascending, and the logarithm of their frequency
     candidates = {}  # n → an occurrence of each n-gram that is frequent enough
     hashes = span_hashes(tokens.reshape(1, -1))  # the whole corpus as one row
@@ -60,7 +66,7 @@ def _limited(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             return
 
 
-def _words(tokens: np.ndarray, word_starts: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+def _words(tokens: np.ndarray, starts: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """The places in its row where each word, and the n words from it on, start and end; and its row.
 
     Returns:
@@ -68,7 +74,7 @@ def _words(tokens: np.ndarray, word_starts: np.ndarray, vocabulary: Vocabulary) 
     """
     ordinary = ~np.isin(tokens, vocabulary.special_ids)
     run_starts = ordinary & ~np.pad(ordinary[:, :-1], ((0, 0), (1, 0)))
-    starts = ordinary & (word_starts[tokens] | run_starts)
+    starts = ordinary & (starts | run_starts)
     boundary = np.where(starts | ~ordinary, np.arange(tokens.shape[1]), tokens.shape[1])
     following = np.minimum.accumulate(boundary[:, ::-1], axis=1)[:, ::-1]
     following = np.pad(following[:, 1:], ((0, 0), (0, 1)), constant_values=tokens.shape[1])

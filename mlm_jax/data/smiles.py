@@ -74,7 +74,7 @@ class SmilesTokenizer:
                 raise ValueError(f'{strange[0]!r} is no token of SMILES')
             if not len(SPECIALS) < len(pieces) <= size:
                 raise ValueError(f'it has {len(pieces)} pieces and {size} ids')
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ConfigError(f'{name} is no vocabulary of SMILES tokens: {error}') from error
         self.model = model
         self._pieces = (*pieces, *(f'[unused{i}]' for i in range(len(pieces), size)))
@@ -121,6 +121,10 @@ class SmilesTokenizer:
         """The token of one id."""
         return self._pieces[int(token)]
 
+    def text_of(self, token: int) -> bytes:
+        """What one id stands for in text; b'' for a special one."""
+        return b'' if token in self.vocabulary.special_ids else self._pieces[int(token)].encode()
+
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The tokens of ids."""
         return [self.id_to_piece(i) for i in np.asarray(ids).tolist()]
@@ -130,7 +134,7 @@ def is_model(model: bytes) -> bool:
     """Whether JSON holds a vocabulary of SMILES tokens, rather than a tokenizer of Hugging Face."""
     try:
         stored = json.loads(model)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(stored, dict) and stored.get('format') == _FORMAT
 

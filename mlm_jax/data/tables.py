@@ -1,7 +1,8 @@
 """`tables.npz` in a prepared directory: what masking must know about the tokenizer and the corpus.
 
-`prepare` writes it: of every corpus, which pieces start a word and how often each id occurs; with `masking.unit=pmi`,
-the collocations too. It is made of the rows alone, so a directory that lacks a table gets it by preparing once more.
+`prepare` writes it: of every corpus, what pieces say of where words start, and how often each id occurs; with
+`masking.unit=pmi`, the collocations too. It is made of the tokenizer and the rows alone, so a directory that lacks a
+table gets it by preparing once more.
 """
 
 import io
@@ -15,11 +16,13 @@ import ml_collections
 import numpy as np
 
 from mlm_jax.config import ConfigError
-from mlm_jax.data import atomic, collocations, shards, tokenizers
+from mlm_jax.data import atomic, collocations, shards, tokenizers, words
 from mlm_jax.data.manifest import Manifest
-from mlm_jax.masking.tables import Tables
+from mlm_jax.masking.tables import NEXT_STARTS, STARTS, Tables, find_word_starts
 
 FILE = 'tables.npz'
+_LOOKED_AT = 1000  # rows, for what is said of words
+_TOLERATED = 0.1  # of the tokens, in words that are too long to be masked
 _WORD_UNITS = ('word', 'span', 'pmi')
 
 
@@ -28,6 +31,7 @@ def required(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     k = config.masking
     needs = {
         'word_starts': k.unit in _WORD_UNITS,
+        'word_marks': k.unit in _WORD_UNITS,
         'counts': k.strategy == 'weighted' and k.token_weights == 'frequency',
         'collocations': k.unit == 'pmi',
     }
@@ -52,20 +56,22 @@ def write_missing(config: ml_collections.ConfigDict, directory: pathlib.Path, ma
     path = directory / FILE
     vocabulary = manifest.vocabulary
     arrays = read(path, vocabulary.size) if path.exists() else {}
-    missing = {'word_starts', 'counts', *required(config)} - arrays.keys()
+    missing = {'word_starts', 'word_marks', 'counts', *required(config)} - arrays.keys()
     if not missing:
         return False
-    if 'word_starts' in missing:
-        arrays['word_starts'] = word_starts(tokenizers.Tokenizer.from_file(directory / manifest.tokenizer))
+    if missing & {'word_starts', 'word_marks'}:
+        arrays |= _of_words(directory, manifest)
+        if 'collocations' in arrays:  # of the words of an earlier version
+            missing.add('collocations')
     if required(config):
-        _check_words(config, arrays['word_starts'])
+        _check_words(config, arrays)
     if 'counts' in missing:
         arrays['counts'] = np.zeros(vocabulary.size, np.int64)
         for block in _blocks(directory, manifest):
             arrays['counts'] += np.bincount(block.ravel(), minlength=vocabulary.size)
     if 'collocations' in missing:
         arrays['collocations'] = collocations.collocations(
-            _blocks(directory, manifest), arrays['word_starts'], vocabulary
+            _blocks(directory, manifest), arrays['word_starts'], vocabulary, word_marks=arrays['word_marks']
         )
         print(f'tables     {len(arrays["collocations"]):,} collocations of 2 to 5 words')
     atomic.write(path, lambda file: np.savez(file, **dict(sorted(arrays.items()))), scratch)
@@ -73,10 +79,60 @@ def write_missing(config: ml_collections.ConfigDict, directory: pathlib.Path, ma
 
 
 def word_starts(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """bool[V]: whether a piece starts a word: tokenizers write the space before it as ▁."""
+    """bool[V]: whether a piece is written with a space before it, for which `pieces` has ▁."""
     ids = np.arange(tokenizer.vocabulary.size)
     starts = np.array([piece.startswith('▁') for piece in tokenizer.pieces(ids)])
     return starts & ~np.isin(ids, tokenizer.vocabulary.special_ids)
+
+
+def word_marks(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+    """uint8[V]: what else pieces say of words, as `masking.tables` has it."""
+    ids = range(tokenizer.vocabulary.size)
+    if hasattr(tokenizer, 'text_of'):
+        return words.marks(map(tokenizer.text_of, ids))
+    return words.marks(piece.replace('▁', ' ').encode() for piece in tokenizer.pieces(ids))
+
+
+def of_words(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> list[np.ndarray]:
+    """`word_starts` and `word_marks` for `vocab_size` ids, of which the last may have no piece."""
+    padding = vocab_size - tokenizer.vocabulary.size
+    return [np.pad(array, (0, padding)) for array in (word_starts(tokenizer), word_marks(tokenizer))]
+
+
+def _of_words(directory: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarray]:
+    tokenizer = tokenizers.Tokenizer.from_file(directory / manifest.tokenizer)
+    return dict(zip(('word_starts', 'word_marks'), of_words(tokenizer, manifest.vocabulary.size)))
+
+
+def describe_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: Manifest) -> str:
+    """A line on the words of the training rows, and a warning where many are too long to be masked; '' without words.
+
+    Args:
+      config: `config.masking` matters.
+      directory: holds the rows and the tables.
+      manifest: of the directory.
+    """
+    if config.masking.unit not in _WORD_UNITS:
+        return ''
+    arrays = read(directory / FILE, manifest.vocabulary.size)
+    tokens = np.asarray(next(_blocks(directory, manifest))[:_LOOKED_AT])
+    ordinary = ~np.isin(tokens, manifest.vocabulary.special_ids)
+    starts = find_word_starts(tokens, arrays['word_starts'], arrays['word_marks'])
+    starts |= ~np.pad(ordinary[:, :-1], ((0, 0), (1, 0)))
+    word = np.cumsum(starts | ~ordinary).reshape(tokens.shape)  # the number of the word of each token
+    size = np.bincount(word[ordinary], minlength=word[-1, -1] + 1)[word]
+    k = config.masking
+    largest = k.ratio if k.ratio_schedule == 'constant' else max(k.ratio, k.final_ratio)
+    too_long = ordinary & (size > largest * ordinary.sum(1, keepdims=True) + 1)
+    share = too_long.sum() / max(1, ordinary.sum())
+    line = f'words      of {ordinary.sum() / max(1, (starts & ordinary).sum()):.2f} tokens'
+    if share <= _TOLERATED:
+        return line
+    return (
+        f'{line}\nWARNING: {share:.0%} of the tokens are in words longer than the share of a row that is masked, '
+        f'{largest:.0%}: masking.unit={config.masking.unit} leaves them out. Use masking.unit=token or ngram, which '
+        'need no other rows, or a tokenizer that marks where words start'
+    )
 
 
 def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:
@@ -88,8 +144,12 @@ def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:
     needed = required(config)
     arrays = {}
     if needed:
-        path = pathlib.Path(config.data.directory).expanduser() / FILE
+        directory = pathlib.Path(config.data.directory).expanduser()
+        path = directory / FILE
         arrays = read(path, manifest.vocabulary.size) if path.exists() else {}
+        if 'word_starts' in arrays and 'word_marks' not in arrays and 'word_marks' in needed:  # of an earlier version
+            _check_words(config, arrays)
+            arrays = _of_words(directory, manifest) | arrays
         missing = [name for name in needed if name not in arrays]
         if missing:
             raise ConfigError(
@@ -98,13 +158,13 @@ def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:
                 '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>\n'
                 'once more: it adds them to the rows that are there'
             )
-        _check_words(config, arrays.get('word_starts'))
+        _check_words(config, arrays)
         if manifest.tables and manifest.tables_sha256 and atomic.sha256(path) != manifest.tables_sha256:
             raise _unreadable(path, 'it has changed since prepare wrote it, by its SHA-256')
     weights = None
     if config.masking.strategy == 'weighted':
         weights = _weights(config.masking.token_weights, arrays.get('counts'), manifest.vocabulary.size)
-    return Tables(arrays.get('word_starts'), weights, arrays.get('collocations'))
+    return Tables(arrays.get('word_starts'), weights, arrays.get('collocations'), arrays.get('word_marks'))
 
 
 # What NumPy and zipfile raise at files that are cut off, or made of other bytes.
@@ -124,7 +184,8 @@ def read(path: pathlib.Path, vocab_size: int) -> dict[str, np.ndarray]:
         # From memory: an array whose header lies about its size would be as large as the header says.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             arrays = {name: np.asarray(stored[name]) for name in stored}
-        kinds = {'word_starts': (np.bool_, (vocab_size,)), 'counts': (np.int64, (vocab_size,))}
+        kinds = {'word_starts': (np.bool_, (vocab_size,)), 'word_marks': (np.uint8, (vocab_size,))}
+        kinds['counts'] = (np.int64, (vocab_size,))
         kinds['collocations'] = (np.uint32, (np.size(arrays.get('collocations')),))
         for name, array in arrays.items():
             if (array.dtype, array.shape) != kinds.get(name, (array.dtype, array.shape)):
@@ -143,8 +204,11 @@ def _blocks(directory: pathlib.Path, manifest: Manifest):
     return shards.Shards(directory, 'train', manifest=manifest).blocks()
 
 
-def _check_words(config: ml_collections.ConfigDict, word_starts: np.ndarray | None) -> None:
-    if config.masking.unit in _WORD_UNITS and not word_starts.any():
+def _check_words(config: ml_collections.ConfigDict, arrays: dict[str, np.ndarray]) -> None:
+    if config.masking.unit not in _WORD_UNITS:
+        return
+    marks = arrays.get('word_marks', np.zeros(1, np.uint8))
+    if not arrays['word_starts'].any() and not (marks & (STARTS | NEXT_STARTS)).any():
         raise ConfigError(
             f'masking.unit={config.masking.unit} is made of words, but no piece of this tokenizer starts with ▁, the '
             'sign of a space before it; use masking.unit=ngram, or token'

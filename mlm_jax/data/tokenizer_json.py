@@ -5,15 +5,26 @@ the ordinary characters it consists of. Needs the package tokenizers (extra `hug
 """
 
 import collections
+import functools
 import json
 import os
-from collections.abc import Sequence
+import re
+import secrets
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from mlm_jax.config import ConfigError
 from mlm_jax.data import offsets
 from mlm_jax.masking.vocabulary import SYMBOL_NAMES, Vocabulary
+
+_MAX_GAPS = 1 << 20  # ids without a piece: more come of a damaged number
+_NEEDS_WORDS = ('WordPiece', 'WordLevel')  # models that know words alone, and cut no text
+
+
+def looks_like_json(content: bytes) -> bool:
+    """Whether a file is JSON and not a SentencePiece model, which never starts so. A byte order mark does not count."""
+    return _decoded(content[:1000])[:1] in ('{', '[', '"')
 
 
 class JSONTokenizer:
@@ -36,28 +47,32 @@ class JSONTokenizer:
           ConfigError: when it is no tokenizer.json, lacks a special symbol, or makes one from text.
           ImportError: without the extra `huggingface`.
         """
-        try:
-            import tokenizers
-        except ImportError:
-            raise ImportError(f"{name} needs the package tokenizers: pip install 'mlm_jax[huggingface]'") from None
         # One thread: whoever wants more runs several processes, which scale better.
         os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
-            parts = json.loads(model)
-        except Exception as error:  # the package raises nothing more specific
-            raise ConfigError(f'{name} is no tokenizer.json of Hugging Face: {error}') from error
-        self.model = model
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True  # as text, where text contains them
+        self.model, self._name = model, name
+        self._tokenizer = _read(model, name)
+        # As the package writes it: old files lack keys, such as the type of the model.
+        parts = json.loads(self._tokenizer.to_str())
+        kind = parts['model']['type']
+        if kind in _NEEDS_WORDS and not parts['pre_tokenizer']:
+            raise ConfigError(
+                f'{name} has no pre_tokenizer, and so its {kind} model would take every text for one word. Add the one '
+                'that it was trained with, which for BERT is "pre_tokenizer": {"type": "BertPreTokenizer"}'
+            )
         self.vocabulary = _vocabulary(self._tokenizer, parts, name)
         self.unknown_id = _unknown_id(self._tokenizer, parts['model'])
         self._special_ids = frozenset(self.vocabulary.special_ids)
+        self._added = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if not token.special}
         self._continuation = parts['model'].get('continuing_subword_prefix') or ''
-        self._is_wordpiece = parts['model'].get('type') == 'WordPiece'
-        self._byte_decoder = tokenizers.decoders.ByteLevel() if _has_byte_level(parts['pre_tokenizer']) else None
-        self._check_specials_are_never_text(name)
+        self._word_end = parts['model'].get('end_of_word_suffix') or ''
+        self._begins_words = kind in _NEEDS_WORDS or bool(self._continuation)
+        self._space = _metaspace(parts['pre_tokenizer']) or '▁'
+        self._is_byte_level = any(_has(parts[key], 'ByteLevel') for key in ('normalizer', 'pre_tokenizer'))
+        self._has_bytes = bool(parts['model'].get('byte_fallback'))
+        self._encoder = self._tokenizer
+        if self._made_from_text(self._special_ids - {self.unknown_id}):
+            self._encoder = _without_names(parts, self._special_ids)
+        self._check_specials_are_never_text()
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, int32[n], without [CLS] or [SEP]."""
@@ -66,12 +81,15 @@ class JSONTokenizer:
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
         """The ids of several texts (or their UTF-8), int32[n] each."""
         texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the package raises nothing more specific
+            raise ConfigError(f'{self._name} cannot encode a text: {error}') from error
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ids of a text, and where in it each of them starts and ends: as `tokenizers.Tokenizer.encode_offsets`."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._encoder.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int32)
         starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
         # Whoever searches in them relies on their order, which nothing in a tokenizer.json promises.
@@ -106,30 +124,111 @@ class JSONTokenizer:
         piece = self._tokenizer.id_to_token(token)
         if piece is None:  # a gap between the ids
             return ''
-        if token in self._special_ids:
+        if token in self._special_ids or token in self._added:
             return piece
-        if self._is_wordpiece:
+        if self._begins_words:
             goes_on = self._continuation and piece.startswith(self._continuation)
             return piece.removeprefix(self._continuation) if goes_on else f'▁{piece}'
-        if self._byte_decoder is not None:
-            text = self._byte_decoder.decode([piece])
+        if self._is_byte_level:
+            text = _bytes_of(piece).decode(errors='replace')
             return piece.replace('Ġ', '▁') if '\ufffd' in text else text.replace(' ', '▁')
-        return piece
+        return piece.replace(self._space, '▁')
+
+    def text_of(self, token: int) -> bytes:
+        """What one id stands for in text, UTF-8, perhaps no whole character; b'' for a special one."""
+        token = int(token)
+        piece = self._tokenizer.id_to_token(token)
+        if piece is None or token in self._special_ids:
+            return b''
+        if token in self._added:
+            return piece.encode()
+        if self._is_byte_level and not self._begins_words:
+            return _bytes_of(piece)
+        if self._has_bytes and (byte := re.fullmatch(r'<0x([0-9A-F]{2})>', piece)):
+            return bytes([int(byte[1], 16)])
+        text = self.id_to_piece(token).replace('▁', ' ')
+        ends = self._word_end and text.endswith(self._word_end)
+        return (text.removesuffix(self._word_end) + ' ' if ends else text).encode()
 
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The pieces of ids."""
         return [self.id_to_piece(i) for i in np.asarray(ids).tolist()]
 
-    def _check_specials_are_never_text(self, name: str) -> None:
+    def _made_from_text(self, special_ids: Iterable[int]) -> list[str]:
+        """Those of the special tokens that a text becomes which holds them."""
+        symbols = {i: self._tokenizer.id_to_token(i) for i in sorted(special_ids)}
+        return [symbol for i, symbol in symbols.items() if symbol is not None and i in self.encode(symbol)]
+
+    def _check_specials_are_never_text(self) -> None:
         """A [CLS] from text would start a document (data/packing.py)."""
         v = self.vocabulary
-        for special in (v.pad_id, v.cls_id, v.sep_id, v.mask_id):
-            symbol = self._tokenizer.id_to_token(special)
-            if special in self.encode(symbol):
-                raise ConfigError(
-                    f'{name} makes the special token {symbol} from text that contains it. Declare it among its '
-                    'added_tokens with "special": true, and split punctuation or bytes off words'
-                )
+        if made := self._made_from_text((v.pad_id, v.cls_id, v.sep_id, v.mask_id)):
+            raise ConfigError(
+                f'{self._name} makes the special token {made[0]} from text that contains it. Declare it among its '
+                'added_tokens with "special": true, and split punctuation or bytes off words'
+            )
+
+
+def _decoded(content: bytes) -> str:
+    """JSON as text, in whichever encoding of Unicode it is, without byte order mark and white space before it."""
+    encoding = json.detect_encoding(content)
+    return content.decode(encoding, 'replace').lstrip('\ufeff \t\r\n')
+
+
+def _read(model: bytes, name: str):
+    """The tokenizer of the package, with nothing cut, padded or made special."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise ImportError(f"{name} needs the package tokenizers: pip install 'mlm_jax[huggingface]'") from None
+    text = _decoded(model)
+    try:
+        stored = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f'{name} is no tokenizer.json of Hugging Face, or is cut off or damaged: {error}') from error
+    if not isinstance(stored, dict) or not isinstance(stored.get('model'), dict):
+        keys = ', '.join(map(repr, list(stored)[:5])) if isinstance(stored, dict) else type(stored).__name__
+        raise ConfigError(
+            f'{name} is no tokenizer.json of Hugging Face: it has no "model" ({keys}). Of the files of a tokenizer, '
+            'take the one of that name; vocab.json, tokenizer_config.json and others do not say enough'
+        )
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # as text, where text contains them
+    except Exception as error:  # the package raises nothing more specific
+        raise ConfigError(f'{name} is no tokenizer.json of Hugging Face: {error}') from error
+    return tokenizer
+
+
+def _without_names(parts: dict, special_ids: Iterable[int]):
+    """The tokenizer under whose special ids there are pieces that no text can spell.
+
+    That special tokens are not to be looked for in text does not keep a model from finding them among its pieces, as
+    Unigram does with its <s>. Pieces that the file does not call special keep their names, and so does what the model
+    itself names as unknown.
+    """
+    import tokenizers
+
+    secret, model = secrets.token_hex(16), parts['model']
+    names = {
+        token['content']: f'{token["id"]} {secret}'
+        for token in parts['added_tokens']
+        if token['special'] and token['id'] in special_ids and token['content'] != model.get('unk_token')
+    }
+    if model['type'] == 'Unigram':
+        vocab = [[names.get(piece, piece), score] for piece, score in model['vocab']]
+    else:
+        vocab = {names.get(piece, piece): i for piece, i in model['vocab'].items()}
+    if model['type'] == 'BPE':
+        pairs = [merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges']]
+        model = model | {'merges': [pair for pair in pairs if names.keys().isdisjoint([*pair, ''.join(pair)])]}
+    added = [token | {'content': names.get(token['content'], token['content'])} for token in parts['added_tokens']]
+    renamed = parts | {'model': model | {'vocab': vocab}, 'added_tokens': added, 'post_processor': None}
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(renamed))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def _vocabulary(tokenizer, parts: dict, name: str) -> Vocabulary:
@@ -144,14 +243,18 @@ def _vocabulary(tokenizer, parts: dict, name: str) -> Vocabulary:
         raise ConfigError(
             f'{name} has no symbol for {", ".join(missing)}: take the tokenizer of a masked language model'
         )
-    unknown = {parts['model'].get('unk_id')} | {
-        tokenizer.token_to_id(n) for n in (parts['model'].get('unk_token'), '[UNK]', '<unk>') if n
-    }
+    if len(set(ids.values())) < len(ids):
+        raise ConfigError(f'{name} uses one id for several of {ids}; they must differ')
     by_id = set(tokenizer.get_vocab(with_added_tokens=True).values())
     size = max(by_id) + 1
+    if size - len(by_id) > _MAX_GAPS:
+        raise ConfigError(f'{name} is damaged: its {len(by_id):,} pieces have ids up to {size - 1:,}')
+    unknown = {_unknown_id(tokenizer, parts['model'])} | {tokenizer.token_to_id(n) for n in ('[UNK]', '<unk>')}
     declared = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     gaps = set(range(size)) - by_id
     special = declared | gaps | set(ids.values()) | (unknown - {None})
+    if len(special) == size:
+        raise ConfigError(f'{name} holds no pieces of text, only special tokens')
     return Vocabulary(size=size, special_ids=tuple(sorted(special)), **ids)
 
 
@@ -161,8 +264,32 @@ def _unknown_id(tokenizer, model: dict) -> int | None:
     return tokenizer.token_to_id(model['unk_token']) if model.get('unk_token') else None
 
 
-def _has_byte_level(pre_tokenizer: dict | None) -> bool:
-    if not pre_tokenizer:
-        return False
-    inner = pre_tokenizer.get('pretokenizers', [])  # of a Sequence
-    return pre_tokenizer['type'] == 'ByteLevel' or any(map(_has_byte_level, inner))
+def _parts_of(component: dict | None) -> list[dict]:
+    """A normalizer or pre_tokenizer, and all that it consists of."""
+    if not component:
+        return []
+    inner = component.get('pretokenizers') or component.get('normalizers') or []  # of a Sequence
+    return [component, *(part for one in inner for part in _parts_of(one))]
+
+
+def _has(component: dict | None, kind: str) -> bool:
+    return any(part['type'] == kind for part in _parts_of(component))
+
+
+def _metaspace(pre_tokenizer: dict | None) -> str | None:
+    """What stands for a space in pieces."""
+    return next((part['replacement'] for part in _parts_of(pre_tokenizer) if part['type'] == 'Metaspace'), None)
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """Byte-level pieces write each byte as a character that can be seen: GPT-2's table."""
+    seen = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
+    others = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _bytes_of(piece: str) -> bytes:
+    """What a byte-level piece stands for; characters of no byte stand for themselves."""
+    table = _byte_of_character()
+    return b''.join(bytes([table[c]]) if c in table else c.encode() for c in piece)

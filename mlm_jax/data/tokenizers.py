@@ -20,12 +20,13 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from mlm_jax import config as config_lib
-from mlm_jax.data import offsets, smiles
-from mlm_jax.data.tokenizer_json import JSONTokenizer
+from mlm_jax.data import git_lfs, offsets, smiles
+from mlm_jax.data.tokenizer_json import JSONTokenizer, looks_like_json
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
 SENTENCEPIECE = ('unigram', 'bpe')
 TRAINED = (*SENTENCEPIECE, 'smiles')  # values of tokenizer.model that mean: train one
+LARGEST_PADDING = 1024  # ids beyond a given tokenizer: embeddings are padded to a multiple of 8, 64, 128 or so
 EXTEND = 'extend:'  # and before the path of one: add pieces of this corpus to it
 
 _PIECE_TYPES = sentencepiece_model_pb2.ModelProto.SentencePiece
@@ -55,30 +56,30 @@ class Tokenizer:
         """Reads a serialised model; `name` stands for it in errors.
 
         Raises:
-          ConfigError: when it is no SentencePiece model, or lacks a special symbol.
+          ConfigError: when it is no SentencePiece model, is damaged, or lacks a special symbol.
         """
-        proto = sentencepiece_model_pb2.ModelProto()
-        try:
-            proto.ParseFromString(model)
-        except Exception as error:  # protobuf's DecodeError has no public home of its own
-            raise config_lib.ConfigError(f'{name} is not a SentencePiece model: {error}') from error
-        if not proto.pieces:
-            raise config_lib.ConfigError(f'{name} is not a SentencePiece model: it holds no pieces')
+        proto = _parse(model, name)
         ids = _special_ids(proto, name)
         for special in ids.values():
             proto.pieces[special].type = _PIECE_TYPES.CONTROL
         # UNUSED pieces count as special: text never produces them, so a random replacement must not either.
         apart = (_PIECE_TYPES.CONTROL, _PIECE_TYPES.UNKNOWN, _PIECE_TYPES.UNUSED)
         special_ids = tuple(i for i, piece in enumerate(proto.pieces) if piece.type in apart)
+        if len(special_ids) == len(proto.pieces):
+            raise config_lib.ConfigError(f'{name} holds no pieces of text, only special symbols')
         self.vocabulary = vocabulary_lib.Vocabulary(
             size=len(proto.pieces),
             special_ids=special_ids,
             **{f'{symbol}_id': i for symbol, i in ids.items()},
         )
+        self._special_ids = frozenset(special_ids)
         self._byte_ids = frozenset(i for i, piece in enumerate(proto.pieces) if piece.type == _PIECE_TYPES.BYTE)
         self.model = proto.SerializeToString(deterministic=True)
         # One thread: whoever wants more runs several processes, which scale better.
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model, num_threads=1)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model, num_threads=1)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise config_lib.ConfigError(f'{name} is a damaged SentencePiece model: {error}') from error
         self.unknown_id = self._processor.unk_id()
 
     @classmethod
@@ -97,7 +98,9 @@ class Tokenizer:
                 f'{", ".join(TRAINED[:-1])} or {TRAINED[-1]}, to train one on the corpus, or the path of a '
                 'SentencePiece model or of a tokenizer.json of Hugging Face'
             ) from error
-        if model.startswith(b'{'):  # which a SentencePiece model never does
+        if git_lfs.is_pointer(model):
+            raise config_lib.ConfigError(f'{path} is no tokenizer: {git_lfs.REASON}')
+        if looks_like_json(model):
             return (smiles.SmilesTokenizer if smiles.is_model(model) else JSONTokenizer)(model, str(path))
         return cls(model, str(path))
 
@@ -151,6 +154,14 @@ class Tokenizer:
     def id_to_piece(self, token: int) -> str:
         """The piece of one id, as the model writes it: ▁ is a space."""
         return self._processor.id_to_piece(int(token))
+
+    def text_of(self, token: int) -> bytes:
+        """What one id stands for in text, UTF-8, perhaps no whole character; b'' for a special one."""
+        token = int(token)
+        if token in self._special_ids:
+            return b''
+        piece = self.id_to_piece(token)
+        return bytes([int(piece[3:5], 16)]) if token in self._byte_ids else piece.replace('▁', ' ').encode()
 
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The pieces of ids."""
@@ -254,13 +265,37 @@ def extends(new: 'Tokenizer | JSONTokenizer', old: 'Tokenizer | JSONTokenizer') 
     return new.pieces(range(size)) == old.pieces(range(size))
 
 
-def check_size(tokenizer: Tokenizer, config: ml_collections.ConfigDict, name: str) -> None:
-    """Raises ConfigError unless `config.vocab_size` is the size of the tokenizer."""
+def check_size(
+    tokenizer: Tokenizer, config: ml_collections.ConfigDict, name: str, padding: int = 0
+) -> vocabulary_lib.Vocabulary:
+    """The vocabulary of `config.vocab_size` ids: those of the tokenizer, and at most `padding` that no text has.
+
+    Raises:
+      ConfigError: where `config.vocab_size` is smaller than the tokenizer, or too large.
+    """
     size = tokenizer.vocabulary.size
-    if size != config.vocab_size:
+    if not size <= config.vocab_size <= size + padding:
+        more = f', or up to {size + padding} where the embedding has rows that no piece uses' if padding else ''
         raise config_lib.ConfigError(
-            f'vocab_size={config.vocab_size}, but {name} has {size} pieces; set vocab_size={size}'
+            f'vocab_size={config.vocab_size}, but {name} has {size} pieces; set vocab_size={size}{more}'
         )
+    return tokenizer.vocabulary.padded(config.vocab_size)
+
+
+def _parse(model: bytes, name: str) -> sentencepiece_model_pb2.ModelProto:
+    """A serialised model; ConfigError where it is none, or its pieces are no text."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    try:
+        proto.ParseFromString(model)
+        _ = [piece.piece.encode() for piece in proto.pieces]
+    except Exception as error:  # protobuf's DecodeError has no public home of its own
+        raise config_lib.ConfigError(
+            f'{name} is not a SentencePiece model: {error}. A vocab.txt or merges.txt alone is no tokenizer: '
+            'save_pretrained of the fast tokenizer of transformers writes the tokenizer.json that is needed'
+        ) from error
+    if not proto.pieces:
+        raise config_lib.ConfigError(f'{name} is not a SentencePiece model: it holds no pieces')
+    return proto
 
 
 def _special_ids(proto: sentencepiece_model_pb2.ModelProto, name: str) -> dict[str, int]:

@@ -113,9 +113,9 @@ def exlm(
       state_dict: name → array, float.
       num_heads: H, of the encoder and of the transitions.
       num_states: k.
-      mask_id: the id of [MASK]; like `pad_id`, it is only checked: rows come as MaskedBatch has them.
+      mask_id: the id of [MASK]; it is only checked: rows come as MaskedBatch has them.
       bos_id, eos_id: every token with these ids is an anchor, as in the released code.
-      pad_id: the id of the padding.
+      pad_id: the id of the padding; positions in the table of the links count from pad_id + 1.
 
     Returns:
       The module and its parameters, float32. The module has slots for rows in which every token is an anchor; where
@@ -134,7 +134,11 @@ def exlm(
         raise ValueError(
             f'num_heads={num_heads}: positions of two coordinates need heads whose width is a multiple of 4'
         )
-    links_Lxd = source['encoder.link_positional.weight'][2:]  # the table counts from padding id + 1
+    links_Lxd = source['encoder.link_positional.weight'][pad_id + 1 :]  # where its positions start
+    if not len(links_Lxd):
+        raise ValueError(
+            f'pad_id={pad_id}: the table encoder.link_positional has no rows behind the one of the padding'
+        )
     heads = (num_heads, width // num_heads)
     params = {
         'encoder': {

@@ -6,14 +6,19 @@ recipe of `EncoderConfig` with other numbers: norm_epsilon is the `layer_norm_ep
 rows hold pad_id + 1 positions fewer than its table has.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from mlm_jax.data import git_lfs
 from mlm_jax.interop.state_dict import StateDict, block_params, stack_layers
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.models.mlm import MLM
@@ -22,6 +27,7 @@ CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = 'config.json', 'model.safetensors', 'mod
 
 _ARCHITECTURES = {'BertForMaskedLM': 'bert', 'BertForPreTraining': 'bert', 'RobertaForMaskedLM': 'roberta'}
 # What a checkpoint holds besides an MLM: the parts that predict the next sentence, and are left out.
+_LARGEST = 1 << 31
 _NEXT_SENTENCE = ('bert.pooler.', 'roberta.pooler.', 'cls.seq_relationship.')
 # Key of config.json → the only value that there is a place for here, which is also what a missing key means.
 _FIXED = {
@@ -69,6 +75,7 @@ def from_hf(directory: str | pathlib.Path) -> tuple[MLM, dict]:
     checkpoint = _read_config(directory)
     state_dict = {_modern_name(k): v for k, v in _read_weights(directory).items() if not k.startswith(_NEXT_SENTENCE)}
     c = checkpoint.encoder
+    _check_shapes(state_dict, c, f'the weights in {directory}')
     if checkpoint.kind == 'bert':
         params = bert_params(state_dict, c.num_heads)
     else:
@@ -86,7 +93,9 @@ def read_encoder_config(directory: str | pathlib.Path) -> EncoderConfig:
     directory = pathlib.Path(directory).expanduser()
     config = _read_config(directory).encoder
     _safetensors()
-    _weight_files(directory)
+    for file in _weight_files(directory):
+        with _opened(file):
+            pass
     return config
 
 
@@ -275,43 +284,117 @@ def _read_config(directory: pathlib.Path) -> _Checkpoint:
         raise FileNotFoundError(
             f'{directory} has no {CONFIG_FILE}: it is no checkpoint as `save_pretrained` of transformers leaves it'
         )
-    try:
-        stored = json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{path} is damaged: {error}') from None
+    stored = _read_json(path)
     architectures = stored.get('architectures') or []
-    kinds = {_ARCHITECTURES.get(name) for name in architectures}
+    if not isinstance(architectures, list):
+        architectures = [architectures]
+    kinds = {_ARCHITECTURES.get(str(name)) for name in architectures}
     kind = stored.get('model_type')
     if kind is None or kinds != {kind}:
         raise ValueError(
-            f'{path} describes {", ".join(architectures) or "no architecture"} (model_type {kind!r}); only '
+            f'{path} describes {", ".join(map(str, architectures)) or "no architecture"} (model_type {kind!r}); only '
             f'{" and ".join(_ARCHITECTURES)} can be read'
         )
     for key, value in _FIXED.items():
         if (actual := stored.get(key, value)) != value:
             raise ValueError(f'{path} has {key}={actual!r}: only {value!r} has a place here')
-    try:
-        pad_id = stored.get('pad_token_id', 0 if kind == 'bert' else 1)
-        return _Checkpoint(
-            kind,
-            pad_id,
-            EncoderConfig(
-                vocab_size=stored['vocab_size'],
-                max_length=stored['max_position_embeddings'] - (0 if kind == 'bert' else pad_id + 1),
-                num_layers=stored['num_hidden_layers'],
-                width=stored['hidden_size'],
-                num_heads=stored['num_attention_heads'],
-                ffn_width=stored['intermediate_size'],
-                dropout=stored.get('hidden_dropout_prob', 0.1),
-                attention_dropout=stored.get('attention_probs_dropout_prob', 0.1),
-                norm_epsilon=stored.get('layer_norm_eps', 1e-12),
-                init_stddev=stored.get('initializer_range', 0.02),
-            ),
+    get = functools.partial(_number, stored, path)
+    pad_id = _pad_id(stored, path, kind)
+    vocab_size, width, num_heads = get('vocab_size'), get('hidden_size'), get('num_attention_heads')
+    num_positions = get('max_position_embeddings')
+    max_length = num_positions - (0 if kind == 'bert' else pad_id + 1)
+    if max_length < 1:
+        raise ValueError(
+            f'{path} has max_position_embeddings={num_positions}: RoBERTa leaves the first pad_token_id + 1 = '
+            f'{pad_id + 1} of them out, and none are left'
         )
-    except KeyError as error:
-        raise ValueError(f'{path} lacks {error}') from None
-    except TypeError as error:
-        raise ValueError(f'{path} holds a value of another type: {error}') from None
+    if pad_id >= vocab_size:
+        raise ValueError(f'{path} has pad_token_id={pad_id}, which is no id below vocab_size={vocab_size}')
+    if width % num_heads:
+        raise ValueError(f'{path}: num_heads={num_heads} does not divide hidden_size={width}')
+    encoder = EncoderConfig(
+        vocab_size=vocab_size,
+        max_length=max_length,
+        num_layers=get('num_hidden_layers'),
+        width=width,
+        num_heads=num_heads,
+        ffn_width=get('intermediate_size'),
+        dropout=get('hidden_dropout_prob', 0.1),
+        attention_dropout=get('attention_probs_dropout_prob', 0.1),
+        norm_epsilon=get('layer_norm_eps', 1e-12),
+        init_stddev=get('initializer_range', 0.02),
+    )
+    return _Checkpoint(kind, pad_id, encoder)
+
+
+def _read_json(path: pathlib.Path) -> dict:
+    """A JSON object; ValueError for anything else."""
+    content = path.read_bytes()
+    if git_lfs.is_pointer(content):
+        raise ValueError(f'{path} is damaged: {git_lfs.REASON}')
+    try:
+        stored = json.loads(content.decode('utf-8-sig'))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is damaged: {error}') from None
+    if not isinstance(stored, dict):
+        raise ValueError(f'{path} holds a value of another type: a {type(stored).__name__}, not an object with keys')
+    return stored
+
+
+def _number(stored: dict, path: pathlib.Path, key: str, default: float | None = None) -> int | float:
+    """A positive integer, or a finite float of 0 or more where `default` is one; ValueError for anything else."""
+    if key not in stored and default is None:
+        raise ValueError(f'{path} lacks {key!r}')
+    value = stored.get(key, default)
+    kinds, sort = ((int,), 'a positive integer') if default is None else ((int, float), 'a number of 0 or more')
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise ValueError(f'{path} holds a value of another type: {key}={value!r} should be {sort}')
+    if not (1 if default is None else 0) <= value <= _LARGEST:
+        raise ValueError(f'{path} has {key}={value!r}, which should be {sort}')
+    return value
+
+
+def _pad_id(stored: dict, path: pathlib.Path, kind: str) -> int:
+    """The id of the padding; positions of RoBERTa count from it, while BERT needs none."""
+    pad_id = stored.get('pad_token_id', 0 if kind == 'bert' else 1)
+    if pad_id is None and kind == 'bert':
+        return 0
+    if isinstance(pad_id, bool) or not isinstance(pad_id, int) or pad_id < 0:
+        raise ValueError(
+            f'{path} has pad_token_id={json.dumps(pad_id)}: it should be the id of the padding'
+            + ', from which positions count; in the RoBERTa that was published, 1' * (kind == 'roberta')
+        )
+    return pad_id
+
+
+def _check_shapes(state_dict: Mapping[str, np.ndarray], config: EncoderConfig, name: str) -> None:
+    """Raises ValueError where an array has a shape that cannot be; that of the tables is for `_check_sizes` to say."""
+    width, ffn_width = config.width, config.ffn_width
+    shapes = {
+        r'embeddings\.(word|position|token_type)_embeddings\.weight': (None, width),
+        r'LayerNorm\.(weight|bias)|layer_norm\.(weight|bias)': (width,),
+        r'attention\.(self\.(query|key|value)|output\.dense)\.weight|(transform|lm_head)\.dense\.weight': (
+            width,
+            width,
+        ),
+        r'attention\.(self\.(query|key|value)|output\.dense)\.bias|(transform|lm_head)\.dense\.bias': (width,),
+        r'intermediate\.dense\.weight': (ffn_width, width),
+        r'intermediate\.dense\.bias': (ffn_width,),
+        r'layer\.\d+\.output\.dense\.weight': (width, ffn_width),
+        r'layer\.\d+\.output\.dense\.bias': (width,),
+        r'(predictions|lm_head)\.bias': (None,),
+    }
+    for key, array in state_dict.items():
+        for pattern, shape in shapes.items():
+            if re.search(rf'(?:^|\.)(?:{pattern})$', key) and not _fits(array.shape, shape):
+                expected = ' × '.join('any' if size is None else str(size) for size in shape)
+                raise ValueError(
+                    f'{name} are not what {CONFIG_FILE} says: {key} is {list(array.shape)}, not {expected}'
+                )
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(b in (None, a) and a > 0 for a, b in zip(shape, expected))
 
 
 def _check_sizes(config: EncoderConfig, params: Mapping, name: str) -> None:
@@ -319,10 +402,11 @@ def _check_sizes(config: EncoderConfig, params: Mapping, name: str) -> None:
     sizes = {
         'vocab_size × hidden_size': (encoder['token_embedding']['embedding'], (c.vocab_size, c.width)),
         'positions × hidden_size': (encoder['position_embedding']['embedding'], (c.max_length, c.width)),
+        'vocab_size': (params['head']['bias'], (c.vocab_size,)),
         'num_hidden_layers × intermediate_size': (encoder['layers']['mlp']['up']['bias'], (c.num_layers, c.ffn_width)),
     }
     for key, (array, expected) in sizes.items():
-        if array.shape != expected:
+        if np.shape(array) != expected:
             raise ValueError(f'{name} are {list(array.shape)}, where the configuration says {key} = {list(expected)}')
 
 
@@ -330,8 +414,7 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
     """The file of the weights, or its shards."""
     files = [directory / WEIGHTS_FILE]
     if not files[0].is_file() and (directory / INDEX_FILE).is_file():
-        index = json.loads((directory / INDEX_FILE).read_text(encoding='utf-8'))
-        files = [directory / name for name in sorted(set(index['weight_map'].values()))]
+        files = [directory / name for name in _names_in_index(directory / INDEX_FILE)]
     if missing := [file.name for file in files if not file.is_file()]:
         raise FileNotFoundError(
             f'{directory} lacks {", ".join(missing)}. Where it has pytorch_model.bin instead, save_pretrained of a '
@@ -343,11 +426,38 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
 def _read_weights(directory: pathlib.Path) -> dict[str, np.ndarray]:
     load_file, arrays = _safetensors().load_file, {}
     for file in _weight_files(directory):
-        try:
+        with _opened(file):
             arrays |= load_file(file)
-        except Exception as error:  # SafetensorError, which cannot be named without the package
-            raise ValueError(f'{file} is damaged: {error}') from error
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating) and not name.endswith('.position_ids'):
+            raise ValueError(f'{directory} has {name} as {array.dtype}: weights are floats here')
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise ValueError(f'{directory} has {name} with NaN or infinite values: it is damaged, or has diverged')
     return arrays
+
+
+@contextlib.contextmanager
+def _opened(file: pathlib.Path) -> Iterator[None]:
+    """A file of weights whose header fits its size; ValueError where it is damaged."""
+    with file.open('rb') as stream:
+        if git_lfs.is_pointer(stream.read(100)):
+            raise ValueError(f'{file} is damaged: {git_lfs.REASON}')
+    try:
+        with _safetensors().safe_open(file, framework='np'):
+            yield
+    except Exception as error:  # SafetensorError, which cannot be named without the package
+        raise ValueError(f'{file} is damaged: {error}') from error
+
+
+def _names_in_index(path: pathlib.Path) -> list[str]:
+    """The files that hold the weights, beside the index."""
+    names = _read_json(path).get('weight_map')
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f'{path} is damaged: its "weight_map" says of no weight in which file it is')
+    for name in names.values():
+        if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+            raise ValueError(f'{path} is damaged: {name!r} is no name of a file beside it')
+    return sorted(set(names.values()))
 
 
 def _modern_name(name: str) -> str:

@@ -11,6 +11,10 @@ import numpy as np
 from mlm_jax.masking.vocabulary import Vocabulary
 
 MAX_NGRAM = 5  # words of the longest collocation
+# What the text of a piece says of words, besides a space before it: flags, to be added.
+STARTS = 1  # a word starts in it
+NEXT_STARTS = 2  # it ends with white space, so that the next piece starts a word
+NEXT_CONTINUES = 4  # it is nothing but white space, which the next piece goes on with: they are one word
 _MULTIPLIER = 0x9E3779B1  # odd, so that its powers have inverses modulo 2³²
 
 
@@ -19,7 +23,8 @@ class Tables:
     """Arrays that `data/tables.py` reads from a prepared directory; None where there is none.
 
     Attributes:
-      word_starts: bool[V], whether a piece starts a word.
+      word_starts: bool[V], whether a piece is written with a space before it.
+      word_marks: uint8[V], the sum of the flags `STARTS`, `NEXT_STARTS` and `NEXT_CONTINUES`; None says nothing more.
       token_weights: float32[V], how gladly an id is chosen by the strategy `weighted`; 0 means never.
       collocations: uint32[P], ascending: the hashes of the n-grams of words that are units of `pmi`.
     """
@@ -27,6 +32,30 @@ class Tables:
     word_starts: np.ndarray | None = None
     token_weights: np.ndarray | None = None
     collocations: np.ndarray | None = None
+    word_marks: np.ndarray | None = None
+
+
+def find_word_starts(tokens, word_starts, word_marks=None):
+    """Where words start, apart from the first token behind a special one, which always starts one.
+
+    White space and the piece behind it are one word, so that a word is the same behind a line break and behind a space.
+
+    Args:
+      tokens: int[..., T], NumPy or JAX.
+      word_starts: bool[V], of the same kind; special ids have False.
+      word_marks: uint8[V], or None, as in `Tables`; special ids have 0.
+
+    Returns:
+      bool[..., T].
+    """
+    starts = word_starts[tokens]
+    if word_marks is None:
+        return starts
+    xp = tokens.__array_namespace__()
+    own = word_marks[tokens]
+    before = xp.concatenate([xp.zeros_like(own[..., :1]), own[..., :-1]], axis=-1)
+    starts = (starts | (own & STARTS > 0)) & (before & NEXT_CONTINUES == 0)
+    return starts | (before & NEXT_STARTS > 0)
 
 
 def stand_in(vocabulary: Vocabulary) -> Tables:

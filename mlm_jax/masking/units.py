@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlm_jax.masking.candidates import next_boundary
-from mlm_jax.masking.tables import MAX_NGRAM, Tables, span_hashes
+from mlm_jax.masking.tables import MAX_NGRAM, Tables, find_word_starts, span_hashes
 
 SPAN_P, MAX_SPAN = 0.2, 10
 MAX_RANDOM_NGRAM = 3
@@ -35,10 +35,14 @@ def token(noise_BxT: jax.Array, tokens_BxT: jax.Array, eligible_BxT: jax.Array, 
 
 
 def word(noise_BxT: jax.Array, tokens_BxT: jax.Array, eligible_BxT: jax.Array, tables: Tables | None) -> jax.Array:
-    """Whole words: a piece with a space before it, and the pieces that go on (BERT's whole-word masking)."""
+    """Whole words: a piece behind white space, and the pieces that go on (BERT's whole-word masking).
+
+    In scripts without spaces between words, pieces are words by themselves (data/words.py).
+    """
     del noise_BxT
-    starts_V = jnp.asarray(_required(tables, 'word_starts', 'word'))
-    return eligible_BxT & (starts_V[tokens_BxT] | run_starts(eligible_BxT))
+    starts_V, marks_V = jnp.asarray(_required(tables, 'word_starts', 'word')), tables.word_marks
+    starts_BxT = find_word_starts(tokens_BxT, starts_V, None if marks_V is None else jnp.asarray(marks_V))
+    return eligible_BxT & (starts_BxT | run_starts(eligible_BxT))
 
 
 def span(noise_BxT: jax.Array, tokens_BxT: jax.Array, eligible_BxT: jax.Array, tables: Tables | None) -> jax.Array:

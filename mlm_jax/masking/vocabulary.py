@@ -49,6 +49,10 @@ class Vocabulary:
         """Number of ids that are ordinary text."""
         return self.size - len(self.special_ids)
 
+    def padded(self, size: int) -> 'Vocabulary':
+        """The same with ids up to `size` − 1: those that no piece has are special. `size` is not smaller than it is."""
+        return dataclasses.replace(self, size=size, special_ids=(*self.special_ids, *range(self.size, size)))
+
 
 def standard_vocabulary(size: int) -> Vocabulary:
     """The layout of the tokenizers trained here: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then text."""

@@ -5,6 +5,7 @@ They come from another run, `init_from=WORKDIR`, or from a checkpoint of Hugging
 
 import functools
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +58,15 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
         raise ConfigError(
             f'the parameters in init_from={config.init_from} are of another model:\n{lines}\nUse its values'
         )
-    if not larger or not _extends(config, manifest, source / 'tokenizer.model'):
-        _check_tokenizer(config, manifest, source / 'tokenizer.model')
+    if larger and _extends(config, manifest, source / 'tokenizer.model', there.vocab_size):
+        return
+    _check_tokenizer(config, manifest, source / 'tokenizer.model')
+    if larger:
+        raise ConfigError(
+            f'the tokenizer of init_from={config.init_from} is the one of the data, and nothing says what the ids '
+            f'beyond its {there.vocab_size} are: set vocab_size={there.vocab_size}, and prepare the data with it, in '
+            'another data.directory'
+        )
 
 
 def start_from(source: str, state: TrainState, tokenizer: pathlib.Path) -> TrainState:
@@ -145,9 +153,11 @@ def _check_tokenizer(config: ml_collections.ConfigDict, manifest: Manifest, path
         )
 
 
-def _extends(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path) -> bool:
+def _extends(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path, old_size: int) -> bool:
     ours = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
-    return extends(Tokenizer.from_file(ours), Tokenizer.from_file(path))
+    new, old = Tokenizer.from_file(ours), Tokenizer.from_file(path)
+    # Where the embedding of either has rows that no piece uses, nothing says what they are to become.
+    return new.vocabulary.size == config.vocab_size and old.vocabulary.size == old_size and extends(new, old)
 
 
 def _directory(source: str) -> pathlib.Path:
@@ -166,12 +176,16 @@ def _check_hugging_face(config: ml_collections.ConfigDict, manifest: Manifest) -
     except (ValueError, FileNotFoundError, ImportError) as error:
         raise ConfigError(f'init_from={config.init_from}: {error}') from error
     here = build.encoder_config(config)
-    keys = {'vocab_size': 'vocab_size'} | {f'model.{name}': name for name in (*_SHAPE_KEYS, *_RECIPE_KEYS)}
+    keys = {f'model.{name}': name for name in (*_SHAPE_KEYS, *_RECIPE_KEYS)}
+    if here.vocab_size > there.vocab_size:  # a smaller one leaves out rows that no piece uses
+        keys = {'vocab_size': 'vocab_size'} | keys
     values = {key: (getattr(there, name), getattr(here, name)) for key, name in keys.items()}
     different = {key: pair for key, pair in values.items() if pair[0] != pair[1]}
     if different:
         lines = '\n'.join(f'  {key}: {a!r} there, {b!r} here' for key, (a, b) in different.items())
         arguments = ','.join(f'{key}={a}' for key, (a, _) in different.items())
+        if 'vocab_size' in different:
+            arguments += ', and prepare the data with this vocab_size, in another data.directory'
         raise ConfigError(
             f'the parameters in init_from={config.init_from} are of another model:\n{lines}\nSet {arguments}'
         )
@@ -200,9 +214,13 @@ def _hugging_face_params(source: str, fresh: dict) -> dict:
         _, stored = huggingface.from_hf(_directory(source))
     except ValueError as error:
         raise ConfigError(f'init_from={source}: {error}') from error
-    positions = stored['encoder']['position_embedding']
-    length = fresh['encoder']['position_embedding']['embedding'].shape[0]
-    positions['embedding'] = positions['embedding'][:length]
+    encoder, head = stored['encoder'], stored['head']
+    size = len(fresh['encoder']['token_embedding']['embedding'])
+    if (unused := len(head['bias']) - size) and not jax.process_index():
+        print(f'left out of {source}: {unused:,} rows of its embedding beyond vocab_size={size}', file=sys.stderr)
+    for name in ('position_embedding', 'token_embedding'):  # rows for longer texts, and for ids that no piece has
+        encoder[name]['embedding'] = encoder[name]['embedding'][: len(fresh['encoder'][name]['embedding'])]
+    head['bias'] = head['bias'][:size]
 
     def shapes(tree):
         return jax.tree.map(lambda leaf: leaf.shape, tree)

@@ -74,7 +74,8 @@ def load(workdir: pathlib.Path, mesh: Mesh, step: int | None = None) -> TrainedM
     config = read_config(workdir)
     config.model.attention_backend = 'xla'  # the others need the accelerator that the run was trained on
     tokenizer = Tokenizer.from_file(workdir / 'tokenizer.model')
-    run = build.make_run(config, tokenizer.vocabulary, 1.0, _tables(config))
+    vocabulary = tokenizer.vocabulary.padded(config.vocab_size)
+    run = build.make_run(config, vocabulary, 1.0, _tables(config))
     if step == 0:
         state = create_state(run.init, mesh, 'dp')
         if config.init_from:

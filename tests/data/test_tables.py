@@ -30,7 +30,7 @@ def test_prepare_writes_word_starts_and_counts(copied):
     manifest = manifest_lib.load(directory)
     assert manifest.tables == tables.FILE
     with np.load(directory / tables.FILE) as stored:
-        assert set(stored) == {'word_starts', 'counts'}
+        assert set(stored) == {'word_starts', 'word_marks', 'counts'}
         rows = shards.Shards(directory, 'train')
         assert stored['counts'].sum() == len(rows) * 32
         starts = stored['word_starts']

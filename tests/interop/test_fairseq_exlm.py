@@ -172,6 +172,13 @@ def test_missing_and_unused_names_and_wrong_arguments_are_errors():
     for missing in arrays:
         with pytest.raises(ValueError, match=missing.rpartition('.fc1')[0] or missing):
             reader({k: v for k, v in arrays.items() if k != missing})
+    links = arrays['encoder.link_positional.weight']
+    for pad_id in (1, 4):
+        _, read_params = reader(arrays, pad_id=pad_id)
+        table = read_params['transitions']['position_embedding']['embedding']
+        np.testing.assert_array_equal(table, links[pad_id + 1 :], 'positions count from the padding on')
+    with pytest.raises(ValueError, match=r'pad_id=40'):
+        reader({**arrays, 'encoder.sentence_encoder.embed_tokens.weight': np.zeros((50, 16))}, pad_id=40)
     with pytest.raises(ValueError, match=r'relative_attention_bias'):
         reader({**arrays, 'encoder.relative_attention_bias.weight': np.zeros(3)})
     table = arrays['encoder.sentence_encoder.embed_tokens.weight']
