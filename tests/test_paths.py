@@ -1,7 +1,6 @@
 """Paths: URLs are refused in every flag and every key, before anything is created; a wrong kind of file is named."""
 
 import ast
-import pathlib
 import runpy
 import sys
 
@@ -10,18 +9,18 @@ from absl import flags
 
 from mlm_jax import command_line, config_check, paths, prepare
 from mlm_jax import config as config_lib
+from mlm_jax.__main__ import PROGRAMS
 from mlm_jax.config import ConfigError
 from mlm_jax.data import text_files, tokenizers
 from mlm_jax.training import loading, runtime
 
-PACKAGE = pathlib.Path(command_line.__file__).parent
-PROGRAMS = sorted(p.stem for p in PACKAGE.glob('*.py') if "__name__ == '__main__'" in p.read_text(encoding='utf-8'))
 # Flags of text that names no files.
 OTHER_TEXT = {
     'config', 'configs', 'coordinator_address', 'fill_mask', 'grid', 'label', 'metric', 'metrics', 'ratios',
     'seeds', 'set', 'steps', 'target_columns', 'task_name', 'tasks', 'text_columns', 'thresholds', 'topology',
 }  # fmt: skip
 OTHER_KEYS = {'data.text_key', 'logging.wandb_project'}
+PACKAGE = pathlib.Path(command_line.__file__).parent
 URLS = ('gs://bucket/x', 's3://bucket/x', 'hf://someone/x', 'file:///tmp/x', 'https://host/x', 'gs:/bucket/x')
 
 
@@ -78,7 +77,8 @@ def test_every_key_that_names_files_refuses_urls(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_configuration_file_is_no_url(monkeypatch, capsys):
+def test_a_configuration_file_is_no_url(flags_of, monkeypatch, capsys):
+    flags_of('train')
     with pytest.raises(ConfigError, match='gs://bucket/mlm is a URL'):
         config_lib.load('gs://bucket/mlm.py:tiny')
     for argv in (['train', '--config=gs://bucket/mlm.py'], ['train', '--config', 'https://host/mlm.py:tiny']):
@@ -95,15 +95,23 @@ def test_jax_keeps_compiled_programs_in_a_bucket_where_it_can(monkeypatch):
         paths.check_compilation_cache('s3://bucket/cache')
 
 
-@pytest.mark.parametrize('text', ['runs/a', '/a/b', '~/a', 'hf:/models/bert', 'jsonl:/a/*.gz', 'glue=data/glue', 'run@3',
-                                  'jsonl://a/b', 'extend:a', 'tfds:lm1b', 'a:b', 'C:/a', ''])  # fmt: skip
+@pytest.mark.parametrize(
+    'text',
+    [
+        'runs/a', '/a/b', '~/a', 'hf:/models/bert', 'jsonl:/a/*.gz', 'glue=data/glue', 'run@3', 'jsonl://a/b',
+        'extend:a', 'tfds:lm1b', 'a:b', 'C:/a', '',
+    ],
+)  # fmt: skip
 def test_paths_are_no_urls(text):
     paths.check_local(text)
 
 
 def test_the_cure_follows_the_scheme():
-    for url, cure in {'file:///tmp/a': 'write the path itself, /tmp/a', 'hf://a/b': 'hf:DIRECTORY',
-                      'gs://a': 'gcsfuse', 'https://a/b.txt': 'download it', 'abfs://a': 'mount it'}.items():  # fmt: skip
+    cures = {
+        'file:///tmp/a': 'write the path itself, /tmp/a', 'hf://a/b': 'hf:DIRECTORY', 'gs://a': 'gcsfuse',
+        'https://a/b.txt': 'download it', 'abfs://a': 'mount it',
+    }  # fmt: skip
+    for url, cure in cures.items():
         with pytest.raises(ConfigError, match=cure):
             paths.check_local(url)
 
