@@ -1,16 +1,38 @@
 """What the programs share at their boundary: flags, and errors in the user's words instead of tracebacks."""
 
 import ctypes
+import errno
+import os
 import pathlib
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
+
+# Exit statuses besides 1: sysexits' EX_IOERR, and what shells give a program that Ctrl-C ends.
+DISK_EXIT_CODE, INTERRUPTED_EXIT_CODE = 74, 130
+# Errors of the file system that are the user's to mend.
+_DISK_CURES = {
+    errno.ENOSPC: 'Free space, and run the same command again.',
+    errno.EDQUOT: 'Free space of your quota, and run the same command again.',
+    errno.EFBIG: 'The file system, or a limit (ulimit -f), does not let files grow so large.',
+    errno.EROFS: 'Make it writable, or give another directory.',
+    errno.EACCES: 'Make it writable for this user, or give another directory.',
+    errno.EPERM: 'Make it writable for this user, or give another directory.',
+    errno.EIO: 'The disk, or the network that it is on, fails; the log of the system may say more.',
+    errno.ESTALE: 'The network file system has lost it; run the same command again when that is back.',
+    errno.ENAMETOOLONG: 'Give a shorter name: file systems take 255 bytes.',
+    errno.ENOTDIR: 'A part of that path is a file; give another directory.',
+    errno.EEXIST: 'There is a file of that name; give another directory.',
+    errno.EISDIR: 'There is a directory of that name, where a file should be.',
+}
+
+LONGEST_NAME = 255  # bytes, of one file or directory, on all common file systems
 
 
 def define_config_flag() -> None:
@@ -36,7 +58,11 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
     flags.mark_flags_as_required(required)
     keep_freed_memory()
     sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: of names and texts that it cannot write
-    app.run(lambda argv: _guarded(main), flags_parser=_parse_flags)
+    try:
+        app.run(lambda argv: _guarded(main), flags_parser=_parse_flags)
+    except KeyboardInterrupt:
+        print('\ninterrupted; the same command goes on from here', file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 def keep_freed_memory() -> None:
@@ -64,6 +90,15 @@ def parse_seeds(texts: Sequence[str]) -> list[int]:
     return seeds
 
 
+def check_file_names(names: Iterable[str], cure: str) -> None:
+    """Raises ConfigError, with the cure, for a name that is too long for a file or a directory."""
+    for name in names:
+        if (size := len(os.fsencode(name))) > LONGEST_NAME:
+            raise ConfigError(
+                f'{name[:60]}… has {size} bytes, and would name a directory; {LONGEST_NAME} are possible. {cure}'
+            )
+
+
 def short_names(workdirs: Sequence[str]) -> list[str]:
     """The last parts of paths, as many as it takes to tell them apart; ConfigError where two are the same."""
     parts = [pathlib.Path(workdir).expanduser().absolute().parts for workdir in workdirs]
@@ -81,6 +116,17 @@ def _guarded(main: Callable[[], None]) -> None:
         main()
     except (ConfigError, FloatingPointError, FileNotFoundError, ImportError) as error:
         sys.exit(f'error: {error}')
+    except OSError as error:
+        if error.errno not in _DISK_CURES:
+            raise
+        print(f'error: {describe_disk_error(error)}', file=sys.stderr, flush=True)
+        sys.exit(DISK_EXIT_CODE)
+
+
+def describe_disk_error(error: OSError) -> str:
+    """An error of the file system in one line: what, where, the cure, and what has been added to it."""
+    where = f': {error.filename}' if error.filename else ''
+    return ' '.join([f'{error.strerror}{where}.', _DISK_CURES[error.errno], *getattr(error, '__notes__', ())])
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -32,7 +32,7 @@ from mlm_jax.data import atomic
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.training import checkpoints, flops, runtime
 from mlm_jax.training.metrics import read_metrics
-from mlm_jax.training.workdir import read_config
+from mlm_jax.training.workdir import held, read_config, read_json
 
 TIMING_FILE = 'timing.json'
 
@@ -69,7 +69,7 @@ def step_seconds(candidates: Sequence[Candidate], output: pathlib.Path, rounds: 
     its ratio applied to the first one's time.
     """
     path = output / TIMING_FILE
-    known = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    known = read_json(path, 'Delete it, and times are measured again') if path.exists() else {}
     first = candidates[0]
 
     def is_known(candidate: Candidate) -> bool:
@@ -118,10 +118,13 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
             f'{workdir} holds a run of another configuration:\n' + '\n'.join(lines) + '\n'
             'Ask for what is there, choose another --output, or delete that directory to train it again'
         )
+    if not (workdir / 'checkpoints').is_dir():
+        return 0
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
-    step = saver.latest_step()
+    # Of a run that is over, the report reads the position only; one that is not is looked at when it goes on.
+    step = saver.checked(items=[checkpoints.POSITION]) if saver.all_steps() else 0
     saver.close()
-    return step or 0
+    return step
 
 
 class Progress:
@@ -268,10 +271,8 @@ def main() -> None:
     runtime.initialize_distributed(values)
     output, seeds = pathlib.Path(values.output).expanduser(), command_line.parse_seeds(values.seeds)
     candidates = configurations.load_candidates(configurations.split_names(values.configs), values.label, values.set)
+    command_line.check_file_names([candidate.label for candidate in candidates], 'Give shorter ones with --label=NAME')
     runtime.use_compilation_cache(candidates[0].config.compilation_cache)
-    candidates = share_budget(candidates, values.budget, output)
-    for candidate in candidates:
-        _note(f'{candidate.label}: {candidate.config.total_steps:,} steps    {candidate.name}')
 
     def report(complete: Sequence[int]) -> None:
         if jax.process_index() == 0:
@@ -279,7 +280,11 @@ def main() -> None:
             text = write_report(entries, values.budget, values.metric, values.set, output)
             print(f'\n{text}\n{output / "comparison.md"}\n{output / "comparison.png"}', flush=True)
 
-    train_all(candidates, seeds, output, report)
+    with held(output):
+        candidates = share_budget(candidates, values.budget, output)
+        for candidate in candidates:
+            _note(f'{candidate.label}: {candidate.config.total_steps:,} steps    {candidate.name}')
+        train_all(candidates, seeds, output, report)
 
 
 if __name__ == '__main__':

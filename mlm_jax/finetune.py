@@ -30,7 +30,7 @@ import tqdm
 from absl import flags
 from jax.sharding import Mesh
 
-from mlm_jax import command_line, paths
+from mlm_jax import command_line, paths, progress
 from mlm_jax import config as config_lib
 from mlm_jax.analysis import fine_tuning_report
 from mlm_jax.config import ConfigError
@@ -43,6 +43,7 @@ from mlm_jax.training import fine_tuning, loading, runtime
 from mlm_jax.training.checkpoints import Snapshots
 from mlm_jax.training.continuation import HUGGING_FACE
 from mlm_jax.training.fine_tuning import Outcome, Recipe
+from mlm_jax.training.workdir import held, read_json
 
 RESULT_FILE = 'result.json'
 _TYPES = {f.name: type(f.default) for f in dataclasses.fields(Recipe)}
@@ -157,7 +158,7 @@ def finished_seeds(job: Job, seeds: Sequence[int], output: pathlib.Path) -> dict
         path = job.directory(output) / f'seed{seed}' / RESULT_FILE
         if not path.exists():
             continue
-        result = json.loads(path.read_text(encoding='utf-8'))
+        result = read_json(path, 'Delete it, and that seed is fine-tuned again')
         there, wanted = {**result['recipe'], **result['origin']}, {**dataclasses.asdict(job.recipe), **job.origin}
         different = [f'  {k}: {there.get(k)!r} there, {v!r} now' for k, v in wanted.items() if there.get(k) != v]
         if different:
@@ -325,6 +326,7 @@ def check_names(labels: Sequence[str], tasks: Sequence[str], num_models: int) ->
     """Raises ConfigError for labels and names that would not each have a directory of their own."""
     if len(labels) != num_models or len(set(labels)) < len(labels):
         raise ConfigError(f'--label={", ".join(labels)}: give {num_models} different ones, or none')
+    command_line.check_file_names([*labels, *tasks], 'Give a shorter --label or --task_name')
     strange = [name for name in labels if not re.fullmatch(r'\w[\w.+-]*', name)]
     if strange:
         raise ConfigError(f'--label={strange[0]}: a label names a directory; use letters, digits and . _ + -')
@@ -335,6 +337,7 @@ def check_names(labels: Sequence[str], tasks: Sequence[str], num_models: int) ->
 
 def check_jobs(jobs: Sequence[Job], encoders: Mapping[str, loading.PretrainedEncoder], mesh) -> None:
     """Raises ConfigError for what would stop a job when its turn comes."""
+    command_line.check_file_names({job.setting for job in jobs}, 'Give several --grid in several calls')
     for job in jobs:
         max_length(encoders[job.model], job.recipe, job.model)
         fine_tuning.check_batch(job.recipe, mesh)
@@ -365,9 +368,9 @@ def main() -> None:
         }
         jobs = make_jobs(data, origins, settings, grid)
         check_jobs(jobs, encoders, mesh)
-        missing = {job: [s for s in seeds if s not in finished_seeds(job, seeds, output)] for job in jobs}
-        output.mkdir(parents=True, exist_ok=True)
-        text, diverged = run_jobs(jobs, missing, data, encoders, seeds, side_by_side, mesh, output)
+        with held(output):
+            missing = {job: [s for s in seeds if s not in finished_seeds(job, seeds, output)] for job in jobs}
+            text, diverged = run_jobs(jobs, missing, data, encoders, seeds, side_by_side, mesh, output)
     print(f'\n{text}\n{output / "results.md"}\n{output / "results.png"}')
     if diverged:
         raise FloatingPointError('not all runs came to their end:\n' + '\n'.join(diverged))
@@ -376,10 +379,7 @@ def main() -> None:
 def run_jobs(jobs, missing, data, encoders, seeds, side_by_side: int, mesh, output) -> tuple[str, list[str]]:
     """Runs what is missing; the last report, and what is to be said of runs that diverged."""
     total, text, diverged = sum(_cost(job, data[job.task]) * len(few) for job, few in missing.items()), '', []
-    every = 0.1 if sys.stderr.isatty() else 60.0  # seconds; a file would fill with lines
-    with tqdm.tqdm(
-        total=total, unit=' examples', unit_scale=True, disable=not total, mininterval=every, maxinterval=max(every, 10)
-    ) as bar:
+    with progress.bar(total=total, unit=' examples', unit_scale=True, disable=not total) as bar:
         for i, job in enumerate(jobs):
             encoder = encoders[job.model]
             problem = make_problem(job, data[job.task], encoder, bar) if missing[job] else None

@@ -39,10 +39,9 @@ from importlib import metadata
 
 import ml_collections
 import numpy as np
-import tqdm
 from absl import flags
 
-from mlm_jax import command_line, config_check
+from mlm_jax import command_line, config_check, progress
 from mlm_jax import config as config_lib
 from mlm_jax.data import atomic, corpora, encoding, molecules, sealed, shards, tables, tokenizers, verification
 from mlm_jax.data import manifest as manifest_lib
@@ -408,7 +407,7 @@ def _encode(jobs: list[encoding.Job], num_workers: int) -> dict[encoding.Job, en
             bar.update(job.num_bytes)
     missing = [job for job in jobs if job not in done]
     start = time.monotonic()
-    with tqdm.tqdm(
+    with progress.bar(
         total=sum(job.num_bytes for job in jobs), initial=sum(job.num_bytes for job in done),
         desc='rows', unit='B', unit_scale=True, disable=not missing,
     ) as bar:  # fmt: skip

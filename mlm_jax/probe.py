@@ -30,7 +30,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from absl import flags
 from jax.sharding import PartitionSpec
 
@@ -42,6 +41,8 @@ from mlm_jax.config import ConfigError
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import place_rows
 from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.pictures import plain_text
+from mlm_jax.progress import bar
 from mlm_jax.training import build, loading
 from mlm_jax.training.step import frozen_masks
 
@@ -81,7 +82,7 @@ def rank_sums(model: loading.TrainedModel, mesh, max_rows: int) -> GramSums:
 
     sums = GramSums.zeros(config.model.num_layers, len(CURVES), config.model.width)
     count = min(len(rows), max_rows)
-    for first in tqdm.trange(0, count, batch_size, desc='rows', unit='batch', disable=None):
+    for first in bar(range(0, count, batch_size), desc='rows', unit='batch'):
         row_B = np.arange(first, first + batch_size)
         tokens_BxT = place_rows(rows, np.minimum(row_B, count - 1), mesh_lib.batch_sharding(mesh))
         of_devices = batch_sums(model.params, tokens_BxT, row_B, (row_B < count).astype(np.int32))
@@ -135,7 +136,7 @@ def draw_ranks(report: dict[str, dict], threshold: str, path: pathlib.Path) -> N
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel('effective rank')
-    models = [Line2D([], [], color=f'C{i}', linewidth=3, label=label) for i, label in enumerate(report)]
+    models = [Line2D([], [], color=f'C{i}', linewidth=3, label=plain_text(label)) for i, label in enumerate(report)]
     curves = [Line2D([], [], color='gray', linestyle=style, label=curve) for curve, style in styles.items()]
     figure.legend(handles=[*models, *curves], loc='outside right upper', fontsize=8, handlelength=4)
     figure.savefig(path, dpi=120)

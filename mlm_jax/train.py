@@ -8,6 +8,7 @@ Overrides: --config=configs/mlm.py:mini,total_epochs=3 or --config.optimizer.lea
 lists the keys.
 """
 
+import contextlib
 import pathlib
 import shutil
 import sys
@@ -48,6 +49,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     Raises:
       ConfigError: for a configuration that cannot run here, or does not fit the data or the checkpoint.
       FloatingPointError: for a loss or gradient that is not finite, unless `on_nonfinite` is 'skip'.
+      OSError: when the workdir cannot be written; a note in it says what is saved.
     """
     # ---- Configuration and data: all that can be wrong without a device ----------------------------------------------
     config_check.check(config)
@@ -72,8 +74,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     sharding = mesh_lib.batch_sharding(mesh)
     is_leader = jax.process_index() == 0
     missed_ratio = mask_ratio.warning(run.masking, train_rows, config.seed) if is_leader else ''
-    workdir.mkdir(parents=True, exist_ok=True)
-    with jax.set_mesh(mesh):
+    with workdir_lib.held(workdir), jax.set_mesh(mesh):
         # ---- State: fresh, or from the last checkpoint; laid out on this mesh, whatever the mesh was before ----------
         saver = checkpoints.Checkpoints(workdir / 'checkpoints', config.checkpoint.keep_last, keep_every)
         position = checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={})
@@ -128,7 +129,10 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         profiler = runtime.Profiler(config.profile, workdir, first_step)
         prefetcher = Prefetcher(batches, first_step, run.total_steps)
         eval_metrics: dict[str, float] = {}
-        try:
+        with contextlib.ExitStack() as closing:
+            closing.enter_context(workdir_lib.saying_what_is_saved(saver))
+            for part in (log, saver, prefetcher, verification):  # the last one first
+                closing.callback(part.close)
             for step in range(first_step, run.total_steps + 1):
                 is_last, is_new = step == run.total_steps, step > first_step or not resumed
                 is_logged = is_last or step % config.logging.every_steps == 0
@@ -159,14 +163,10 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
                     state, metrics = train_step(state, batch)
                 profiler.after(step, metrics)
                 log.add(step, metrics, prefetcher.stall_seconds)
+                saver.check()
             log.flush(run.total_steps, prefetcher.stall_seconds)
             if not verification.is_done:
                 log.note('the run ended before all rows were compared with their hashes; doctor --verify does that')
-        finally:
-            verification.close()
-            prefetcher.close()
-            saver.close()
-            log.close()
 
     if is_leader:
         picture = loss_curve.draw_loss_curve(workdir, manifest.split('validation').unigram_entropy_nats)

@@ -1,6 +1,7 @@
 """Paths: URLs are refused in every flag and every key, before anything is created; a wrong kind of file is named."""
 
 import ast
+import pathlib
 import runpy
 import sys
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mlm_jax.config import ConfigError
+from mlm_jax.pictures import plain_text
 
 # What is spent, by the name of the budget.
 UNITS = {'flops': 'FLOPs', 'steps': 'optimizer steps', 'time': 'seconds of training steps'}
@@ -155,7 +156,7 @@ def draw(summary: Mapping[str, dict], budget: str, path: pathlib.Path) -> None:
         curve = line['curve']
         used = [i for i, step in enumerate(curve['step']) if step > 0]
         spent, mean = (np.array([curve[key][i] for i in used]) for key in ('spent', 'mean'))
-        axes.plot(spent, mean, 'o-', color=f'C{colour}', markersize=3, linewidth=1.2, label=label)
+        axes.plot(spent, mean, 'o-', color=f'C{colour}', markersize=3, linewidth=1.2, label=plain_text(label))
         if line['standard_error'] is not None:
             error = np.array([curve['standard_error'][i] for i in used])
             axes.fill_between(spent, mean - error, mean + error, color=f'C{colour}', alpha=0.2, linewidth=0)

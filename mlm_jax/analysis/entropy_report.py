@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-import tqdm
 from jax.experimental import multihost_utils
 
 from mlm_jax.analysis import entropy
@@ -13,6 +12,8 @@ from mlm_jax.config import ConfigError
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import place_rows
 from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.pictures import plain_text
+from mlm_jax.progress import bar
 from mlm_jax.training import build
 from mlm_jax.training.loading import TrainedModel
 from mlm_jax.training.step import frozen_masks
@@ -62,7 +63,7 @@ def measure(model: TrainedModel, mesh: jax.sharding.Mesh, ratios: Sequence[float
             return entropy.row_sums(objective, params, frozen_masks(masking, tokens_BxT, segments_BxT, row_B))
 
         jitted, parts = jax.jit(batch_sums), []
-        for first in tqdm.trange(0, count, batch_size, desc=f'ratio {ratio:g}', unit='batch', disable=None):
+        for first in bar(range(0, count, batch_size), desc=f'ratio {ratio:g}', unit='batch'):
             row_B = np.arange(first, first + batch_size)
             tokens_BxT = place_rows(rows, np.minimum(row_B, count - 1), mesh_lib.batch_sharding(mesh))
             sums = jitted(model.params, tokens_BxT, row_B, (row_B < count).astype(np.int32))
@@ -113,7 +114,7 @@ def draw(report: dict[str, dict], path: pathlib.Path) -> None:
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel('bits per masked token')
     figure.axes[2].axhline(0, color='gray', linewidth=0.8)
-    colours = [Line2D([], [], color=f'C{i}', marker='o', label=label) for i, label in enumerate(report)]
+    colours = [Line2D([], [], color=f'C{i}', marker='o', label=plain_text(label)) for i, label in enumerate(report)]
     styles = [Line2D([], [], color='gray', linestyle=STYLES[n], label=f'ExLM: {n}') for n in STYLES if n in used]
     figure.legend(handles=colours + styles, loc='outside lower center', ncols=4, fontsize=8, handlelength=4)
     figure.savefig(path, dpi=120)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mlm_jax.analysis.comparison import mean_and_error
+from mlm_jax.pictures import plain_text
 from mlm_jax.tasks.metrics import DECREASING, is_better
 
 
@@ -137,7 +138,7 @@ def draw(report: Mapping[str, Mapping[str, dict]], path: pathlib.Path) -> None:
     panels = figure.subplots(1, len(groups), squeeze=False, width_ratios=[len(group) for group in groups])[0]
     for axes, tasks in zip(panels, groups, strict=True):
         _draw_bars(axes, report, tasks, models)
-    handles = [Patch(color=f'C{i}', alpha=0.6, label=model) for i, model in enumerate(models)]
+    handles = [Patch(color=f'C{i}', alpha=0.6, label=plain_text(model)) for i, model in enumerate(models)]
     figure.legend(handles=handles, loc='outside lower center', ncols=len(models))
     figure.savefig(path, dpi=120)
 
@@ -157,6 +158,6 @@ def _draw_bars(axes, report, tasks: Sequence[str], models: Sequence[str]) -> Non
             trivial = _value(entry['trivial'].get(entry['metric']))
             if not math.isnan(trivial):
                 axes.plot([place - 0.45, place + 0.45], [scale * trivial] * 2, ':', color='gray', linewidth=1)
-    names = [f'{task.rpartition("/")[2]}\n{next(iter(report[task].values()))["metric"]}' for task in tasks]
+    names = [f'{plain_text(task.rpartition("/")[2])}\n{next(iter(report[task].values()))["metric"]}' for task in tasks]
     axes.set_xticks(range(len(tasks)), names, fontsize=8)
     axes.grid(axis='y', alpha=0.3)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-import tqdm
 from jax.experimental import multihost_utils
 
 from mlm_jax.analysis import gradient_variance
@@ -14,6 +13,8 @@ from mlm_jax.config import ConfigError
 from mlm_jax.data.rows import place_rows
 from mlm_jax.data.shards import Shards
 from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.pictures import plain_text
+from mlm_jax.progress import bar
 from mlm_jax.training.loading import TrainedModel
 
 
@@ -38,7 +39,7 @@ def measure(model: TrainedModel, mesh: jax.sharding.Mesh, num_texts: int, design
             'disjoint masks, and 3 are needed: lower --segments'
         )
     texts, own = [], []
-    with tqdm.tqdm(total=len(chosen_S), desc='texts', unit='text', disable=None) as progress:
+    with bar(total=len(chosen_S), desc='texts', unit='text') as progress:
         for first in range(0, len(chosen_S), mesh.size):
             number_B = np.arange(first, first + mesh.size)
             index_B = chosen_S[np.minimum(number_B, len(chosen_S) - 1)]
@@ -143,7 +144,7 @@ def draw(report: dict[str, dict], path: pathlib.Path) -> None:
     for i, (label, entry) in enumerate(report.items()):
         style = dict(color=f'C{i}', marker='o', markersize=4, capsize=3)
         value, error = np.array(entry['covariance_over_variance']).T
-        left.errorbar(entry['hamming_distance'], value, error, label=label, linewidth=1.2, **style)
+        left.errorbar(entry['hamming_distance'], value, error, label=plain_text(label), linewidth=1.2, **style)
         value, error = np.array([entry[name] for name in ratios]).T
         shift = 0.3 * (i - (len(report) - 1) / 2) / len(report)
         right.errorbar(np.arange(len(ratios)) + shift, value, error, linestyle='none', **style)

@@ -7,6 +7,7 @@ import numpy as np
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.tables import find_word_starts
 from mlm_jax.masking.vocabulary import Vocabulary
+from mlm_jax.pictures import plain_text
 
 # What became of a position. Of the last kind, only the input differs: nothing is predicted there.
 KINDS = ('left alone', '[MASK]', 'random token', 'unchanged, predicted', 'replaced, not predicted')
@@ -103,7 +104,7 @@ class MaskStatistics:
         position.set(xlabel='position in the row', ylabel='share of its tokens chosen', ylim=(0, None))
         for axes in (ratio, run, position):
             axes.grid(alpha=0.3)
-        figure.suptitle(title)
+        figure.suptitle(plain_text(title))
         figure.savefig(path, dpi=120)
 
 

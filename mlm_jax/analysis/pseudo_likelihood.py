@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from mlm_jax.analysis import entropy
 from mlm_jax.config import ConfigError
@@ -25,6 +24,7 @@ from mlm_jax.masking.batch import MaskedBatch, selected_of
 from mlm_jax.masking.tables import NEXT_STARTS, STARTS, find_word_starts
 from mlm_jax.models.exlm import ExLM
 from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.progress import bar
 from mlm_jax.tasks.inputs import padded_length
 
 # In a batch, on each device: on a CPU as many as its caches hold, elsewhere enough to keep it busy.
@@ -119,10 +119,8 @@ class PseudoLikelihood:
         """
         scores, pending = np.zeros(self._num_different), []
         total = sum(c.tokens.shape[1] * len(c.start) for c in self._copies)
-        quiet = True if jax.process_index() else None  # None: where nobody watches
-        with tqdm.tqdm(
-            desc='BLiMP', total=total, unit='token', unit_scale=True, leave=False, disable=quiet
-        ) as progress:
+        quiet = jax.process_index() > 0
+        with bar(desc='BLiMP', total=total, unit='token', unit_scale=True, leave=False, disable=quiet) as progress:
             for copies in self._copies:
                 length = copies.tokens.shape[1]
                 size = self._batch_sizes[length]

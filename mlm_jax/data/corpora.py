@@ -39,11 +39,11 @@ from typing import Any
 import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from absl import logging
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mlm_jax import config as config_lib
+from mlm_jax import progress
 from mlm_jax.data import atomic, demo_corpus, text_files
 
 KINDS = ('demo', *text_files.READERS, 'tfds')
@@ -138,7 +138,7 @@ def describe(spec: str) -> dict[str, Any]:
     try:
         sizes = [file.stat().st_size for file in files]
         with (
-            tqdm.tqdm(total=sum(sizes), desc='checking', unit='B', unit_scale=True, delay=5) as bar,
+            progress.bar(total=sum(sizes), desc='checking', unit='B', unit_scale=True, delay=5) as bar,
             concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
         ):
             states = {}
@@ -318,7 +318,7 @@ class HeldOutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self):
         threshold, number, kept = self.builder_config.percent / 100 * 2**64, -1, 0
-        documents = tqdm.tqdm(self._documents(), desc='reading', unit=' documents')
+        documents = progress.bar(self._documents(), desc='reading', unit=' documents')
         for number, document in enumerate(documents):
             digest = hashlib.blake2b(document, digest_size=8).digest()
             if int.from_bytes(digest) < threshold:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tqdm
 
+from mlm_jax import progress
 from mlm_jax.config import ConfigError
 from mlm_jax.data import shards, tables
 from mlm_jax.data.manifest import Manifest
@@ -98,11 +99,8 @@ def check_tokenizer(directory: pathlib.Path, manifest: Manifest) -> None:
 
 
 def progress_bar(what: str, num_bytes: int) -> tqdm.tqdm:
-    """A bar for long work on bytes: it appears after seconds, and fills no file with lines."""
-    every = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm.tqdm(
-        total=num_bytes, desc=what, unit='B', unit_scale=True, delay=3, mininterval=every, maxinterval=max(every, 10)
-    )
+    """A bar for work on bytes, which appears where the work takes more than seconds."""
+    return progress.bar(total=num_bytes, desc=what, unit='B', unit_scale=True, delay=3)
 
 
 class Background:

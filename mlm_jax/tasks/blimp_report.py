@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
+from mlm_jax.pictures import plain_text
 from mlm_jax.tasks.blimp import NUM_PARADIGMS, Pair
 
 FIVE_GRAM_COLUMN = '5-gram'
@@ -128,7 +129,7 @@ def draw(report: dict, path: pathlib.Path) -> None:
         heights = {place: 100 * entry['accuracy'] for place, entry in found.items() if 'accuracy' in entry}
         at = [place + (i - (len(columns) - 1) / 2) * width for place in heights]
         colour = 'lightgray' if label == FIVE_GRAM_COLUMN else f'C{i}'
-        axes.bar(at, list(heights.values()), width, color=colour, label=label)
+        axes.bar(at, list(heights.values()), width, color=colour, label=plain_text(label))
     axes.axhline(50, color='black', linewidth=0.8, linestyle='--', label='chance')
     axes.set_xticks(
         range(-1, len(names)), ['all', *(name.replace('_', ' ') for name in names)], rotation=35, ha='right'

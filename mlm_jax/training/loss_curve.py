@@ -2,6 +2,7 @@
 
 import pathlib
 
+from mlm_jax.pictures import plain_text
 from mlm_jax.training.metrics import read_metrics
 
 
@@ -26,7 +27,7 @@ def draw_loss_curve(workdir: pathlib.Path, unigram_entropy: float | None = None)
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
     if unigram_entropy:
         axes.axhline(unigram_entropy, color='gray', linestyle=':', label='unigram entropy')
-    axes.set(xlabel='step', ylabel='loss (nats per masked token)', title=workdir.name)
+    axes.set(xlabel='step', ylabel='loss (nats per masked token)', title=plain_text(workdir.absolute().name))
     axes.grid(alpha=0.3)
     axes.legend()
     path = workdir / 'loss_curve.png'

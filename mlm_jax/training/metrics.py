@@ -1,15 +1,18 @@
 """Metrics: kept on the device between log lines, then written to metrics.jsonl, TensorBoard, W&B and the terminal."""
 
+import contextlib
 import importlib
 import json
 import math
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Mapping
 
 import jax
 
+from mlm_jax import progress
 from mlm_jax.data import atomic
 
 
@@ -54,32 +57,61 @@ class MetricsWriter:
         self._tensorboard, self._wandb = None, None
         if tensorboard:
             summaries = _import_extra('tensorboardX', 'tensorboard', 'logging.tensorboard')
-            self._tensorboard = summaries.SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step)
+            self._tensorboard = _TensorBoard(summaries, workdir / 'tensorboard', start_step)
         if wandb_project:
             wandb, name = _import_extra('wandb', 'wandb', 'logging.wandb_project'), workdir.name
             self._wandb = wandb.init(
                 project=wandb_project, name=name, id=name, resume='allow', dir=workdir, config=config
             )
-        path = _truncated(workdir / 'metrics.jsonl', start_step)
-        self._file = path.open('a', buffering=1, encoding='utf-8')  # by the line: a kill loses nothing
+        self._path = _truncated(workdir / 'metrics.jsonl', start_step)
+        self._file = self._path.open('a', buffering=1, encoding='utf-8')  # by the line: a kill loses nothing
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one line; null is a number that is not finite, for which JSON has no other word."""
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._file.write(json.dumps({'step': step, **finite}, allow_nan=False) + '\n')
+        try:
+            self._file.write(json.dumps({'step': step, **finite}, allow_nan=False) + '\n')
+        except OSError as error:  # which does not say of which file
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         if self._tensorboard:
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.write(step, scalars)
         if self._wandb:
             self._wandb.log(dict(scalars), step=step)
 
     def close(self) -> None:
         """Flushes everything."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a line that could not be written, which has been said
+            self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
+
+
+class _TensorBoard:
+    """Writes scalars for TensorBoard; raises what fails in the thread that tensorboardX writes in."""
+
+    def __init__(self, summaries, directory: pathlib.Path, start_step: int):
+        self._directory, self._error = directory, None
+        self._hook, threading.excepthook = threading.excepthook, self._keep
+        self._writer = summaries.SummaryWriter(str(directory), purge_step=start_step)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            if self._error:  # its queue would fill, and wait for ever
+                raise OSError(self._error.errno, self._error.strerror, str(self._directory)) from self._error
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if not self._error:
+            self._writer.close()
+        threading.excepthook = self._hook
+
+    def _keep(self, thrown) -> None:
+        if isinstance(thrown.exc_value, OSError) and type(thrown.thread).__module__.startswith('tensorboardX'):
+            self._error = thrown.exc_value
+        else:
+            self._hook(thrown)
 
 
 def _import_extra(module: str, extra: str, key: str):
@@ -90,30 +122,58 @@ def _import_extra(module: str, extra: str, key: str):
 
 
 def _truncated(path: pathlib.Path, start_step: int) -> pathlib.Path:
-    """Drops the lines that a killed run wrote after its last checkpoint, and a line that it did not finish."""
-    lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= start_step and start_step > 0]
-    atomic.write_bytes(path, ''.join(kept).encode())
+    """Drops the lines that a killed run wrote after its last checkpoint, a line that it did not finish, and damage."""
+    lines = path.read_bytes().split(b'\n')[:-1] if path.exists() and start_step else []
+    parsed = [_parsed(line) for line in lines]
+    _say_damaged(path, parsed.count(None), 'dropped')
+    kept = [
+        line + b'\n' for line, scalars in zip(lines, parsed, strict=True) if scalars and scalars['step'] <= start_step
+    ]
+    if start_step and not kept:
+        print(f'{path} has no lines of the {start_step:,} steps before: the curve begins here', file=sys.stderr)
+    atomic.write_bytes(path, b''.join(kept))
     return path
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl, oldest first; null becomes NaN."""
-    lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
+    """The lines of a metrics.jsonl, oldest first; null becomes NaN, damaged lines are left out and counted on stderr."""
+    parsed = (
+        [_parsed(line) for line in path.read_bytes().removesuffix(b'\n').split(b'\n')] if path.stat().st_size else []
+    )
+    _say_damaged(path, parsed.count(None), 'left out')
+    return [
+        {name: math.nan if value is None else value for name, value in scalars.items()} for scalars in parsed if scalars
+    ]
+
+
+def _parsed(line: bytes) -> dict[str, float] | None:
+    """The scalars of a line; None for one that is none of ours: cut, or blank or of NULs after a loss of power."""
+    try:
+        scalars = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return scalars if isinstance(scalars, dict) and isinstance(scalars.get('step'), int) else None
+
+
+def _say_damaged(path: pathlib.Path, count: int, what: str) -> None:
+    if count:
+        print(f'{path}: {count} damaged line{"s" * (count > 1)} {what}', file=sys.stderr)
 
 
 class ProgressLine:
-    """The live line of a run: rewritten in place on a terminal, one line each in a file."""
+    """The live line of a run: rewritten in place on a terminal; in a file a line every `progress.LOG_SECONDS`."""
 
     def __init__(self, total_steps: int, stream=None, unit: str = 'step'):
         """A run of `total_steps` updates, or of as many of another `unit`."""
         self._total, self._stream, self._unit = total_steps, stream or sys.stderr, unit
         self._in_place = self._stream.isatty()
-        self._width = 0
+        self._width, self._shown_at = 0, -math.inf
 
     def show(self, step: int, text: str, seconds_per_step: float) -> None:
-        """Shows `text` with the step and the time left."""
+        """Shows `text` with the step and the time left; in a file, where a line is due: the first, the last, some."""
+        if not self._in_place and step < self._total and time.monotonic() - self._shown_at < progress.LOG_SECONDS:
+            return
+        self._shown_at = time.monotonic()
         left = time.strftime('%H:%M:%S', time.gmtime((self._total - step) * seconds_per_step))
         days = int((self._total - step) * seconds_per_step // 86400)
         eta = f'{days}d {left}' if days else left

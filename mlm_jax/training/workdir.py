@@ -1,5 +1,6 @@
 """The files that a run leaves in its workdir, besides checkpoints and metrics."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -7,12 +8,36 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import jax
 import ml_collections
 
 from mlm_jax import config as config_lib
-from mlm_jax.data import atomic
+from mlm_jax.config import ConfigError
+from mlm_jax.data import atomic, occupation
+from mlm_jax.parallel import agreement
+from mlm_jax.training import checkpoints
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other programs out of a directory, as `occupation.sole_writer`: one process does, for all of them."""
+    with contextlib.ExitStack() as stack:
+        agreement.of_leader(lambda: stack.enter_context(occupation.sole_writer(workdir)))
+        yield
+
+
+@contextlib.contextmanager
+def saying_what_is_saved(saver: checkpoints.Checkpoints) -> Iterator[None]:
+    """Adds to an error of the disk from where the run will go on."""
+    try:
+        yield
+    except OSError as error:
+        step = saver.newest_written()
+        saved = f'The last complete checkpoint is that of step {step:,}: the same command goes on from there.'
+        error.add_note(saved if step is not None else 'There is no checkpoint yet: the same command starts anew.')
+        raise
 
 
 def write_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -21,15 +46,33 @@ def write_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """Reads `config.json`.
+    """Reads `config.json`; where that is damaged, what the newest checkpoint holds of it, which is said.
 
     Raises:
-      ConfigError: when the directory is no workdir.
+      ConfigError: when the directory is no workdir, or the configuration is lost.
     """
     path = workdir / 'config.json'
     if not path.exists():
-        raise config_lib.ConfigError(f'{workdir} is not the workdir of a run: it has no config.json')
-    return config_lib.from_json(path.read_text(encoding='utf-8'))
+        raise ConfigError(f'{workdir} is not the workdir of a run: it has no config.json')
+    try:
+        values = read_json(path, 'Start the training of that run again, with its command: this writes it anew')
+    except ConfigError:
+        if (found := checkpoints.stored_config(workdir / 'checkpoints')) is None:
+            raise
+        step, values = found
+        print(f'{path} is damaged: the configuration is taken from the checkpoint of step {step}', file=sys.stderr)
+    return config_lib.from_json(json.dumps(values))
+
+
+def read_json(path: pathlib.Path, cure: str) -> dict:
+    """The JSON object in a file of ours; ConfigError with the cure where it is cut or otherwise damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ConfigError(f'{path} is damaged: {error}. {cure}') from error
+    if not isinstance(value, dict):
+        raise ConfigError(f'{path} is damaged: it holds no JSON object. {cure}')
+    return value
 
 
 def write_environment(workdir: pathlib.Path) -> None:

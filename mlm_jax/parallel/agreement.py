@@ -1,0 +1,35 @@
+"""What one process finds out, or does, for all of them."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mlm_jax.config import ConfigError
+
+_MESSAGE_BYTES = 2000
+
+
+def of_leader(action: Callable[[], None]) -> None:
+    """Runs `action` on process 0 while the others wait.
+
+    Raises:
+      ConfigError, OSError: that of `action`, on process 0.
+      ConfigError: with the same message, on the others.
+    """
+    if jax.process_count() == 1:
+        action()
+        return
+    error = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except (ConfigError, OSError) as raised:
+            error = raised
+    message = np.frombuffer(str(error or '').encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b'\0'), np.uint8)
+    told = bytes(np.asarray(multihost_utils.broadcast_one_to_all(message))).rstrip(b'\0').decode(errors='replace')
+    if error:
+        raise error
+    if told:
+        raise ConfigError(told)

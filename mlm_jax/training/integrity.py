@@ -1,0 +1,100 @@
+"""Whether the files of a checkpoint are whole: their SHA-256 are written with them, and compared."""
+
+import concurrent.futures
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlm_jax.data import atomic
+
+CHECKSUMS_FILE = 'checksums.json'
+_METADATA_FILE = '_CHECKPOINT_METADATA'  # without a checksum: Orbax writes the time into it at the very end
+_THREADS = 8  # hashlib lets the others work meanwhile
+# What tensorstore, JSON and the file system raise for files that are cut, missing or no longer what they were.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, NotImplementedError)
+
+
+def write_checksums(directory: pathlib.Path) -> None:
+    """Writes `checksums.json` into a checkpoint: path → size in bytes and SHA-256 of the files of its parts."""
+    paths = sorted(path for path in directory.glob('*/**/*') if path.is_file())
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(atomic.sha256, paths)
+    files = {
+        path.relative_to(directory).as_posix(): {'size': path.stat().st_size, 'sha256': digest}
+        for path, digest in zip(paths, digests, strict=True)
+    }
+    atomic.write_bytes(directory / CHECKSUMS_FILE, f'{json.dumps(files, indent=0)}\n'.encode())
+
+
+def damage(directory: pathlib.Path, items: Sequence[str]) -> str | None:
+    """What is wrong with a checkpoint, in words, or None.
+
+    A checkpoint without checksums, of a version that wrote none, is read through instead: all must be there and be
+    read, and parameters must be finite. A value that changed into another one is then not seen.
+
+    Args:
+      directory: of the checkpoint of one step.
+      items: names of the parts that are wanted; the others may be damaged.
+    """
+    missing = [item for item in items if not (directory / item).is_dir()]
+    if missing:
+        return f'{", ".join(missing)} is missing' if any(directory.iterdir()) else 'its directory is empty'
+    try:
+        json.loads((directory / _METADATA_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        return f'{_METADATA_FILE} cannot be read ({error})'
+    if (directory / CHECKSUMS_FILE).exists():
+        return _differs(directory, items)
+    return _unreadable(directory, items)
+
+
+def _differs(directory: pathlib.Path, items: Sequence[str]) -> str | None:
+    try:
+        wanted = {
+            name: (int(entry['size']), str(entry['sha256']))
+            for name, entry in json.loads((directory / CHECKSUMS_FILE).read_bytes()).items()
+            if name.partition('/')[0] in items
+        }
+    except (*_UNREADABLE, AttributeError):
+        return f'{CHECKSUMS_FILE} is not what was written'
+    for name, (size, _) in wanted.items():
+        if not (directory / name).is_file():
+            return f'{name} is missing'
+        if (found := (directory / name).stat().st_size) != size:
+            return f'{name} has {found:,} bytes instead of {size:,}'
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(lambda name: atomic.sha256(directory / name), wanted)
+        changed = [name for name, digest in zip(wanted, digests, strict=True) if digest != wanted[name][1]]
+    return f'{changed[0]} has other content than was written' if changed else None
+
+
+def _unreadable(directory: pathlib.Path, items: Sequence[str]) -> str | None:
+    for item in items:
+        try:
+            _read_through(directory / item)
+        except _UNREADABLE as error:
+            return f'{item} cannot be read ({(str(error).splitlines() or [type(error).__name__])[0][:200]})'
+    return None
+
+
+def _read_through(item: pathlib.Path) -> None:
+    """Reads one part of a checkpoint: a JSON object, or arrays one at a time; raises what is wrong with it."""
+    if (item / 'metadata').exists():
+        if not isinstance(json.loads((item / 'metadata').read_bytes()), dict):
+            raise ValueError('it holds no JSON object')
+        return
+    import tensorstore  # what Orbax writes arrays with
+
+    json.loads((item / '_METADATA').read_bytes())
+    store = {'driver': 'ocdbt', 'base': f'file://{item.absolute()}/'}
+    names = [key.decode() for key in tensorstore.KvStore.open(store).result().list().result()]
+    arrays = [name.removesuffix('.zarray') for name in names if name.endswith('/.zarray')]
+    if not arrays:
+        raise ValueError('it holds no arrays')
+    for name in arrays:
+        spec = {'driver': 'zarr', 'kvstore': {**store, 'path': name}}
+        values = np.asarray(tensorstore.open(spec).result().read().result())
+        if item.name == 'params' and not np.isfinite(values.astype(np.float32)).all():
+            raise ValueError(f'{name.rstrip("/")} is not finite')
