@@ -113,6 +113,7 @@ def _prepare(config, directory: pathlib.Path, working: pathlib.Path, intent: dic
     counts = _encode(jobs, num_workers)
     splits = {name: _split(name, [(job, counts[job]) for job in jobs if job.split == name]) for name in corpus.splits}
     manifest = _manifest(config, intent, tokenizer, directory, splits)
+    (directory / tables.FILE).unlink(missing_ok=True)  # of a killed run: nothing tells whether it is whole
     tables.write_missing(config, directory, manifest, working)
     manifest = dataclasses.replace(manifest, tables_sha256=atomic.sha256(directory / tables.FILE))
     manifest_lib.save(manifest, directory, working)
@@ -370,7 +371,8 @@ def _interruptible(work: Callable):
 
     thread = threading.Thread(target=run, name=_TOKENIZER_THREAD, daemon=True)
     thread.start()
-    thread.join()
+    while thread.is_alive():  # a signal that reaches another thread wakes none that waits without end
+        thread.join(0.1)
     if errors:
         raise errors[0]
     return results[0]

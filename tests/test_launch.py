@@ -151,6 +151,7 @@ def test_dry_run_prints_the_commands_and_touches_nothing(checkout, monkeypatch, 
     ('arguments', 'message'),
     [
         (['gpu_local', *RUN, '--gpus=2'], 'unknown option --gpus=2'),
+        (['gpu_local', RUN[0], '--workdir=gs://bucket/base'], 'is a URL: give a directory'),
         (['slurm', *RUN, '--node=2'], 'unknown option --node=2; there are: --help --dry-run --config='),
         (['slurm', *RUN, '--nodes'], 'written --nodes=VALUE'),
         (['slurm', *RUN, '--nodes=two'], 'whole number'),
