@@ -24,7 +24,13 @@ def get_config(argument: str = 'mini'):
     config = config_lib.load(f'{pathlib.Path(__file__).with_name("mlm.py")}:{size}')
     if 'recipe' in overrides:
         config_lib.apply_recipe(config, overrides.pop('recipe'))
-    repeats, corruption = int(overrides.pop('repeats', '2')), float(overrides.pop('corruption', '0.15'))
+    try:
+        repeats, corruption = int(overrides.pop('repeats', '2')), float(overrides.pop('corruption', '0.15'))
+        possible = repeats >= 1 and 0 < corruption <= 1
+    except ValueError:
+        possible = False
+    if not possible:
+        raise config_lib.ConfigError('repeats must be a whole number, 1 or more, and corruption a share within 0 … 1')
     ratio = corruption ** (1 / repeats)
     config.masking.update(strategy='bernoulli', repeats=repeats, ratio=ratio, mask_fraction=1.0, random_fraction=0.0)
     config.evaluation.ratio = ratio

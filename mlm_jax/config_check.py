@@ -190,7 +190,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     for prefix in DURATIONS:
         try:
-            steps = resolve_steps(c, prefix, total_steps=100, steps_per_epoch=1.0)
+            total_steps = None if prefix == 'total' else 100
+            steps = resolve_steps(c, prefix, total_steps=total_steps, steps_per_epoch=1.0)
         except ConfigError as error:
             problems.append(str(error))
             continue

@@ -1,8 +1,13 @@
 """Configurations: arguments, durations, checks; and every file in configs/ is sound."""
 
+import contextlib
+import json
 import pathlib
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
+import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
@@ -11,7 +16,7 @@ from mlm_jax.config import ConfigError
 from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import topology
-from mlm_jax.training import build, flops
+from mlm_jax.training import build, checks, flops
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
@@ -132,6 +137,10 @@ def test_settings_of_mae_lm_that_disagree_are_refused(argument, message):
         ('mini,model.dropout=lots', 'expected a value of type float'),
         ('mini,logging.tensorboard=maybe', 'expected a value of type bool'),
         ('mini,recipe=classic', 'unknown recipe'),
+        ('mini,batch_size=1e400', 'expected a value of type int'),
+        ('mini,batch_size=' + '(' * 5000, 'expected a value of type int'),
+        ('base,mesh.tensor=32,slice=v5e-16', 'does not fit 16 devices'),
+        ('base,mesh.tensor=None,slice=v5e-16', 'must be a whole number'),
         ('base,slice=v9-16', "unknown topology 'v9-16'"),
         ('base,slice=', "unknown topology ''"),
         ('base,slice=v5e:4by4', 'a layout is written v5e:4x4'),
@@ -158,6 +167,30 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,masking.unit=sentence', 'must be one of token, word, span'),
         ('mini,masking.predicted_fraction=0', 'predicts nothing'),
         ('mini,masking.static_masks=-1', 'or more'),
+        ('mini,optimizer.clip_norm=-1', 'must be 0, which clips nothing'),
+        ('mini,masking.ratio=0', 'must lie above 0'),
+        ('mini,optimizer.b1=1.5', 'at least 0 and below 1'),
+        ('mini,optimizer.b2=1.0', 'at least 0 and below 1'),
+        ('mini,optimizer.learning_rate=-1e-3', 'must be at least 0'),
+        ('mini,optimizer.weight_decay=-0.1', 'within 0 … 1'),
+        ('mini,recipe=modern,optimizer.weight_decay=0.01', 'a value for adamw.*remove 1.00% of every weight.*1e-05'),
+        ('mini,sequence_length=1', 'at least 3'),
+        ('mini,vocab_size=5', 'at least 7'),
+        ('mini,schedule.warmup_percent=200', '100 at most'),
+        ('mini,profile.num_steps=-3', 'at least 0'),
+        ('mini,total_tokens=9e99', 'more than 2,147,483,648 steps'),
+        ('mini,total_epochs=1e308', 'more than 2,147,483,648 steps'),
+        ('mini,seed=-1', 'must be at least 0'),
+        ('mini,seed=4294967296', 'within 0 … 4,294,967,295'),
+        ('mini,model.relative_buckets=-4', 'at least 0'),
+        ('mini,model.scan_unroll=-1', 'at least 0'),
+        ('mini,batch_size=None', 'must be a whole number'),
+        ('mini,exlm.num_states=True', 'must be a whole number'),
+        ('mini,data.directory=None', 'must be text'),
+        ('mini,optimizer.learning_rate=1e400', 'must be a finite number'),
+        ('mini,evaluation.every_percent=1e400', 'must be a finite number'),
+        ('mini,mesh.data=0', 'must be -1'),
+        ('mini,batch_size=10000000,sequence_length=512', 'more than 2³¹ tokens'),
         ('mini,masking.ratio_schedule=diffusion,masking.ratio=0.1', 'set masking.ratio=1.0'),
         ('mini,masking.strategy=complementary,masking.ratio=0.6', 'would overlap'),
         ('mini,masking.strategy=fully_explored,masking.fully_explored.segments=1', 'at least 2'),
@@ -169,6 +202,7 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,masking.strategy=least_masked,masking.static_masks=1', 'cannot be static'),
         ('mini,masking.anneal_steps=-1', 'negative'),
         ('mini,total_steps=0', 'length of the run'),
+        ('mini,total_percent=50', 'total_percent cannot be used here'),
         ('mini,total_percent=3', 'set total_|give total_steps'),
         ('mini,model.scan_unroll=3', 'must divide'),
         ('mini,model.relative_buckets=30', 'multiple of 4'),
@@ -242,6 +276,143 @@ def test_a_percentage_that_is_no_duration_stays_alone():
     config = load('mlm.py', 'mini,data.validation_percent=5')
     assert config.data.validation_percent == 5.0
     assert 'validation_steps' not in config.data
+
+
+def test_every_key_has_choices_a_range_or_free_text():
+    """A key that nobody bounds is a key that nobody has thought of."""
+    checked = config_check.CHOICES.keys() | config_check.RANGES.keys()
+    assert checked <= config_lib.kinds().keys()
+    for key, kind in config_lib.kinds().items():
+        is_free = kind.type in (str, bool) or config_lib.is_duration(key)
+        assert key in checked or is_free, key
+    names = {key for key, kind in config_lib.kinds().items() if kind.type is str} - checked
+    assert names == {
+        'init_from', 'compilation_cache', 'data.directory', 'data.corpus', 'data.text_key', 'data.validation_corpus',
+        'tokenizer.model', 'masking.token_weights', 'evaluation.blimp', 'logging.wandb_project',
+    }  # fmt: skip
+
+
+NUMBERS = (
+    'None', 'True', '0', '1', '-1', '2', '3', '7', '64', '0.5', '1.0', '1e-300', '1e37', '1e400', '-1e400', 'nan',
+    '9e99', '1' + '0' * 400, '4294967295', '2147483648',
+)  # fmt: skip
+WORDS = (
+    '', 'a', '"a"', '[1]', '{}', '1j', 'linear', 'diffusion', 'least_masked', 'muon', 'stable_adamw', 'mae_lm', 'exlm',
+    'rotary_2d', 'fsdp', 'fully_explored', 'subset', 'geglu',
+)  # fmt: skip
+VALUES = st.sampled_from(NUMBERS + WORDS)
+
+
+@hypothesis.given(
+    st.sampled_from(['mlm.py', 'mae_lm.py', 'exlm.py']),
+    st.dictionaries(st.sampled_from(sorted(config_lib.kinds())), VALUES, min_size=1, max_size=4),
+    st.sampled_from(['', 'recipe=modern,', 'slice=v5e-16,']),
+)
+@hypothesis.settings(deadline=None, max_examples=120)
+def test_any_configuration_is_refused_in_words_or_can_run(file, values, more):
+    """What is accepted has durations, masks and a cost; nothing but a ConfigError is ever raised."""
+    try:
+        config = load(file, f'tiny,{more}' + ','.join(f'{key}={value}' for key, value in values.items()))
+        config_check.check(config)
+    except ConfigError:
+        return
+    total = config_lib.resolve_steps(config, 'total', steps_per_epoch=1.0)
+    assert 1 <= total < 2**31
+    masking = build.make_masking(config, standard_vocabulary(config.vocab_size), total, 1.0)
+    assert 1 <= masking.max_masked(config.sequence_length) <= config_lib.row_length(config)
+    assert 0 < flops.step_flops(config) < np.inf
+    optimizer, rate = build.make_optimizer_of_run(config, total, 1.0)
+    assert np.isfinite(float(rate(0)))
+    optimizer.init({'final_norm': {'scale': np.ones(2, np.float32)}})
+    assert config_lib.differences(config, config_lib.from_json(config_lib.to_json(config))) == {}
+
+
+@pytest.mark.parametrize(('ffn_width', 'expected'), [(2, 1), (64, 42), (95, 63), (96, 64), (2048, 1344), (3072, 2048)])
+def test_the_modern_recipe_leaves_a_feed_forward_layer_of_any_width(ffn_width, expected):
+    config = config_lib.default_config()
+    config.model.ffn_width = ffn_width
+    config_lib.apply_recipe(config, 'modern')
+    assert config.model.ffn_width == expected
+    config_check.check(config)
+
+
+@pytest.mark.parametrize(
+    'text', ['', '[]', '5', '{"model": 5}', '{"a.b": 1}', '{"seed": ', '[' * 100_000, '{"new": 1}']
+)
+def test_a_stored_configuration_that_is_none_is_refused_in_words(text):
+    with pytest.raises(ConfigError, match='stored configuration'):
+        config_lib.from_json(text)
+
+
+def test_a_configuration_of_an_earlier_version_keeps_its_weight_decay():
+    """It was a number then, and there was no momentum; the same command goes on with the optimizer's own."""
+    stored = load('mlm.py', 'mini,recipe=modern').to_dict()
+    stored['optimizer']['weight_decay'] = 0.01
+    del stored['optimizer']['momentum']
+    old = config_lib.from_json(json.dumps(stored))
+    assert config_lib.decided(old).optimizer.weight_decay == 0.01 and old.optimizer.momentum == 0.95
+    notes = []
+    checks.check_resume(stored, load('mlm.py', 'mini,recipe=modern'), note=notes.append)
+    assert len(notes) == 1 and notes[0].endswith('\n  optimizer.weight_decay: 0.01 in the checkpoint, 1e-05 now')
+    stored = load('mlm.py', 'mini').to_dict()
+    stored['optimizer']['weight_decay'] = 0.01
+    checks.check_resume(stored, load('mlm.py', 'mini'), note=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'refused'),
+    [
+        ('clip_norm=1', 'clip_norm=2', False), ('clip_norm=0', 'clip_norm=1', True),
+        ('clip_norm=1', 'clip_norm=0', True), ('decay_mask=all', 'decay_mask=matrices', True),
+        ('name=adamw', 'name=lamb', True),
+    ],
+)  # fmt: skip
+def test_a_resumed_run_may_change_what_its_optimizer_state_does_not_hold(old, new, refused):
+    stored, config = (load('mlm.py', f'mini,optimizer.{argument}') for argument in (old, new))
+    notes = []
+    if refused:
+        with pytest.raises(ConfigError, match=new.partition('=')[0]):
+            checks.check_resume(stored.to_dict(), config, notes.append)
+    else:
+        checks.check_resume(stored.to_dict(), config, notes.append)
+        assert len(notes) == 1
+
+
+@hypothesis.given(
+    st.dictionaries(
+        st.sampled_from(['seed', 'batch_size', 'optimizer', 'model', 'objective', 'a.b', 'masking']),
+        st.recursive(
+            st.one_of(st.none(), st.integers(), st.text(max_size=3), st.lists(st.integers(), max_size=2)),
+            lambda inner: st.dictionaries(st.sampled_from(['name', 'width', 'ratio', 'weight_decay']), inner),
+            max_leaves=4,
+        ),
+    )
+)
+@hypothesis.settings(deadline=None, max_examples=100)
+def test_a_checkpoint_of_any_configuration_goes_on_or_is_refused_in_words(stored):
+    with contextlib.suppress(ConfigError):
+        checks.check_resume(stored, load('mlm.py', 'mini'), note=str)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'num_rows', 'remark'),
+    [
+        ('', 1000, None),
+        ('optimizer.weight_decay=1e-5', 1000, 'a value for stable_adamw'),
+        ('optimizer.weight_decay=0', 1000, None),
+        ('masking.strategy=least_masked,masking.ratio_schedule=linear', 10**6, 'this run has 0.64'),
+        ('masking.strategy=least_masked,masking.ratio_schedule=linear', 1000, None),
+    ],
+)
+def test_what_can_hardly_be_meant_is_remarked(argument, num_rows, remark):
+    remarks = checks.remarks(load('mlm.py', f'mini,{argument}'), num_rows)
+    assert remark in remarks[0] if remark else remarks == []
+
+
+@pytest.mark.parametrize('argument', ['repeats=0', 'repeats=two', 'corruption=0', 'corruption=x'])
+def test_repeats_and_corruption_that_are_no_numbers_are_refused(argument):
+    with pytest.raises(ConfigError, match='repeats must be'):
+        load('repeated_mlm.py', f'tiny,{argument}')
 
 
 def test_every_duration_of_the_default_is_known():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax import evaluate
+from mlm_jax import config_check, evaluate
 from mlm_jax import train as train_lib
 from mlm_jax.config import ConfigError
 from mlm_jax.masking.vocabulary import standard_vocabulary
@@ -272,6 +272,53 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows(tiny_config, tmp_pat
     tiny_config.on_nonfinite = 'skip'
     train_lib.train(tiny_config, tmp_path / 'skip')
     assert max(line.get('train/nonfinite', 0.0) for line in learned(tmp_path / 'skip')) == 1.0
+
+
+@pytest.fixture
+def dividing_by_zero(tiny_config, monkeypatch):
+    """A configuration, refused otherwise, under which gradients are finite, and Adam's updates are not: 0 / 0."""
+    monkeypatch.setitem(config_check.RANGES, 'optimizer.b2', config_check.Range(0, 1))
+    tiny_config.optimizer.update(eps=0.0, b2=1.0)
+    return tiny_config
+
+
+def test_skipped_updates_are_counted_and_leave_no_nan_in_the_log(dividing_by_zero, tmp_path, capsys):
+    tiny_config = dividing_by_zero
+    tiny_config.on_nonfinite, tiny_config.logging.every_steps = 'skip', 2
+    train_lib.train(tiny_config, tmp_path)
+
+    def refuse(word):
+        raise AssertionError(f'{word} is no JSON')
+
+    lines = [json.loads(x, parse_constant=refuse) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    logged = [line for line in lines if 'train/nonfinite' in line]
+    assert [line['train/skipped_updates'] for line in logged] == [2, 2] and 'train/loss' not in logged[0]
+    held_out = [line['eval/loss'] for line in lines if 'eval/loss' in line]
+    assert held_out[0] == held_out[-1], 'parameters are as they were'
+    assert 'all 2 updates skipped' in capsys.readouterr().err
+
+
+def test_a_stop_says_what_became_of_the_parameters(dividing_by_zero, tmp_path):
+    dividing_by_zero.checkpoint.every_steps = 1
+    with pytest.raises(FloatingPointError, match='update is not finite at step 0 .* not applied, and no checkpoint'):
+        train_lib.train(dividing_by_zero, tmp_path)
+    assert not list((tmp_path / 'checkpoints').iterdir())
+
+
+def test_clipping_can_change_at_a_resume(four_steps, tiny_config, tmp_path):
+    workdir = shutil.copytree(four_steps[1], tmp_path / 'run')
+    tiny_config.total_steps, tiny_config.optimizer.clip_norm = 5, 2.0
+    train_lib.train(tiny_config, workdir)
+    tiny_config.optimizer.clip_norm = 0.0
+    with pytest.raises(ConfigError, match='optimizer.clip_norm: 2.0 in the checkpoint, 0.0 now'):
+        train_lib.train(tiny_config, workdir)
+
+
+def test_a_seed_out_of_range_is_refused_before_there_is_a_workdir(tiny_config, tmp_path):
+    tiny_config.seed = 2**32
+    with pytest.raises(ConfigError, match='seed=4294967296'):
+        train_lib.train(tiny_config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_no_host_transfer_between_log_points(tiny_config, tmp_path, monkeypatch):

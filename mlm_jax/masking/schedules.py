@@ -62,7 +62,7 @@ class RatioSchedule:
 
 @flax.struct.dataclass
 class VisitRatios:
-    """The ratios of rows as functions of the visit alone, so that the mask of a visit can be drawn again at a later one.
+    """The ratios of rows as functions of the visit alone: so the mask of a visit can be drawn again at a later one.
 
     Rows come in another order in each epoch, and nothing tells a later visit where in its epoch an earlier one was. So
     a visit has the ratio of the middle of its epoch: a moving ratio moves from epoch to epoch.

@@ -69,9 +69,9 @@ def weighted(key: jax.Array, candidates: Candidates) -> jax.Array:
 def least_masked(key: jax.Array, candidates: Candidates) -> jax.Array:
     """The units masked least often so far in the visits of this row, ties at random (after GPT-BERT, 2410.24159).
 
-    No counts are stored: the masks of the earlier visits are drawn once more from the row's key, at the ratios that held
-    then. After a cycle of 1/ratio visits (of the largest ratio, where it moves), counting starts afresh, when at that
-    ratio every token has been masked about once. So `key` is not used.
+    No counts are stored: the masks of the earlier visits are drawn once more from the row's key, at the ratios that
+    held then. After a cycle of 1/ratio visits (the largest ratio, where it moves), when every token has been masked
+    about once, counting starts afresh. So `key` is not used.
     """
     del key
     eligible_BxT = candidates.eligible

@@ -151,9 +151,9 @@ class RunLog:
             self.note(f'{message}; skipped {len(bad)} of the last {len(updates)} updates')
             return
         raise FloatingPointError(
-            f'{message}. That update was not applied, and no checkpoint has been written since, so the same command goes '
-            'on from before it. Lower optimizer.learning_rate, lengthen the warm-up or clip gradients; on_nonfinite=skip '
-            'goes on without such updates'
+            f'{message}. That update was not applied, and no checkpoint has been written since: the same command goes '
+            'on from the last one. Lower optimizer.learning_rate, lengthen the warm-up or clip gradients; '
+            'on_nonfinite=skip goes on without such updates'
         )
 
 

@@ -14,6 +14,7 @@ from mlm_jax.config_check import CHOICES
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking import corruption, fully_explored, schedules, selection, tables, units
+from mlm_jax.masking import masking as masking_lib
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.candidates import Candidates, limit, take
 from mlm_jax.masking.masking import Masking
@@ -429,3 +430,47 @@ def test_impossible_vocabularies_are_refused(fields, message):
     valid = dict(size=10, pad_id=0, cls_id=2, sep_id=3, mask_id=4, special_ids=(0, 2, 3, 4))
     with pytest.raises(ValueError, match=message):
         Vocabulary(**{**valid, **fields})
+
+
+@pytest.mark.parametrize(
+    ('name', 'ratios'), [('linear', [0.4, 0.3, 0.2]), ('staged', [0.4, 0.1, 0.1]), ('constant', [0.4, 0.4, 0.4])]
+)
+def test_least_masked_knows_at_which_ratio_earlier_visits_were_masked(name, ratios):
+    """Where an epoch is one batch, visit v is at step v; no token is masked twice while one has not been at all."""
+    schedule = schedules.RatioSchedule(name, 0.4, 0.1, 1 if name == 'staged' else 0, 3)
+    masking, tokens = make('least_masked', ratio=0.4, schedule=schedule, num_rows=20), full_rows(20, 102)
+    cycle = masking.cycle
+    times = np.zeros((20, 100), int)
+    for step, ratio in enumerate(ratios):
+        if step % cycle == 0:
+            times[:] = 0
+        now = masked_positions(mask(masking, jax.random.key(step), tokens, step))[:, 1:-1]
+        assert np.all(np.abs(now.sum(1) - 100 * ratio) <= 1)
+        for row in range(20):
+            assert times[row][now[row]].max() <= times[row][~now[row]].min()
+        times += now
+
+
+@pytest.mark.parametrize('name', ['linear', 'cosine', 'diffusion'])
+def test_the_mask_of_a_visit_is_the_same_wherever_in_its_epoch_the_row_comes(name):
+    """Five batches in an epoch: what a later visit draws again must not depend on where the earlier one was."""
+    schedule = schedules.RatioSchedule(name, 0.3, 0.1, 0, 40)
+    masking, tokens = make('least_masked', ratio=0.3, schedule=schedule, num_rows=40), full_rows(8, 102)
+    masks = [masked_positions(mask(masking, jax.random.key(step), tokens, step)) for step in range(12)]
+    for step in range(12):
+        assert np.array_equal(masks[step], masks[step // 5 * 5])
+    before, now = (masks[step][:, 1:-1] for step in (0, 5))
+    assert not (before & now).any(), 'the second of three masks holds what the first has left'
+    if name == 'linear':
+        assert 100 * 0.3 - before.sum(1).mean() == pytest.approx(100 * 0.2 * 2 / 40, abs=0.4), 'the middle of the epoch'
+
+
+def test_units_and_counts_of_earlier_visits_have_different_random_bits():
+    """A key that is used twice would tie the division into units to the number of tokens of one visit."""
+    row_key = jax.random.key(0)
+    streams = [2 * visit + use for visit in range(1000) for use in (0, 1)]
+    for stream in (masking_lib._ROW_UNIT_STREAM, masking_lib._ROW_RATIO_STREAM):
+        assert stream not in streams
+    bits = {jax.random.key_data(jax.random.fold_in(row_key, s)).tobytes() for s in (0, 1, 2, 3)}
+    own = jax.random.key_data(jax.random.fold_in(row_key, masking_lib._ROW_UNIT_STREAM)).tobytes()
+    assert own not in bits

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlm_jax import config as config_lib
 from mlm_jax.data import packing
-from mlm_jax.masking import selection, tables
+from mlm_jax.masking import schedules, selection, tables
 from mlm_jax.masking.batch import MaskedBatch, gather_positions
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.vocabulary import standard_vocabulary
@@ -20,6 +21,7 @@ from mlm_jax.models.exlm import ExLM, ExLMConfig
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
 from mlm_jax.parallel.sharding import state_shardings
+from mlm_jax.training import build
 
 VOCABULARY = standard_vocabulary(120)
 LENGTH = 24
@@ -189,6 +191,33 @@ def test_a_row_weighs_what_its_masked_positions_do():
     assert float(weighted.weight_sum) == 10
     expected = sum((r + 1) * float(terms.loss_sum) for r, terms in enumerate(rows))
     assert float(weighted.loss_sum) == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_of_diffusion_ratios_count_alike():
+    """Weighed by 1/t, the mean of a row would leave 7 to 17 effective rows of 64: the few with the smallest ratios."""
+    tokens = jnp.asarray(np.random.default_rng(0).integers(5, 120, (64, LENGTH)), jnp.int32)
+    tokens = tokens.at[:, 0].set(VOCABULARY.cls_id).at[:, -1].set(VOCABULARY.sep_id)
+    schedule = schedules.RatioSchedule('diffusion', 1.0, 0.001)
+    masking = Masking(VOCABULARY, ratio=1.0, schedule=schedule)
+    batch = mask(masking, jax.random.key(0), tokens, packing.segment_ids(tokens, VOCABULARY))
+
+    def effective_rows(options):
+        module, params = initialised(options=options)
+        weigh = jax.jit(lambda w_BxM: run(module, params, batch.replace(weights=w_BxM)).weight_sum)
+        weight_B = np.asarray((jax.grad(weigh)(batch.weights) * batch.weights).sum(1))  # it is linear in the weights
+        return weight_B.sum() ** 2 / (weight_B**2).sum()
+
+    plain = dataclasses.replace(PLAIN, num_states=1, transitions='none')  # every row has an alignment
+    assert effective_rows(plain) < 25
+    assert effective_rows(dataclasses.replace(plain, weigh_by_count=True)) > 55
+
+
+def test_a_run_with_diffusion_ratios_weighs_rows_by_their_masked_positions():
+    for name, expected in (('diffusion', True), ('constant', False)):
+        config = config_lib.default_config()
+        config.update(objective='exlm', vocab_size=64)
+        config.model.positions, config.masking.ratio_schedule = 'rotary_2d', name
+        assert build.make_objective(config, VOCABULARY).options.weigh_by_count == expected
 
 
 def test_states_without_transitions_are_equally_likely():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 import types
 
@@ -100,3 +101,16 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch, arguments, module, extr
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=extra):
         MetricsWriter(tmp_path, 0, config={}, **arguments)
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file(tmp_path):
+    writer = MetricsWriter(tmp_path, 0, tensorboard=False, wandb_project='', config={})
+    writer.write(1, {'eval/loss': math.nan, 'eval/ppl': math.inf, 'eval/accuracy': 0.5})
+    writer.close()
+
+    def refuse(word):
+        raise AssertionError(f'{word} is no JSON')
+
+    line = json.loads((tmp_path / 'metrics.jsonl').read_text(), parse_constant=refuse)
+    assert line == {'step': 1, 'eval/loss': None, 'eval/ppl': None, 'eval/accuracy': 0.5}
+    assert math.isnan(read_metrics(tmp_path / 'metrics.jsonl')[0]['eval/loss'])

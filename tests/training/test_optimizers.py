@@ -1,13 +1,19 @@
 """Optimizers against their definitions; each layer of a stack is a tensor of its own."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.training import optimizers
+from mlm_jax import config_check
+from mlm_jax.parallel.sharding import is_stacked, path_name
+from mlm_jax.training import build, optimizers
 from mlm_jax.training.schedules import make_schedule
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 
 def optimizer_config(name, **changes):
@@ -135,3 +141,119 @@ def test_schedules_rise_to_one_and_fall_to_zero(name):
         assert values[85] == pytest.approx(1 - np.sqrt(0.25))
     if name == 'cosine':
         assert values[55] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(('recipe', 'name', 'expected'), [('roberta', 'adamw', 0.01), ('modern', 'stable_adamw', 1e-5)])
+def test_each_recipe_has_the_weight_decay_of_its_optimizer(recipe, name, expected, params):
+    """ModernBERT's 1e-5 is the share of a weight that an update removes; AdamW's 0.01 is a hundredth of its rate."""
+    config = config_lib.default_config()
+    config_lib.apply_recipe(config, recipe)
+    assert config.optimizer.name == name and config_lib.decided(config).optimizer.weight_decay == expected
+    optimizer = optimizers.make_optimizer(config.optimizer, lambda step: jnp.ones([]))
+    params = jax.tree.map(jnp.float32, params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    share = expected if name == 'stable_adamw' else expected * config.optimizer.learning_rate
+    kernel, update = (tree['encoder']['layers']['mlp']['up']['kernel'] for tree in (params, updates))
+    np.testing.assert_allclose(update, -share * kernel, rtol=1e-5)
+
+
+def test_every_optimizer_has_a_weight_decay_and_one_given_comes_first():
+    assert config_lib.WEIGHT_DECAYS.keys() == set(config_check.CHOICES['optimizer.name'])
+    assert config_lib.weight_decay(optimizer_config('stable_adamw', weight_decay=0.0)) == 0.0
+
+
+@pytest.mark.parametrize('recipe', ['roberta', 'modern'])
+def test_mae_lm_decays_norms_in_its_own_recipe_alone(recipe):
+    config = config_lib.load(f'{CONFIGS}/mae_lm.py:base,recipe={recipe}')
+    assert config.optimizer.decay_mask == ('all' if recipe == 'roberta' else 'matrices')
+
+
+def test_muon_decays_what_the_mask_says():
+    norm = {'encoder': {'final_norm': {'scale': np.ones(4)}, 'token_embedding': {'embedding': np.ones((3, 4))}}}
+    for mask, decays in (('matrices', False), ('all', True)):
+        optimizer = optimizers.make_optimizer(optimizer_config('muon', decay_mask=mask), lambda step: jnp.ones([]))
+        updates, _ = optimizer.update(jax.tree.map(np.zeros_like, norm), optimizer.init(norm), norm)
+        assert (np.abs(updates['encoder']['final_norm']['scale']).max() > 0) == decays
+        np.testing.assert_allclose(updates['encoder']['token_embedding']['embedding'], -0.01 * 0.1, rtol=1e-5)
+
+
+def test_the_adam_of_muon_has_the_moments_and_the_epsilon_of_the_configuration():
+    """The first update looks ahead (Nesterov): (β₁ (1 − β₁) g / (1 − β₁²) + g) / (√v̂ + ε)."""
+    table = {'encoder': {'token_embedding': {'embedding': jnp.zeros((2, 2))}}}
+    grads = {'encoder': {'token_embedding': {'embedding': jnp.full((2, 2), 1e-6)}}}
+    b1 = 0.8
+    optimizer = optimizers.make_optimizer(optimizer_config('muon', b1=b1, eps=1e-4), lambda step: jnp.ones([]))
+    updates, _ = optimizer.update(grads, optimizer.init(table), table)
+    direction = b1 * (1 - b1) * 1e-6 / (1 - b1**2) + 1e-6
+    expected = -0.01 * direction / (1e-6 + 1e-4)
+    np.testing.assert_allclose(updates['encoder']['token_embedding']['embedding'], expected, rtol=1e-4)
+
+
+def test_the_momentum_of_muon_is_a_key(params):
+    changed = run('muon', params, momentum=0.5)['encoder']
+    usual, default = (run('muon', params, **m)['encoder'] for m in (dict(momentum=0.95), {}))
+    assert np.array_equal(default['layers']['mlp']['up']['kernel'], usual['layers']['mlp']['up']['kernel'])
+    assert not np.array_equal(default['layers']['mlp']['up']['kernel'], changed['layers']['mlp']['up']['kernel'])
+    assert np.array_equal(default['token_embedding']['embedding'], changed['token_embedding']['embedding'])
+
+
+# As Muon sees it: matrices (layers, and q, k, v), inputs, outputs. The width is 32, that of the decoder 16; 4 heads.
+MATRICES = {
+    'encoder/layers/attention/qkv/kernel': (2 * 3, 32, 32),
+    'encoder/layers/mlp/up/kernel': (2, 32, 64),
+    'decoder/project/kernel': (1, 32, 16),
+    'decoder/last_layer/attention/out/kernel': (1, 16, 16),
+    'head/dense/kernel': None,
+    'widen/kernel': (1, 16, 32),
+    'transitions/query/kernel': (1, 64, 32),
+    'transitions/key/kernel': (1, 64, 32),
+    'transitions/gate/kernel': (1, 64, 4),
+}
+
+
+def params_of(objective):
+    config = config_lib.load(f'{CONFIGS}/{objective}.py:tiny')
+    config_lib.apply_overrides(config, {
+        'vocab_size': '64', 'sequence_length': '16', 'model.width': '32', 'model.num_heads': '4',
+        'model.ffn_width': '64', 'mae_lm.decoder_width': '16',
+    })  # fmt: skip
+    return build.state_shapes(config).params
+
+
+@pytest.mark.parametrize('objective', config_check.CHOICES['objective'])
+def test_muon_has_every_matrix_inside_the_network(objective):
+    """Tables, where rows are looked up, and biases are Adam's; nothing else is."""
+    params = params_of(objective)
+    dimensions = optimizers.muon_dimensions(params)
+    found = {}
+
+    def look(path, leaf, axes):
+        name = path_name(path)
+        is_matrix = leaf.ndim - is_stacked(path) >= 2 and name.rsplit('/', 1)[-1] not in ('embedding', 'bias')
+        assert (axes is not None) == is_matrix, name
+        if is_matrix:
+            sizes = [int(np.prod([leaf.shape[a] for a in part])) for part in axes]
+            found[name] = (leaf.size // (sizes[0] * sizes[1]), *sizes)
+
+    jax.tree_util.tree_map_with_path(look, params, dimensions)
+    assert found
+    for name, sizes in found.items():
+        assert MATRICES.get(name) in (None, sizes), name
+    own = {'mlm': set(), 'mae_lm': {'decoder/project/kernel', 'widen/kernel'}}
+    assert own.get(objective, {f'transitions/{part}/kernel' for part in ('query', 'key', 'gate')}) <= found.keys()
+
+
+def test_a_kernel_that_muon_does_not_know_is_named():
+    with pytest.raises(ValueError, match='axes of decoder/new/kernel'):
+        optimizers.muon_dimensions({'decoder': {'new': {'kernel': np.zeros((2, 2))}}})
+
+
+@pytest.mark.parametrize('name', config_check.CHOICES['optimizer.name'])
+def test_the_learning_rate_goes_by_the_step_that_is_given(name, params):
+    """An optimizer that has made fewer updates than the run has steps is no step behind."""
+    config = optimizer_config(name, weight_decay=0.0)
+    optimizer = optimizers.make_optimizer(config, lambda step: 1.0 / (1.0 + step))
+    params, grads = (jax.tree.map(jnp.float32, tree) for tree in (params, gradients(params, 0)))
+    state = optimizer.init(params)
+    first, fifth = (optimizer.update(grads, state, params, step=jnp.int32(step))[0] for step in (0, 4))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 5 * b, rtol=1e-5), first, fifth)

@@ -141,3 +141,28 @@ def test_a_batch_of_padding_alone_changes_nothing_and_is_finite(without_decay):
     assert float(metrics['loss'][1]) == 0.0
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(new.params), strict=True):
         assert np.array_equal(a, b)
+
+
+def test_an_update_that_is_not_finite_is_not_applied_where_the_gradient_is(tiny_config, tokens):
+    """Adam without ε divides 0 by 0 for rows of the embedding that no text has met."""
+    tiny_config.optimizer.update(eps=0.0, b2=1.0)
+    run = build.make_run(tiny_config, VOCABULARY, steps_per_epoch=10.0)
+    state = jax.jit(run.init)()
+    new, metrics = jax.jit(run.train_step)(state, tokens)
+    assert np.isfinite(metrics['loss'][0]) and np.isfinite(metrics['grad_norm'][0])
+    assert float(metrics['nonfinite'][0]) == 1.0
+    for a, b in zip(jax.tree.leaves((state.params, state.opt_state)), jax.tree.leaves((new.params, new.opt_state))):
+        assert np.array_equal(a, b)
+
+
+def test_a_skipped_update_does_not_delay_the_learning_rate(tiny_config, tokens):
+    """After three steps without an update, the fourth has the rate of the fourth: as the log says."""
+    tiny_config.optimizer.update(weight_decay=0.0)
+    config_lib.apply_overrides(tiny_config, {'schedule.warmup_steps': '4'})
+    run = build.make_run(tiny_config, VOCABULARY, steps_per_epoch=10.0)
+    step, state = jax.jit(run.train_step), jax.jit(run.init)()
+    late = state.replace(step=jnp.int32(3))
+    new = [step(s, tokens)[0].params['head']['bias'] for s in (state, late)]
+    changes = [float(jnp.abs(x - state.params['head']['bias']).max()) for x in new]
+    assert changes[0] == pytest.approx(float(run.learning_rate(0)), rel=0.01)
+    assert changes[1] == pytest.approx(float(run.learning_rate(3)), rel=0.01) == pytest.approx(4 * changes[0], rel=0.02)
