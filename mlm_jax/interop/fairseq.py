@@ -136,7 +136,9 @@ def exlm(
         )
     links_Lxd = source['encoder.link_positional.weight'][pad_id + 1 :]  # where its positions start
     if not len(links_Lxd):
-        raise ValueError(f'pad_id={pad_id}: the table encoder.link_positional has no rows behind the one of the padding')
+        raise ValueError(
+            f'pad_id={pad_id}: the table encoder.link_positional has no rows behind the one of the padding'
+        )
     heads = (num_heads, width // num_heads)
     params = {
         'encoder': {

@@ -373,7 +373,10 @@ def _check_shapes(state_dict: Mapping[str, np.ndarray], config: EncoderConfig, n
     shapes = {
         r'embeddings\.(word|position|token_type)_embeddings\.weight': (None, width),
         r'LayerNorm\.(weight|bias)|layer_norm\.(weight|bias)': (width,),
-        r'attention\.(self\.(query|key|value)|output\.dense)\.weight|(transform|lm_head)\.dense\.weight': (width, width),
+        r'attention\.(self\.(query|key|value)|output\.dense)\.weight|(transform|lm_head)\.dense\.weight': (
+            width,
+            width,
+        ),
         r'attention\.(self\.(query|key|value)|output\.dense)\.bias|(transform|lm_head)\.dense\.bias': (width,),
         r'intermediate\.dense\.weight': (ffn_width, width),
         r'intermediate\.dense\.bias': (ffn_width,),
@@ -385,7 +388,9 @@ def _check_shapes(state_dict: Mapping[str, np.ndarray], config: EncoderConfig, n
         for pattern, shape in shapes.items():
             if re.search(rf'(?:^|\.)(?:{pattern})$', key) and not _fits(array.shape, shape):
                 expected = ' × '.join('any' if size is None else str(size) for size in shape)
-                raise ValueError(f'{name} are not what {CONFIG_FILE} says: {key} is {list(array.shape)}, not {expected}')
+                raise ValueError(
+                    f'{name} are not what {CONFIG_FILE} says: {key} is {list(array.shape)}, not {expected}'
+                )
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
