@@ -22,6 +22,7 @@ from mlm_jax.config import ConfigError
 from mlm_jax.masking.vocabulary import Vocabulary
 
 SPECIALS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+_LARGEST = 1 << 20  # ids: more come of a damaged number
 _FORMAT = 'mlm_jax SMILES tokens'  # tells the file from a tokenizer.json of Hugging Face
 _BRACKET_ATOM = (
     r'\[\d*'  # isotope
@@ -72,7 +73,7 @@ class SmilesTokenizer:
                 raise ValueError('its pieces are not those of a vocabulary')
             if strange := [p for p in pieces[len(SPECIALS) :] if not is_smiles(p) or split(p) != [p]]:
                 raise ValueError(f'{strange[0]!r} is no token of SMILES')
-            if not len(SPECIALS) < len(pieces) <= size:
+            if not len(SPECIALS) < len(pieces) <= size <= _LARGEST:
                 raise ValueError(f'it has {len(pieces)} pieces and {size} ids')
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ConfigError(f'{name} is no vocabulary of SMILES tokens: {error}') from error

@@ -5,12 +5,13 @@ the ordinary characters it consists of. Needs the package tokenizers (extra `hug
 """
 
 import collections
+import contextlib
 import functools
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -50,28 +51,26 @@ class JSONTokenizer:
         # One thread: whoever wants more runs several processes, which scale better.
         os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
         self.model, self._name = model, name
-        self._tokenizer = _read(model, name)
-        # As the package writes it: old files lack keys, such as the type of the model.
-        parts = json.loads(self._tokenizer.to_str())
-        kind = parts['model']['type']
-        if kind in _NEEDS_WORDS and not parts['pre_tokenizer']:
+        self._tokenizer, parts = _read(model, name)
+        kind = type(self._tokenizer.model).__name__  # which files of versions before 0.9 do not say
+        if kind in _NEEDS_WORDS and not parts.get('pre_tokenizer'):
             raise ConfigError(
                 f'{name} has no pre_tokenizer, and so its {kind} model would take every text for one word. Add the one '
                 'that it was trained with, which for BERT is "pre_tokenizer": {"type": "BertPreTokenizer"}'
             )
-        self.vocabulary = _vocabulary(self._tokenizer, parts, name)
+        self.vocabulary = _vocabulary(self._tokenizer, parts['model'], name)
         self.unknown_id = _unknown_id(self._tokenizer, parts['model'])
         self._special_ids = frozenset(self.vocabulary.special_ids)
         self._added = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if not token.special}
         self._continuation = parts['model'].get('continuing_subword_prefix') or ''
         self._word_end = parts['model'].get('end_of_word_suffix') or ''
         self._begins_words = kind in _NEEDS_WORDS or bool(self._continuation)
-        self._space = _metaspace(parts['pre_tokenizer']) or '▁'
-        self._is_byte_level = any(_has(parts[key], 'ByteLevel') for key in ('normalizer', 'pre_tokenizer'))
+        self._space = _metaspace(parts.get('pre_tokenizer')) or '▁'
+        self._is_byte_level = any(_has(parts.get(key), 'ByteLevel') for key in ('normalizer', 'pre_tokenizer'))
         self._has_bytes = bool(parts['model'].get('byte_fallback'))
         self._encoder = self._tokenizer
         if self._made_from_text(self._special_ids - {self.unknown_id}):
-            self._encoder = _without_names(parts, self._special_ids)
+            self._encoder = _without_names(self._tokenizer, parts, self._special_ids)
         self._check_specials_are_never_text()
 
     def encode(self, text: str) -> np.ndarray:
@@ -81,15 +80,14 @@ class JSONTokenizer:
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
         """The ids of several texts (or their UTF-8), int32[n] each."""
         texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
-        try:
+        with _errors_in_words(f'{self._name} cannot encode a text'):
             encodings = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # the package raises nothing more specific
-            raise ConfigError(f'{self._name} cannot encode a text: {error}') from error
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ids of a text, and where in it each of them starts and ends: as `tokenizers.Tokenizer.encode_offsets`."""
-        encoding = self._encoder.encode(text, add_special_tokens=False)
+        with _errors_in_words(f'{self._name} cannot encode a text'):
+            encoding = self._encoder.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int32)
         starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
         # Whoever searches in them relies on their order, which nothing in a tokenizer.json promises.
@@ -176,7 +174,7 @@ def _decoded(content: bytes) -> str:
 
 
 def _read(model: bytes, name: str):
-    """The tokenizer of the package, with nothing cut, padded or made special."""
+    """The tokenizer of the package, with nothing cut, padded or made special; and the file as JSON."""
     try:
         import tokenizers
     except ImportError:
@@ -192,17 +190,39 @@ def _read(model: bytes, name: str):
             f'{name} is no tokenizer.json of Hugging Face: it has no "model" ({keys}). Of the files of a tokenizer, '
             'take the one of that name; vocab.json, tokenizer_config.json and others do not say enough'
         )
-    try:
+    if _breaks_prefix(stored['model']):
+        raise ConfigError(f'{name} is damaged: its merges do not go on with words by its "continuing_subword_prefix"')
+    with _errors_in_words(f'{name} is no tokenizer.json of Hugging Face'):
         tokenizer = tokenizers.Tokenizer.from_str(text)
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True  # as text, where text contains them
-    except Exception as error:  # the package raises nothing more specific
-        raise ConfigError(f'{name} is no tokenizer.json of Hugging Face: {error}') from error
-    return tokenizer
+    tokenizer.encode_special_tokens = True  # as text, where text contains them
+    return tokenizer, stored
 
 
-def _without_names(parts: dict, special_ids: Iterable[int]):
+def _breaks_prefix(model: dict) -> bool:
+    """Whether a second part of a merge lacks the prefix of pieces within words, at which the package panics."""
+    prefix, merges = model.get('continuing_subword_prefix'), model.get('merges')
+    if not isinstance(prefix, str) or not prefix or not isinstance(merges, list):
+        return False
+    pairs = [merge.split(' ') if isinstance(merge, str) else merge for merge in merges]
+    return any(isinstance(pair, list) and len(pair) == 2 and not str(pair[1]).startswith(prefix) for pair in pairs)
+
+
+@contextlib.contextmanager
+def _errors_in_words(what: str) -> Iterator[None]:
+    """Turns errors of the package, which raises nothing more specific, and panics of its Rust into ConfigError."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f'{what}: {error}') from error
+    except BaseException as error:
+        if type(error).__name__ != 'PanicException':  # which has no public home
+            raise
+        raise ConfigError(f'{what}: {error}') from error
+
+
+def _without_names(tokenizer, parts: dict, special_ids: Iterable[int]):
     """The tokenizer under whose special ids there are pieces that no text can spell.
 
     That special tokens are not to be looked for in text does not keep a model from finding them among its pieces, as
@@ -213,25 +233,30 @@ def _without_names(parts: dict, special_ids: Iterable[int]):
 
     secret, model = secrets.token_hex(16), parts['model']
     names = {
-        token['content']: f'{token["id"]} {secret}'
-        for token in parts['added_tokens']
-        if token['special'] and token['id'] in special_ids and token['content'] != model.get('unk_token')
+        token.content: f'{i} {secret}'
+        for i, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special and i in special_ids and token.content != model.get('unk_token')
     }
-    if model['type'] == 'Unigram':
+    if isinstance(model['vocab'], list):  # of Unigram
         vocab = [[names.get(piece, piece), score] for piece, score in model['vocab']]
     else:
         vocab = {names.get(piece, piece): i for piece, i in model['vocab'].items()}
-    if model['type'] == 'BPE':
+    if 'merges' in model:
         pairs = [merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges']]
         model = model | {'merges': [pair for pair in pairs if names.keys().isdisjoint([*pair, ''.join(pair)])]}
-    added = [token | {'content': names.get(token['content'], token['content'])} for token in parts['added_tokens']]
+    added = [
+        token | {'content': names.get(token['content'], token['content'])} for token in parts.get('added_tokens', [])
+    ]
     renamed = parts | {'model': model | {'vocab': vocab}, 'added_tokens': added, 'post_processor': None}
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(renamed))
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+    with _errors_in_words('the special tokens of a tokenizer.json cannot be told from its text'):
+        encoder = tokenizers.Tokenizer.from_str(json.dumps(renamed))
+        encoder.no_padding()
+        encoder.no_truncation()
+    encoder.encode_special_tokens = True
+    return encoder
 
 
-def _vocabulary(tokenizer, parts: dict, name: str) -> Vocabulary:
+def _vocabulary(tokenizer, model: dict, name: str) -> Vocabulary:
     ids, missing = {}, []
     for symbol, names in SYMBOL_NAMES.items():
         found = [i for n in names if (i := tokenizer.token_to_id(n)) is not None]
@@ -245,11 +270,16 @@ def _vocabulary(tokenizer, parts: dict, name: str) -> Vocabulary:
         )
     if len(set(ids.values())) < len(ids):
         raise ConfigError(f'{name} uses one id for several of {ids}; they must differ')
+    unknown_id = _unknown_id(tokenizer, model)
+    if unknown_id in ids.values():
+        raise ConfigError(f'{name} writes unknown characters as {tokenizer.id_to_token(unknown_id)}, a special token')
+    if type(tokenizer.model).__name__ in _NEEDS_WORDS and unknown_id is None:
+        raise ConfigError(f'{name} has no piece {model.get("unk_token")!r}, which its model needs for unknown words')
     by_id = set(tokenizer.get_vocab(with_added_tokens=True).values())
     size = max(by_id) + 1
     if size - len(by_id) > _MAX_GAPS:
         raise ConfigError(f'{name} is damaged: its {len(by_id):,} pieces have ids up to {size - 1:,}')
-    unknown = {_unknown_id(tokenizer, parts['model'])} | {tokenizer.token_to_id(n) for n in ('[UNK]', '<unk>')}
+    unknown = {unknown_id} | {tokenizer.token_to_id(n) for n in ('[UNK]', '<unk>')}
     declared = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     gaps = set(range(size)) - by_id
     special = declared | gaps | set(ids.values()) | (unknown - {None})

@@ -86,7 +86,7 @@ def describe(ratio: MaskRatio, masking: Masking) -> str:
             f'too many units of masking.unit={masking.unit} are longer than the share of a row that is to be masked, '
             'and skipped'
         )
-        cure = 'Set masking.unit=token or ngram, which mask as much as is asked for; longer rows or a larger ratio help too'
+        cure = 'Set masking.unit=token or ngram, which mask as much as is asked for; longer rows may help too'
     elif masking.strategy == 'weighted':
         reason = 'the weights of masking.token_weights are 0 for too many tokens'
         cure = 'Give more ids a weight'

@@ -70,6 +70,22 @@ def test_an_older_directory_is_refused_with_the_cure_and_completed_by_it(copied,
     assert 'added' not in capsys.readouterr().out.split('up to date')[-1]
 
 
+def test_tables_of_an_earlier_version_are_read_and_completed(copied):
+    """They lack the marks of words, which the tokenizer knows; what they hold stays."""
+    config, directory = copied
+    config.masking.unit = 'pmi'
+    prepare.run(config, num_workers=1)
+    with np.load(directory / tables.FILE) as stored:
+        whole = dict(stored)
+    np.savez(directory / tables.FILE, **{name: array for name, array in whole.items() if name != 'word_marks'})
+    loaded = tables.load(config, manifest_lib.load(directory))
+    assert np.array_equal(loaded.word_marks, whole['word_marks'])
+    assert np.array_equal(loaded.word_starts, whole['word_starts'])
+    prepare.run(config, num_workers=1)
+    with np.load(directory / tables.FILE) as stored:
+        assert stored.keys() == whole.keys() and all(np.array_equal(stored[name], whole[name]) for name in whole)
+
+
 def test_weights_come_from_counts_or_a_file(copied, tmp_path):
     config, directory = copied
     config.masking.strategy = 'weighted'

@@ -134,6 +134,31 @@ def test_what_cannot_be_used_is_refused(wordpiece, tmp_path):
         Tokenizer.from_file(path)
 
 
+def test_prepare_takes_more_ids_than_pieces(wordpiece, tmp_path):
+    """As an embedding that is padded to a multiple of 64 has them: the ids without a piece are special."""
+    (tmp_path / 'text.txt').write_text('\n\n'.join(TEXTS))
+    config, size = config_lib.default_config(), wordpiece[2].vocabulary.size
+    overrides = {
+        'tokenizer.model': str(wordpiece[0]), 'sequence_length': '32', 'data.directory': str(tmp_path / 'rows'),
+        'data.corpus': f'text:{tmp_path}/text.txt', 'data.validation_percent': '40', 'masking.unit': 'word',
+        'vocab_size': str(size + 38),
+    }  # fmt: skip
+    config_lib.apply_overrides(config, overrides)
+    manifest = prepare.run(config, num_workers=1)
+    assert manifest.vocabulary == wordpiece[2].vocabulary.padded(size + 38)
+    assert manifest.vocabulary.num_ordinary == wordpiece[2].vocabulary.num_ordinary
+    assert manifest.vocabulary.special_ids[-38:] == tuple(range(size, size + 38))
+    loaded = tables.load(config, manifest)
+    assert len(loaded.word_starts) == len(loaded.word_marks) == size + 38
+    config.update(vocab_size=size + 1025)
+    config.data.directory = str(tmp_path / 'more')
+    with pytest.raises(ConfigError, match=f'set vocab_size={size}, or up to {size + 1024} where'):
+        prepare.run(config, num_workers=1)
+    config.update(vocab_size=size - 1)
+    with pytest.raises(ConfigError, match=f'set vocab_size={size}'):
+        prepare.run(config, num_workers=1)
+
+
 def test_without_the_extra_the_error_says_how_to_install_it(wordpiece, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
     with pytest.raises(ImportError, match=r"pip install 'mlm_jax\[huggingface\]'"):

@@ -84,6 +84,14 @@ def test_new_pieces_start_as_the_mean_of_those_that_spell_them(trained, continue
         continuation.check_source(continued, manifest_lib.load(continued.data.directory))
 
 
+def test_more_ids_for_the_same_tokenizer_are_refused(trained, continued):
+    manifest = manifest_lib.load(continued.data.directory)
+    size = continued.vocab_size
+    continued.vocab_size += 3
+    with pytest.raises(ConfigError, match=f'set vocab_size={size}, and prepare the data with it'):
+        continuation.check_source(continued, manifest)
+
+
 @pytest.mark.parametrize('length', [48, 16])
 def test_rows_may_have_another_length(trained, continued, length):
     """A longer table of positions goes on from its start; a shorter one ends earlier; all else is as it was."""

@@ -131,6 +131,33 @@ def test_a_configuration_that_does_not_fit_is_refused_with_the_values_to_set(sou
         continuation.check_source(config, manifest_lib.load(config.data.directory))
 
 
+def test_rows_of_the_embedding_that_no_piece_uses_may_be_left_out(source, capsys):
+    """Its embedding is padded to 72 rows: with vocab_size=64 the first 64 are taken, to the bit."""
+    config, directory = source
+    encoder = EncoderConfig(72, 40, num_layers=2, width=32, num_heads=2, ffn_width=64, norm_epsilon=1e-5)
+    shapes = jax.eval_shape(MLM(encoder).init, jax.random.key(0), example_batch(40, 4))['params']
+    rng = np.random.default_rng(1)
+    stored = jax.tree.map(lambda x: rng.normal(0.1, 0.2, x.shape).astype(np.float32), shapes)
+    huggingface.to_hf(encoder, stored, directory)
+    manifest = manifest_lib.load(config.data.directory)
+    continuation.check_source(config, manifest)
+    run = build.make_run(config, manifest.vocabulary, 1.0)
+    fresh = create_state(run.init, mesh_lib.make_mesh(), 'dp')
+    params = continuation.start_from(config.init_from, fresh, config.data.directory).params
+    table = params['encoder']['token_embedding']['embedding']
+    np.testing.assert_array_equal(table, stored['encoder']['token_embedding']['embedding'][:64])
+    np.testing.assert_array_equal(params['head']['bias'], stored['head']['bias'][:64])
+    assert '8 rows of its embedding beyond vocab_size=64' in capsys.readouterr().err
+    config.vocab_size = 72  # with data that were prepared so, nothing is left out
+    continuation.check_source(config, manifest)
+    run = build.make_run(config, manifest.vocabulary.padded(72), 1.0)
+    fresh = create_state(run.init, mesh_lib.make_mesh(), 'dp')
+    params = continuation.start_from(config.init_from, fresh, config.data.directory).params
+    np.testing.assert_array_equal(
+        params['encoder']['token_embedding']['embedding'], stored['encoder']['token_embedding']['embedding']
+    )
+
+
 def test_another_tokenizer_or_checkpoint_is_refused(source):
     config, directory = source
     manifest = manifest_lib.load(config.data.directory)
