@@ -95,15 +95,23 @@ def test_jax_keeps_compiled_programs_in_a_bucket_where_it_can(monkeypatch):
         paths.check_compilation_cache('s3://bucket/cache')
 
 
-@pytest.mark.parametrize('text', ['runs/a', '/a/b', '~/a', 'hf:/models/bert', 'jsonl:/a/*.gz', 'glue=data/glue', 'run@3',
-                                  'jsonl://a/b', 'extend:a', 'tfds:lm1b', 'a:b', 'C:/a', ''])  # fmt: skip
+NO_URLS = (
+    'runs/a', '/a/b', '~/a', 'hf:/models/bert', 'jsonl:/a/*.gz', 'glue=data/glue', 'run@3', 'jsonl://a/b', 'extend:a',
+    'tfds:lm1b', 'a:b', 'C:/a', '',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('text', NO_URLS)
 def test_paths_are_no_urls(text):
     paths.check_local(text)
 
 
 def test_the_cure_follows_the_scheme():
-    for url, cure in {'file:///tmp/a': 'write the path itself, /tmp/a', 'hf://a/b': 'hf:DIRECTORY',
-                      'gs://a': 'gcsfuse', 'https://a/b.txt': 'download it', 'abfs://a': 'mount it'}.items():  # fmt: skip
+    cures = {
+        'file:///tmp/a': 'write the path itself, /tmp/a', 'hf://a/b': 'hf:DIRECTORY', 'gs://a': 'gcsfuse',
+        'https://a/b.txt': 'download it', 'abfs://a': 'mount it',
+    }  # fmt: skip
+    for url, cure in cures.items():
         with pytest.raises(ConfigError, match=cure):
             paths.check_local(url)
 
