@@ -111,7 +111,7 @@ def _check_files(config: ml_collections.ConfigDict, manifest: manifest_lib.Manif
         raise ConfigError(verification.describe(directory, findings.wrong))
     count, notes = len(verification.hashes(manifest)), ''
     if findings.surplus:
-        notes += f'; {", ".join(findings.surplus)} are not of this preparation, and nobody reads them'
+        notes += f'; not of this preparation, and read by nobody: {", ".join(findings.surplus)}'
     if verify and findings.unknown:
         notes += f'; the manifest has no hash of {findings.unknown} others'
     if verify:

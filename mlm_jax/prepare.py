@@ -55,20 +55,26 @@ _VERSIONS = ('array-record', 'numpy', 'tensorflow-datasets')
 
 def main() -> None:
     """Prepares, and says what to do next."""
-    try:
+    with ending_at_interrupts():
         run(flags.FLAGS.config, flags.FLAGS.num_workers)
-    except KeyboardInterrupt:
-        is_interrupted = True
-    else:
-        is_interrupted = False
-    if is_interrupted:  # here, where the bars that the exception held are closed
-        print('\ninterrupted; the same command goes on from here', file=sys.stderr, flush=True)
-        if any(thread.name == _TOKENIZER_THREAD for thread in threading.enumerate()):
-            os._exit(_INTERRUPTED)  # SentencePiece is at work, which nothing else ends
-        sys.exit(_INTERRUPTED)
     arguments = ' '.join(shlex.quote(argument) for argument in sys.argv[1:] if argument.startswith('--config'))
     workdir = f'runs/{pathlib.Path(flags.FLAGS.config.data.directory).name}'
     print(f'\nNext:\n    python -m mlm_jax.train {arguments} --workdir={workdir}')
+
+
+@contextlib.contextmanager
+def ending_at_interrupts() -> Iterator[None]:
+    """Ends the program at Ctrl-C, with one line and the exit status of shells."""
+    try:
+        yield
+        return
+    except KeyboardInterrupt:
+        pass
+    # Here, where the progress bars that the exception held are closed.
+    print('\ninterrupted; the same command goes on from here', file=sys.stderr, flush=True)
+    if any(thread.name == _TOKENIZER_THREAD for thread in threading.enumerate()):
+        os._exit(_INTERRUPTED)  # SentencePiece is at work, which nothing else ends
+    sys.exit(_INTERRUPTED)
 
 
 def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> manifest_lib.Manifest:

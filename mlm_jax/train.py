@@ -107,6 +107,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
 
         # ---- Compile ahead of the loop: its cost is seen, and no step pays it ----------------------------------------
         start = time.perf_counter()
+        verification = Background(config.data.directory, manifest, jax.process_index(), jax.process_count())
         eval_batch = config.batch_size // config.num_microbatches
         held_out = evaluation.HeldOut(
             held_out_rows, config.evaluation.rows, eval_batch, manifest.vocabulary.pad_id, sharding
@@ -125,7 +126,6 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         # steps before. So a checkpoint at step i means that batch i is not yet consumed, and the device works on step i
         # while the host waits for the metrics of step i − 1.
         preemption = runtime.Preemption()
-        verification = Background(config.data.directory, manifest, jax.process_index(), jax.process_count())
         profiler = runtime.Profiler(config.profile, workdir, first_step)
         prefetcher = Prefetcher(batches, first_step, run.total_steps)
         eval_metrics: dict[str, float] = {}

@@ -66,6 +66,28 @@ def test_a_missing_shard_is_named(tiny_config, prepared, tmp_path):
     assert 'lacks train-00000-of-00001.npy; copy' in problems(tiny_config, tmp_path)
 
 
+def test_damage_is_found_by_its_size_or_by_its_hash(animals_config, tmp_path, monkeypatch):
+    config = config_lib.from_json(config_lib.to_json(animals_config))
+    config.data.directory = str(shutil.copytree(animals_config.data.directory, tmp_path / 'copy'))
+    monkeypatch.setattr(doctor, '_check_step', lambda *args: iter(()))
+    (tmp_path / 'copy' / 'train-00001-of-00002.npy').write_bytes(b'')
+
+    def said(verify):
+        return '\n'.join(text for _, text in doctor.examine(config, None, tmp_path, verify))
+
+    assert (
+        'files: 4 have the sizes that prepare gave them; not of this preparation, and read by nobody: train-00001-of'
+        in said(False)
+    )
+    assert 'files: 4 are as prepare wrote them, by their SHA-256' in said(True)
+    shard = tmp_path / 'copy' / 'train-00000-of-00001.npy'
+    shard.write_bytes(shard.read_bytes()[:-2] + b'!!')
+    assert 'is damaged' not in said(False)
+    assert 'train-00000-of-00001.npy has changed since prepare wrote it' in said(True)
+    shard.write_bytes(shard.read_bytes()[:-2])
+    assert 'train-00000-of-00001.npy has ' in said(False) and 'cut off' in said(False)
+
+
 def test_too_little_memory_is_a_problem(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, '_memory_limit', lambda devices: 2**10)
     assert 'raise num_microbatches' in problems(tiny_config, tmp_path)

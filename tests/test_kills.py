@@ -122,9 +122,9 @@ def steps_of(workdir: pathlib.Path) -> str:
 
 
 def damage(workdir: pathlib.Path, rng: np.random.Generator) -> str:
-    """Damages something, as disks and people do; what it was."""
-    name = rng.choice(list(DAMAGES))
-    return name if DAMAGES[name](workdir, rng) else 'no damage'
+    """Damages something, as disks and people do; what it was, or 'nothing' where there is nothing yet to be damaged."""
+    names = rng.permutation(list(DAMAGES)).tolist()
+    return next((name for name in names if DAMAGES[name](workdir, rng)), 'nothing')
 
 
 def newest_checkpoint(workdir: pathlib.Path) -> pathlib.Path | None:

@@ -1,9 +1,11 @@
 """prepare: the same bytes however it got there; refusals with both values; the numbers of the manifest."""
 
+import errno
 import itertools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,15 +191,17 @@ encoding.SHARD_BYTES = 20_000
 from mlm_jax import prepare
 from tests.test_prepare import make_config
 if __name__ == '__main__':
-    prepare.run(make_config(sys.argv[1], sys.argv[2]), num_workers=int(sys.argv[3]))
+    with prepare.ending_at_interrupts():
+        prepare.run(make_config(sys.argv[1], sys.argv[2]), num_workers=int(sys.argv[3]))
 """
 
 
-def start(folder, name, num_workers):
+def start(folder, name, num_workers, **arguments):
     (folder / 'program.py').write_text(PROGRAM)
     return subprocess.Popen(
         [sys.executable, folder / 'program.py', folder / name, folder / 'corpus.jsonl', str(num_workers)],
         env={**os.environ, 'PYTHONPATH': str(REPOSITORY)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        **arguments,
     )  # fmt: skip
 
 
@@ -280,3 +284,156 @@ def test_the_demo_corpus_is_large_and_english():
     assert len({*documents}) == len(documents)
     words = ' '.join(documents).lower().split()
     assert 0.04 < words.count('the') / len(words) < 0.09  # as in English
+
+
+# ---- Damaged, interrupted, without room -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The finished directory in a place of its own, and its configuration."""
+    shutil.copytree(finished / 'rows', tmp_path / 'rows')
+    return tmp_path / 'rows', make_config(tmp_path / 'rows', finished / 'corpus.jsonl')
+
+
+def flip(path, at=-1):
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+def test_up_to_date_is_said_of_whole_directories_and_others_are_mended(finished, copied, capsys):
+    directory, config = copied
+    flip(directory / 'train-00000-of-00001.npy')
+    (directory / 'validation-00000-of-00001.npy').unlink()
+    (directory / 'tokenizer.model').write_bytes((directory / 'tokenizer.model').read_bytes()[:1000])
+    (directory / 'tables.npz').write_bytes(b'')
+    (directory / 'train-00007-of-00009.npy').write_bytes(b'of another preparation')
+    (directory / 'manifest.json.123.tmp').write_bytes(b'{')
+    prepare.run(config, num_workers=1)
+    said = capsys.readouterr().out
+    for line in (
+        'train-00000-of-00001.npy has changed since prepare wrote it (by its SHA-256); it is made anew',
+        'validation-00000-of-00001.npy is missing; it is made anew',
+        'tokenizer.model has changed',
+        'tables.npz has changed',
+    ):
+        assert f'damaged    {line}' in said
+    assert 'surplus    train-00007-of-00009.npy' in said and 'is up to date' in said
+    (directory / 'train-00007-of-00009.npy').unlink()
+    assert contents(directory) == contents(finished / 'rows')
+
+
+def test_what_cannot_be_made_again_is_refused(finished, copied, monkeypatch):
+    directory, config = copied
+    flip(directory / 'train-00000-of-00001.npy')
+    pack = packing.pack
+    monkeypatch.setattr(packing, 'pack', lambda *args: pack(*args)[::-1])  # as of a library that changed
+    with pytest.raises(ConfigError, match=r'train-00000-of-00001.npy cannot be made again .*\n*Delete .*rows'):
+        prepare.run(config, num_workers=1)
+
+
+def test_the_cure_of_a_damaged_manifest_works(finished, copied):
+    directory, config = copied
+    (directory / 'manifest.json').write_bytes(b'')
+    with pytest.raises(ConfigError, match=rf'manifest.json is damaged .*; delete {directory} and prepare it again'):
+        prepare.run(config)
+    shutil.rmtree(directory)
+    prepare.run(config, num_workers=1)
+    assert contents(directory) == contents(finished / 'rows')
+
+
+def test_a_directory_without_the_newer_hashes_stays_up_to_date(copied, capsys):
+    directory, config = copied
+    stored = json.loads((directory / 'manifest.json').read_text())
+    del stored['seal'], stored['tables_sha256']
+    (directory / 'manifest.json').write_text(json.dumps(stored))
+    before = contents(directory)
+    prepare.run(config)
+    assert 'is up to date' in capsys.readouterr().out and contents(directory) == before
+
+
+def test_a_tokenizer_replaced_between_two_calls_is_refused(finished, tmp_path):
+    corpus, given = finished / 'corpus.jsonl', tmp_path / 'given.model'
+    shutil.copy(finished / 'rows' / 'tokenizer.model', given)
+    config = make_config(tmp_path / 'rows', corpus, **{'tokenizer.model': given})
+    prepare.run(config, num_workers=1)
+    prepare.run(make_config(tmp_path / 'other', corpus, **{'tokenizer.model': 'bpe'}), num_workers=1)
+    shutil.copy(tmp_path / 'other' / 'tokenizer.model', given)
+    with pytest.raises(ConfigError, match=r'prepared with another tokenizer than the one that now lies in .*given'):
+        prepare.run(config)
+    given.unlink()
+    prepare.run(config)  # the copy in the directory is all that is needed
+
+
+def test_a_tokenizer_replaced_while_rows_are_made_costs_those_rows(finished, tmp_path, monkeypatch, capsys):
+    config = make_config(tmp_path / 'rows', finished / 'corpus.jsonl')
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare, '_split', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        prepare.run(config, num_workers=1)
+    other = make_config(tmp_path / 'other', finished / 'corpus.jsonl', **{'tokenizer.model': 'bpe'})
+    prepare.run(other, num_workers=1)
+    shutil.copy(tmp_path / 'other' / 'tokenizer.model', tmp_path / 'rows' / 'tokenizer.model')
+    prepare.run(config, num_workers=1)
+    assert 'tokenizer.model is not the one that was made here' in capsys.readouterr().out
+    assert contents(tmp_path / 'rows') == contents(finished / 'rows')
+
+
+@pytest.mark.parametrize('where', ['tokenizer.model', 'train-00000-of-00001.npy', 'train-00000-of-00001.npy.json'])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(finished, tmp_path, monkeypatch, where):
+    config = make_config(tmp_path / 'rows', finished / 'corpus.jsonl')
+    real = os.replace
+
+    def full(source, target):
+        if pathlib.Path(target).name == where:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r'disk of .*rows is full.*goes on from here'):
+        patch.setattr(os, 'replace', full)
+        prepare.run(config, num_workers=1)
+    prepare.run(config, num_workers=1)
+    assert contents(tmp_path / 'rows') == contents(finished / 'rows')
+
+
+def test_a_full_disk_while_the_corpus_is_converted(finished, tmp_path, monkeypatch):
+    def full(*args):
+        raise RuntimeError('UNKNOWN: write() failed: No space left on device')
+
+    monkeypatch.setattr(corpora, 'open_corpus', full)
+    with pytest.raises(ConfigError, match=r'disk of .*rows is full. .*text of the corpus \(0 MB'):
+        prepare.run(make_config(tmp_path / 'rows', finished / 'corpus.jsonl'))
+
+
+def test_a_place_that_cannot_be_written_is_one_line(finished, tmp_path, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise PermissionError(errno.EACCES, 'Permission denied', str(tmp_path / 'rows'))
+
+    monkeypatch.setattr(pathlib.Path, 'mkdir', forbidden)
+    with pytest.raises(ConfigError, match=r'cannot work in .*rows: Permission denied'):
+        prepare.run(make_config(tmp_path / 'rows', finished / 'corpus.jsonl'))
+
+
+def test_damaged_settings_are_refused_with_a_cure(finished, tmp_path):
+    (tmp_path / 'rows' / '.prepare').mkdir(parents=True)
+    for damage in ('', '{"settings": {', '[1]', '{"settings": [], "sources": {}}', '{"sources": {"a": 3}}'):
+        (tmp_path / 'rows' / '.prepare' / 'settings.json').write_text(damage)
+        with pytest.raises(ConfigError, match=rf'settings.json is damaged .*: delete {tmp_path}/rows, and run this'):
+            prepare.run(make_config(tmp_path / 'rows', finished / 'corpus.jsonl'))
+
+
+@pytest.mark.parametrize('moment, seconds', [('.prepare', 0), ('tokenizer.model', 0.3)])
+def test_an_interrupt_of_the_whole_group_is_one_line(uninterrupted, moment, seconds):
+    """Ctrl-C reaches the workers too, which import for a second before they could catch it."""
+    rows = uninterrupted / f'interrupted_at_{moment}'
+    process = start(uninterrupted, rows.name, 2, start_new_session=True)
+    while process.poll() is None and not (rows / moment).exists():
+        time.sleep(0.001)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=100)  # comes to an end when no worker holds the pipe any more
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1] == 'interrupted; the same command goes on from here'
+    assert 'Traceback' not in errors
+    finish(start(uninterrupted, rows.name, 1))
+    assert contents(rows) == contents(uninterrupted / 'rows')

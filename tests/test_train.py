@@ -1,5 +1,6 @@
 """The training program, as its users run it: files, resumption, kills, signals, several processes, transfers."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,6 +20,8 @@ from mlm_jax import config as config_lib
 from mlm_jax import config_check, evaluate
 from mlm_jax import train as train_lib
 from mlm_jax.config import ConfigError
+from mlm_jax.data import atomic
+from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.training import build, checkpoints, checks, loading, runtime
@@ -398,3 +401,49 @@ def test_wrong_command_lines_end_in_one_message(tmp_path, flag, message):
 def test_loading_without_a_run_says_so(tmp_path):
     with pytest.raises(ConfigError, match='not the workdir of a run'):
         loading.load(tmp_path, make_mesh())
+
+
+# ---- Damaged data ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_hashes(tiny_config, prepared, tmp_path):
+    """`tiny_config` for a copy of its data whose manifest knows hashes."""
+    directory = shutil.copytree(prepared, tmp_path / 'rows')
+    manifest = manifest_lib.load(directory)
+    splits = {
+        name: dataclasses.replace(
+            split,
+            shards=tuple(dataclasses.replace(s, sha256=atomic.sha256(directory / s.file)) for s in split.shards),
+        )
+        for name, split in manifest.splits.items()
+    }
+    manifest_lib.save(dataclasses.replace(manifest, splits=splits), directory)
+    tiny_config.data.directory = str(directory)
+    return tiny_config, directory
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[-2] ^= 1
+    path.write_bytes(raw)
+
+
+def test_a_shard_that_has_changed_ends_the_run_before_anything_is_kept_of_it(with_hashes, tmp_path):
+    config, directory = with_hashes
+    flip(directory / 'train-00000-of-00001.npy')
+    with pytest.raises(ConfigError, match=r'(?s)train-00000-of-00001.npy has changed since .* run the same prepare'):
+        train_lib.train(config, tmp_path / 'run')
+    assert not list((tmp_path / 'run' / 'checkpoints').iterdir())
+
+
+def test_other_damage_is_found_before_the_workdir_is_made(with_hashes, tmp_path):
+    config, directory = with_hashes
+    path = directory / 'validation-00000-of-00001.npy'
+    np.save(path, np.load(path).astype(np.float64))
+    with pytest.raises(ConfigError, match=r'validation-.*: it holds numbers of type <f8, its manifest says uint16'):
+        train_lib.train(config, tmp_path / 'run')
+    path.unlink()
+    with pytest.raises(ConfigError, match=r'validation-.*: it is missing; copy it again, or run the same prepare'):
+        train_lib.train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()

@@ -136,7 +136,7 @@ def _truncated(path: pathlib.Path, start_step: int) -> pathlib.Path:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl, oldest first; null becomes NaN, damaged lines are left out and counted on stderr."""
+    """The lines of a metrics.jsonl, oldest first; null becomes NaN, damaged lines are left out and counted."""
     parsed = (
         [_parsed(line) for line in path.read_bytes().removesuffix(b'\n').split(b'\n')] if path.stat().st_size else []
     )

@@ -130,3 +130,53 @@ def test_collocations_are_what_occurs_together_more_often_than_its_parts():
     expected = [(40, 41), (50, 51, 52)]
     hashes = [span_hashes(np.array([n]))(np.array([0]), np.array([len(n)]))[0, 0] for n in expected]
     assert found.tolist() == sorted(map(int, hashes))
+
+
+def corrupted(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+DAMAGES = {
+    'cut': lambda path: path.write_bytes(path.read_bytes()[:-30]),
+    'empty': lambda path: path.write_bytes(b''),
+    'flipped': corrupted,
+    'no archive': lambda path: path.write_bytes(b'\x93NUMPY' + bytes(200)),
+    'of another vocabulary': lambda path: np.savez(path, word_starts=np.ones(7, bool), counts=np.ones(7, np.int64)),
+    'of another dtype': lambda path: np.savez(path, word_starts=np.ones(50), counts=np.ones(50)),
+    'of objects': lambda path: np.savez(path, word_starts=np.array([None])),
+    'changed': lambda path: np.savez(path, **{k: v ^ True for k, v in np.load(path).items() if k == 'word_starts'}),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+@pytest.mark.parametrize('newer', [True, False])
+def test_a_damaged_file_is_refused_and_made_again(copied, damage, newer):
+    config, directory = copied
+    config.masking.unit = 'word'
+    before = (directory / tables.FILE).read_bytes()
+    if not newer:  # as in directories of earlier versions, whose manifests have no hash of it
+        stored = json.loads((directory / manifest_lib.FILE).read_text())
+        del stored['tables_sha256']
+        (directory / manifest_lib.FILE).write_text(json.dumps(stored))
+    DAMAGES[damage](directory / tables.FILE)
+    if newer or damage != 'changed':
+        with pytest.raises(ConfigError, match=r'cannot read .*tables.npz .*; delete it, and run prepare once more'):
+            tables.load(config, manifest_lib.load(directory))
+        prepare.run(config, num_workers=1)
+        assert (directory / tables.FILE).read_bytes() == before
+    tables.load(config, manifest_lib.load(directory))
+
+
+@pytest.mark.parametrize('weights', [np.array(['a', 'b']), np.array([None]), np.zeros(3, 'i4,i4'), np.ones(3, complex)])
+def test_weights_that_are_no_numbers_are_refused(copied, tmp_path, weights):
+    config, directory = copied
+    config.masking.strategy, config.masking.token_weights = 'weighted', str(tmp_path / 'weights.npy')
+    np.save(tmp_path / 'weights.npy', weights, allow_pickle=True)
+    for damage in (lambda path: None, DAMAGES['of another vocabulary'], DAMAGES['empty'], lambda path: path.unlink()):
+        damage(tmp_path / 'weights.npy')
+        if (tmp_path / 'weights.npy.npz').exists():
+            (tmp_path / 'weights.npy.npz').rename(tmp_path / 'weights.npy')
+        with pytest.raises(ConfigError, match=r'cannot read masking.token_weights=.* path of a .npy file'):
+            tables.load(config, manifest_lib.load(directory))

@@ -15,7 +15,7 @@ from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import shards, tables, verification
 from mlm_jax.data.tokenizers import Tokenizer
 
-TEXT = 'the old river runs north of the small town where many people lived'.split()
+TEXT = ['the', 'old', 'river', 'runs', 'north', 'of', 'small', 'town', 'where', 'many', 'people', 'lived']
 
 
 def contents(directory):
