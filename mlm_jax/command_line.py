@@ -120,7 +120,8 @@ def _guarded(main: Callable[[], None]) -> None:
         if error.errno not in _DISK_CURES:
             raise
         print(f'error: {describe_disk_error(error)}', file=sys.stderr, flush=True)
-        sys.exit(DISK_EXIT_CODE)
+        sys.stdout.flush()
+        os._exit(DISK_EXIT_CODE)  # what was being written in other threads would hold up the end, and print tracebacks
 
 
 def describe_disk_error(error: OSError) -> str:

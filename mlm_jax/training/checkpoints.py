@@ -5,6 +5,7 @@ A checkpoint at step i holds the state after i updates; batch i is not yet consu
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -277,7 +278,7 @@ def _manager(directory: pathlib.Path, saving: Callable[[], int | None], **option
         name = re.compile(rf'{saving()}(\D.*)?')
         integrity.write_checksums(max((p for p in directory.iterdir() if name.fullmatch(p.name)), key=_modified))
 
-    logging.get_absl_logger().addFilter(_says_nothing_twice)
+    _silence_what_is_raised()
     after_writing = ocp.AsyncOptions(post_finalization_callback=add_checksums)
     is_async = options.get('enable_async_checkpointing', True)
     return ocp.CheckpointManager(
@@ -290,9 +291,17 @@ def _modified(path: pathlib.Path) -> float:
     return path.stat().st_mtime
 
 
-def _says_nothing_twice(record) -> bool:
-    """Drops the tracebacks that Orbax logs of errors which it then raises."""
-    return not (record.exc_info and '/orbax/' in record.pathname)
+@functools.cache
+def _silence_what_is_raised() -> None:
+    """Drops the tracebacks that Orbax and tensorstore print in other threads of a failed write that they then raise."""
+    logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and '/orbax/' in record.pathname))
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
@@ -301,7 +310,7 @@ def _write_errors(directory: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if not (number := re.search(r'OS error (\d+)', str(error))):
+        if not (number := re.search(r"(?:OS error |os_error_code=')(\d+)", str(error))):
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from error
 

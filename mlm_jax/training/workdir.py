@@ -35,8 +35,12 @@ def saying_what_is_saved(saver: checkpoints.Checkpoints) -> Iterator[None]:
         yield
     except OSError as error:
         step = saver.newest_written()
-        saved = f'The last complete checkpoint is that of step {step:,}: the same command goes on from there.'
-        error.add_note(saved if step is not None else 'There is no checkpoint yet: the same command starts anew.')
+        if step is None:
+            error.add_note('There is no checkpoint yet: the same command starts anew.')
+        else:
+            error.add_note(
+                f'The last complete checkpoint is that of step {step:,}: the same command goes on from there.'
+            )
         raise
 
 
