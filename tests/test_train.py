@@ -14,6 +14,7 @@ import time
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from mlm_jax import config as config_lib
@@ -23,10 +24,10 @@ from mlm_jax.config import ConfigError
 from mlm_jax.data import atomic
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.masking.vocabulary import standard_vocabulary
-from mlm_jax.parallel.mesh import make_mesh
+from mlm_jax.parallel.mesh import make_mesh, replicated
 from mlm_jax.training import build, checkpoints, checks, loading, runtime
 from mlm_jax.training.metrics import read_metrics
-from mlm_jax.training.state import abstract_state
+from mlm_jax.training.state import TrainState, abstract_state
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 VOCABULARY = standard_vocabulary(64)  # of the fixture `prepared`
@@ -258,6 +259,23 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(trained):
     for params in ({**model.params, 'new': model.params['head']}, {'encoder': model.params['encoder']}):
         with pytest.raises(ConfigError, match=f'the checkpoint of step {model.step} in .* holds other tensors'):
             saver.restore_params(params)
+    saver.close()
+
+
+def test_an_optimizer_state_of_other_parts_is_refused_in_words(tmp_path):
+    """Where Muon has taken over a matrix from Adam, its moments are not there."""
+    mesh, params = make_mesh(), {name: {'kernel': np.ones((8, 8), np.float32)} for name in ('dense', 'widen')}
+    saver, states = checkpoints.Checkpoints(tmp_path / 'checkpoints'), {}
+    for part in ('muon', 'adam'):
+        labels = {'dense': {'kernel': 'muon'}, 'widen': {'kernel': part}}
+        optimizer = optax.partition({'muon': optax.trace(0.9), 'adam': optax.scale_by_adam()}, labels)
+        state = TrainState(np.zeros([], np.int32), params, optimizer.init(params))
+        states[part] = jax.device_put(state, replicated(mesh))
+    saver.save(1, states['adam'], checkpoints.Position(0, 0.0, [], {}))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), states)
+    assert_same_bits(jax.device_get(saver.restore(abstract['adam'])), jax.device_get(states['adam']))
+    with pytest.raises(ConfigError, match='holds (an optimizer state with other parts|other tensors)'):
+        saver.restore(abstract['muon'])
     saver.close()
 
 

@@ -143,7 +143,14 @@ class Checkpoints:
             params=ocp.args.StandardRestore(abstract_state.params), opt_state=ocp.args.StandardRestore(rest)
         )
         restored = self._restored(self.checked(step, (PARAMS, OPTIMIZER)), args)
-        return TrainState(params=restored[PARAMS], **restored[OPTIMIZER])
+        state = TrainState(params=restored[PARAMS], **restored[OPTIMIZER])
+        if jax.tree.structure(state) != jax.tree.structure(abstract_state):  # Orbax leaves None where it found nothing
+            raise ConfigError(
+                f'the checkpoint in {self._manager.directory} holds an optimizer state with other parts than this one: '
+                'it was written by a version, or a configuration, whose optimizer differs. Begin in another workdir; '
+                'init_from takes the parameters of this one'
+            )
+        return state
 
     def restore_params(self, abstract_params: dict, step: int | None = None) -> dict:
         """Reads the parameters alone; errors as for `restore`."""
