@@ -52,8 +52,10 @@ class JSONTokenizer:
         os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
         self.model, self._name = model, name
         self._tokenizer, parts = _read(model, name)
-        kind = type(self._tokenizer.model).__name__  # which files of versions before 0.9 do not say
-        if kind in _NEEDS_WORDS and not parts.get('pre_tokenizer'):
+        reader = self._tokenizer.model
+        kind = type(reader).__name__  # which files of versions before 0.9 do not say
+        normalizer, pre_tokenizer = (_described(getattr(self._tokenizer, n)) for n in ('normalizer', 'pre_tokenizer'))
+        if kind in _NEEDS_WORDS and not pre_tokenizer:
             raise ConfigError(
                 f'{name} has no pre_tokenizer, and so its {kind} model would take every text for one word. Add the one '
                 'that it was trained with, which for BERT is "pre_tokenizer": {"type": "BertPreTokenizer"}'
@@ -62,12 +64,12 @@ class JSONTokenizer:
         self.unknown_id = _unknown_id(self._tokenizer, parts['model'])
         self._special_ids = frozenset(self.vocabulary.special_ids)
         self._added = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if not token.special}
-        self._continuation = parts['model'].get('continuing_subword_prefix') or ''
-        self._word_end = parts['model'].get('end_of_word_suffix') or ''
+        self._continuation = getattr(reader, 'continuing_subword_prefix', None) or ''
+        self._word_end = getattr(reader, 'end_of_word_suffix', None) or ''
         self._begins_words = kind in _NEEDS_WORDS or bool(self._continuation)
-        self._space = _metaspace(parts.get('pre_tokenizer')) or '▁'
-        self._is_byte_level = any(_has(parts.get(key), 'ByteLevel') for key in ('normalizer', 'pre_tokenizer'))
-        self._has_bytes = bool(parts['model'].get('byte_fallback'))
+        self._space = _metaspace(pre_tokenizer) or '▁'
+        self._is_byte_level = _has(normalizer, 'ByteLevel') or _has(pre_tokenizer, 'ByteLevel')
+        self._has_bytes = parts['model'].get('byte_fallback') is True
         self._encoder = self._tokenizer
         if self._made_from_text(self._special_ids - {self.unknown_id}):
             self._encoder = _without_names(self._tokenizer, parts, self._special_ids)
@@ -235,7 +237,7 @@ def _without_names(tokenizer, parts: dict, special_ids: Iterable[int]):
     names = {
         token.content: f'{i} {secret}'
         for i, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special and i in special_ids and token.content != model.get('unk_token')
+        if token.special and i in special_ids and token.content != getattr(tokenizer.model, 'unk_token', None)
     }
     if isinstance(model['vocab'], list):  # of Unigram
         vocab = [[names.get(piece, piece), score] for piece, score in model['vocab']]
@@ -274,7 +276,7 @@ def _vocabulary(tokenizer, model: dict, name: str) -> Vocabulary:
     if unknown_id in ids.values():
         raise ConfigError(f'{name} writes unknown characters as {tokenizer.id_to_token(unknown_id)}, a special token')
     if type(tokenizer.model).__name__ in _NEEDS_WORDS and unknown_id is None:
-        raise ConfigError(f'{name} has no piece {model.get("unk_token")!r}, which its model needs for unknown words')
+        raise ConfigError(f'{name} has no piece {tokenizer.model.unk_token!r}, which its model needs for unknown words')
     by_id = set(tokenizer.get_vocab(with_added_tokens=True).values())
     size = max(by_id) + 1
     if size - len(by_id) > _MAX_GAPS:
@@ -289,9 +291,15 @@ def _vocabulary(tokenizer, model: dict, name: str) -> Vocabulary:
 
 
 def _unknown_id(tokenizer, model: dict) -> int | None:
-    if model.get('unk_id') is not None:  # of Unigram; the other models name the token
-        return model['unk_id']
-    return tokenizer.token_to_id(model['unk_token']) if model.get('unk_token') else None
+    if type(tokenizer.model).__name__ == 'Unigram':
+        return model.get('unk_id')
+    name = getattr(tokenizer.model, 'unk_token', None)  # the other models name it
+    return tokenizer.token_to_id(name) if name else None
+
+
+def _described(component) -> dict | None:
+    """A normalizer or pre_tokenizer as the package writes it: files may lack its type."""
+    return json.loads(component.__getstate__()) if component else None
 
 
 def _parts_of(component: dict | None) -> list[dict]:
