@@ -141,10 +141,7 @@ def lines(file: BinaryIO, path: pathlib.Path) -> Iterator[bytes]:
     rest = b''
     while piece := file.read(streams.BUFFER_BYTES):
         if b'\n' in piece:
-            raise ConfigError(
-                f'{path} ends its first lines by a carriage return, and later ones by a line feed: write the same '
-                "everywhere, as tr '\\r' '\\n' does"
-            )
+            raise _mixed_ends(path)
         *whole, rest = (rest + piece).split(b'\r')
         yield from (line + b'\n' for line in whole)
     if rest:
@@ -287,6 +284,8 @@ def _kind_of_field(field: str) -> str:
 
 
 def _check_names(names: Sequence[str], path: pathlib.Path, form: Format) -> None:
+    if any('\r' in name.replace('\r\n', '') for name in names):
+        raise _mixed_ends(path)
     twice = [name for name, times in Counter(names).items() if name and times > 1]
     if twice:
         raise ConfigError(
@@ -298,6 +297,13 @@ def _check_names(names: Sequence[str], path: pathlib.Path, form: Format) -> None
             f'{path} separates its names by {other!r}, and not by commas: {names[0][:80]!r}. Write it with commas, or '
             'with tabs and a name that ends in .tsv'
         )
+
+
+def _mixed_ends(path: pathlib.Path) -> ConfigError:
+    return ConfigError(
+        f'{path} ends its first lines by a carriage return, and later ones by a line feed: write the same everywhere, '
+        "as tr '\\r' '\\n' does"
+    )
 
 
 def _ragged(path: pathlib.Path, line: int, fields: Sequence[str], names: Sequence[str], form: Format) -> str:
