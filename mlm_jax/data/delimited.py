@@ -39,12 +39,14 @@ class Format:
       quoted: whether a field may stand between quotation marks.
       escaped: whether a quotation mark in such a field may stand behind a backslash.
       padded: whether blanks may stand before the quotation mark that opens a field.
+      returns: whether a carriage return may stand in a field without quotation marks, as pandas writes it.
     """
 
     delimiter: str
     quoted: bool = True
     escaped: bool = False
     padded: bool = False
+    returns: bool = False
 
 
 def records(
@@ -99,13 +101,32 @@ def _parse(path: pathlib.Path, form: Format, errors: str) -> Iterator[tuple[int,
                     yield number, text.split(form.delimiter)
             return
         csv.field_size_limit(MAX_FIELD_CHARACTERS)
-        # newline='' ends lines at \r too, and leaves those of quoted fields as they are.
-        text = io.TextIOWrapper(file, encoding='utf-8', errors=errors, newline='')
-        fed = map(_doubled, text) if form.escaped else text
-        rows = csv.reader(fed, delimiter=form.delimiter, skipinitialspace=form.padded, strict=True)
+        rows = csv.reader(
+            _text_lines(file, form, errors), delimiter=form.delimiter, skipinitialspace=form.padded, strict=True
+        )
         for row in rows:
+            if form.returns:
+                row = [field.replace(_RETURN, '\r') for field in row]
             if len(row) > 1 or (row and not row[0].isspace()):
                 yield rows.line_num, row
+
+
+_RETURN = '\udc0d'  # stands for a carriage return on its way through the module csv; text does not hold it
+
+
+def _text_lines(file: BinaryIO, form: Format, errors: str) -> Iterable[str]:
+    """The lines of a quoted table, with their ends."""
+    if not form.returns or _ends_lines_by_returns(file):
+        # newline='' ends lines at \r too, and leaves those of quoted fields as they are.
+        text = io.TextIOWrapper(file, encoding='utf-8', errors=errors, newline='')
+    else:
+        text = (re.sub('\r(?!\n)', _RETURN, line.decode(errors=errors)) for line in file)
+    return map(_doubled, text) if form.escaped else text
+
+
+def _ends_lines_by_returns(file: BinaryIO) -> bool:
+    head = file.peek(streams.HEAD_BYTES)
+    return b'\r' in head and b'\n' not in head
 
 
 def lines(file: BinaryIO, path: pathlib.Path) -> Iterator[bytes]:
@@ -114,17 +135,13 @@ def lines(file: BinaryIO, path: pathlib.Path) -> Iterator[bytes]:
     Raises:
       ConfigError: where lines end by '\\r' at first and by '\\n' later.
     """
-    head = file.peek(streams.HEAD_BYTES)
-    if b'\r' not in head or b'\n' in head:
+    if not _ends_lines_by_returns(file):
         yield from file
         return
     rest = b''
     while piece := file.read(streams.BUFFER_BYTES):
         if b'\n' in piece:
-            raise ConfigError(
-                f'{path} ends its first lines by a carriage return, and later ones by a line feed: write the same '
-                "everywhere, as tr '\\r' '\\n' does"
-            )
+            raise _mixed_ends(path)
         *whole, rest = (rest + piece).split(b'\r')
         yield from (line + b'\n' for line in whole)
     if rest:
@@ -137,7 +154,8 @@ def lines(file: BinaryIO, path: pathlib.Path) -> Iterator[bytes]:
 def _format(path: pathlib.Path, quoted: bool | None) -> Format:
     if _delimiter(path, quoted) == ',':
         return _csv_format(path)
-    return Format('\t', quoted=_tsv_is_quoted(path) if quoted is None else quoted)
+    quoted = _tsv_is_quoted(path) if quoted is None else quoted
+    return Format('\t', quoted=quoted, returns=quoted and _holds(path, [_RETURN_WITHIN_LINE])[0])
 
 
 def _delimiter(path: pathlib.Path, quoted: bool | None) -> str:
@@ -153,13 +171,14 @@ def _delimiter(path: pathlib.Path, quoted: bool | None) -> str:
 # A quotation mark in a field of RFC 4180 is doubled, or ends the field. So none stands behind a backslash and before
 # something else, nor does one open a field behind a comma and blanks. With each pattern go bytes of all its matches.
 _BEHIND_BACKSLASH = (b'\\"', rb'\\"[^",\r\n]')
+_RETURN_WITHIN_LINE = (b'\r', rb'\r[^\n]')
 _BEHIND_BLANKS = (b' "', rb', +"[^",\r\n]'), (b'\n ', rb'\n +"[^",\r\n]')
 
 
 def _csv_format(path: pathlib.Path) -> Format:
     """RFC 4180, unless the file shows a sign of another habit: then the first format in which it parses."""
-    has_escapes, *has_blanks = _holds(path, [_BEHIND_BACKSLASH, *_BEHIND_BLANKS])
-    forms = [Format(',', padded=True)] * any(has_blanks) + [Format(',')]
+    returns, has_escapes, *has_blanks = _holds(path, [_RETURN_WITHIN_LINE, _BEHIND_BACKSLASH, *_BEHIND_BLANKS])
+    forms = [Format(',', padded=True, returns=returns)] * any(has_blanks) + [Format(',', returns=returns)]
     forms += [dataclasses.replace(form, escaped=True) for form in forms] * has_escapes
     if len(forms) == 1:
         return forms[0]
@@ -199,16 +218,17 @@ def _tsv_is_quoted(path: pathlib.Path) -> bool:
     """Whether a TSV file quotes fields.
 
     It does if all fields that begin with a quotation mark are quoted fields as they should be, and one of these says
-    so: without it records would have different numbers of fields; a quotation mark is doubled within such a field; all
-    names are quoted; or commas are in quoted fields alone, and in each of them, as spreadsheets write it.
+    so: without it records would have different numbers of fields; such a field holds a doubled quotation mark or a
+    carriage return; all names are quoted; or commas are in quoted fields alone, and in each of them, as spreadsheets
+    write it.
     """
     if not _holds(path, [(b'"', rb'(?:^|[\t\r\n])"')])[0]:
         return False
     signs = _quoting_signs(path)
-    if signs.is_ragged or (signs.is_open and (signs.is_doubled or signs.in_names)):
-        is_quoted = _parses(path, Format('\t'))
+    if signs.is_ragged or (signs.is_open and (signs.is_needed or signs.in_names)):
+        is_quoted = _parses(path, Format('\t', returns=_holds(path, [_RETURN_WITHIN_LINE])[0]))
     else:
-        is_quoted = not signs.is_open and (signs.is_doubled or signs.in_names or signs.for_commas)
+        is_quoted = not signs.is_open and (signs.is_needed or signs.in_names or signs.for_commas)
     how = 'are quoted' if is_quoted else 'are read as they stand, the marks included'
     tqdm.tqdm.write(f'{path}: fields that begin with a quotation mark {how}', file=sys.stderr)
     return is_quoted
@@ -221,14 +241,14 @@ class _Signs:
     Attributes:
       is_ragged: its records have different numbers of fields.
       is_open: a field begins with a quotation mark and does not end as a quoted field should.
-      is_doubled: a quoted field holds a doubled quotation mark.
+      is_needed: a quoted field holds a doubled quotation mark, or a carriage return.
       in_names: all names are quoted.
-      for_commas: just those fields are quoted that hold a comma or a quotation mark.
+      for_commas: just those fields are quoted that hold a comma.
     """
 
     is_ragged: bool
     is_open: bool
-    is_doubled: bool
+    is_needed: bool
     in_names: bool
     for_commas: bool
 
@@ -243,7 +263,7 @@ def _quoting_signs(path: pathlib.Path) -> _Signs:
     return _Signs(
         is_ragged=len(widths) > 1,
         is_open=seen['open'] > 0,
-        is_doubled=seen['quoted, doubled'] > 0,
+        is_needed=seen['quoted, needed'] > 0,
         in_names=bool(in_names),
         for_commas=seen['quoted, comma'] > 0 == seen['quoted'] + seen['plain, comma'],
     )
@@ -255,8 +275,8 @@ def _kind_of_field(field: str) -> str:
     inside = field[1:-1].replace('""', '')
     if len(field) < 2 or not field.endswith('"') or '"' in inside:
         return 'open'
-    if '""' in field[1:-1]:
-        return 'quoted, doubled'
+    if '""' in field[1:-1] or '\r' in inside:
+        return 'quoted, needed'
     return 'quoted, comma' if ',' in field else 'quoted'
 
 
@@ -264,6 +284,8 @@ def _kind_of_field(field: str) -> str:
 
 
 def _check_names(names: Sequence[str], path: pathlib.Path, form: Format) -> None:
+    if any('\r' in name.replace('\r\n', '') for name in names):
+        raise _mixed_ends(path)
     twice = [name for name, times in Counter(names).items() if name and times > 1]
     if twice:
         raise ConfigError(
@@ -275,6 +297,13 @@ def _check_names(names: Sequence[str], path: pathlib.Path, form: Format) -> None
             f'{path} separates its names by {other!r}, and not by commas: {names[0][:80]!r}. Write it with commas, or '
             'with tabs and a name that ends in .tsv'
         )
+
+
+def _mixed_ends(path: pathlib.Path) -> ConfigError:
+    return ConfigError(
+        f'{path} ends its first lines by a carriage return, and later ones by a line feed: write the same everywhere, '
+        "as tr '\\r' '\\n' does"
+    )
 
 
 def _ragged(path: pathlib.Path, line: int, fields: Sequence[str], names: Sequence[str], form: Format) -> str:
@@ -349,7 +378,7 @@ def _closing(line: str, at: int) -> int:
 
 def _lines_from(path: pathlib.Path, form: Format, first: int) -> Iterable[tuple[int, str]]:
     with streams.open_text(path) as file:
-        text = io.TextIOWrapper(file, encoding='utf-8', errors='replace', newline='')
+        text = _text_lines(file, form, 'replace')  # named, to be alive when the file is closed below it
         for number, line in enumerate(text, start=1):
             if number >= first:
-                yield number, _doubled(line) if form.escaped else line
+                yield number, line

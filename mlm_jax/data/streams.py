@@ -152,9 +152,7 @@ def _open(file: BinaryIO, path: pathlib.Path) -> BinaryIO:
         first = list(_until(chunks, HEAD_BYTES))
         head, chunks = b''.join(first), itertools.chain(first, chunks)
         if again := _compression_of(head):
-            raise ConfigError(
-                f'{path} is compressed twice ({again.name} inside {compression.name}); decompress it once'
-            )
+            raise ConfigError(f'{path} is compressed twice, {again.name} inside {compression.name}: decompress it once')
     _refuse_what_is_no_text(head, path, f' inside {compression.name}' if compression else '')
     encoding = next((encoding for mark, encoding in _BYTE_ORDER_MARKS if head.startswith(mark)), None)
     if encoding:
@@ -242,9 +240,7 @@ def _recoded(chunks: Iterable[bytes], encoding: str, path: pathlib.Path) -> Iter
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
-            raise ConfigError(
-                f'{path} is damaged or cut off: it begins as {name} and goes on as none ({error})'
-            ) from None
+            raise ConfigError(f'{path} is damaged or cut off: it begins as {name}, but {error}') from None
         if text[skip:]:
             yield text[skip:].encode(errors='surrogatepass')
             is_empty = False

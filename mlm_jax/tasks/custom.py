@@ -57,12 +57,14 @@ def read(files: Files) -> TaskData:
         raise ConfigError(f'a classification has one target column, and {files.name} has {len(files.targets)}')
     if not files.targets:
         raise ConfigError(f'{files.name} has no target column')
-    labels = _labels(files) if files.kind == 'classification' else files.targets
+    named = {'train': files.train, 'validation': files.validation, 'test': files.test}
+    paths = {split: pathlib.Path(path).expanduser() for split, path in named.items() if path}
+    rows = {split: list(records.read(path)) for split, path in paths.items()}
+    labels = _labels(files, paths['train'], rows['train']) if files.kind == 'classification' else files.targets
     metrics.check(files.metrics, files.kind, len(labels))
     notes, splits = Counter(), {}
-    for split, path in (('train', files.train), ('validation', files.validation), ('test', files.test)):
-        if path:
-            splits[split] = _read(files, pathlib.Path(path).expanduser(), labels, split, notes)
+    for split, path in paths.items():
+        splits[split] = _examples(files, path, rows[split], labels, split, notes)
     if 'validation' not in splits:
         splits['train'], splits['validation'] = hold_out(splits['train'], files.held_out_percent)
         notes['examples of train held out, since there is no validation set'] = len(splits['validation'])
@@ -70,11 +72,10 @@ def read(files: Files) -> TaskData:
     return TaskData(task, splits, dict(notes))
 
 
-def _labels(files: Files) -> Sequence[str]:
+def _labels(files: Files, path: pathlib.Path, rows: Sequence[tuple[int, dict]]) -> Sequence[str]:
     """The classes of the train split: numbers in their order, else names in that of the alphabet."""
-    path = pathlib.Path(files.train).expanduser()
     column, found = files.targets[0], set()
-    for line, record in records.read(path):
+    for line, record in rows:
         where = f'line {line} of {path}'
         label = records.field(record, column, where)
         if not _is_missing(label):
@@ -84,12 +85,25 @@ def _labels(files: Files) -> Sequence[str]:
             f'the column {column!r} of {path} has {len(found):,} classes; a classification has 2 … 1000. '
             'Numbers to be predicted are --kind=regression'
         )
-    return sorted(found, key=lambda label: (0, int(label), '') if label.isdecimal() else (1, 0, label))
+    return sorted(found, key=_in_order)
 
 
-def _read(files: Files, path: pathlib.Path, labels: Sequence[str], split: str, notes: Counter) -> list[Example]:
+def _in_order(label: str) -> tuple[int, int, str, str]:
+    """Sorts whole numbers, of however many digits, before names."""
+    digits = label.lstrip('0')
+    return (0, len(digits), digits, label) if label.isdecimal() else (1, 0, label, '')
+
+
+def _examples(
+    files: Files,
+    path: pathlib.Path,
+    rows: Sequence[tuple[int, dict]],
+    labels: Sequence[str],
+    split: str,
+    notes: Counter,
+) -> list[Example]:
     examples = []
-    for line, record in records.read(path):
+    for line, record in rows:
         where = f'line {line} of {path}'
         texts = tuple(records.text(record, column, where) for column in files.texts)
         texts = records.whole_characters(texts, notes, split)
