@@ -267,8 +267,12 @@ def _note(text: str) -> None:
 
 def main() -> None:
     """Trains, and reports after each seed."""
-    values = flags.FLAGS
-    runtime.initialize_distributed(values)
+    with runtime.distributed(flags.FLAGS):
+        compare(flags.FLAGS)
+
+
+def compare(values: flags.FlagValues) -> None:
+    """The program, in this process and those that it works with."""
     output, seeds = pathlib.Path(values.output).expanduser(), command_line.parse_seeds(values.seeds)
     candidates = configurations.load_candidates(configurations.split_names(values.configs), values.label, values.set)
     command_line.check_file_names([candidate.label for candidate in candidates], 'Give shorter ones with --label=NAME')

@@ -176,8 +176,8 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
 
 def main() -> None:
     """Runs the program."""
-    runtime.initialize_distributed(flags.FLAGS)
-    train(flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser())
+    with runtime.distributed(flags.FLAGS):
+        train(flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser())
 
 
 if __name__ == '__main__':

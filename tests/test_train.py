@@ -64,6 +64,16 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
+def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
+    """Returns when the log of this start has reached a step, or the process has ended."""
+    log, before = workdir / 'metrics.jsonl', time.time()
+    while process.poll() is None:
+        lines = log.read_bytes().split(b'\n')[:-1] if log.exists() and log.stat().st_mtime > before else []
+        if lines and json.loads(lines[-1])['step'] >= step:
+            return
+        time.sleep(0.01)
+
+
 def learned(workdir) -> list[dict]:
     """The log without what depends on the clock."""
     lines = read_metrics(workdir / 'metrics.jsonl')
@@ -140,11 +150,8 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_
     workdir, rng = tmp_path / 'run', np.random.default_rng(0)
     for kill_at in rng.integers([3, 9, 15, 21], [9, 15, 21, 27]):
         process = start(config, workdir)
-        for line in process.stdout:
-            found = re.match(r'step ([\d,]+)/', line)
-            if found and int(found[1].replace(',', '')) >= kill_at:
-                time.sleep(rng.uniform(0, 0.05))
-                break
+        wait_for_step(process, workdir, kill_at)
+        time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         process.communicate()
     output = finish(start(config, workdir))
@@ -157,10 +164,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(uninterrupted, tmp_path):
     config, expected, _ = uninterrupted
     workdir = tmp_path / 'run'
     process = start(config, workdir)
-    for line in process.stdout:
-        if line.startswith('step 6/'):
-            process.send_signal(signal.SIGTERM)
-            break
+    wait_for_step(process, workdir, 6)
+    process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     if process.returncode:  # the run may have been over before the signal came
         assert process.returncode == runtime.PREEMPTED_EXIT_CODE, output

@@ -8,7 +8,7 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 
@@ -69,10 +69,9 @@ class MetricsWriter:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one line; null is a number that is not finite, for which JSON has no other word."""
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        try:
-            self._file.write(json.dumps({'step': step, **finite}, allow_nan=False) + '\n')
-        except OSError as error:  # which does not say of which file
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        with _naming(self._path):
+            self._file.write(json.dumps({'step': step, **finite}, allow_nan=False) + '
+')
         if self._tensorboard:
             self._tensorboard.write(step, scalars)
         if self._wandb:
@@ -98,13 +97,15 @@ class _TensorBoard:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
-            if self._error:  # its queue would fill, and wait for ever
-                raise OSError(self._error.errno, self._error.strerror, str(self._directory)) from self._error
+            with _naming(self._directory):
+                if self._error:  # its queue would fill, and wait for ever
+                    raise self._error
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        if not self._error:
-            self._writer.close()
+        with _naming(self._directory):
+            if not self._error:
+                self._writer.close()
         threading.excepthook = self._hook
 
     def _keep(self, thrown) -> None:
@@ -112,6 +113,15 @@ class _TensorBoard:
             self._error = thrown.exc_value
         else:
             self._hook(thrown)
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Says of which file an error of the disk is, where it does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _import_extra(module: str, extra: str, key: str):

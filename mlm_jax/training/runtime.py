@@ -1,8 +1,11 @@
 """The machine under a run: processes, devices, compilation cache, preemption and profiling."""
 
+import contextlib
+import math
 import os
 import pathlib
 import signal
+from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -14,25 +17,40 @@ from jax.sharding import Mesh
 from mlm_jax import paths
 from mlm_jax.config import ConfigError
 from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.parallel import peers
 
 # sysexits' EX_TEMPFAIL: schedulers that requeue by exit status can tell a preemption from a failure.
 PREEMPTED_EXIT_CODE = 75
 
 
 def define_distributed_flags() -> None:
-    """Defines the flags that `initialize_distributed` reads."""
+    """Defines the flags that `distributed` reads."""
     flags.DEFINE_bool(
         'distributed', False, 'Join the other processes of the run; found by themselves on TPU pods, SLURM, GKE.'
     )
     flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, where it is not found by itself.')
     flags.DEFINE_integer('num_processes', None, 'Number of processes, where it is not found by itself.')
     flags.DEFINE_integer('process_id', None, 'Index of this process, where it is not found by itself.')
+    flags.DEFINE_float(
+        'peer_timeout_seconds', 60.0, 'Silence after which another process of the run counts as lost.', lower_bound=1.0
+    )
 
 
-def initialize_distributed(values: flags.FlagValues) -> None:
-    """Joins the processes of the run, before anything touches a device."""
+@contextlib.contextmanager
+def distributed(values: flags.FlagValues) -> Iterator[None]:
+    """Joins the processes of the run, before anything touches a device, and watches them (parallel/peers.py)."""
     if values.distributed or values.coordinator_address:
-        jax.distributed.initialize(values.coordinator_address, values.num_processes, values.process_id)
+        jax.distributed.initialize(
+            values.coordinator_address, values.num_processes, values.process_id,
+            heartbeat_timeout_seconds=_later(values.peer_timeout_seconds),
+        )  # fmt: skip
+    with peers.watched(values.peer_timeout_seconds):
+        yield
+
+
+def _later(timeout_seconds: float) -> int:
+    """When JAX's own watch aborts, which names nobody: well behind ours."""
+    return max(100, math.ceil(3 * timeout_seconds))
 
 
 def use_compilation_cache(directory: str) -> None:

@@ -1,9 +1,11 @@
 """Metrics: windows, the log file across restarts, the progress line."""
 
+import errno
 import io
 import json
 import math
 import sys
+import time
 import types
 
 import jax.numpy as jnp
@@ -57,17 +59,20 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_progress_line_is_rewritten_on_a_terminal_and_appended_in_a_file():
-    terminal, file = Terminal(), io.StringIO()
+def test_the_progress_line_is_rewritten_on_a_terminal_and_now_and_then_appended_in_a_file(monkeypatch):
+    terminal, file, now = Terminal(), io.StringIO(), [0.0]
+    monkeypatch.setattr(time, 'monotonic', lambda: now[0])
     for stream in (terminal, file):
         progress = ProgressLine(1000, stream)
-        progress.show(10, 'loss 1.0', seconds_per_step=100.0)
-        progress.show(20, 'loss 0.9', seconds_per_step=1.0)
-    assert '\n' not in terminal.getvalue()
-    first, second = file.getvalue().splitlines()
+        for seconds, step, seconds_per_step in ((0, 10, 100.0), (29, 15, 1.0), (31, 20, 1.0), (32, 1000, 1.0)):
+            now[0] = float(seconds)
+            progress.show(step, 'loss 1.0', seconds_per_step)
+    assert '\n' not in terminal.getvalue() and 'step 15/' in terminal.getvalue()
+    first, second, last = file.getvalue().splitlines()
     assert 'step 10/1,000 (1 %)' in first
     assert first.endswith('ETA 1d 03:30:00')
     assert second.endswith('ETA 00:16:20')
+    assert 'step 1,000/1,000 (100 %)' in last
 
 
 def test_wandb_receives_the_scalars_under_the_name_of_the_run(tmp_path, monkeypatch):
@@ -114,3 +119,55 @@ def test_numbers_that_are_not_finite_are_null_in_the_file(tmp_path):
     line = json.loads((tmp_path / 'metrics.jsonl').read_text(), parse_constant=refuse)
     assert line == {'step': 1, 'eval/loss': None, 'eval/ppl': None, 'eval/accuracy': 0.5}
     assert math.isnan(read_metrics(tmp_path / 'metrics.jsonl')[0]['eval/loss'])
+
+
+def test_damaged_lines_are_dropped_and_counted(tmp_path, capsys):
+    """What a loss of power, and people, leave in a file."""
+    path = tmp_path / 'metrics.jsonl'
+    good = [b'{"step": 1, "train/loss": 2.0}\n', b'{"step": 2, "train/loss": 1.0}\n']
+    bad = [
+        b'\n',
+        b'\0' * 40 + b'\n',
+        b'{"step": 1, "tra\n',
+        b'[1]\n',
+        b'{"loss": 1}\n',
+        b'\xff\xfe\n',
+        b'[' * 9999 + b'\n',
+    ]
+    path.write_bytes(b''.join([*bad, good[0], *bad, good[1], b'{"step": 3']))
+    assert [line['step'] for line in read_metrics(path)] == [1, 2]
+    assert f'{2 * len(bad) + 1} damaged lines left out' in capsys.readouterr().err
+    MetricsWriter(tmp_path, 2, tensorboard=False, wandb_project='', config={}).close()
+    assert path.read_bytes() == b''.join(good)
+    assert f'{2 * len(bad)} damaged lines dropped' in capsys.readouterr().err
+    path.write_bytes(b'')
+    MetricsWriter(tmp_path, 2, tensorboard=False, wandb_project='', config={}).close()
+    assert 'has no lines of the 2 steps before' in capsys.readouterr().err and read_metrics(path) == []
+
+
+def test_a_full_disk_is_said_by_the_file_that_it_cuts(tmp_path, monkeypatch):
+    writer = MetricsWriter(tmp_path, 0, tensorboard=False, wandb_project='', config={})
+    writer._file.close()
+    writer._file = open('/dev/full', 'a', buffering=1)  # noqa: SIM115
+    with pytest.raises(OSError, match='No space left on device') as raised:
+        writer.write(1, {'train/loss': 1.0})
+    assert raised.value.filename == str(tmp_path / 'metrics.jsonl')
+    writer.close()
+
+
+def test_a_thread_of_tensorboard_that_cannot_write_is_heard(tmp_path, monkeypatch):
+    summaries = pytest.importorskip('tensorboardX')
+    writer = MetricsWriter(tmp_path, 0, tensorboard=True, wandb_project='', config={})
+    events = writer._tensorboard._writer.file_writer.event_writer
+    for name in ('write_event', 'flush'):
+        monkeypatch.setattr(events._ev_writer, name, full)
+    with pytest.raises(OSError, match='No space left on device') as raised:
+        for step in range(100):
+            writer.write(step, {'train/loss': 1.0})
+            time.sleep(0.01)
+    assert raised.value.filename == str(tmp_path / 'tensorboard') and summaries
+    writer.close()
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
