@@ -70,8 +70,7 @@ class MetricsWriter:
         """Writes one line; null is a number that is not finite, for which JSON has no other word."""
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         with _naming(self._path):
-            self._file.write(json.dumps({'step': step, **finite}, allow_nan=False) + '
-')
+            self._file.write(json.dumps({'step': step, **finite}, allow_nan=False) + '\n')
         if self._tensorboard:
             self._tensorboard.write(step, scalars)
         if self._wandb:
