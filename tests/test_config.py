@@ -133,6 +133,10 @@ def test_settings_of_mae_lm_that_disagree_are_refused(argument, message):
     ('argument', 'message'),
     [
         ('huge', 'neither a size'),
+        (
+            'mini,data.corpus=text:b,c.txt',
+            "'c.txt' in .* a value that holds one is given by itself, as in --config.data",
+        ),
         ('mini,batchsize=3', 'did you mean batch_size'),
         ('mini,model.dropout=lots', 'expected a value of type float'),
         ('mini,logging.tensorboard=maybe', 'expected a value of type bool'),

@@ -49,6 +49,9 @@ def test_texts_that_cannot_be_filled_are_refused(trained):
         evaluate.fill_mask(model, 'nothing to fill in')
     with pytest.raises(ConfigError, match='takes 32 at most'):
         evaluate.fill_mask(model, 'cat ' * 100 + '[MASK]')
+    pieces = model.tokenizer.vocabulary.num_ordinary
+    with pytest.raises(ConfigError, match=f'--top={pieces + 1}: the vocabulary has {pieces} pieces'):
+        evaluate.fill_mask(model, 'the cat is [MASK].', top=pieces + 1)
 
 
 def test_a_missing_checkpoint_is_named(trained):

@@ -143,6 +143,35 @@ def test_changed_settings_are_refused_with_both_values(finished, tmp_path):
         prepare.run(make_config(tmp_path / 'rows', copy))
 
 
+def test_a_corpus_changed_at_the_same_size_is_refused(finished, tmp_path):
+    copy, rows = tmp_path / 'corpus.jsonl', tmp_path / 'rows'
+    shutil.copytree(finished / 'rows', rows)
+    text = (finished / 'corpus.jsonl').read_text()
+    copy.write_text(text)
+    manifest = json.loads((rows / 'manifest.json').read_text().replace(str(finished), str(tmp_path)))
+    (rows / 'manifest.json').write_text(json.dumps(manifest))
+    prepare.run(make_config(rows, copy))
+    copy.write_text(text.replace('river', 'ocean', 1))
+    with pytest.raises(ConfigError, match=r'corpus.jsonl: as many bytes as then, \d+, and other ones\nGive data.direc'):
+        prepare.run(make_config(rows, copy))
+    manifest['sources'] = {
+        spec: {f: s['bytes'] for f, s in files.items()} for spec, files in manifest['sources'].items()
+    }
+    (rows / 'manifest.json').write_text(json.dumps(manifest))
+    prepare.run(make_config(rows, copy))  # made by an earlier version, which knew no more
+
+
+def test_names_that_are_no_utf_8_and_repairs_of_most_documents(tmp_path):
+    path = tmp_path / b'corpus\xe9.jsonl'.decode(errors='surrogateescape')
+    write_corpus(path, 60)
+    prepare.run(make_config(tmp_path / 'rows', path, vocab_size=300), num_workers=1)
+    assert str(path) in next(iter(manifest_lib.load(tmp_path / 'rows').sources.values()))
+    path.write_bytes(b''.join(b'{"text": "caf\xe9 %d"}\n' % i for i in range(60)))
+    with pytest.raises(ConfigError, match='60 of 60 documents with invalid UTF-8'):
+        prepare.run(make_config(tmp_path / 'latin', path), num_workers=1)
+    assert not (tmp_path / 'latin' / '.prepare').exists()
+
+
 def test_a_directory_of_somebody_else_is_left_alone(finished, tmp_path):
     (tmp_path / 'thesis.tex').write_text('precious')
     with pytest.raises(ConfigError, match=r'holds thesis.tex and no prepared data'):

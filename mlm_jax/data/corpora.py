@@ -157,7 +157,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         old, new = then.get(file), now.get(file)
         if not isinstance(old, Mapping) and old is not None:  # of an earlier version: the size
             old = {'bytes': old}
-        sizes = [state['bytes'] if state else 'no' for state in (old, new)]
+        sizes = [state.get('bytes') if state else 'no' for state in (old, new)]
         if sizes[0] != sizes[1]:
             found.append(f'{file}: {sizes[0]} bytes then, {sizes[1]} now')
         elif old.get('sha256', new['sha256']) != new['sha256']:

@@ -30,7 +30,7 @@ class DataSet:
     """One data set of MoleculeNet.
 
     Attributes:
-      file: its name; it may end in .gz, .xz or .zst besides.
+      file: its name; it may end in .gz, .bz2, .xz or .zst besides.
       kind: as in `Task`.
       recipe: Uni-Mol's; its dropout is that of the head.
       targets: their columns; none: all but that of the SMILES and `mol_id`.
@@ -130,7 +130,7 @@ def read(name: str, directory: str | pathlib.Path) -> TaskData:
 
 
 def _find(file: str, directory: pathlib.Path) -> pathlib.Path:
-    for suffix in ('', '.gz', '.xz', '.zst'):
+    for suffix in ('', '.gz', '.bz2', '.xz', '.zst'):
         path = directory / f'{file}{suffix}'
         if path.is_file():
             return path

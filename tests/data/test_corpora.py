@@ -4,8 +4,12 @@ import bz2
 import collections
 import csv
 import gzip
+import hashlib
 import json
 import lzma
+import os
+import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -119,6 +123,117 @@ def test_invalid_utf8_reaches_the_repair_from_every_format(tmp_path):
     assert corpora.clean(documents[1], repairs := collections.Counter())[0].startswith('half �'.encode())
     assert sum(repairs.values()) == 1
     assert list(text_files.read(tmp_path / 'a.csv', 'csv', 'text')) == [b'caf\xe9']
+
+
+def test_a_repair_that_most_documents_need_is_an_error(tmp_path):
+    german = [f'Das ist für Satz {i} von allen.' for i in range(30)]
+    (tmp_path / 'a.txt').write_text('\n'.join(german), encoding='latin-1')
+    (tmp_path / 'b.txt').write_text('\n'.join(german * 3), encoding='utf-8')
+    for name in ('a.txt', '*.txt'):
+        with pytest.raises(ConfigError, match=r'a.txt: 30 of 30 documents with invalid UTF-8, .*`iconv -f LATIN1'):
+            read(f'lines:{tmp_path}/{name}', tmp_path / 'cache')
+    russian = '\n'.join(f'это предложение {i}' for i in range(30)).encode('utf-16')[2:]
+    (tmp_path / 'c.txt').write_bytes(russian)
+    with pytest.raises(ConfigError, match=r'documents with NUL characters, .* probably in UTF-16'):
+        read(f'lines:{tmp_path}/c.txt', tmp_path / 'cache')
+    mostly_right = '\n\n'.join(german).encode() + '\n'.join(german[:29]).encode('latin-1')
+    (tmp_path / 'd.txt').write_bytes(mostly_right)
+    found = read(f'lines:{tmp_path}/d.txt', tmp_path / 'd')
+    assert sum('�' in text for texts in found.values() for text in texts) == 29, 'blank lines are no documents'
+    (tmp_path / 'parts').mkdir()
+    for i, text in enumerate(german):
+        (tmp_path / 'parts' / f'{i}.txt').write_text(text, encoding='latin-1')
+    with pytest.raises(ConfigError, match='the corpus: 30 of 30 documents with invalid'):
+        read(f'files:{tmp_path}/parts/*', tmp_path / 'parts_cache')
+
+
+def test_json_lines_hold_what_people_have_in_them(tmp_path):
+    lines = [
+        '{"text": "a", "id": ' + '9' * 5000 + '}',
+        '{"meta": {"text": "b"}, "text": "x\u2028y"}',
+        '  ',
+        '{"text": "c", "meta.text": "plain"}',
+    ]
+    path = tmp_path / 'a.jsonl'
+    path.write_text('\n'.join(lines), encoding='utf-8-sig')
+    assert list(text_files.read(path, 'jsonl', 'text')) == [b'a', 'x\u2028y'.encode(), b'c']
+    path.write_text('\n'.join(lines[1:]))
+    assert list(text_files.read(path, 'jsonl', 'meta.text')) == [b'b', b'plain']
+    path.write_text('{"text": "a"}\n{"text": "b", "x": ' + '[' * 100_000 + ']' * 100_000 + '}\n')
+    with pytest.raises(ConfigError, match='line 2 of .*a.jsonl is nested too deeply'):
+        list(text_files.read(path, 'jsonl', 'text'))
+
+
+@pytest.mark.parametrize('indent', [None, 1])
+def test_a_json_array_is_refused_with_the_way_to_convert_it(tmp_path, indent):
+    path = tmp_path / 'a.json'
+    path.write_text(json.dumps([{'text': text} for text in TEXTS], indent=indent))
+    with pytest.raises(
+        ConfigError, match=r'a.json is one JSON array, not JSON lines(.|\n)*python -c .* > .a.jsonl'
+    ) as e:
+        list(text_files.read(path, 'jsonl', 'text'))
+    command = str(e.value).splitlines()[1].replace('python', sys.executable)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert [d.decode() for d in text_files.read(tmp_path / 'a.jsonl', 'jsonl', 'text')] == TEXTS
+    path.write_text('{\n "data": []\n}')
+    with pytest.raises(ConfigError, match='line 1 of .* is not JSON.*this file spreads one over several'):
+        list(text_files.read(path, 'jsonl', 'text'))
+    path.write_text('<!DOCTYPE html>')
+    with pytest.raises(ConfigError, match='a.json is a web page or XML, not JSON lines'):
+        list(text_files.read(path, 'jsonl', 'text'))
+
+
+def test_lines_may_all_end_by_a_carriage_return(tmp_path):
+    (tmp_path / 'a.txt').write_bytes(b'one\rtwo\r\rthree')
+    assert list(text_files.read(tmp_path / 'a.txt', 'lines', '')) == [b'one', b'two', b'', b'three']
+    assert list(text_files.read(tmp_path / 'a.txt', 'text', '')) == [b'one\ntwo', b'three']
+    (tmp_path / 'a.txt').write_bytes(b'one\rtwo\n')
+    assert list(text_files.read(tmp_path / 'a.txt', 'lines', '')) == [b'one\rtwo']
+
+
+NAMES = (
+    'a [1].txt',
+    'b,c.txt',
+    'e;f.txt',
+    'g=h.txt',
+    ' i.txt',
+    'j*.txt',
+    b'k\xe9.txt'.decode(errors='surrogateescape'),
+)
+
+
+def test_a_file_of_any_name_can_be_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / 'a [folder]'
+    folder.mkdir()
+    for directory in (tmp_path, folder):
+        for name in (*NAMES, 'a 1.txt', 'jk.txt'):
+            (directory / name).write_text('text')
+    for name in NAMES:
+        assert text_files.find(name) == [pathlib.Path(name)]
+        assert text_files.find(str(folder / name)) == [folder / name]
+    assert text_files.find('e;f.txt;b,c.txt; a [1].txt') == [
+        *map(pathlib.Path, sorted(['e;f.txt', 'b,c.txt', NAMES[0]]))
+    ]
+    assert len(text_files.find(f'{folder}/*.txt')) == len(NAMES) + 2
+    assert text_files.find('a [0-9].txt') == [pathlib.Path('a 1.txt')], 'a glob where there is no such file'
+    with pytest.raises(ConfigError, match=r"no file matches 'a \[2\].txt'"):
+        text_files.find('b,c.txt;a [2].txt')
+
+
+def test_a_corpus_is_known_by_its_bytes(tmp_path):
+    path, spec = tmp_path / 'a.txt', f'text:{tmp_path}/a.txt'
+    path.write_text('some text')
+    before = corpora.describe(spec)
+    assert before == {str(path): {'bytes': 9, 'sha256': hashlib.sha256(b'some text').hexdigest()}}
+    os.utime(path, (1, 1))
+    assert corpora.changes(before, corpora.describe(spec)) == [], 'whenever it was written'
+    path.write_text('same size')
+    assert corpora.changes(before, corpora.describe(spec)) == [f'{path}: as many bytes as then, 9, and other ones']
+    assert corpora.changes({str(path): 9}, corpora.describe(spec)) == [], 'an earlier version knew the size alone'
+    assert corpora.changes({str(path): 8}, corpora.describe(spec)) == [f'{path}: 8 bytes then, 9 now']
+    assert corpora.changes({}, before) == [f'{path}: no bytes then, 9 now']
+    assert corpora.describe('demo') == {}
 
 
 def test_a_line_of_50_megabytes(tmp_path):

@@ -150,6 +150,13 @@ def test_only_the_first_megabytes_are_read():
     assert 200 < len(read) < 300
 
 
+def test_lines_with_the_character_that_sentencepiece_reserves_take_part_in_training():
+    texts = [f'\u2585 zqzq {text}' for text in sentences()]
+    tokenizer = tokenizers.train(texts, settings())
+    assert any('zq' in piece for piece in tokenizer.pieces(range(tokenizer.vocabulary.size)))
+    assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
+
+
 def test_long_lines_take_part_in_training():
     assert next(tokenizers._sentences(['ab ' * 1000])) == ('ab ' * 333).rstrip()
     assert ''.join(tokenizers._sentences(['x' * 2500])) == 'x' * 2500

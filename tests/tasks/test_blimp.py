@@ -245,6 +245,17 @@ def test_files_that_are_none_of_blimp_are_refused(tmp_path, change, message):
         blimp.read(tmp_path)
 
 
+def test_a_byte_order_mark_and_other_ends_of_lines_do_not_matter(tmp_path):
+    write_file(tmp_path / 'a.jsonl', sentence_good='A dog\u2028barks\x85.')
+    path = tmp_path / 'a.jsonl'
+    lines = [json.dumps(json.loads(line), ensure_ascii=False) for line in path.read_bytes().split(b'\n') if line]
+    path.write_text('\ufeff' + '\r\n'.join(lines), encoding='utf-8')
+    assert len(found := blimp.read(tmp_path)) == 10 and found[0].good == 'A dog\u2028barks\x85.'
+    write_file(tmp_path / 'a.jsonl', sentence_bad='half \ud83d')
+    with pytest.raises(ConfigError, match='a.jsonl, line 1: it holds half a character'):
+        blimp.read(tmp_path)
+
+
 def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match='nowhere is no directory: give the directory'):
         blimp.read(tmp_path / 'nowhere')

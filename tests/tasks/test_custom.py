@@ -1,11 +1,15 @@
 """Tasks of one's own."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 
 from mlm_jax.config import ConfigError
-from mlm_jax.tasks import custom
+from mlm_jax.masking.vocabulary import standard_vocabulary
+from mlm_jax.tasks import custom, problems
+from mlm_jax.training.fine_tuning import Recipe
 
 
 def files(path, **changes) -> custom.Files:
@@ -77,6 +81,80 @@ def test_what_does_not_fit_is_refused(table, tmp_path, changes, message):
         changes = changes | {'train': str(path)}
     with pytest.raises(ConfigError, match=message):
         custom.read(files(table, **changes))
+
+
+def test_none_is_a_class_and_null_is_none(tmp_path):
+    path = tmp_path / 'stance.csv'
+    path.write_text('text,label\n' + ''.join(f'a {i},{("None", "favor", "")[i % 3]}\n' for i in range(30)))
+    data = custom.read(files(path))
+    assert data.task.labels == ('None', 'favor')
+    assert data.notes['examples of train without a target, left out'] == 10
+    path = tmp_path / 'stance.jsonl'
+    labels = ('None', 'favor', None)
+    path.write_text(''.join(json.dumps({'text': f'a {i}', 'label': labels[i % 3]}) + '\n' for i in range(30)))
+    data = custom.read(files(path))
+    assert data.task.labels == ('None', 'favor')
+    assert data.notes['examples of train without a target, left out'] == 10
+
+
+@pytest.mark.parametrize('label', [[0], ['a', 'b'], {'name': 'a'}, []])
+def test_several_labels_of_an_example_are_refused(tmp_path, label):
+    path = tmp_path / 'several.jsonl'
+    path.write_text('{"text": "a", "label": 1}\n' + json.dumps({'text': 'b', 'label': label}) + '\n')
+    with pytest.raises(ConfigError, match=r'line 2 of .*: the label is a (list|dict), .*--kind=multilabel'):
+        custom.read(files(path))
+
+
+def test_half_a_character_is_mended_in_texts_and_kept_in_names_of_classes(tmp_path):
+    path = tmp_path / 'half.jsonl'
+    lines = [{'text': f'half \ud83d {i}', 'label': ('a\ud83d', 'b')[i % 2]} for i in range(40)]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    data = custom.read(files(path, test=str(path)))
+    assert data.splits['test'][0].texts == ('half � 0',) and data.task.labels == ('a\ud83d', 'b')
+    assert data.notes['examples of test with half a character, replaced by �'] == 40
+    problem, _ = problems.make_problem(data, Characters(), Recipe(), 16)
+    problem.write('test', np.zeros((40, 2), np.float32), tmp_path)
+    written = [json.loads(line) for line in (tmp_path / 'predictions_test.jsonl').read_text().split('\n') if line]
+    assert [line['target'] for line in written] == ['a\ud83d', 'b'] * 20
+
+
+class Characters:
+    """A tokenizer of one id for each character; like SentencePiece, it takes what can be UTF-8."""
+
+    vocabulary = standard_vocabulary(200)
+
+    def encode_batch(self, texts):
+        return [np.frombuffer(text.encode(), np.uint8) % 100 + 5 for text in texts]
+
+
+def test_nested_columns_and_numbers_of_any_size(tmp_path):
+    path = tmp_path / 'nested.jsonl'
+    lines = [{'data': {'text': f'a {i}', 'label': 1 + i % 2}} for i in range(40)]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    nested = {'texts': ('data.text',), 'targets': ('data.label',)}
+    assert custom.read(files(path, **nested)).task.labels == ('1', '2')
+    digits = '9' * 5000
+    path.write_text(path.read_text().replace('"label": 2', f'"label": {digits}'))
+    assert custom.read(files(path, **nested)).task.labels == ('1', digits)
+    with pytest.raises(ConfigError, match='is no number'):
+        custom.read(files(path, kind='regression', **nested))
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('', 'has 0 classes'),
+        ('text,label\n', 'has 0 classes'),
+        ('text,label\na,1\nb,1\n', 'has 1 classes'),
+        ('text,label,label\na,1,2\n', "2 columns named 'label'"),
+        ('text,label\na,1\nb, c,2\n', 'line 3 of .* has 3 fields, and not 2'),
+        ('text,label\na,1\n"b,2\n', 'line 3 of .* opens a quotation mark that never closes'),
+    ],
+)
+def test_files_that_hold_no_task_are_refused(tmp_path, content, message):
+    (tmp_path / 'a.csv').write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        custom.read(files(tmp_path / 'a.csv'))
 
 
 def test_damaged_files_are_named(tmp_path):
