@@ -60,6 +60,9 @@ def read(files: Files) -> TaskData:
     named = {'train': files.train, 'validation': files.validation, 'test': files.test}
     paths = {split: pathlib.Path(path).expanduser() for split, path in named.items() if path}
     rows = {split: list(records.read(path)) for split, path in paths.items()}
+    for split, path in paths.items():
+        if not rows[split]:
+            raise ConfigError(f'{path} holds no example: it is empty, or has names of columns and nothing below')
     labels = _labels(files, paths['train'], rows['train']) if files.kind == 'classification' else files.targets
     metrics.check(files.metrics, files.kind, len(labels))
     notes, splits = Counter(), {}

@@ -250,7 +250,8 @@ def test_a_byte_order_mark_and_other_ends_of_lines_do_not_matter(tmp_path):
     path = tmp_path / 'a.jsonl'
     lines = [json.dumps(json.loads(line), ensure_ascii=False) for line in path.read_bytes().split(b'\n') if line]
     path.write_text('\ufeff' + '\r\n'.join(lines), encoding='utf-8')
-    assert len(found := blimp.read(tmp_path)) == 10 and found[0].good == 'A dog\u2028barks\x85.'
+    pairs = blimp.read(tmp_path)
+    assert len(pairs) == 10 and pairs[0].good == 'A dog\u2028barks\x85.'
     write_file(tmp_path / 'a.jsonl', sentence_bad='half \ud83d')
     with pytest.raises(ConfigError, match='a.jsonl, line 1: it holds half a character'):
         blimp.read(tmp_path)

@@ -143,8 +143,9 @@ def test_nested_columns_and_numbers_of_any_size(tmp_path):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ('', 'has 0 classes'),
-        ('text,label\n', 'has 0 classes'),
+        ('', 'a.csv holds no example: it is empty'),
+        ('text,label\n', 'a.csv holds no example'),
+        ('text,label\na,\n', 'has 0 classes'),
         ('text,label\na,1\nb,1\n', 'has 1 classes'),
         ('text,label,label\na,1,2\n', "2 columns named 'label'"),
         ('text,label\na,1\nb, c,2\n', 'line 3 of .* has 3 fields, and not 2'),
