@@ -74,7 +74,9 @@ def default_config() -> ml_collections.ConfigDict:
     c.seed = 0
     c.objective = 'mlm'
     c.init_from = ''  # start from the parameters of another run, by its workdir; or hf:DIRECTORY, of Hugging Face
-    c.vocab_size = 8192  # ids of the tokenizer, specials included; also the rows of the embedding
+    # Ids of the tokenizer, specials included; also the rows of the embedding. Where a tokenizer is given, it may be up
+    # to 1024 more than its pieces: the other ids are special, as embeddings have them that are padded.
+    c.vocab_size = 8192
     c.sequence_length = 128  # T: tokens in a packed row
     c.batch_size = 64  # rows of text of one optimizer step, over all devices; some masking makes several of each
     c.num_microbatches = 1  # the batch passes through the model in this many parts
