@@ -37,10 +37,10 @@ def write_bytes(path: pathlib.Path, content: bytes, scratch: pathlib.Path | None
 
 
 def remove_leftovers(directory: pathlib.Path) -> None:
-    """Removes the temporary files that killed programs have left; for a directory in which nobody writes now."""
-    for path in directory.glob('*.tmp'):
+    """Removes the temporary files below a directory that killed programs have left; nobody must be writing there."""
+    for path in directory.rglob('*.tmp'):
         if re.fullmatch(r'.+\.\d+\.tmp', path.name) and path.is_file():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def sync_directory(directory: pathlib.Path) -> None:

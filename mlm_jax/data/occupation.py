@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import pathlib
-import re
 import socket
 import sys
 import time
@@ -14,11 +13,11 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from mlm_jax.config import ConfigError
+from mlm_jax.data import atomic
 
 LOCK_FILE = '.lock'
 _PROBE_FILE = '.probe'
 _PROBE_BYTES = 65536
-_LEFTOVER = re.compile(r'.*\.\d+\.tmp')  # as data/atomic.py names what it writes
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of file systems that have none
 
 
@@ -35,7 +34,7 @@ def sole_writer(directory: pathlib.Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / LOCK_FILE, 'a+b') as file:
         _lock(file, directory)
-        _remove_leftovers(directory)
+        atomic.remove_leftovers(directory)
         _try_to_write(directory)
         _write_holder(file)
         try:
@@ -99,12 +98,6 @@ def _write_holder(file: BinaryIO) -> None:
     file.truncate(0)
     file.write(json.dumps(holder).encode())
     file.flush()
-
-
-def _remove_leftovers(directory: pathlib.Path) -> None:
-    for folder, _, names in os.walk(directory):
-        for name in filter(_LEFTOVER.fullmatch, names):
-            (pathlib.Path(folder) / name).unlink(missing_ok=True)
 
 
 def _try_to_write(directory: pathlib.Path) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from mlm_jax.config import ConfigError
+from mlm_jax.data import git_lfs
 
 try:
     import zstandard  # an extra
@@ -60,7 +61,7 @@ _REFUSED: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b'\x89PNG\r\n', 'a picture', _NO_TEXT),
     (0, b'\xff\xd8\xff', 'a picture', _NO_TEXT),
     (
-        0, b'version https://git-lfs.github.com/spec/', 'a pointer of Git LFS and not the data',
+        0, git_lfs.FIRST_LINE, 'a pointer of Git LFS and not the data',
         'Fetch the data: git lfs pull',
     ),
 )  # fmt: skip
