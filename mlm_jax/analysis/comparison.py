@@ -85,8 +85,8 @@ def summarize(entries: Mapping[str, Entry], metric: str = '') -> dict[str, dict]
         lost = [seed for seed, by_step in points.items() if entry.total_steps not in by_step]
         if lost:
             raise ConfigError(
-                f'the log of {label}, seed {lost[0]}, lacks the evaluation at its end, step {entry.total_steps:,}: delete '
-                'the directory of that run to train it again'
+                f'the log of {label}, seed {lost[0]}, lacks the evaluation at its end, step {entry.total_steps:,}: '
+                'delete the directory of that run to train it again'
             )
         final = {seed: by_step[entry.total_steps] for seed, by_step in points.items()}
         first = final if first is None else first
