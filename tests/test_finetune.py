@@ -143,11 +143,21 @@ def test_progress_ends_at_its_end():
         bar.refresh()
 
 
+def test_a_cut_result_is_named_with_its_cure(tmp_path):
+    job = finetune.Job('mlm', 'mine', 'default', Recipe(), {'source': 'runs/mlm', 'step': 7, 'data': 'abc'})
+    path = job.directory(tmp_path) / 'seed1' / finetune.RESULT_FILE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b'{"task": "mi')
+    with pytest.raises(ConfigError, match=r'seed1/result.json is damaged: .* Delete it, and that seed is fine-tuned'):
+        finetune.finished_seeds(job, [1], tmp_path)
+
+
 def test_names_of_directories():
     finetune.check_names(['a', 'b'], ['glue/rte', 'mine'], 2)
     for labels, tasks, message in (
         (['a'], [], 'give 2 different ones'),
         (['a', '../b'], [], r'--label=\.\./b: a label names a directory'),
+        (['a' * 256, 'b'], [], 'has 256 bytes, and would name a directory'),
         (['a', 'b'], ['glue/rte', 'glue_rte'], 'the tasks glue/rte, glue_rte need directories of their own'),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -82,6 +82,12 @@ def summarize(entries: Mapping[str, Entry], metric: str = '') -> dict[str, dict]
         points = {
             seed: {line['step']: line[name] for line in lines if name in line} for seed, lines in entry.runs.items()
         }
+        lost = [seed for seed, by_step in points.items() if entry.total_steps not in by_step]
+        if lost:
+            raise ConfigError(
+                f'the log of {label}, seed {lost[0]}, lacks the evaluation at its end, step {entry.total_steps:,}: '
+                'delete the directory of that run to train it again'
+            )
         final = {seed: by_step[entry.total_steps] for seed, by_step in points.items()}
         first = final if first is None else first
         steps = sorted(set.intersection(*(set(by_step) for by_step in points.values())))

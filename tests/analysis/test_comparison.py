@@ -49,3 +49,11 @@ def test_the_metric_that_compares_objectives_goes_first():
     assert comparison.choose_metric(both, 'loss') == 'eval/loss'
     with pytest.raises(ConfigError, match='accuracy: the runs of file.py have eval/loss'):
         comparison.choose_metric(entry({0: 1.0}), 'accuracy')
+
+
+def test_a_log_that_lacks_its_end_is_named():
+    """A damaged line is left out of what is read."""
+    cut = entry({0: 1.0, 1: 2.0})
+    cut.runs[1].pop()
+    with pytest.raises(ConfigError, match='the log of b, seed 1, lacks the evaluation at its end, step 10'):
+        comparison.summarize({'a': entry({0: 1.0, 1: 2.0}), 'b': cut})
