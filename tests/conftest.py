@@ -4,9 +4,13 @@ import gc
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
+
+# A shell that starts the suite in the background lets it ignore Ctrl-C, and so the programs that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # of PyTorch and NumPy: there is a process for each core already
