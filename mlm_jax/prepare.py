@@ -276,7 +276,7 @@ def _explained_errors(directory: pathlib.Path, sources: dict) -> Iterator[None]:
         number = getattr(error, 'errno', None)
         # Of the writers of corpora, which are C++, only the text of the error tells.
         if number in (errno.ENOSPC, errno.EDQUOT) or re.search('No space left|quota exceeded', str(error)):
-            text = sum(size for files in sources.values() for size in files.values() if isinstance(size, int))
+            text = sum(state['bytes'] for files in sources.values() for state in files.values())
             need = f' ({text / 1e6:,.0f} MB in its files, and more where they are compressed)' if text else ''
             raise config_lib.ConfigError(
                 f'the disk of {directory} is full. The work takes as much room there as the text of the corpus{need}, '

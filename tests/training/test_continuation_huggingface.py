@@ -1,5 +1,6 @@
 """Pretraining from a checkpoint of Hugging Face."""
 
+import dataclasses
 import json
 
 import jax
@@ -57,9 +58,8 @@ def source(tiny_config, tmp_path):
     for file in manifest_lib.pathlib.Path(tiny_config.data.directory).iterdir():
         (data / file.name).write_bytes(file.read_bytes())
     (data / 'tokenizer.model').write_bytes((directory / 'tokenizer.json').read_bytes())
-    stored = json.loads((data / manifest_lib.FILE).read_text())
-    stored['tokenizer_sha256'] = atomic.sha256(directory / 'tokenizer.json')
-    (data / manifest_lib.FILE).write_text(json.dumps(stored))
+    digest = atomic.sha256(directory / 'tokenizer.json')
+    manifest_lib.save(dataclasses.replace(manifest_lib.load(data), tokenizer_sha256=digest), data)
     tiny_config.data.directory = str(data)
     tiny_config.init_from = f'hf:{directory}'
     return tiny_config, directory
