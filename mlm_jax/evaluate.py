@@ -35,7 +35,7 @@ def held_out_metrics(model: loading.TrainedModel, mesh) -> dict[str, float]:
     """
     config = model.config
     manifest = manifest_lib.load(config.data.directory)
-    rows = Shards(config.data.directory, 'validation', verify=True)
+    rows = Shards(config.data.directory, 'validation', verify=True, manifest=manifest)
     sharding = mesh_lib.batch_sharding(mesh)
     batch_size = config.batch_size // config.num_microbatches
     batch_size += -batch_size % mesh.size

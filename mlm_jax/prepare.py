@@ -291,7 +291,9 @@ def _explained_errors(directory: pathlib.Path, sources: dict) -> Iterator[None]:
 def _open_corpus(config, working: pathlib.Path) -> corpora.Corpus:
     """The corpus; what was converted of it before is used again, unless it is no longer as it was written."""
     cache, record = working / 'corpus', working / 'corpus.json'
-    if record.exists() and _tree(cache) != record.read_bytes():
+    if record.exists():  # written when all was converted
+        if _tree(cache) == record.read_bytes():
+            return corpora.open_corpus(config.data, cache)
         print('damaged    the converted corpus; it is converted anew')
         shutil.rmtree(cache, ignore_errors=True)
     corpus = corpora.open_corpus(config.data, cache)

@@ -57,8 +57,8 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     manifest = manifest_lib.load(config.data.directory)
     checks.check_data(config, manifest)
     continuation.check_source(config, manifest)
-    train_rows = Shards(config.data.directory, 'train')
-    held_out_rows = Shards(config.data.directory, 'validation', verify=True)
+    train_rows = Shards(config.data.directory, 'train', manifest=manifest)
+    held_out_rows = Shards(config.data.directory, 'validation', verify=True, manifest=manifest)
     tokenizer = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
     steps_per_epoch = len(train_rows) / config.batch_size
     run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))

@@ -13,6 +13,7 @@ from mlm_jax.data import atomic, sealed
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
 FILE = 'manifest.json'
+CHANGED = 'has changed since prepare wrote it (by its SHA-256)'  # what is said of a file with another hash
 DTYPES = ('uint16', 'uint32')
 # What readers of the rows go by. Settings and sources are compared with those of a configuration in any case.
 _SEALED = ('vocabulary', 'tokenizer', 'tokenizer_sha256', 'sequence_length', 'packing', 'dtype', 'splits')

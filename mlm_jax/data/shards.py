@@ -181,7 +181,7 @@ class Shards:
             path, offset, shape = self._directory / name, self._offset(shard), (count, self.sequence_length)
             try:
                 if self._verify and known and atomic.sha256(path) != known:
-                    raise self._damaged(shard, 'has changed since prepare wrote it (by its SHA-256)')
+                    raise self._damaged(shard, manifest_lib.CHANGED)
                 dtype = self._dtype.newbyteorder('<')
                 mapped = np.memmap(path, dtype, 'r', offset, shape) if count else np.empty(shape, self._dtype)
             except OSError as error:  # it was there a moment ago

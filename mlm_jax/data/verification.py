@@ -19,9 +19,8 @@ import tqdm
 from mlm_jax import progress
 from mlm_jax.config import ConfigError
 from mlm_jax.data import shards, tables
-from mlm_jax.data.manifest import Manifest
+from mlm_jax.data.manifest import CHANGED, Manifest
 
-CHANGED = 'has changed since prepare wrote it (by its SHA-256)'
 _CHUNK_BYTES = 1 << 20
 _NAMED = 20  # so many damaged files are named at most
 
