@@ -46,6 +46,7 @@ DURATIONS = (
     'total', 'schedule.warmup', 'schedule.decay', 'masking.anneal', 'evaluation.every', 'checkpoint.every',
     'checkpoint.keep',
 )  # fmt: skip
+SCALARS = (bool, int, float, str, type(None))  # what a key can hold
 DURATION_UNITS = ('steps', 'epochs', 'examples', 'tokens', 'percent')
 MAX_STEPS = 2**31  # steps are counted in int32 on the device
 
@@ -404,6 +405,8 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     config = default_config()
     try:
         stored = values(ml_collections.ConfigDict(json.loads(text)))
+        if wrong := [key for key, value in stored.items() if not isinstance(value, SCALARS)]:
+            raise ValueError(f'{wrong[0]} is {type(stored[wrong[0]]).__name__}, no single value')
     except (TypeError, ValueError, AttributeError, RecursionError) as error:  # no JSON, or no object with plain names
         raise ConfigError(f'the stored configuration is damaged: {error}') from None
     for key, _ in list(_leaves(config)):

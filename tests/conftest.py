@@ -37,6 +37,7 @@ is_first_process = 'PYTEST_XDIST_WORKER' not in os.environ
 if os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1' and is_first_process and xla_takes(OLDER_EMITTERS):
     os.environ['XLA_FLAGS'] += f' {OLDER_EMITTERS}'
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -50,6 +51,12 @@ from mlm_jax.parallel.mesh import make_mesh  # noqa: E402
 from mlm_jax.training import loading  # noqa: E402
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+
+# The suite tries the same inputs every time, so that it fails for a change and not by chance. To look for new ones:
+#     pytest --hypothesis-profile=explore
+hypothesis.settings.register_profile('suite', derandomize=True)
+hypothesis.settings.register_profile('explore', derandomize=False)
+hypothesis.settings.load_profile('suite')
 
 
 def pytest_addoption(parser):

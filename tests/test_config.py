@@ -392,6 +392,7 @@ def test_a_resumed_run_may_change_what_its_optimizer_state_does_not_hold(old, ne
         ),
     )
 )
+@hypothesis.example({'optimizer': {'name': []}})
 @hypothesis.settings(deadline=None, max_examples=100)
 def test_a_checkpoint_of_any_configuration_goes_on_or_is_refused_in_words(stored):
     with contextlib.suppress(ConfigError):

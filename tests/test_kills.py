@@ -2,11 +2,12 @@
 
     pytest tests/test_kills.py --kills=100 --kill_seed=1 -s
 
-takes some ten minutes on two cores; the suite takes a few kills. Each start is killed with SIGKILL: after a random time
+takes some fifteen minutes on two cores; the suite takes a few kills. Each start is killed with SIGKILL: after a random time
 (imports, compilation, the loop), at a random step, or while a checkpoint or another file is being written. Before the
 next start, something in the workdir is damaged. Whatever the program refuses, it has to refuse in one line.
 """
 
+import collections
 import os
 import pathlib
 import shutil
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -22,7 +24,6 @@ from mlm_jax import config as config_lib
 from tests.test_train import assert_same_bits, command, environment, final_state, learned
 
 KILLS_OF_A_RUN = 12
-SECONDS_OF_A_START = 8.0
 
 
 @pytest.fixture(scope='module')
@@ -42,21 +43,47 @@ def config(prepared):
 def test_killed_and_damaged_equals_uninterrupted_bit_for_bit(config, tmp_path, request):
     num_kills, rng = request.config.getoption('--kills'), np.random.default_rng(request.config.getoption('--kill_seed'))
     expected = tmp_path / 'uninterrupted'
-    run(config, expected)
-    kills = 0
+    durations = measure(config, expected)
+    kills, damaged = 0, collections.Counter()
     while kills < num_kills:
         workdir, goal = tmp_path / f'killed_from_{kills}', min(kills + KILLS_OF_A_RUN, num_kills)
         while kills < goal:
             moment = rng.choice(MOMENTS)
-            if not run(config, workdir, until=moment(workdir, rng)):
+            if not run(config, workdir, until=moment(workdir, rng, durations)):
                 break  # it came to its end before that moment
             kills += 1
             done = damage(workdir, rng)
+            damaged[done] += 1
             print(f'kill {kills}/{num_kills} {moment.__name__}, {steps_of(workdir)}; then {done}', flush=True)
         run(config, workdir)
         assert learned(workdir) == learned(expected)
         assert_same_bits(final_state(config, workdir), final_state(config, expected))
         shutil.rmtree(workdir)
+    print(dict(damaged), flush=True)
+
+
+class Durations(NamedTuple):
+    """How long the uninterrupted run took, in seconds: until it had compiled, and from there to its end."""
+
+    start: float
+    loop: float
+
+
+def measure(config, workdir: pathlib.Path) -> Durations:
+    """Runs the program to its end, with compiled programs in the cache as every later start finds them."""
+    run(config, workdir)
+    shutil.rmtree(workdir)
+    began, times = time.monotonic(), []
+
+    def compiled() -> Iterator[bool]:
+        while 'compiled in' not in workdir.with_suffix('.output').read_text():
+            yield False
+        times.append(time.monotonic())
+        while True:
+            yield False
+
+    run(config, workdir, until=compiled())
+    return Durations(start=times[0] - began, loop=time.monotonic() - times[0])
 
 
 def run(config, workdir: pathlib.Path, until: Iterator[bool] | None = None) -> bool:
@@ -81,16 +108,16 @@ def run(config, workdir: pathlib.Path, until: Iterator[bool] | None = None) -> b
 # ---- When it is killed -----------------------------------------------------------------------------------------------
 
 
-def at_any_time(workdir: pathlib.Path, rng: np.random.Generator) -> Iterator[bool]:
+def at_any_time(workdir: pathlib.Path, rng: np.random.Generator, durations: Durations) -> Iterator[bool]:
     """While it imports, restores, compiles or trains."""
-    end = time.monotonic() + rng.uniform(0, SECONDS_OF_A_START)
+    end = time.monotonic() + rng.uniform(0, durations.start + durations.loop)
     while True:
         yield time.monotonic() > end
 
 
-def in_the_loop(workdir: pathlib.Path, rng: np.random.Generator) -> Iterator[bool]:
-    """Some time after it has written its first lines."""
-    output, delay = workdir.with_suffix('.output'), rng.uniform(0, 1.0)
+def in_the_loop(workdir: pathlib.Path, rng: np.random.Generator, durations: Durations) -> Iterator[bool]:
+    """Some time after it has compiled."""
+    output, delay = workdir.with_suffix('.output'), rng.uniform(0, durations.loop / 2)
     while 'compiled in' not in output.read_text():
         yield False
     end = time.monotonic() + delay
@@ -98,13 +125,15 @@ def in_the_loop(workdir: pathlib.Path, rng: np.random.Generator) -> Iterator[boo
         yield time.monotonic() > end
 
 
-def in_a_write(workdir: pathlib.Path, rng: np.random.Generator) -> Iterator[bool]:
-    """While a checkpoint, or a file, is written under its temporary name."""
-    folders, patience = (workdir, workdir / 'checkpoints'), rng.integers(1, 4)
-    before = {path for folder in folders for path in entries(folder)}
+def in_a_write(workdir: pathlib.Path, rng: np.random.Generator, durations: Durations) -> Iterator[bool]:
+    """While a checkpoint, or another file, is written under its temporary name."""
+    folder = rng.choice([workdir, workdir / 'checkpoints'])
+    seen, left = {path.name for path in entries(folder)}, rng.integers(1, 8)
     while True:
-        patience -= any('tmp' in path.name for folder in folders for path in entries(folder) if path not in before)
-        yield patience <= 0
+        new = {path.name for path in entries(folder) if 'tmp' in path.name} - seen
+        seen |= new
+        left -= len(new)
+        yield left <= 0
 
 
 MOMENTS = (at_any_time, in_the_loop, in_a_write)
