@@ -44,7 +44,7 @@ class RunLog:
         self._train_seconds = position.train_seconds
         self._step_flops = flops.step_flops(config)
         self._peak = peaks.peak_flops_per_second(jax.devices()[0].device_kind, config.model.dtype)
-        self._writer, self._progress = None, ProgressLine(total_steps)
+        self._writer, self._progress, self._total_steps = None, ProgressLine(total_steps), total_steps
         if jax.process_index() == 0:
             first_step, logging = position.examples // config.batch_size, config.logging
             self._writer = MetricsWriter(
@@ -99,8 +99,8 @@ class RunLog:
             self._progress.show(step, _describe(means, speed), speed['perf/step_ms'] / 1000)
 
     def position(self, step: int, stall_seconds: float) -> Position:
-        """What a checkpoint at `step` must hold; lines that are due are written first."""
-        if step % self._config.logging.every_steps == 0:
+        """What a checkpoint at `step` must hold; lines that are due are written first, at the end of the run all."""
+        if step % self._config.logging.every_steps == 0 or step == self._total_steps:
             self.flush(step, stall_seconds)
         updates = self._window.fetch()
         self._check_finite(step - len(updates), updates)
