@@ -10,7 +10,7 @@ encoder: pre-LN, two-dimensional rotary positions, no embedding LayerNorm. `base
 Ablations, as arguments: `exlm.num_states=2`; `exlm.transitions=sparse` (to states of later tokens only) or `none`;
 `exlm.transition_heads=1` (the paper's formula); `model.positions=rotary` (copies of a token do not differ in position);
 `exlm.anchors=false`. `objective=mlm` trains the baseline of the paper: the same encoder, without expansion. Further
-arguments are keys of `mlm_jax/config.py`, e.g. `configs/exlm.py:base,batch_size=256`.
+arguments are keys of `mlm_jax/config/keys.py`, e.g. `configs/exlm.py:base,batch_size=256`.
 
 Not yet run at base size and above.
 """

@@ -12,7 +12,7 @@ Ablations, as arguments: `mae_lm.decoder_layers=2`, `mae_lm.decoder_width=256`; 
 `mae_lm.masked_in_encoder=1.0`, and reset before the decoder: `mae_lm.reset_masked=true` besides; a fraction of it:
 `mae_lm.masked_in_encoder=0.4`; random tokens instead: `mae_lm.masked_in_encoder=1.0,masking.mask_fraction=0.0,
 masking.random_fraction=1.0`; `mae_lm.renumber_positions=true`; `model.relative_buckets=0`. Further arguments are keys
-of `mlm_jax/config.py`, e.g. `configs/mae_lm.py:base,batch_size=256`.
+of `mlm_jax/config/keys.py`, e.g. `configs/mae_lm.py:base,batch_size=256`.
 
 Not yet run at base size and above.
 """

@@ -8,13 +8,13 @@ two-dimensional rotary positions), 15 % of the tokens masked, all of them by [MA
 the same architecture. One directory of rows serves all three. `size=base` (12×768) has the recipe of a sister project
 of the paper's authors, as theirs is not published: 120,000 steps of 256 × 128 tokens, learning rate 5e-4 after 10,000
 steps of warm-up, gradients clipped at 0.1. The other sizes, of which `mini` (4×256) is the default, have that of
-`mlm_jax/config.py`.
+`mlm_jax/config/keys.py`.
 
 A corpus is lines of SMILES, `smi:GLOB`, or a column of tables, `data.corpus=csv:GLOB,data.text_key=smiles`. The 512
 ids suffice: half a million molecules of ChEMBL, MUV, DUD and HIV have 258 different tokens; other ids are unused. Two
 or three molecules fill a row, and do not see each other; the few of more than 126 tokens (0.6 %) are cut.
 `data.smiles_copies=2` adds two random SMILES of each molecule (extra `smiles`). Further arguments are keys of
-`mlm_jax/config.py`.
+`mlm_jax/config/keys.py`.
 
 `RESULTS.md` has a short run of `mlm`, mini; `base` has not been run.
 """

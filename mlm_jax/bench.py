@@ -13,7 +13,7 @@ that `prepare` wrote.
   step ms      of one optimizer step, with its quartiles; masks are drawn within it.
   CPU ms       on CPUs: time of all cores together, which the load of a shared machine changes least.
   tokens/s     of text, whatever an objective makes of them.
-  TFLOP/s      that the model needs (mlm_jax/training/flops.py), by the time of the step.
+  TFLOP/s      that the model needs (mlm_jax/performance/flops.py), by the time of the step.
   MFU          that, by the published peak of the devices for the dtype; where none is published,
   of matmul    by what one large matrix product attains on this machine, in the same rounds.
   masking, optimizer    timed apart, as shares of the step that contains them.
@@ -21,14 +21,14 @@ that `prepare` wrote.
   input, stall          with --rows: tokens/s that reading could deliver, and the share of a step spent waiting for it.
 
 --peer=huggingface puts the model, the batch, the masks and the optimizer of the first configuration into PyTorch
-(`transformers.BertForMaskedLM`; mlm_jax/interop/pytorch_peer.py; extra `peer`), on a CPU or one CUDA device, and prints
-how many times as many tokens each configuration has taken per second.
---profile traces 3 steps of each configuration (mlm_jax/analysis/step_profile.py); TensorBoard reads the traces too.
+(`transformers.BertForMaskedLM`; mlm_jax/performance/pytorch_peer.py; extra `peer`), on a CPU or one CUDA device, and
+prints how many times as many tokens each configuration has taken per second.
+--profile traces 3 steps of each configuration (mlm_jax/performance/step_profile.py); TensorBoard reads the traces too.
 --topology runs nothing: it compiles the steps for a TPU slice that is not here (extra `tpu`), as `doctor` does, and
 prints the memory of a device, products, bytes moved, collectives, and by published peaks a PREDICTION: the time of a
-step from where all of these overlap to where nothing does (mlm_jax/training/roofline.py). By default it compiles with
-little effort, six times as fast, which divides the step and takes memory as a full one does, but fuses less: bytes are
-then an upper bound.
+step from where all of these overlap to where nothing does (mlm_jax/performance/roofline.py). By default it compiles
+with little effort, six times as fast, which divides the step and takes memory as a full one does, but fuses less: bytes
+are then an upper bound.
 """
 
 import json
@@ -41,14 +41,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from mlm_jax import command_line, paths
 from mlm_jax import config as config_lib
-from mlm_jax.analysis import prediction, speed, step_profile
-from mlm_jax.analysis.speed import measure, prepare
-from mlm_jax.config import ConfigError
-from mlm_jax.interop import pytorch_peer
+from mlm_jax.config import ConfigError, command_line
+from mlm_jax.files import paths
 from mlm_jax.parallel import topology
-from mlm_jax.training import ahead_of_time, build, peaks
+from mlm_jax.performance import ahead_of_time, peaks, prediction, pytorch_peer, speed, step_profile
+from mlm_jax.performance.speed import measure, prepare
+from mlm_jax.training import build
 from mlm_jax.training.metrics import ProgressLine
 
 

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from mlm_jax import command_line, paths
+from mlm_jax.config import command_line
+from mlm_jax.files import paths
 from mlm_jax.losses.dag import dag_log_likelihood
 
 SHAPES = ((32, 21, 84), (8, 79, 316))  # rows, targets and states: 15 % of 128 and of 512 tokens, 4 states each

@@ -21,17 +21,18 @@ import jax
 import ml_collections
 from absl import flags
 
-from mlm_jax import command_line, config_check, paths
 from mlm_jax import config as config_lib
-from mlm_jax.analysis import attention_parity
-from mlm_jax.config import ConfigError
+from mlm_jax.config import ConfigError, command_line
+from mlm_jax.config import checks as config_check
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
 from mlm_jax.data import verification
-from mlm_jax.parallel import collectives
+from mlm_jax.files import paths
 from mlm_jax.parallel import topology as topology_lib
-from mlm_jax.training import ahead_of_time, build, checks, continuation, flops, peaks, runtime
-from mlm_jax.training.memory import MIB
+from mlm_jax.performance import ahead_of_time, attention_parity, collectives, flops, peaks
+from mlm_jax.performance.memory import MIB
+from mlm_jax.pretrained import warm_start as continuation
+from mlm_jax.training import build, checks, runtime
 from mlm_jax.training.state import num_parameters
 
 

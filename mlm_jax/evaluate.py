@@ -14,15 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from mlm_jax import command_line, paths
-from mlm_jax.config import ConfigError
+from mlm_jax.analysis import blimp_report, minimal_pairs
+from mlm_jax.config import ConfigError, command_line
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.shards import Shards
 from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.files import paths
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.tasks import blimp, blimp_report
-from mlm_jax.training import evaluation, loading
+from mlm_jax.pretrained import loading
+from mlm_jax.tasks import blimp
+from mlm_jax.training import evaluation
 from mlm_jax.training.workdir import read_config
 
 MASK = '[MASK]'
@@ -107,7 +109,7 @@ def judge_minimal_pairs(
       step: of the checkpoints; None takes the newest.
 
     Returns:
-      `setting`; `models`: label → `blimp.Blimp.evaluate` with the checkpoint; `five_gram`, for orientation.
+      `setting`; `models`: label → `minimal_pairs.Blimp.evaluate` with the checkpoint; `five_gram`, for orientation.
 
     Raises:
       ConfigError: when the directory or a workdir is none, or a model cannot take the sentences.
@@ -118,7 +120,7 @@ def judge_minimal_pairs(
         read_config(pathlib.Path(workdir).expanduser())
     for workdir, label in zip(workdirs, labels, strict=True):
         model = loading.load(pathlib.Path(workdir).expanduser(), mesh, step)
-        judged = blimp.Blimp(
+        judged = minimal_pairs.Blimp(
             pairs, model.run.objective, model.tokenizer, model.config.masking.repeats, within_word=within_word
         )
         judged.compile(model.params, mesh)

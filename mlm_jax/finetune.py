@@ -6,7 +6,7 @@
 Models: the workdir of a run of any objective (WORKDIR or WORKDIR@STEP), hf:DIRECTORY, or random:MODEL, the same without
 what it has learned. Tasks: a suite (glue) or some of its tasks (glue/sst2); or files of your own, with --train_file.
 Recipes are those of the tasks; --set=KEY=VALUE changes a key for all, --grid=KEY=VALUE,VALUE,… tries several values.
-`Recipe` in mlm_jax/training/fine_tuning.py lists the keys.
+`Recipe` in mlm_jax/finetuning/loop.py lists the keys.
 
 The tables hold what the command asks for: for each task and model the setting with the best median on the validation
 split, with the parameters that were best there. Started again, the program runs what is missing. The output holds
@@ -30,19 +30,21 @@ import tqdm
 from absl import flags
 from jax.sharding import Mesh
 
-from mlm_jax import command_line, paths, progress
 from mlm_jax import config as config_lib
-from mlm_jax.analysis import fine_tuning_report
-from mlm_jax.config import ConfigError
-from mlm_jax.data import atomic
-from mlm_jax.models.downstream import POOLINGS
+from mlm_jax.config import ConfigError, command_line
+from mlm_jax.files import atomic, paths, progress
+from mlm_jax.finetuning import loop as fine_tuning
+from mlm_jax.finetuning import problems
+from mlm_jax.finetuning import report as fine_tuning_report
+from mlm_jax.finetuning.heads import POOLINGS
+from mlm_jax.finetuning.loop import Outcome, Recipe
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.tasks import custom, glue, problems, suites
+from mlm_jax.pretrained import loading
+from mlm_jax.pretrained.warm_start import HUGGING_FACE
+from mlm_jax.tasks import custom, glue, suites
 from mlm_jax.tasks.examples import TaskData
-from mlm_jax.training import fine_tuning, loading, runtime
+from mlm_jax.training import runtime
 from mlm_jax.training.checkpoints import Snapshots
-from mlm_jax.training.continuation import HUGGING_FACE
-from mlm_jax.training.fine_tuning import Outcome, Recipe
 from mlm_jax.training.workdir import held, read_json
 
 RESULT_FILE = 'result.json'

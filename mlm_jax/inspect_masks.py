@@ -17,16 +17,17 @@ import jax
 import numpy as np
 from absl import flags
 
-from mlm_jax import command_line, config_check, paths
 from mlm_jax import config as config_lib
 from mlm_jax.analysis.mask_statistics import KINDS, MaskStatistics, kinds
-from mlm_jax.data import atomic
+from mlm_jax.config import checks as config_check
+from mlm_jax.config import command_line
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import Batches
 from mlm_jax.data.shards import Shards
 from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.files import atomic, paths
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build, checks, mask_ratio

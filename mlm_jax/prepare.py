@@ -41,10 +41,12 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from mlm_jax import command_line, config_check, progress
 from mlm_jax import config as config_lib
-from mlm_jax.data import atomic, corpora, encoding, molecules, sealed, shards, tables, tokenizers, verification
+from mlm_jax.config import checks as config_check
+from mlm_jax.config import command_line
+from mlm_jax.data import corpora, encoding, molecules, shards, tables, tokenizers, verification
 from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.files import atomic, progress, sealed
 
 TOKENIZER_FILE = 'tokenizer.model'
 _WORKING_DIRECTORY = '.prepare'

@@ -33,17 +33,18 @@ import numpy as np
 from absl import flags
 from jax.sharding import PartitionSpec
 
-from mlm_jax import command_line, paths
 from mlm_jax.analysis import alignment, alignment_picture, entropy_report, gradient_variance_report
 from mlm_jax.analysis.effective_rank import GramSums, effective_rank, gram_sums
 from mlm_jax.analysis.gradient_variance import OVERLAPS, Design, make_sketched_gradients
-from mlm_jax.config import ConfigError
+from mlm_jax.config import ConfigError, command_line
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import place_rows
+from mlm_jax.files import paths
+from mlm_jax.files.pictures import plain_text
+from mlm_jax.files.progress import bar
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pictures import plain_text
-from mlm_jax.progress import bar
-from mlm_jax.training import build, loading
+from mlm_jax.pretrained import loading
+from mlm_jax.training import build
 from mlm_jax.training.step import frozen_masks
 
 CURVES = ('real tokens, masked input', '[MASK] tokens', 'all tokens, masked input', 'all tokens, unmasked input')

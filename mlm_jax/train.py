@@ -4,7 +4,7 @@
     python -m mlm_jax.train --config=configs/mlm.py:mini,data.directory=data/mini --workdir=runs/mlm_mini
 
 Run again with the same workdir, it goes on from the last checkpoint: after a crash, a preemption, or on other devices.
-Overrides: --config=configs/mlm.py:mini,total_epochs=3 or --config.optimizer.learning_rate=1e-3; mlm_jax/config.py
+Overrides: --config=configs/mlm.py:mini,total_epochs=3 or --config.optimizer.learning_rate=1e-3; mlm_jax/config/keys.py
 lists the keys.
 """
 
@@ -17,26 +17,20 @@ import time
 import jax
 from absl import flags
 
-from mlm_jax import command_line, config_check, paths
 from mlm_jax import config as config_lib
+from mlm_jax.analysis import minimal_pairs
+from mlm_jax.config import checks as config_check
+from mlm_jax.config import command_line
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
 from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
 from mlm_jax.data.verification import Background
+from mlm_jax.files import paths
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.tasks import blimp as blimp_lib
-from mlm_jax.training import (
-    build,
-    checkpoints,
-    checks,
-    continuation,
-    evaluation,
-    loss_curve,
-    mask_ratio,
-    memory,
-    runtime,
-)
+from mlm_jax.performance import flops, memory, peaks
+from mlm_jax.pretrained import warm_start as continuation
+from mlm_jax.training import build, checkpoints, checks, evaluation, loss_curve, mask_ratio, runtime
 from mlm_jax.training import workdir as workdir_lib
 from mlm_jax.training.run_log import RunLog
 from mlm_jax.training.state import abstract_state, create_state, num_parameters
@@ -62,7 +56,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     tokenizer = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
     steps_per_epoch = len(train_rows) / config.batch_size
     run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
-    blimp = blimp_lib.of_run(config, manifest, run.objective)
+    blimp = minimal_pairs.of_run(config, manifest, run.objective)
     durations = dict(total_steps=run.total_steps, steps_per_epoch=steps_per_epoch)
     evaluate_every = config_lib.resolve_steps(config, 'evaluation.every', **durations)
     save_every = config_lib.resolve_steps(config, 'checkpoint.every', **durations)
@@ -82,7 +76,10 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
             position = saver.restore_position()
             checks.check_resume(position.config, config, note=lambda text: print(text, file=sys.stderr))
         batches = Batches(train_rows, config.seed, config.batch_size, sharding)
-        log = RunLog(config, workdir, run.total_steps, run.learning_rate, batches.indices, position)
+        log = RunLog(
+            config, workdir, run.total_steps, run.learning_rate, batches.indices, position, flops.step_flops(config),
+            peaks.peak_flops_per_second(mesh.devices.flat[0].device_kind, config.model.dtype),
+        )  # fmt: skip
         first_step = position.examples // config.batch_size
         if resumed:
             state = saver.restore(abstract_state(run.init, mesh, config.sharding))

@@ -48,7 +48,7 @@ from mlm_jax.data import manifest as manifest_lib  # noqa: E402
 from mlm_jax.data import packing, shards  # noqa: E402
 from mlm_jax.masking.vocabulary import standard_vocabulary  # noqa: E402
 from mlm_jax.parallel.mesh import make_mesh  # noqa: E402
-from mlm_jax.training import loading  # noqa: E402
+from mlm_jax.pretrained import loading  # noqa: E402
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 

@@ -11,10 +11,11 @@ import types
 import numpy as np
 import pytest
 
-from mlm_jax import command_line, compare
-from mlm_jax.analysis import configurations
-from mlm_jax.config import ConfigError
-from mlm_jax.training import flops, runtime
+from mlm_jax import compare
+from mlm_jax.comparing import configurations
+from mlm_jax.config import ConfigError, command_line
+from mlm_jax.performance import flops
+from mlm_jax.training import runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import write_config
 

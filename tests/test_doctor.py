@@ -11,8 +11,7 @@ import pytest
 
 from mlm_jax import config as config_lib
 from mlm_jax import doctor
-from mlm_jax.analysis import attention_parity
-from mlm_jax.training import ahead_of_time
+from mlm_jax.performance import ahead_of_time, attention_parity
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 

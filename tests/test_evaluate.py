@@ -10,7 +10,7 @@ import pytest
 
 from mlm_jax import evaluate
 from mlm_jax.config import ConfigError
-from mlm_jax.training import loading
+from mlm_jax.pretrained import loading
 from mlm_jax.training.metrics import read_metrics
 
 

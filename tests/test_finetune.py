@@ -12,9 +12,9 @@ import tqdm
 
 from mlm_jax import finetune
 from mlm_jax.config import ConfigError
+from mlm_jax.finetuning.loop import Recipe
 from mlm_jax.parallel.mesh import make_mesh
-from mlm_jax.training import loading
-from mlm_jax.training.fine_tuning import Recipe
+from mlm_jax.pretrained import loading
 
 pytest.importorskip('sklearn')
 WARM = ('red', 'white')

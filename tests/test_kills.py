@@ -2,7 +2,7 @@
 
     pytest tests/test_kills.py --kills=100 --kill_seed=1 -s
 
-takes some fifteen minutes on two cores; the suite takes a few kills. Each start is killed with SIGKILL: after a random time
+takes half an hour on one core; the suite takes a few kills. Each start is killed with SIGKILL: after a random time
 (imports, compilation, the loop), at a random step, or while a checkpoint or another file is being written. Before the
 next start, something in the workdir is damaged. Whatever the program refuses, it has to refuse in one line.
 """

@@ -13,14 +13,14 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from mlm_jax import command_line, probe, train
+from mlm_jax import probe, train
 from mlm_jax.analysis import alignment, alignment_picture, entropy, entropy_report
 from mlm_jax.analysis.effective_rank import effective_rank
-from mlm_jax.config import ConfigError
+from mlm_jax.config import ConfigError, command_line
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.shards import Shards
 from mlm_jax.parallel.mesh import batch_sharding
-from mlm_jax.training import loading
+from mlm_jax.pretrained import loading
 from mlm_jax.training.evaluation import HeldOut
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import write_config

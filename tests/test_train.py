@@ -18,14 +18,16 @@ import optax
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax import config_check, evaluate
+from mlm_jax import evaluate
 from mlm_jax import train as train_lib
 from mlm_jax.config import ConfigError
-from mlm_jax.data import atomic
+from mlm_jax.config import checks as config_check
 from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.files import atomic
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel.mesh import make_mesh, replicated
-from mlm_jax.training import build, checkpoints, checks, loading, runtime
+from mlm_jax.pretrained import loading
+from mlm_jax.training import build, checkpoints, checks, runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.state import TrainState, abstract_state
 

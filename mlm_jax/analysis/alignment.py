@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlm_jax.config import ConfigError
 from mlm_jax.data.packing import segment_ids
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.losses.dag import dag_posterior, dag_viterbi
 from mlm_jax.masking.batch import gather_positions, selected_of
-from mlm_jax.models.exlm import ExLM
+from mlm_jax.objectives.exlm import ExLM
+from mlm_jax.pretrained.loading import TrainedModel
 from mlm_jax.training import build
-from mlm_jax.training.loading import TrainedModel
 from mlm_jax.training.step import frozen_masks
 
 LEAST = 0.02  # expected number of steps along a transition worth showing

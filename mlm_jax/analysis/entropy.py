@@ -26,8 +26,8 @@ from jax.scipy.special import entr
 
 from mlm_jax.losses.cross_entropy import negative_log_likelihood
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
-from mlm_jax.models.exlm import ExLM
-from mlm_jax.models.mae_lm import MAELM
+from mlm_jax.objectives.exlm import ExLM
+from mlm_jax.objectives.mae_lm import MAELM
 
 LARGEST_LOGITS = 1 << 26  # numbers in the logits of a batch: 256 MiB of float32
 NATS = math.log(2)  # in a bit

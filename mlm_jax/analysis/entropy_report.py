@@ -8,14 +8,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mlm_jax.analysis import entropy
-from mlm_jax.config import ConfigError
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import place_rows
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.pictures import plain_text
+from mlm_jax.files.progress import bar
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pictures import plain_text
-from mlm_jax.progress import bar
+from mlm_jax.pretrained.loading import TrainedModel
 from mlm_jax.training import build
-from mlm_jax.training.loading import TrainedModel
 from mlm_jax.training.step import frozen_masks
 
 STYLES = {'prior, mixture': '-', 'prior, states': '--', 'posterior, mixture': '-.', 'posterior, states': ':'}

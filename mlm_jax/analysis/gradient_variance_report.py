@@ -9,13 +9,13 @@ from jax.experimental import multihost_utils
 
 from mlm_jax.analysis import gradient_variance
 from mlm_jax.analysis.gradient_variance import Design
-from mlm_jax.config import ConfigError
 from mlm_jax.data.rows import place_rows
 from mlm_jax.data.shards import Shards
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.pictures import plain_text
+from mlm_jax.files.progress import bar
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pictures import plain_text
-from mlm_jax.progress import bar
-from mlm_jax.training.loading import TrainedModel
+from mlm_jax.pretrained.loading import TrainedModel
 
 
 def measure(model: TrainedModel, mesh: jax.sharding.Mesh, num_texts: int, design: Design, gradients: Callable) -> dict:

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from mlm_jax.files.pictures import plain_text
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.tables import find_word_starts
 from mlm_jax.masking.vocabulary import Vocabulary
-from mlm_jax.pictures import plain_text
 
 # What became of a position. Of the last kind, only the input differs: nothing is predicted there.
 KINDS = ('left alone', '[MASK]', 'random token', 'unchanged, predicted', 'replaced, not predicted')

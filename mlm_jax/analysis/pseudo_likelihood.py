@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlm_jax.analysis import entropy
-from mlm_jax.config import ConfigError
 from mlm_jax.data.tables import word_marks, word_starts
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.progress import bar
+from mlm_jax.finetuning.inputs import padded_length
 from mlm_jax.masking.batch import MaskedBatch, selected_of
 from mlm_jax.masking.tables import NEXT_STARTS, STARTS, find_word_starts
-from mlm_jax.models.exlm import ExLM
+from mlm_jax.objectives.exlm import ExLM
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.progress import bar
-from mlm_jax.tasks.inputs import padded_length
 
 # In a batch, on each device: on a CPU as many as its caches hold, elsewhere enough to keep it busy.
 CPU_TOKENS, ACCELERATOR_TOKENS = 2048, 32768

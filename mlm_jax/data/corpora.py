@@ -42,9 +42,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mlm_jax import config as config_lib
-from mlm_jax import progress
-from mlm_jax.data import atomic, demo_corpus, text_files
+from mlm_jax.data import demo_corpus
+from mlm_jax.files import atomic, progress, text_files
+from mlm_jax.files.errors import ConfigError
 
 KINDS = ('demo', *text_files.READERS, 'tfds')
 MAX_DOCUMENT_CHARACTERS = 1_000_000  # longer documents are cut: SentencePiece needs memory in proportion
@@ -146,7 +146,7 @@ def describe(spec: str) -> dict[str, Any]:
                 states[str(file)] = {'bytes': size, 'sha256': digest}
                 bar.update(size)
     except OSError as error:
-        raise config_lib.ConfigError(f'cannot read {error.filename}: {error.strerror or error}') from error
+        raise ConfigError(f'cannot read {error.filename}: {error.strerror or error}') from error
     return states
 
 
@@ -169,7 +169,7 @@ def parse(spec: str) -> tuple[str, str]:
     """Splits 'jsonl:a/*.jsonl' into kind and the rest; ConfigError for an unknown kind."""
     kind, _, rest = spec.partition(':')
     if kind not in KINDS or (kind == 'demo') == bool(rest):
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f'{spec!r} is no corpus. Write demo, tfds:NAME[/CONFIG], or one of '
             f'{", ".join(text_files.READERS)} with globs, '
             'such as jsonl:corpus/*.jsonl.gz'
@@ -211,7 +211,7 @@ def check_repairs(repairs: Mapping[str, int], num_documents: int, where: str) ->
     for repair, cause in _CAUSES.items():
         times = repairs.get(repair, 0)
         if num_documents >= MIN_DOCUMENTS_TO_JUDGE and times > num_documents / 2:
-            raise config_lib.ConfigError(f'{where}: {times:,} of {num_documents:,} {repair}. {cause}')
+            raise ConfigError(f'{where}: {times:,} of {num_documents:,} {repair}. {cause}')
 
 
 def _count_repairs(document: bytes, repairs: collections.Counter) -> None:
@@ -327,9 +327,9 @@ class HeldOutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 kept += 1
                 yield number, {'text': document}
         if number < 0:
-            raise config_lib.ConfigError('the corpus is empty: its files hold no document')
+            raise ConfigError('the corpus is empty: its files hold no document')
         if not kept:
-            raise config_lib.ConfigError(
+            raise ConfigError(
                 f'all documents fell into the {self.builder_config.percent} % to hold out: the corpus has '
                 'too few. '
                 'Lower data.validation_percent, or name a data.validation_corpus'
@@ -339,7 +339,7 @@ class HeldOutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         end = self._held_out.tell()
         self._held_out.seek(0)
         if not end:
-            raise config_lib.ConfigError(
+            raise ConfigError(
                 f'no document fell into the {self.builder_config.percent} % to hold out: the corpus has '
                 'too few. Raise '
                 'data.validation_percent, or name a data.validation_corpus'
@@ -382,12 +382,12 @@ def _open_tfds(name: str, text_key: str, percent: float) -> dict[str, Source]:
     splits = dict(builder.info.splits)
     features = builder.info.features
     if text_key not in features or features[text_key].np_dtype != np.object_ or features[text_key].shape != ():
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f'the data set {name} has no text feature {text_key!r}; its features are '
             f'{", ".join(features)}. Set data.text_key'
         )
     if 'train' not in splits:
-        raise config_lib.ConfigError(f'the data set {name} has no split train; its splits are {", ".join(splits)}')
+        raise ConfigError(f'the data set {name} has no split train; its splits are {", ".join(splits)}')
     if 'validation' in splits:
         return {split: _source(builder, split, text_key) for split in ('train', 'validation')}
     if not percent:
@@ -404,7 +404,7 @@ def prepared_builder(name: str) -> tfds.core.DatasetBuilder:
     try:
         builder = _builder(name)
     except tfds.core.DatasetNotFoundError:
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f'TFDS can neither find {name} in {tfds.core.constants.DATA_DIR} nor make it. Check the name '
             '(tensorflow.org/datasets/catalog); the builders of some data sets (wikipedia, wiki40b, c4, '
             'glue) need '
@@ -413,12 +413,12 @@ def prepared_builder(name: str) -> tfds.core.DatasetBuilder:
             'result here, and let the environment variable TFDS_DATA_DIR name its parent directory'
         ) from None
     except (ValueError, RuntimeError, TypeError) as error:  # an unknown config or version
-        raise config_lib.ConfigError(f'TFDS refuses {name}: {error}') from error
+        raise ConfigError(f'TFDS refuses {name}: {error}') from error
     if builder.data_path.exists():
         formats = builder.info.available_file_formats()
         if tfds.core.FileFormat.ARRAY_RECORD not in formats:
             listed = ', '.join(f.value for f in formats)
-            raise config_lib.ConfigError(
+            raise ConfigError(
                 f'the data set {name} in {builder.data_path} is stored as {listed}, which only TensorFlow '
                 'reads. Where '
                 f'that is installed run\n    tfds convert_format --dataset_version_dir={builder.data_path} '
@@ -441,7 +441,7 @@ def _check_reachable(name: str, directory: Any) -> None:
     except urllib.error.HTTPError:
         pass  # it answered
     except OSError as error:
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f'the data set {name} is not in {directory}, and {_TFDS_HOST} cannot be reached to download '
             f'it ({error}). '
             'Run this where there is a network, or copy the directory here from a machine that has it '

@@ -10,7 +10,8 @@ import pathlib
 
 import numpy as np
 
-from mlm_jax.data import atomic, corpora, molecules, packing, sealed, shards, tokenizers
+from mlm_jax.data import corpora, molecules, packing, shards, tokenizers
+from mlm_jax.files import atomic, sealed
 
 SHARD_BYTES = 16 << 20  # of text; ~4 million tokens, about a second of work
 MAX_SHARDS = 4096  # a larger corpus has larger shards

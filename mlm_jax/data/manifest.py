@@ -7,9 +7,8 @@ import re
 import typing
 from typing import Any
 
-from mlm_jax import config as config_lib
-from mlm_jax import paths
-from mlm_jax.data import atomic, sealed
+from mlm_jax.files import atomic, paths, sealed
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
 FILE = 'manifest.json'
@@ -92,7 +91,7 @@ class Manifest:
     def split(self, name: str) -> Split:
         """The split of that name; ConfigError when there is none."""
         if name not in self.splits:
-            raise config_lib.ConfigError(f'there is no split {name!r}; the splits are {", ".join(self.splits)}')
+            raise ConfigError(f'there is no split {name!r}; the splits are {", ".join(self.splits)}')
         return self.splits[name]
 
 
@@ -119,20 +118,20 @@ def load(directory: str | pathlib.Path) -> Manifest:
         if stated is not None and stated != _seal(stored):
             raise ValueError('its content does not have the hash that it names')
     except (FileNotFoundError, NotADirectoryError):
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f'{directory} holds no prepared data ({FILE} is missing there). Make it with\n'
             '    python -m mlm_jax.prepare --config=<the same configuration, with the same overrides>\n'
             'or let data.directory name the directory that has it'
         ) from None
     except OSError as error:
-        raise config_lib.ConfigError(f'cannot read {path}: {error.strerror or error}') from None
+        raise ConfigError(f'cannot read {path}: {error.strerror or error}') from None
     except ValueError as error:
-        raise config_lib.ConfigError(f'{path} is damaged ({error}); delete {directory} and prepare it again') from None
+        raise ConfigError(f'{path} is damaged ({error}); delete {directory} and prepare it again') from None
     try:
         manifest = _build(Manifest, stored)
         _check(manifest)
     except (KeyError, TypeError, ValueError) as error:
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f'{path} is damaged, or was written by another version of mlm_jax ({error}); delete {directory} and '
             'prepare it again'
         ) from None

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mlm_jax import config as config_lib
-from mlm_jax.data import atomic
 from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.files import atomic
+from mlm_jax.files.errors import ConfigError
 
 
 def row_dtype(vocab_size: int) -> np.dtype:
@@ -197,8 +197,8 @@ class Shards:
             raise self._damaged(shard, wrong)
         return offset
 
-    def _damaged(self, shard: int, wrong: str) -> config_lib.ConfigError:
-        return config_lib.ConfigError(
+    def _damaged(self, shard: int, wrong: str) -> ConfigError:
+        return ConfigError(
             f'cannot read {self._directory / self._shards[shard].file}: it {wrong}; copy it again, or run the same '
             'prepare again, which makes anew what is damaged'
         )

@@ -15,9 +15,10 @@ import zlib
 import ml_collections
 import numpy as np
 
-from mlm_jax.config import ConfigError
-from mlm_jax.data import atomic, collocations, shards, tokenizers, words
+from mlm_jax.data import collocations, shards, tokenizers, words
 from mlm_jax.data.manifest import Manifest
+from mlm_jax.files import atomic
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.tables import NEXT_STARTS, STARTS, Tables, find_word_starts
 
 FILE = 'tables.npz'

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from mlm_jax.config import ConfigError
 from mlm_jax.data import offsets
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.vocabulary import SYMBOL_NAMES, Vocabulary
 
 _MAX_GAPS = 1 << 20  # ids without a piece: more come of a damaged number

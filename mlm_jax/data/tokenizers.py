@@ -19,9 +19,10 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from mlm_jax import config as config_lib
-from mlm_jax.data import git_lfs, offsets, smiles
+from mlm_jax.data import offsets, smiles
 from mlm_jax.data.tokenizer_json import JSONTokenizer, looks_like_json
+from mlm_jax.files import git_lfs
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
 SENTENCEPIECE = ('unigram', 'bpe')
@@ -66,7 +67,7 @@ class Tokenizer:
         apart = (_PIECE_TYPES.CONTROL, _PIECE_TYPES.UNKNOWN, _PIECE_TYPES.UNUSED)
         special_ids = tuple(i for i, piece in enumerate(proto.pieces) if piece.type in apart)
         if len(special_ids) == len(proto.pieces):
-            raise config_lib.ConfigError(f'{name} holds no pieces of text, only special symbols')
+            raise ConfigError(f'{name} holds no pieces of text, only special symbols')
         self.vocabulary = vocabulary_lib.Vocabulary(
             size=len(proto.pieces),
             special_ids=special_ids,
@@ -79,7 +80,7 @@ class Tokenizer:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model, num_threads=1)
         except (RuntimeError, OSError, ValueError) as error:
-            raise config_lib.ConfigError(f'{name} is a damaged SentencePiece model: {error}') from error
+            raise ConfigError(f'{name} is a damaged SentencePiece model: {error}') from error
         self.unknown_id = self._processor.unk_id()
 
     @classmethod
@@ -93,13 +94,13 @@ class Tokenizer:
         try:
             model = pathlib.Path(path).expanduser().read_bytes()
         except OSError as error:
-            raise config_lib.ConfigError(
+            raise ConfigError(
                 f'cannot read the tokenizer {path}: {error.strerror}. tokenizer.model is '
                 f'{", ".join(TRAINED[:-1])} or {TRAINED[-1]}, to train one on the corpus, or the path of a '
                 'SentencePiece model or of a tokenizer.json of Hugging Face'
             ) from error
         if git_lfs.is_pointer(model):
-            raise config_lib.ConfigError(f'{path} is no tokenizer: {git_lfs.REASON}')
+            raise ConfigError(f'{path} is no tokenizer: {git_lfs.REASON}')
         if looks_like_json(model):
             return (smiles.SmilesTokenizer if smiles.is_model(model) else JSONTokenizer)(model, str(path))
         return cls(model, str(path))
@@ -207,7 +208,7 @@ def train(
             minloglevel=2,
         )  # fmt: skip
     except (RuntimeError, OSError) as error:
-        raise config_lib.ConfigError(_explain(str(error), config)) from error
+        raise ConfigError(_explain(str(error), config)) from error
     tokenizer = Tokenizer(model.getvalue())
     if exact_size:
         check_size(tokenizer, config, 'the tokenizer trained')
@@ -229,14 +230,14 @@ def extend(old: Tokenizer, texts: Iterable[str], config: ml_collections.ConfigDi
       ConfigError: when `old` is of another kind, or the texts do not yield that many pieces.
     """
     if not isinstance(old, Tokenizer):
-        raise config_lib.ConfigError('only SentencePiece tokenizers can be extended; use this one as it is')
+        raise ConfigError('only SentencePiece tokenizers can be extended; use this one as it is')
     proto = sentencepiece_model_pb2.ModelProto.FromString(old.model)
     kind = {1: 'unigram', 2: 'bpe'}.get(proto.trainer_spec.model_type)
     if kind is None:
-        raise config_lib.ConfigError('only unigram and BPE tokenizers can be extended')
+        raise ConfigError('only unigram and BPE tokenizers can be extended')
     num_new = config.vocab_size - len(proto.pieces)
     if num_new <= 0:
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f'vocab_size={config.vocab_size}, and the tokenizer to extend has {len(proto.pieces)} pieces already; '
             'set a larger vocab_size'
         )
@@ -247,7 +248,7 @@ def extend(old: Tokenizer, texts: Iterable[str], config: ml_collections.ConfigDi
     found = [piece for piece in trained.pieces if piece.type == _PIECE_TYPES.NORMAL and piece.piece not in known]
     found = found[:num_new]
     if len(found) < num_new:
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f'the corpus has {len(found):,} frequent pieces that the tokenizer lacks, and not {num_new:,}: set '
             f'vocab_size={len(proto.pieces) + len(found)}'
         )
@@ -276,9 +277,7 @@ def check_size(
     size = tokenizer.vocabulary.size
     if not size <= config.vocab_size <= size + padding:
         more = f', or up to {size + padding} where the embedding has rows that no piece uses' if padding else ''
-        raise config_lib.ConfigError(
-            f'vocab_size={config.vocab_size}, but {name} has {size} pieces; set vocab_size={size}{more}'
-        )
+        raise ConfigError(f'vocab_size={config.vocab_size}, but {name} has {size} pieces; set vocab_size={size}{more}')
     return tokenizer.vocabulary.padded(config.vocab_size)
 
 
@@ -289,12 +288,12 @@ def _parse(model: bytes, name: str) -> sentencepiece_model_pb2.ModelProto:
         proto.ParseFromString(model)
         _ = [piece.piece.encode() for piece in proto.pieces]
     except Exception as error:  # protobuf's DecodeError has no public home of its own
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f'{name} is not a SentencePiece model: {error}. A vocab.txt or merges.txt alone is no tokenizer: '
             'save_pretrained of the fast tokenizer of transformers writes the tokenizer.json that is needed'
         ) from error
     if not proto.pieces:
-        raise config_lib.ConfigError(f'{name} is not a SentencePiece model: it holds no pieces')
+        raise ConfigError(f'{name} is not a SentencePiece model: it holds no pieces')
     return proto
 
 
@@ -317,11 +316,11 @@ def _special_ids(proto: sentencepiece_model_pb2.ModelProto, name: str) -> dict[s
     if missing:
         listed = ', '.join(f'{symbol} ({" or ".join(vocabulary_lib.SYMBOL_NAMES[symbol])})' for symbol in missing)
         cure = ' '.join(_CURES[symbol] for symbol in missing)
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f'{name} has no symbol for {listed}. Train it with {cure}, or set tokenizer.model=unigram to train one here'
         )
     if len(set(ids.values())) < len(ids):
-        raise config_lib.ConfigError(f'{name} uses one id for several of {ids}; they must differ')
+        raise ConfigError(f'{name} uses one id for several of {ids}; they must differ')
     return ids
 
 

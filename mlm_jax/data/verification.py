@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tqdm
 
-from mlm_jax import progress
-from mlm_jax.config import ConfigError
 from mlm_jax.data import shards, tables
 from mlm_jax.data.manifest import CHANGED, Manifest
+from mlm_jax.files import progress
+from mlm_jax.files.errors import ConfigError
 
 _CHUNK_BYTES = 1 << 20
 _NAMED = 20  # so many damaged files are named at most

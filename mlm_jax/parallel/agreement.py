@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mlm_jax.config import ConfigError
+from mlm_jax.files.errors import ConfigError
 
 _MESSAGE_BYTES = 2000
 

@@ -6,9 +6,9 @@ import pathlib
 from collections import Counter
 from collections.abc import Sequence
 
-from mlm_jax.config import ConfigError
-from mlm_jax.data import json_lines
-from mlm_jax.tasks import metrics, records
+from mlm_jax.files import json_lines, records
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.tasks import metrics
 from mlm_jax.tasks.examples import Example, Task, TaskData, class_number, hold_out, number, yes_or_no
 
 METRICS = {

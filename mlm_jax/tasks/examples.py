@@ -5,7 +5,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
-from mlm_jax.config import ConfigError
+from mlm_jax.files.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,9 @@ import pathlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from mlm_jax.config import ConfigError
-from mlm_jax.data import atomic, corpora
-from mlm_jax.tasks import records
+from mlm_jax.data import corpora
+from mlm_jax.files import atomic, records
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.tasks.examples import Example, Task, TaskData, class_number, hold_out, number
 
 SUITE = 'glue'

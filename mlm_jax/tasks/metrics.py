@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mlm_jax.config import ConfigError
+from mlm_jax.files.errors import ConfigError
 
 # Metrics of which less is better.
 DECREASING = ('rmse', 'mae')

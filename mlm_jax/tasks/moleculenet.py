@@ -17,9 +17,10 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
-from mlm_jax.config import ConfigError
 from mlm_jax.data import molecules
-from mlm_jax.tasks import records, scaffolds
+from mlm_jax.files import records
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.tasks import scaffolds
 from mlm_jax.tasks.examples import Example, Task, TaskData, number, yes_or_no
 
 SUITE = 'moleculenet'

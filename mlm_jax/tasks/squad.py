@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mlm_jax.config import ConfigError
-from mlm_jax.data import json_lines, streams
+from mlm_jax.data import corpora
+from mlm_jax.files import json_lines, streams
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.tasks.examples import Task, TaskData
 
 SUITE = 'squad'
@@ -196,8 +197,6 @@ def _field(node: Any, name: str, kind: type, where: str) -> Any:
 
 
 def _tfds_questions(name: str, split: str, notes: collections.Counter) -> Iterator[Question]:
-    from mlm_jax.data import corpora  # slow to import, and needed for this alone
-
     builder = corpora.prepared_builder(name)
     features, splits = builder.info.features, builder.info.splits
     missing = [wanted for wanted in ('id', 'question', 'context', 'answers') if wanted not in features]

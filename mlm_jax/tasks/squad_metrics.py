@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mlm_jax.config import ConfigError
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.tasks.squad import Question
 
 BASELINES = ('no_answer', 'whole_context', 'first_sentence', 'overlapping_sentence', 'constant_span')

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from mlm_jax.config import ConfigError
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.tasks import glue, moleculenet, squad
 from mlm_jax.tasks.examples import TaskData
 

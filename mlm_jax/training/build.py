@@ -14,7 +14,7 @@ from mlm_jax.masking.schedules import RatioSchedule
 from mlm_jax.masking.tables import Tables
 from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.models.layers import EncoderConfig
-from mlm_jax.models.objectives import OBJECTIVES
+from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.training.optimizers import make_optimizer
 from mlm_jax.training.schedules import make_schedule
 from mlm_jax.training.state import TrainState, make_init

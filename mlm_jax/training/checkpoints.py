@@ -20,7 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from mlm_jax.config import ConfigError
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel import agreement
 from mlm_jax.training import integrity
 from mlm_jax.training.state import TrainState

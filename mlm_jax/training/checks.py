@@ -7,9 +7,9 @@ from collections.abc import Callable
 import ml_collections
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError
 from mlm_jax.data import verification
 from mlm_jax.data.manifest import Manifest
+from mlm_jax.files.errors import ConfigError
 
 # Keys that shape the state: a checkpoint cannot go on with another value.
 STATE_KEYS = (

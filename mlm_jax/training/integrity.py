@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlm_jax.data import atomic
+from mlm_jax.files import atomic
 
 CHECKSUMS_FILE = 'checksums.json'
 _METADATA_FILE = '_CHECKPOINT_METADATA'  # without a checksum: Orbax writes the time into it at the very end

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from mlm_jax.pictures import plain_text
+from mlm_jax.files.pictures import plain_text
 from mlm_jax.training.metrics import read_metrics
 
 

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
-from mlm_jax import progress
-from mlm_jax.data import atomic
+from mlm_jax.files import atomic, progress
 
 
 class MetricsWindow:

@@ -9,7 +9,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from mlm_jax.training import flops, peaks
 from mlm_jax.training.checkpoints import Position
 from mlm_jax.training.metrics import MetricsWindow, MetricsWriter, ProgressLine, weighted_means
 
@@ -28,6 +27,8 @@ class RunLog:
         learning_rate: Callable[[int], float],
         rows_of_step: Callable[[int], np.ndarray],
         position: Position,
+        step_flops: float,
+        peak_flops_per_second: float | None,
     ):
         """Goes on from `position`.
 
@@ -38,12 +39,13 @@ class RunLog:
           learning_rate: update → learning rate.
           rows_of_step: step → indices of the rows of its batch, to name the batch of a loss that is not finite.
           position: from the checkpoint, or of a fresh start.
+          step_flops: FLOPs of the products of one update.
+          peak_flops_per_second: of one device, for MFU; None where it is not known.
         """
         self._config, self._learning_rate, self._rows_of_step = config, learning_rate, rows_of_step
         self._window = MetricsWindow(position.window)
         self._train_seconds = position.train_seconds
-        self._step_flops = flops.step_flops(config)
-        self._peak = peaks.peak_flops_per_second(jax.devices()[0].device_kind, config.model.dtype)
+        self._step_flops, self._peak = step_flops, peak_flops_per_second
         self._writer, self._progress, self._total_steps = None, ProgressLine(total_steps), total_steps
         if jax.process_index() == 0:
             first_step, logging = position.examples // config.batch_size, config.logging

@@ -14,8 +14,8 @@ from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mlm_jax import paths
-from mlm_jax.config import ConfigError
+from mlm_jax.files import paths
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.parallel import peers
 

@@ -14,8 +14,8 @@ import jax
 import ml_collections
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError
-from mlm_jax.data import atomic, occupation
+from mlm_jax.files import atomic, occupation
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel import agreement
 from mlm_jax.training import checkpoints
 

@@ -10,10 +10,10 @@ import pytest
 
 from mlm_jax.analysis import entropy
 from mlm_jax.masking.batch import MaskedBatch
-from mlm_jax.models.exlm import ExLM, ExLMConfig
 from mlm_jax.models.layers import EncoderConfig
-from mlm_jax.models.mae_lm import MAELM, MAELMConfig, keep_tokens
-from mlm_jax.models.mlm import MLM
+from mlm_jax.objectives.exlm import ExLM, ExLMConfig
+from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig, keep_tokens
+from mlm_jax.objectives.mlm import MLM
 
 LENGTH, VOCAB, MASK = 12, 16, 4
 token_bits = jax.jit(entropy.token_bits, static_argnums=0)

@@ -17,7 +17,8 @@ import tensorflow_datasets as tfds
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
-from mlm_jax.data import corpora, demo_corpus, text_files
+from mlm_jax.data import corpora, demo_corpus
+from mlm_jax.files import text_files
 
 TEXTS = [f'Document {i} tells the story of number {i}.\nIt has two lines.' for i in range(60)]
 

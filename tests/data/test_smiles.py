@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.config import ConfigError
-from mlm_jax.data import molecules, smiles, tables, text_files
+from mlm_jax.data import molecules, smiles, tables
 from mlm_jax.data.shards import Shards
 from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.files import text_files
 
 MOLECULES = [
     'CC(=O)Oc1ccccc1C(=O)O',

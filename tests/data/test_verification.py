@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mlm_jax.config import ConfigError
-from mlm_jax.data import atomic, shards, verification
 from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.data import shards, verification
+from mlm_jax.files import atomic
 from mlm_jax.masking.vocabulary import standard_vocabulary
 
 

@@ -9,7 +9,7 @@ import pytest
 from draws import VOCABULARY, full_rows, make, mask, masked_positions
 from test_masking import check_promises
 
-from mlm_jax import config_check
+from mlm_jax.config import checks as config_check
 from mlm_jax.masking import selection
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.training import build

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from draws import TABLES, VOCABULARY, draw, full_rows, make, mask, masked_positions, rows
 
-from mlm_jax.config_check import CHOICES
+from mlm_jax.config.checks import CHOICES
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking import corruption, fully_explored, schedules, selection, tables, units

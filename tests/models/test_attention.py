@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models import attention
 from mlm_jax.models.layers import EncoderConfig
-from mlm_jax.models.mlm import MLM
+from mlm_jax.objectives.mlm import MLM
 from mlm_jax.parallel.mesh import make_mesh
 
 BATCH, LENGTH, HEADS, WIDTH = 4, 128, 2, 8

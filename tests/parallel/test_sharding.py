@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax import config_check
+from mlm_jax.config import checks as config_check
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import sharding
 from mlm_jax.parallel.mesh import make_mesh, mesh_shape, split_rows

@@ -8,10 +8,10 @@ import re
 import jax
 import pytest
 
-from mlm_jax import config_check
+from mlm_jax.config import checks as config_check
 from mlm_jax.parallel import topology
-from mlm_jax.training import ahead_of_time
-from mlm_jax.training.flops import step_flops
+from mlm_jax.performance import ahead_of_time
+from mlm_jax.performance.flops import step_flops
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 BASE = 'base,model.attention_backend=splash,model.attention_dropout=0.0'

@@ -7,17 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlm_jax.analysis import blimp_report, minimal_pairs
 from mlm_jax.analysis.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.config import ConfigError
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.vocabulary import standard_vocabulary
-from mlm_jax.models.exlm import ExLM, ExLMConfig
 from mlm_jax.models.layers import EncoderConfig
-from mlm_jax.models.mae_lm import MAELM, MAELMConfig
-from mlm_jax.models.mlm import MLM
+from mlm_jax.objectives.exlm import ExLM, ExLMConfig
+from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig
+from mlm_jax.objectives.mlm import MLM
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.parallel.sharding import state_shardings
-from mlm_jax.tasks import blimp, blimp_report
+from mlm_jax.tasks import blimp
 
 LENGTH, VOCAB = 12, 24
 VOCABULARY = standard_vocabulary(VOCAB)
@@ -175,7 +176,7 @@ def test_a_model_of_frequencies_adds_them_up(mlm):
     ]
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        judged = blimp.Blimp(pairs, mlm[0], NumberTokenizer())
+        judged = minimal_pairs.Blimp(pairs, mlm[0], NumberTokenizer())
         judged.compile(params, mesh)
         report, metrics = judged.evaluate(params), judged.metrics(params)
     assert (report['accuracy'], report['pairs'], report['ties'], report['unknown_sentences']) == (0.5, 4, 1, 0)

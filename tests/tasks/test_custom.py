@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from mlm_jax.config import ConfigError
+from mlm_jax.finetuning import problems
+from mlm_jax.finetuning.loop import Recipe
 from mlm_jax.masking.vocabulary import standard_vocabulary
-from mlm_jax.tasks import custom, problems
-from mlm_jax.training.fine_tuning import Recipe
+from mlm_jax.tasks import custom
 
 
 def files(path, **changes) -> custom.Files:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
 from mlm_jax.data import corpora, tokenizers
-from mlm_jax.tasks import squad, squad_answers, squad_features, squad_metrics
+from mlm_jax.finetuning import squad_answers, squad_features
+from mlm_jax.tasks import squad, squad_metrics
 from mlm_jax.tasks.squad import Question
 
 REAL_DATA = pathlib.Path(__file__).parents[3] / 'shared' / 'data' / 'squad.tar.xz'

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax import config_check
+from mlm_jax.config import checks as config_check
 from mlm_jax.parallel.sharding import is_stacked, path_name
 from mlm_jax.training import build, optimizers
 from mlm_jax.training.schedules import make_schedule

@@ -1,0 +1,159 @@
+"""Accuracies on BLiMP, of several models side by side: as a table and as a picture."""
+
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+from mlm_jax.files.pictures import plain_text
+from mlm_jax.tasks.blimp import NUM_PARADIGMS, Pair
+
+FIVE_GRAM_COLUMN = '5-gram'
+GROUPS = {'fields': 'By field', 'terms': 'By phenomenon', 'paradigms': 'By paradigm'}
+
+# Pairs of 1,000 that the 5-gram model of Warstadt et al. (2020) has right, as the authors publish them:
+# github.com/alexwarstadt/blimp, raw_results/summary/models_summary.jsonl. All together: 61.2 %.
+FIVE_GRAM = {
+    'anaphor_gender_agreement': 439, 'anaphor_number_agreement': 519, 'animate_subject_passive': 703,
+    'animate_subject_trans': 907, 'causative': 535, 'drop_argument': 716, 'inchoative': 509, 'intransitive': 678,
+    'passive_1': 892, 'passive_2': 822, 'transitive': 708, 'principle_A_c_command': 578, 'principle_A_case_1': 1000,
+    'principle_A_case_2': 489, 'principle_A_domain_1': 952, 'principle_A_domain_2': 564, 'principle_A_domain_3': 522,
+    'principle_A_reconstruction': 404, 'existential_there_object_raising': 835,
+    'existential_there_subject_raising': 774, 'expletive_it_object_raising': 715, 'tough_vs_raising_1': 326,
+    'tough_vs_raising_2': 774, 'determiner_noun_agreement_1': 883, 'determiner_noun_agreement_2': 863,
+    'determiner_noun_agreement_irregular_1': 854, 'determiner_noun_agreement_irregular_2': 904,
+    'determiner_noun_agreement_with_adj_2': 497, 'determiner_noun_agreement_with_adj_irregular_1': 530,
+    'determiner_noun_agreement_with_adj_irregular_2': 554, 'determiner_noun_agreement_with_adjective_1': 519,
+    'ellipsis_n_bar_1': 234, 'ellipsis_n_bar_2': 504, 'wh_questions_object_gap': 527, 'wh_questions_subject_gap': 820,
+    'wh_questions_subject_gap_long_distance': 856, 'wh_vs_that_no_gap': 825, 'wh_vs_that_no_gap_long_distance': 810,
+    'wh_vs_that_with_gap': 176, 'wh_vs_that_with_gap_long_distance': 200, 'irregular_past_participle_adjectives': 794,
+    'irregular_past_participle_verbs': 796, 'adjunct_island': 479, 'complex_NP_island': 497,
+    'coordinate_structure_constraint_complex_left_branch': 320,
+    'coordinate_structure_constraint_object_extraction': 593, 'left_branch_island_echo_question': 958,
+    'left_branch_island_simple_question': 565, 'sentential_subject_island': 605, 'wh_island': 562,
+    'matrix_question_npi_licensor_present': 12, 'npi_present_1': 468, 'npi_present_2': 469,
+    'only_npi_licensor_present': 566, 'only_npi_scope': 298, 'sentential_negation_npi_licensor_present': 927,
+    'sentential_negation_npi_scope': 447, 'existential_there_quantifiers_1': 905,
+    'existential_there_quantifiers_2': 623, 'superlative_quantifiers_1': 447, 'superlative_quantifiers_2': 165,
+    'distractor_agreement_relational_noun': 235, 'distractor_agreement_relative_clause': 217,
+    'irregular_plural_subject_verb_agreement_1': 726, 'irregular_plural_subject_verb_agreement_2': 876,
+    'regular_plural_subject_verb_agreement_1': 755, 'regular_plural_subject_verb_agreement_2': 809,
+}  # fmt: skip
+
+
+def five_gram(pairs: Sequence[Pair]) -> dict:
+    """The published 5-gram model on the paradigms of `pairs`, in the form of `blimp.tally`; where they are known."""
+
+    def by(name_of: Callable[[Pair], str]) -> dict:
+        groups: dict[str, list] = {}
+        for pair in pairs:
+            groups.setdefault(name_of(pair), []).append(FIVE_GRAM.get(pair.paradigm))
+        known = {name: values for name, values in sorted(groups.items()) if None not in values}
+        return {name: {'accuracy': sum(values) / (1000 * len(values))} for name, values in known.items()}
+
+    return {
+        **by(lambda pair: 'all').get('all', {}),
+        'fields': by(lambda pair: pair.field),
+        'terms': by(lambda pair: pair.term),
+        'paradigms': by(lambda pair: pair.paradigm),
+    }
+
+
+def setting_text(setting: dict) -> str:
+    """What was measured, in a sentence.
+
+    Args:
+      setting: `percent`, `pairs`, `paradigms`, and whether `within_word`.
+    """
+    few = '' if setting['paradigms'] == NUM_PARADIGMS else f' (the published set has {NUM_PARADIGMS})'
+    together = ' together with the later pieces of their word' if setting['within_word'] else ''
+    return (
+        f'BLiMP, {setting["percent"]:g} %: {setting["pairs"]:,} pairs of {setting["paradigms"]} paradigms{few}; '
+        f'sums of log-probabilities, tokens masked one by one{together}; a tie is wrong, chance is 50 %'
+    )
+
+
+def remarks(entry: dict) -> str:
+    """Ties, and unknown pieces, of one model; '' where there are none."""
+    counts = {
+        'ties': entry['ties'],
+        'sentences with pieces unknown to the tokenizer': entry['unknown_sentences'],
+    }
+    return ', '.join(f'{count:,} {name}' for name, count in counts.items() if count)
+
+
+def describe(report: dict) -> str:
+    """The table for the terminal: percent right, overall, by field and by phenomenon."""
+    columns = _columns(report)
+    widths = [max(8, len(name) + 2) for name in columns]
+    lines = [setting_text(report['setting']), f'{"percent right":28}' + _cells(columns, widths)]
+    lines.append(f'{"all":28}' + _cells([_percent(column) for column in columns.values()], widths))
+    for kind in ('fields', 'terms'):
+        for name, values in _rows(columns, kind):
+            lines.append(f'{name:28}' + _cells(values, widths))
+    lines += [f'{label}: {text}' for label, entry in report['models'].items() if (text := remarks(entry))]
+    return '\n'.join(lines)
+
+
+def markdown(report: dict) -> str:
+    """blimp.md: percent right, overall, by field of linguistics, by phenomenon and by paradigm."""
+    columns = _columns(report)
+    head = ['| |' + ''.join(f' {name} |' for name in columns), '|---|' + '---:|' * len(columns)]
+    lines = ['# BLiMP', '', f'{setting_text(report["setting"])}.', '']
+    for label, entry in report['models'].items():
+        parts = [f'{entry["objective"]}, step {entry["step"]:,} of {entry["workdir"]}', remarks(entry)]
+        lines.append(f'* {label}: ' + '; '.join(filter(None, parts)))
+    lines += ['', '## Percent of the pairs that are right', '', *head]
+    lines.append('| all |' + ''.join(f' {_percent(column)} |' for column in columns.values()))
+    for kind, title in GROUPS.items():
+        lines += ['', f'## {title}', '', *head]
+        lines += [f'| {name} |' + ''.join(f' {value} |' for value in values) for name, values in _rows(columns, kind)]
+    lines += [
+        '',
+        f'{FIVE_GRAM_COLUMN}: of Warstadt et al. (2020, arXiv 1912.00582), on all pairs of these paradigms, read from '
+        'left to right: for orientation. Phenomena are those that the files name; the paper counts s-selection as '
+        'argument structure.',
+    ]
+    return '\n'.join(lines) + '\n'
+
+
+def draw(report: dict, path: pathlib.Path) -> None:
+    """Draws the bars of all models side by side, overall and for each phenomenon, with chance as a line."""
+    from matplotlib.figure import Figure  # no pyplot: no global state and no display
+
+    columns = _columns(report)
+    names = list(next(iter(report['models'].values()))['terms'])
+    figure = Figure(figsize=(max(9.0, 0.25 * len(names) * (1 + len(columns))), 4.8), layout='constrained')
+    axes = figure.subplots()
+    width = 0.8 / len(columns)
+    for i, (label, column) in enumerate(columns.items()):
+        found = {-1: column, **{place: column['terms'].get(name, {}) for place, name in enumerate(names)}}
+        heights = {place: 100 * entry['accuracy'] for place, entry in found.items() if 'accuracy' in entry}
+        at = [place + (i - (len(columns) - 1) / 2) * width for place in heights]
+        colour = 'lightgray' if label == FIVE_GRAM_COLUMN else f'C{i}'
+        axes.bar(at, list(heights.values()), width, color=colour, label=plain_text(label))
+    axes.axhline(50, color='black', linewidth=0.8, linestyle='--', label='chance')
+    axes.set_xticks(
+        range(-1, len(names)), ['all', *(name.replace('_', ' ') for name in names)], rotation=35, ha='right'
+    )
+    axes.set(ylabel='% of the pairs that are right', ylim=(0, 100))
+    axes.grid(axis='y', alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.legend(loc='outside upper center', ncols=4, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _columns(report: dict) -> dict[str, dict]:
+    """Name → accuracies in the form of `blimp.tally`."""
+    return {**report['models'], FIVE_GRAM_COLUMN: report['five_gram']}
+
+
+def _rows(columns: dict[str, dict], kind: str) -> Iterator[tuple[str, list[str]]]:
+    for name in next(iter(columns.values()))[kind]:
+        yield name, [_percent(column[kind].get(name, {})) for column in columns.values()]
+
+
+def _percent(entry: dict) -> str:
+    return f'{100 * entry["accuracy"]:.1f}' if 'accuracy' in entry else '—'
+
+
+def _cells(values, widths: Sequence[int]) -> str:
+    return ''.join(f'{value:>{width}}' for value, width in zip(values, widths, strict=True))

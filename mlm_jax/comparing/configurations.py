@@ -1,0 +1,168 @@
+"""The configurations of a comparison: their names and labels, and whether they can be compared."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Sequence
+
+import ml_collections
+
+from mlm_jax import config as config_lib
+from mlm_jax.config import checks as config_check
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.performance import flops
+from mlm_jax.training import checks
+
+# Keys that decide where and how quickly a run computes, or what it leaves behind, and not what it learns.
+WITHOUT_INFLUENCE = (
+    'accelerator', 'checkpoint', 'compilation_cache', 'logging', 'mesh', 'num_microbatches', 'profile', 'sharding',
+    'model.attention_backend', 'model.remat', 'model.scan_unroll',
+)  # fmt: skip
+# Keys that the comparison itself decides.
+LENGTH_AND_SEED = ('seed', *(f'total_{unit}' for unit in config_lib.DURATION_UNITS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One configuration of a comparison.
+
+    Attributes:
+      label: short and unique; the directory of its runs.
+      name: as on the command line.
+      config: without a seed of its own; its `total_steps` is its share of the budget.
+      step_cost: what one step takes off the budget: FLOPs, 1, or seconds.
+    """
+
+    label: str
+    name: str
+    config: ml_collections.ConfigDict
+    step_cost: float = 1.0
+
+    @property
+    def cost(self) -> float:
+        """What a run is expected to take, to tell the time that is left: its FLOPs."""
+        return self.config.total_steps * flops.step_flops(self.config)
+
+    def of_seed(self, seed: int) -> ml_collections.ConfigDict:
+        """The configuration of one run."""
+        config = self.config.copy_and_resolve_references()
+        config.seed = seed
+        return config
+
+
+def split_names(texts: Sequence[str]) -> list[str]:
+    """Splits lists of configurations, FILE.py[:ARGUMENT], at ';', and at each ',' that a further FILE.py follows.
+
+    So 'a.py:tiny,batch_size=8,b.py' names a.py:tiny,batch_size=8 and b.py: the parts of an argument hold no file.
+    """
+    parts = (part.strip(' ,') for text in texts for part in re.split(r';|,(?=[^,;=:]*\.py\s*(?:[:,;]|$))', text))
+    return [part for part in parts if part]
+
+
+def make_labels(names: Sequence[str]) -> list[str]:
+    """Short labels that tell configurations apart: their files, and the arguments that not all of them have.
+
+    `configs/mlm.py:tiny` beside `configs/mlm.py:tiny,masking.ratio=0.4` are 'tiny' and 'ratio=0.4'; beside
+    `configs/mae_lm.py:tiny` they are 'mlm' and 'mae_lm'.
+
+    Raises:
+      ConfigError: where that leaves two alike.
+    """
+    stems = [pathlib.Path(name.partition(':')[0]).stem for name in names]
+    arguments = [[part for part in name.partition(':')[2].split(',') if part] for name in names]
+    shared = set(arguments[0]).intersection(*arguments)
+    own = [[part for part in parts if part not in shared] for parts in arguments]
+    for shorten in (_last_of_key, str):  # short keys, if they are clear enough
+        labels = []
+        for stem, parts, all_parts in zip(stems, own, arguments, strict=True):
+            words = [stem] if len(set(stems)) > 1 else []
+            words += [shorten(part) for part in parts]
+            words = words or [stem if not all_parts else all_parts[0]]
+            labels.append(re.sub(r'[^\w.=+-]', '-', ','.join(words).replace(',', '-'), flags=re.ASCII))
+        if len(set(labels)) == len(labels):
+            return labels
+    raise ConfigError(
+        f'the configurations {"; ".join(names)} have no different short names; give each one with --label=NAME'
+    )
+
+
+def _last_of_key(argument: str) -> str:
+    key, equals, value = argument.partition('=')
+    return key.rpartition('.')[2] + equals + value
+
+
+def load_candidates(names: Sequence[str], labels: Sequence[str], settings: Sequence[str]) -> list[Candidate]:
+    """Loads configurations, applies the settings that all share, and checks that they can be compared.
+
+    Args:
+      names: FILE.py[:ARGUMENT] each.
+      labels: one for each name; empty makes them.
+      settings: 'key=value' each.
+
+    Raises:
+      ConfigError: for anything that makes the comparison impossible or meaningless.
+    """
+    if len(names) < 2:
+        raise ConfigError(
+            f'a comparison needs two configurations or more, not {len(names)}: --configs=configs/mlm.py:mini,'
+            'configs/mae_lm.py:mini'
+        )
+    if labels and (len(labels) != len(names) or len(set(labels)) < len(labels)):
+        raise ConfigError(f'--label={", ".join(labels)}: give {len(names)} different ones, or none')
+    for label in labels:
+        if not re.fullmatch(r'\w[\w.=+-]*', label):
+            raise ConfigError(f'--label={label}: a label names a directory; use letters, digits and . _ = + -')
+    overrides = {}
+    for setting in settings:
+        key, equals, value = setting.partition('=')
+        if not equals:
+            raise ConfigError(f'--set={setting}: give key=value')
+        overrides[key.strip()] = value.strip()
+    for text in (*names, *(f':{key}=' for key in overrides)):
+        if re.search(r'[:,]seed=', text):
+            raise ConfigError(f'{text.strip(":")}: the seeds of a comparison are given by --seeds')
+    if 'slice' in overrides:
+        raise ConfigError('--set=slice=…: give it in each of --configs, where it is fitted to what is given beside it')
+    candidates = []
+    for label, name in zip(labels or make_labels(names), names, strict=True):
+        config = config_lib.load(name)
+        config_lib.apply_overrides(config, overrides)
+        candidates.append(Candidate(label, name, config))
+    _check_comparable(candidates)
+    return candidates
+
+
+def _check_comparable(candidates: Sequence[Candidate]) -> None:
+    first = candidates[0]
+    for i, candidate in enumerate(candidates):
+        for other in candidates[:i]:
+            if not differences(other.config, candidate.config, (*WITHOUT_INFLUENCE, *LENGTH_AND_SEED)):
+                raise ConfigError(f'{other.name} and {candidate.name} are the same configuration')
+        different = config_lib.differences(first.config, candidate.config)
+        unequal = [
+            f'  {key}: {a!r} in {first.label}, {b!r} in {candidate.label}'
+            for key, (a, b) in different.items()
+            if key == 'data.directory' or (key.startswith('evaluation.') and '.every_' not in key)
+        ]
+        if unequal:
+            raise ConfigError(
+                'held-out losses compare only on the same rows and masks:\n' + '\n'.join(unequal) + '\n'
+                'Give them to all configurations alike, for example with --set=data.directory=…'
+            )
+    for candidate in candidates:
+        config_check.check(candidate.config)
+        checks.check_data(candidate.config, manifest_lib.load(candidate.config.data.directory))
+        if not config_lib.resolve_steps(candidate.config, 'evaluation.every', total_steps=100, steps_per_epoch=1.0):
+            raise ConfigError(f'{candidate.name} is never evaluated: --set=evaluation.every_percent=10')
+
+
+def differences(
+    old: ml_collections.ConfigDict, new: ml_collections.ConfigDict, ignored: Sequence[str] = WITHOUT_INFLUENCE
+) -> dict[str, tuple]:
+    """Key → (old value, new value) where two configurations differ, apart from keys at or under those `ignored`."""
+    return {
+        key: values
+        for key, values in config_lib.differences(old, new).items()
+        if not any(key == parent or key.startswith(f'{parent}.') for parent in ignored)
+    }

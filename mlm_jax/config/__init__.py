@@ -1,0 +1,20 @@
+"""The configuration of a run: an `ml_collections.ConfigDict`.
+
+`keys` holds every key with its default, `overrides` reads files and command lines, `checks` refuses what cannot run,
+and `stored` is what runs record. The names below are those that configuration files and programs use.
+"""
+
+from mlm_jax.config.access import get, values
+from mlm_jax.config.durations import DURATION_UNITS, DURATIONS, MAX_STEPS, duration_keys, is_duration, resolve_steps
+from mlm_jax.config.keys import SIZES, Kind, apply_recipe, default_config, kinds, row_length
+from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
+from mlm_jax.config.overrides import apply_overrides, load, parse_argument, shipped, with_path
+from mlm_jax.config.stored import decided, differences, from_json, to_json
+from mlm_jax.files.errors import ConfigError
+
+__all__ = [
+    'DURATIONS', 'DURATION_UNITS', 'MAX_STEPS', 'SIZES', 'WEIGHT_DECAYS', 'ConfigError', 'Kind', 'apply_overrides',
+    'apply_recipe', 'decided', 'default_config', 'differences', 'duration_keys', 'from_json', 'get', 'is_duration',
+    'kinds', 'load', 'parse_argument', 'resolve_steps', 'row_length', 'shipped', 'to_json', 'values', 'weight_decay',
+    'with_path',
+]  # fmt: skip

@@ -1,0 +1,355 @@
+"""Whether the keys of a configuration have possible values, and agree with each other."""
+
+import dataclasses
+import math
+
+import ml_collections
+
+from mlm_jax import config as config_lib
+from mlm_jax.config import DURATIONS, MAX_STEPS, WEIGHT_DECAYS, ConfigError, resolve_steps
+from mlm_jax.files import paths
+
+CHOICES = {
+    'objective': ('mlm', 'mae_lm', 'exlm'),
+    'data.packing': ('documents', 'full_sentences', 'one_per_row'),
+    'tokenizer.normalization': ('identity', 'nfkc', 'nmt_nfkc'),
+    'model.positions': ('learned', 'rotary', 'rotary_2d'),
+    'model.norm': ('post', 'pre'),
+    'model.mlp': ('gelu', 'geglu'),
+    'model.dtype': ('float32', 'bfloat16'),
+    'model.attention_backend': ('xla', 'cudnn', 'splash'),
+    'model.remat': ('none', 'full', 'matmuls'),
+    'exlm.transitions': ('dense', 'sparse', 'none'),
+    'masking.strategy': ('uniform', 'bernoulli', 'weighted', 'least_masked', 'complementary', 'fully_explored'),
+    'masking.unit': ('token', 'word', 'span', 'ngram', 'pmi'),
+    'masking.ratio_schedule': ('constant', 'linear', 'cosine', 'staged', 'diffusion'),
+    'masking.corruption_unit': ('token', 'unit'),
+    'masking.fully_explored.partition': ('random', 'contiguous', 'stratified'),
+    'masking.fully_explored.schedule': ('one_step', 'successive', 'subset'),
+    'optimizer.name': ('adamw', 'lamb', 'stable_adamw', 'muon'),
+    'optimizer.decay_mask': ('all', 'matrices'),
+    'schedule.name': ('linear', 'cosine', 'wsd', 'constant'),
+    'sharding': ('dp', 'fsdp', 'fsdp_tp'),
+    'on_nonfinite': ('stop', 'skip'),
+    'accelerator': ('any', 'cpu', 'gpu', 'tpu'),
+}
+
+# Every key of a configuration that names files, whatever stands before the path.
+PATH_KEYS = (
+    'data.directory', 'data.corpus', 'data.validation_corpus', 'tokenizer.model', 'init_from', 'masking.token_weights',
+    'evaluation.blimp', 'compilation_cache',
+)  # fmt: skip
+_DIRECTORY_KEYS = ('data.directory', 'evaluation.blimp')  # those of them that are plain directories
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a key may have.
+
+    Attributes:
+      low: the smallest.
+      high: the largest; of whole numbers, often only what no run can mean.
+      above: `low` itself is too small.
+      below: `high` itself is too large.
+      must: what is said instead of the bounds, after 'must'.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+    must: str = ''
+
+    def problem(self, value: float) -> str:
+        """What is wrong with the number; '' where nothing is."""
+        too_small = value <= self.low if self.above else value < self.low
+        too_large = value >= self.high if self.below else value > self.high
+        if not too_small and not too_large:
+            return ''
+        if self.must:
+            return f'must {self.must}'
+        if too_small and self.above:
+            return f'must lie above {self.low}'
+        if self.below:
+            return f'must be at least {self.low} and below {self.high}'
+        if too_small and self.high > 100:
+            return f'must be at least {self.low}'
+        return f'must lie within {self.low:,} … {self.high:,}'
+
+
+_SHARE, _POSITIVE_SHARE, _BELOW_ONE = Range(0, 1), Range(0, 1, above=True), Range(0, 1, below=True)
+_STEPS = Range(1, MAX_STEPS - 1)
+_LAYERS, _WIDTH, _HIDDEN = Range(1, 4096), Range(1, 2**17), Range(1, 2**20)
+_AXIS = Range(-1, 2**20)
+
+RANGES = {
+    'seed': Range(0, 2**32 - 1),
+    'vocab_size': Range(7, 2**24, must='be at least 7, for the 5 special ids and text, and at most 16,777,216'),
+    'sequence_length': Range(3, 2**20, must='be at least 3, for [CLS], text and [SEP], and at most 1,048,576'),
+    'batch_size': Range(1, 2**24),
+    'num_microbatches': Range(1, 2**24),
+    'data.validation_percent': Range(0, 100, below=True),
+    'data.smiles_copies': Range(0, 10_000, must='be 0, for none, or more, and 10,000 at most'),
+    'tokenizer.character_coverage': _POSITIVE_SHARE,
+    'tokenizer.training_megabytes': Range(1, 10**6),
+    'model.num_layers': _LAYERS,
+    'model.width': _WIDTH,
+    'model.num_heads': _WIDTH,
+    'model.ffn_width': _HIDDEN,
+    'model.relative_buckets': Range(0, 2**16),
+    'model.relative_max_distance': Range(1, 2**20),
+    'model.norm_epsilon': Range(0, 1, above=True, below=True, must='lie between 0 and 1'),
+    'model.dropout': _BELOW_ONE,
+    'model.attention_dropout': _BELOW_ONE,
+    'model.scan_unroll': Range(0, 4096),
+    'masking.ratio': _POSITIVE_SHARE,
+    'masking.final_ratio': _POSITIVE_SHARE,
+    'masking.predicted_fraction': Range(0, 1, above=True, must='lie above 0, which predicts nothing, and be 1 at most'),
+    'masking.mask_fraction': _SHARE,
+    'masking.random_fraction': _SHARE,
+    'masking.repeats': Range(1, 1024),
+    'masking.static_masks': Range(0, 2**30, must='be 0, for new masks at every visit, or more'),
+    'masking.fully_explored.segments': Range(2, 1024),
+    'masking.fully_explored.views': Range(1, 1024),
+    'mae_lm.decoder_layers': _LAYERS,
+    'mae_lm.decoder_width': Range(0, 2**17),
+    'mae_lm.decoder_ffn_width': Range(0, 2**20),
+    'mae_lm.masked_in_encoder': _SHARE,
+    'mae_lm.kept_margin': _SHARE,
+    'exlm.num_states': Range(1, 256),
+    'exlm.transition_heads': Range(0, 2**17),
+    'optimizer.learning_rate': Range(0, 1e37),
+    'optimizer.b1': _BELOW_ONE,
+    'optimizer.b2': _BELOW_ONE,
+    'optimizer.eps': _SHARE,
+    'optimizer.momentum': _BELOW_ONE,
+    'optimizer.weight_decay': _SHARE,
+    'optimizer.clip_norm': Range(0, 1e37, must='be 0, which clips nothing, or the largest norm of a gradient'),
+    'mesh.data': _AXIS,
+    'mesh.fsdp': _AXIS,
+    'mesh.tensor': _AXIS,
+    'evaluation.rows': Range(1, 2**31 - 1),
+    'evaluation.ratio': _POSITIVE_SHARE,
+    'evaluation.blimp_percent': Range(0, 100, above=True),
+    'checkpoint.keep_last': Range(1, 2**31 - 1),
+    'logging.every_steps': _STEPS,
+    'profile.start_step': Range(0, MAX_STEPS - 1),
+    'profile.num_steps': Range(0, MAX_STEPS - 1),
+}  # fmt: skip
+
+ROTARY_MULTIPLE = {'rotary': 2, 'rotary_2d': 4}  # each coordinate turns pairs
+
+# The largest share of a weight that an update may remove by a decay that does not go by the learning rate: what removes
+# more forgets all that a weight has learned within some thousand updates. AdamW's 0.01 is far above, ModernBERT's 1e-5
+# far below.
+LARGEST_SHARE = 1e-3
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks the keys one by one and against each other, before anything touches a device.
+
+    Raises:
+      ConfigError: with all that is wrong, each with its cure.
+    """
+    check_values(config)
+    problems = _path_problems(config)
+    c, m = config, config.model
+    if c.batch_size % c.num_microbatches:
+        problems.append(f'batch_size={c.batch_size} must be a multiple of num_microbatches={c.num_microbatches}')
+    if m.width % m.num_heads:
+        problems.append(f'model.width={m.width} must be a multiple of model.num_heads={m.num_heads}')
+    elif m.positions != 'learned' and m.width // m.num_heads % ROTARY_MULTIPLE[m.positions]:
+        problems.append(
+            f'model.positions={m.positions} needs a head width that is a multiple of '
+            f'{ROTARY_MULTIPLE[m.positions]}, not {m.width // m.num_heads}'
+        )
+    if m.relative_buckets and (m.relative_buckets % 4 or m.relative_max_distance <= m.relative_buckets // 4 + 1):
+        problems.append(
+            f'model.relative_buckets={m.relative_buckets} must be a multiple of 4, and relative_max_distance='
+            f'{m.relative_max_distance} must exceed a quarter of it by more than 1'
+        )
+    if c.objective == 'mae_lm':
+        problems += _mae_lm_problems(c)
+    if c.objective == 'exlm':
+        problems += _exlm_problems(c)
+    if m.scan_unroll and m.num_layers % m.scan_unroll:
+        problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
+    problems += _masking_problems(c)
+    problems += [
+        f'mesh.{axis}=0 must be -1, for all devices that the others leave, or at least 1'
+        for axis, size in c.mesh.items()
+        if not size
+    ]
+    if c.sharding != 'dp' and c.mesh.fsdp == 1 and c.mesh.tensor == 1:
+        problems.append(
+            f'sharding={c.sharding} splits the state over mesh.fsdp and mesh.tensor, which are both 1: set mesh.data=1 '
+            'and mesh.fsdp=-1, or sharding=dp'
+        )
+    if m.attention_backend in ('cudnn', 'splash'):
+        problems += _fused_attention_problems(m)
+    if c.accelerator == 'cpu' and m.attention_backend != 'xla':
+        problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU; use xla')
+    problems += _optimizer_problems(c)
+    if c.batch_size * config_lib.row_length(c) >= 2**31:
+        problems.append(
+            f'a batch of batch_size={c.batch_size:,} rows of {config_lib.row_length(c):,} tokens is more than 2³¹ '
+            'tokens, which nothing here can count: lower batch_size'
+        )
+    for prefix in DURATIONS:
+        try:
+            total_steps = None if prefix == 'total' else 100
+            steps = resolve_steps(c, prefix, total_steps=total_steps, steps_per_epoch=1.0)
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        if not steps and prefix == 'total':
+            problems.append('the length of the run is missing or 0: set total_steps, or another total_…')
+    if problems:
+        raise ConfigError('\n'.join(problems))
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Checks each key by itself: that it is there, and has a value of its kind and within its choices or its range.
+
+    Raises:
+      ConfigError: with all that is wrong.
+    """
+    values = config_lib.values(config)
+    kinds = config_lib.kinds()
+    problems = [f'the key {key} is missing' for key in kinds if key not in values]
+    problems += [
+        f'{key}={values[key]!r} {problem}'
+        for key, kind in kinds.items()
+        if key in values and (problem := _value_problem(key, kind, values[key]))
+    ]
+    if problems:
+        raise ConfigError('\n'.join(problems))
+
+
+def _value_problem(key: str, kind: config_lib.Kind, value) -> str:
+    if key in CHOICES:
+        return '' if value in CHOICES[key] else f'must be one of {", ".join(CHOICES[key])}'
+    if value is None:
+        return '' if kind.optional else f'must be {_KIND_NAMES[kind.type]}'
+    allowed = (int, float) if kind.type is float else kind.type
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind.type is not bool):
+        return f'must be {_KIND_NAMES[kind.type]}'
+    if isinstance(value, float) and not math.isfinite(value):
+        return 'must be a finite number'
+    if config_lib.is_duration(key):  # the rest by `resolve_steps`
+        return 'must be 100 at most' if key.endswith('_percent') and value > 100 else ''
+    return RANGES[key].problem(value) if key in RANGES else ''
+
+
+_KIND_NAMES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}
+
+
+def _path_problems(config: ml_collections.ConfigDict) -> list[str]:
+    """What is wrong with the paths in a configuration: a line each."""
+    found = []
+    for key in PATH_KEYS:
+        path = config_lib.get(config, key)
+        try:
+            (paths.check_compilation_cache if key == 'compilation_cache' else paths.check_local)(path)
+            if path and key in _DIRECTORY_KEYS:
+                paths.check_kind(path, 'directory')
+        except ConfigError as error:
+            found.append(f'{key}={path}: {error}')
+    return found
+
+
+def _optimizer_problems(c: ml_collections.ConfigDict) -> list[str]:
+    o = c.optimizer
+    share = config_lib.weight_decay(o)
+    if o.name != 'stable_adamw' or share <= LARGEST_SHARE:
+        return []
+    return [
+        f'optimizer.weight_decay={share} is a value for adamw, which multiplies it by the learning rate. '
+        f'stable_adamw does not: each update would remove {share:.2%} of every weight, and {math.ceil(1 / share):,} '
+        f'updates most of what it has learned. Leave it out, for the default of {WEIGHT_DECAYS[o.name]}, or set '
+        f'{LARGEST_SHARE} at most'
+    ]
+
+
+def _masking_problems(c: ml_collections.ConfigDict) -> list[str]:
+    k, problems = c.masking, []
+    explored = k.fully_explored if k.strategy == 'fully_explored' else None
+    if k.mask_fraction + k.random_fraction > 1 + 1e-9:
+        problems.append('masking.mask_fraction + masking.random_fraction must not exceed 1')
+    if k.predicted_fraction < 1 and c.objective != 'mlm':
+        problems.append(
+            f'masking.predicted_fraction={k.predicted_fraction} leaves tokens replaced that are not predicted, which '
+            f'only mlm reads: set masking.predicted_fraction=1, not objective={c.objective}'
+        )
+    if k.repeats > 1 and (c.objective != 'mlm' or k.unit != 'token'):
+        problems.append(
+            f'masking.repeats={k.repeats} masks copies of tokens one by one, for mlm: set objective=mlm and '
+            'masking.unit=token, or masking.repeats=1'
+        )
+    if k.ratio_schedule == 'diffusion' and not 0 < k.final_ratio <= k.ratio:
+        problems.append(
+            f'masking.ratio_schedule=diffusion draws ratios from final_ratio={k.final_ratio} to ratio={k.ratio}: set '
+            'masking.ratio=1.0 and a smaller masking.final_ratio above 0, such as 0.001'
+        )
+    if k.strategy == 'complementary' and _largest_ratio(k) > 0.5:
+        problems.append(f'complementary masks of ratio {_largest_ratio(k)} would overlap: use at most 0.5')
+    if explored is not None:
+        if explored.schedule == 'subset' and not 1 <= explored.views <= explored.segments:
+            problems.append(
+                f'masking.fully_explored.views={explored.views} must lie within 1 … segments={explored.segments}'
+            )
+        if k.ratio_schedule != 'constant':
+            problems.append(
+                'fully_explored masks 1/segments of the tokens at every step: set masking.ratio_schedule=constant'
+            )
+    follows = k.strategy == 'least_masked' or (explored is not None and explored.schedule == 'successive')
+    if k.static_masks and follows:
+        problems.append('masks that follow from earlier visits cannot be static: set masking.static_masks=0')
+    varies = k.unit != 'token' or k.ratio_schedule != 'constant' or k.strategy in ('bernoulli', 'weighted')
+    if c.objective == 'mae_lm' and varies and c.mae_lm.kept_margin < 1:
+        problems.append(
+            'this masking leaves some rows with far fewer masked tokens than others, and MAE-LM has no slots for the '
+            'tokens kept there: set mae_lm.kept_margin=1'
+        )
+    return problems
+
+
+def _largest_ratio(k: ml_collections.ConfigDict) -> float:
+    return k.ratio if k.ratio_schedule == 'constant' else max(k.ratio, k.final_ratio)
+
+
+def _mae_lm_problems(c: ml_collections.ConfigDict) -> list[str]:
+    a, m, problems = c.mae_lm, c.model, []
+    if a.decoder_width % m.num_heads:
+        problems.append(
+            f'mae_lm.decoder_width={a.decoder_width} must be 0, or a multiple of model.num_heads={m.num_heads}'
+        )
+    elif m.positions != 'learned' and a.decoder_width // m.num_heads % 2:
+        problems.append(
+            f'rotary positions need an even head width in the decoder, not {a.decoder_width // m.num_heads}'
+        )
+    if a.reset_masked and not a.masked_in_encoder:
+        problems.append('mae_lm.reset_masked needs masked positions in the encoder: set mae_lm.masked_in_encoder=1.0')
+    return problems
+
+
+def _exlm_problems(c: ml_collections.ConfigDict) -> list[str]:
+    e, m, problems = c.exlm, c.model, []
+    if e.transition_heads and m.width % e.transition_heads:
+        problems.append(f'exlm.transition_heads={e.transition_heads} must be 0, or divide model.width={m.width}')
+    if m.positions == 'learned':
+        problems.append('exlm needs rotary positions, which copies of a token share: set model.positions=rotary_2d')
+    if m.relative_buckets:
+        problems.append('exlm has no relative position bias: set model.relative_buckets=0')
+    return problems
+
+
+def _fused_attention_problems(m: ml_collections.ConfigDict) -> list[str]:
+    backend, problems = m.attention_backend, []
+    if m.attention_dropout:
+        problems.append(f'the {backend} attention backend has no dropout: set model.attention_dropout=0.0, or use xla')
+    if backend == 'cudnn' and m.dtype != 'bfloat16':
+        problems.append('the cudnn attention backend computes in bfloat16: set model.dtype=bfloat16, or use xla')
+    if backend == 'splash' and m.relative_buckets:
+        problems.append('the splash attention backend takes no relative bias: set model.relative_buckets=0, or use xla')
+    return problems

@@ -1,0 +1,137 @@
+"""Configuration files by name, and what is changed of them on the command line.
+
+The files in `configs/` choose values, and a user changes them in one of two ways, which both refuse unknown keys:
+
+    --config=configs/mlm.py:mini,batch_size=64,model.dropout=0.0     arguments of the configuration file
+    --config.optimizer.learning_rate=1e-3                            overrides, applied last
+
+Two arguments are no keys: `recipe` (see `keys.apply_recipe`), and `slice=v5e-16`, which fits the rest to a TPU slice
+(`config/slices.py`); overrides come after it.
+"""
+
+import ast
+import difflib
+import importlib.util
+import math
+import pathlib
+from collections.abc import Mapping
+
+import ml_collections
+
+from mlm_jax.config.access import get, leaves
+from mlm_jax.config.durations import DURATION_UNITS, is_duration
+from mlm_jax.files import paths
+from mlm_jax.files.errors import ConfigError
+
+
+def shipped() -> dict[str, pathlib.Path]:
+    """The configuration files that come with the package, by name: those of `configs/` in the repository."""
+    package = pathlib.Path(__file__).parents[1]
+    installed = package / 'configs'
+    directory = installed if installed.is_dir() else package.parent / 'configs'
+    return {path.stem: path for path in sorted(directory.glob('*.py')) if path.stem != '__init__'}
+
+
+def with_path(name: str) -> str:
+    """'FILE.py:ARGUMENT' for what names a configuration: that itself, or 'mlm:ARGUMENT' for a file that is shipped.
+
+    Raises:
+      ConfigError: when there is no such file.
+    """
+    paths.check_configuration_name(name)
+    path, colon, argument = name.partition(':')
+    if path in shipped():
+        path = str(shipped()[path])
+    if not pathlib.Path(path).is_file():
+        raise ConfigError(f'there is no configuration file {path}. Those that are shipped: {", ".join(shipped())}')
+    return f'{path}{colon}{argument}'
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+    """The configuration that `--config=NAME` names: FILE.py or FILE.py:ARGUMENT; without `.py`, of a shipped file.
+
+    Raises:
+      ConfigError: when there is no such file, or its argument is wrong.
+    """
+    path, _, argument = with_path(name).partition(':')
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def parse_argument(argument: str, sizes: Mapping[str, Mapping]) -> tuple[str, dict[str, str]]:
+    """Splits the argument of a configuration file, such as 'base,batch_size=64', into size and overrides.
+
+    Args:
+      argument: what follows the colon; '' means the first size.
+      sizes: the sizes that the file offers.
+
+    Returns:
+      The size, and a dict of dotted key → value as written.
+
+    Raises:
+      ConfigError: for an unknown size or a part without '='.
+    """
+    size, overrides = next(iter(sizes)), {}
+    for place, part in enumerate(filter(None, argument.split(','))):
+        key, equals, value = part.partition('=')
+        if equals:
+            overrides[key.strip()] = value.strip()
+        elif place == 0 and part in sizes:
+            size = part
+        else:
+            raise ConfigError(
+                f'{part!r} in the configuration argument {argument!r} is neither a size '
+                f'({", ".join(sizes)}; first if given) nor key=value. Commas separate these; '
+                'a value that holds one is given by itself, as in --config.data.corpus=text:b,c.txt'
+            )
+    return size, overrides
+
+
+def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Sets dotted keys of `config` from text, with the types that the keys have.
+
+    A duration replaces the one in another unit: `total_epochs=3` unsets `total_steps`. `slice`, which is no key, names
+    a TPU slice, to which all that is not set here is fitted (`config/slices.py`).
+
+    Raises:
+      ConfigError: for an unknown key (naming close ones) or a value of the wrong type.
+    """
+    known = {key for key, _ in leaves(config)}
+    overrides = dict(overrides)
+    slice_name = overrides.pop('slice', None)
+    for key, text in overrides.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=3)
+            hint = f'; did you mean {" or ".join(close)}?' if close else ''
+            raise ConfigError(f'unknown configuration key {key!r}{hint}')
+        parent, _, name = key.rpartition('.')
+        node = get(config, parent) if parent else config
+        old = node.get_type(name)
+        prefix = name.rpartition('_')[0]
+        if is_duration(key):
+            for other in DURATION_UNITS:
+                with node.ignore_type():
+                    node[f'{prefix}_{other}'] = None
+        try:
+            node[name] = _parse_value(text, old)
+        except (TypeError, ValueError, SyntaxError, KeyError, OverflowError, RecursionError, MemoryError):
+            raise ConfigError(f'{key}={text}: expected a value of type {old.__name__}') from None
+    if slice_name is not None:
+        from mlm_jax.config import slices as config_slice  # it reads configurations itself
+
+        config_slice.apply(config, slice_name, given=overrides)
+
+
+def _parse_value(text: str, kind: type):
+    if text == 'None':
+        return None
+    if kind is str:
+        return text
+    if kind is bool:
+        return {'true': True, 'false': False}[text.lower()]  # KeyError: neither
+    value = ast.literal_eval(text)
+    if kind is int and isinstance(value, float) and value == math.floor(value):
+        value = int(value)  # 1e6 steps
+    return kind(value) if kind is float else value

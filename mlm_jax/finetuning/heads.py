@@ -1,0 +1,56 @@
+"""A pretrained encoder under the head of a downstream task."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+POOLINGS = ('cls', 'mean')
+
+
+class Downstream(nn.Module):
+    """The `encode` of an objective, and a new head; nothing else of the objective has parameters here.
+
+    Attributes:
+      objective: any of `objectives/registry.py`, with the dropout of the fine-tuning in its configuration.
+      kind: 'sequence': outputs for the whole row, dropout → linear → tanh → dropout → linear on one vector of it;
+        'span': two linear scores for each token, of the start and the end of an answer.
+      num_outputs: of 'sequence'.
+      dropout: of the head.
+      pooling: the vector of the row: 'cls', that of [CLS], or 'mean', over all tokens but padding.
+    """
+
+    objective: nn.Module
+    kind: str
+    num_outputs: int
+    dropout: float
+    pooling: str = POOLINGS[0]
+
+    @nn.compact
+    def __call__(self, tokens_BxT: jax.Array, segments_BxT: jax.Array, deterministic: bool = True) -> jax.Array:
+        """f32[B, num_outputs], or of 'span' f32[B, T, 2].
+
+        Args:
+          tokens_BxT: int32[B, T], [CLS] first.
+          segments_BxT: int32[B, T], 1 for all tokens of an input, and 0 for padding.
+          deterministic: False applies dropout, from the rng stream 'dropout'.
+        """
+        c = self.objective.config
+        reads_cls = self.kind == 'sequence' and self.pooling == 'cls'
+        cls_Bx1 = jnp.zeros((len(tokens_BxT), 1), jnp.int32) if reads_cls else None
+        x_BxTxd = self.objective.encode(tokens_BxT, segments_BxT, deterministic=deterministic, at_BxM=cls_Bx1)
+
+        def linear(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, kernel_init=nn.initializers.normal(c.init_stddev), name=name)
+
+        if self.kind == 'span':
+            return linear(2, 'output')(x_BxTxd.astype(jnp.float32))
+        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+        x_BxTxd = x_BxTxd.astype(jnp.float32)
+        x_Bxd = drop(x_BxTxd[:, 0] if reads_cls else _mean(x_BxTxd, segments_BxT))
+        x_Bxd = drop(jnp.tanh(linear(c.width, 'dense')(x_Bxd)))
+        return linear(self.num_outputs, 'output')(x_Bxd)
+
+
+def _mean(x_BxTxd, segments_BxT):
+    real_BxTx1 = (segments_BxT > 0)[..., None]
+    return jnp.where(real_BxTx1, x_BxTxd, 0.0).sum(1) / jnp.maximum(real_BxTx1.sum(1), 1)

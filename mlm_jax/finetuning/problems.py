@@ -1,0 +1,214 @@
+"""From the examples of a task to what fine-tuning computes with, for one tokenizer and one recipe."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy import special
+
+from mlm_jax.files import atomic
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.finetuning import inputs as inputs_lib
+from mlm_jax.finetuning import squad_answers, squad_features
+from mlm_jax.finetuning.loop import Problem, Recipe
+from mlm_jax.tasks import metrics, squad_metrics
+from mlm_jax.tasks.examples import Example, Task, TaskData
+
+CLASS_WEIGHTS = ('none', 'balanced')
+_SUBSET_SEED = 0
+
+
+def make_problem(data: TaskData, tokenizer, recipe: Recipe, max_length: int) -> tuple[Problem, dict[str, int]]:
+    """Tokenises a task.
+
+    Args:
+      data: the task.
+      tokenizer: of the model.
+      recipe: its class weights, target scale and limits matter.
+      max_length: tokens of the longest row.
+
+    Returns:
+      The problem, and notes: what was cut or left out, in words → how often.
+
+    Raises:
+      ConfigError: for a setting that does not fit the task.
+    """
+    limits = {'train': recipe.max_train_examples, 'validation': recipe.max_validation_examples}
+    splits = {split: subset(examples, limits.get(split, 0)) for split, examples in data.splits.items()}
+    notes = Counter()
+    for split in [split for split, examples in splits.items() if not examples]:
+        if split in limits:
+            raise ConfigError(f'the {split} split of {data.task.name} is empty: it needs more examples')
+        del splits[split]
+        notes[f'{split} split without examples, left out'] += 1
+    make = _span_problem if data.task.kind == 'span' else _text_problem
+    problem = make(data.task, splits, tokenizer, recipe, max_length, notes)
+    return problem, {note: count for note, count in notes.items() if count}
+
+
+def _text_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int, notes: Counter) -> Problem:
+    inputs = {split: inputs_lib.encode(rows, tokenizer, max_length, notes) for split, rows in splits.items()}
+    raw = {split: x.targets for split, x in inputs.items()}
+    shift_C, scale_C = np.float32(0), np.float32(1)
+    if task.kind == 'regression':
+        shift_C, scale_C = _scaling(raw['train'], recipe.target_scale)
+        inputs = {split: dataclasses.replace(x, targets=(x.targets - shift_C) / scale_C) for split, x in inputs.items()}
+
+    def score(split: str, outputs_NxC: np.ndarray) -> dict[str, float]:
+        known_N = ~np.isnan(raw[split]).all(axis=1)
+        if not known_N.any():
+            return {}
+        return metrics.score(task.metrics, raw[split][known_N], (outputs_NxC * scale_C + shift_C)[known_N])
+
+    def write(split: str, outputs_NxC: np.ndarray, directory: pathlib.Path) -> None:
+        lines = describe_predictions(task, splits[split], outputs_NxC * scale_C + shift_C)
+        text = ''.join(f'{json.dumps(line, ensure_ascii=False)}\n' for line in lines)
+        # Half a character in the name of a class, as JSON may hold it, is written as JSON writes it.
+        atomic.write_bytes(directory / f'predictions_{split}.jsonl', text.encode(errors='backslashreplace'))
+
+    num_outputs = len(task.labels)
+    weights = _class_weights(task.kind, raw['train'], num_outputs) if recipe.class_weights == 'balanced' else None
+    constant_C = (_constant(task.kind, raw['train'], num_outputs) - shift_C) / scale_C
+    trivial = score('validation', np.tile(constant_C, (len(raw['validation']), 1)))
+    if task.kind == 'multilabel':
+        notes['targets without a known value in the train split'] += int(np.isnan(raw['train']).all(axis=0).sum())
+        if math.isnan(trivial[task.metrics[0]]):
+            raise ConfigError(
+                f'{task.metrics[0]} says nothing of the validation split of {task.name}: no target has both classes '
+                'there. It needs more examples'
+            )
+    return Problem(
+        loss=task.kind,
+        num_outputs=num_outputs,
+        inputs=inputs,
+        score=score,
+        write=write,
+        metric=task.metrics[0],
+        weights=np.ones(num_outputs, np.float32) if weights is None else weights,
+        trivial=trivial,
+    )
+
+
+def _span_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int, notes: Counter) -> Problem:
+    # A row needs room for the text: of a short one the question takes half at most.
+    max_query = min(recipe.max_query, (max_length - squad_features.SPECIAL_TOKENS) // 2)
+    version_2 = task.name.endswith('v2.0')
+    features = {}
+    for split, questions in splits.items():
+        features[split] = squad_features.features(
+            questions, tokenizer, max_length, recipe.stride, max_query, for_training=split == 'train'
+        )
+        notes.update({f'{note} ({split})': count for note, count in features[split].notes.items()})
+
+    def decode(split: str, outputs: Sequence[np.ndarray]) -> squad_answers.Decoded:
+        logits = ([output[:, i] for output in outputs] for i in range(2))
+        return squad_answers.decode(
+            features[split], splits[split], *logits, max_answer=recipe.max_answer,
+            null_threshold=recipe.null_threshold, version_2=version_2,
+        )  # fmt: skip
+
+    def judge(split: str, predictions, null_odds=None) -> dict[str, float]:
+        if not version_2:
+            return _fractions(squad_metrics.evaluate_1(splits[split], predictions))
+        # Answers below the threshold are empty already: no odds are above this one.
+        found = squad_metrics.evaluate_2(splits[split], predictions, null_odds, threshold=math.inf)
+        return _fractions({'exact_match': found.pop('exact'), **found})
+
+    def score(split: str, outputs: Sequence[np.ndarray]) -> dict[str, float]:
+        decoded = decode(split, outputs)
+        return judge(split, decoded.predictions, decoded.null_odds or None)
+
+    baselines = (judge('validation', squad_metrics.trivial_baseline(splits['validation'], k)) for k in _BASELINES)
+    return Problem(
+        loss='span',
+        num_outputs=2,
+        inputs={
+            split: inputs_lib.Inputs(f.ids, f.targets_Wx2.astype(np.float32), max_length)
+            for split, f in features.items()
+        },
+        score=score,
+        write=lambda split, outputs, directory: squad_answers.write(decode(split, outputs), directory),
+        metric=task.metrics[0],
+        weights=np.ones(2, np.float32),
+        trivial=max(baselines, key=lambda found: found[task.metrics[0]]),
+    )
+
+
+# Those of `squad_metrics.BASELINES` that do not look at what is asked.
+_BASELINES = ('no_answer', 'first_sentence', 'constant_span')
+
+
+def _fractions(percents: dict[str, float]) -> dict[str, float]:
+    """Metrics as fractions, without counts and thresholds."""
+    return {name: value / 100 for name, value in percents.items() if not name.endswith(('total', 'thresh'))}
+
+
+def describe_predictions(task: Task, examples: Sequence[Example], outputs_NxC: np.ndarray) -> Iterator[dict]:
+    """A line for each example: its id, the prediction, and the target where it is known.
+
+    Args:
+      task: its kind says what outputs are: logits of classes, logits of targets, or values.
+      examples: of the split.
+      outputs_NxC: on the scale of the targets.
+    """
+    for example, output_C in zip(examples, outputs_NxC.astype(float), strict=True):
+        if task.kind == 'classification':
+            label, (target,) = int(output_C.argmax()), example.targets
+            yield {
+                'id': example.id,
+                'prediction': task.labels[label],
+                'probability': round(special.softmax(output_C)[label], 6),
+                'target': None if math.isnan(target) else task.labels[int(target)],
+            }
+            continue
+        values_C = special.expit(output_C) if task.kind == 'multilabel' else output_C
+        yield {
+            'id': example.id,
+            'prediction': {name: round(value, 6) for name, value in zip(task.labels, values_C, strict=True)},
+            'target': {
+                name: value for name, value in zip(task.labels, example.targets, strict=True) if not math.isnan(value)
+            },
+        }
+
+
+def subset(rows: Sequence, size: int) -> Sequence:
+    """A random part of the rows, the same whoever asks, in their order; all where `size` is 0."""
+    if not 0 < size < len(rows):
+        return rows
+    return [rows[i] for i in np.sort(np.random.default_rng(_SUBSET_SEED).permutation(len(rows))[:size])]
+
+
+def _scaling(targets_NxC: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    if scale:
+        return np.float32(0), np.float32(scale)
+    mean_C = _means(targets_NxC)
+    deviation_C = np.sqrt(_means((targets_NxC - mean_C) ** 2))
+    return mean_C, np.where(deviation_C > 0, deviation_C, 1).astype(np.float32)
+
+
+def _means(values_NxC: np.ndarray) -> np.ndarray:
+    """float32[C]: of what is known; 0 where nothing is."""
+    known_C = (~np.isnan(values_NxC)).sum(axis=0)
+    return (np.nansum(values_NxC, axis=0) / np.maximum(known_C, 1)).astype(np.float32)
+
+
+def _constant(kind: str, targets_NxC: np.ndarray, num_outputs: int) -> np.ndarray:
+    """The answer to all inputs that fits the train split best: its most frequent class, or its means."""
+    if kind == 'classification':
+        return np.bincount(targets_NxC[:, 0].astype(int), minlength=num_outputs).astype(np.float32)
+    return _means(targets_NxC)
+
+
+def _class_weights(kind: str, targets_NxC: np.ndarray, num_outputs: int) -> np.ndarray | None:
+    """Of classes N / (C · N_c), as scikit-learn's 'balanced'; of yes-or-no targets negatives / positives."""
+    if kind == 'classification':
+        counts_C = np.bincount(targets_NxC[:, 0].astype(int), minlength=num_outputs)
+        return (len(targets_NxC) / (num_outputs * np.maximum(counts_C, 1))).astype(np.float32)
+    if kind == 'multilabel':
+        positives_C, known_C = np.nansum(targets_NxC, axis=0), (~np.isnan(targets_NxC)).sum(0)
+        return ((known_C - positives_C) / np.maximum(positives_C, 1)).astype(np.float32)
+    return None

@@ -1,0 +1,172 @@
+"""What devices send each other in a compiled program, and what each of them computes: read from the optimised HLO."""
+
+import collections
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from mlm_jax.performance import hlo
+
+COLLECTIVES = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
+# Instructions that move nothing by themselves: they name what is there, or what they call moves it.
+_FREE = (
+    'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'after-all',
+    'optimization-barrier', 'partition-id', 'replica-id',
+)  # fmt: skip
+_ALLOCATES = 'custom_call_target="AllocateBuffer"'
+
+
+def describe_collectives(compiled: jax.stages.Compiled) -> dict[str, tuple[int, int]]:
+    """The collectives of one run of a compiled function.
+
+    Returns:
+      Name → (times executed, bytes of their results on one device), for those that occur.
+    """
+    totals = collections.defaultdict(lambda: [0, 0])
+    for times, instruction in hlo.parse(compiled.as_text()).executed():
+        name = instruction.operation.removesuffix('-start')
+        if name not in COLLECTIVES:
+            continue
+        sizes = [array.num_bytes for array in instruction.arrays]
+        # The result of a start holds its operand too.
+        size = max(sizes) if instruction.operation.endswith('-start') and name != 'all-reduce' else sum(sizes)
+        totals[name][0] += times
+        totals[name][1] += times * size
+    return {name: tuple(totals[name]) for name in COLLECTIVES if name in totals}
+
+
+def matmul_flops(compiled: jax.stages.Compiled) -> int:
+    """FLOPs of the matrix products of one run on one device; kernels written by hand do not show theirs."""
+    program = hlo.parse(compiled.as_text())
+    return sum(
+        times * 2 * _product_terms(instruction, program)
+        for times, instruction in program.executed()
+        if instruction.operation in ('dot', 'convolution')
+    )
+
+
+def accessed_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes that the instructions of one run read from and write to the memory of one device.
+
+    Each launched instruction (a fusion is one) counts its operands and its results, as often as it runs: of an operand
+    that it slices or gathers from, the slices; of one that it updates in place, the update. Arrays that XLA keeps in
+    the memory of the core do not count, and caches are not known: what a cache holds counts again.
+    """
+    program = hlo.parse(compiled.as_text())
+    return sum(times * _bytes_of(instruction, program) for times, instruction in program.launched())
+
+
+def _bytes_of(instruction: hlo.Instruction, program: hlo.Program) -> int:
+    if instruction.operation in _FREE or instruction.operation.endswith('-done') or _ALLOCATES in instruction.rest:
+        return 0
+    if instruction.operation == 'fusion':
+        read = sum(
+            _read_in(instruction, place, _main_memory(program.instructions[name].arrays), program)
+            for place, name in enumerate(instruction.operands)
+        )
+        body = program.computations[instruction.called[0]]
+        return read + _written(instruction, next(i for i in body if i.is_root), program)
+    if instruction.operation in ('dynamic-slice', 'gather', 'slice'):
+        return 2 * _main_memory(instruction.arrays)
+    if instruction.operation == 'dynamic-update-slice':
+        return 2 * _main_memory(program.instructions[instruction.operands[1]].arrays)
+    # What starts has its operand in its result: once is enough.
+    written = instruction.arrays[:1] if instruction.operation.endswith('-start') else instruction.arrays
+    read = sum(_main_memory(program.instructions[name].arrays) for name in instruction.operands)
+    return read + _main_memory(written)
+
+
+def _read_in(fusion: hlo.Instruction, place: int, whole: int, program: hlo.Program) -> int:
+    """Bytes of an operand of a fusion, of `whole` bytes, that its body reads, within fusions inside it too."""
+    body = program.computations[fusion.called[0]]
+    parameter = next(i for i in body if i.operation == 'parameter' and int(i.rest.split(')', 1)[0]) == place)
+    read, pending = 0, [parameter.name] if whole else []
+    while pending:
+        name = pending.pop()
+        for user in (i for i in body if name in i.operands):
+            if user.operation in ('dynamic-slice', 'gather', 'slice') and user.operands[0] == name:
+                read += sum(array.num_bytes for array in user.arrays)
+            elif _is_view(user, program) and not user.is_root:
+                pending.append(user.name)
+            elif user.operation == 'fusion':
+                places = (inner for inner, operand in enumerate(user.operands) if operand == name)
+                read += sum(_read_in(user, inner, whole, program) for inner in places)
+            elif user.operation != 'dynamic-update-slice' or user.operands[0] != name:
+                return whole
+    return min(read, whole)
+
+
+def _is_view(instruction: hlo.Instruction, program: hlo.Program) -> bool:
+    """Whether an instruction of a fusion's body has the values of its operand, in another shape or layout."""
+    if instruction.operation == 'fusion':
+        body = program.computations[instruction.called[0]]
+        return all(i.operation == 'parameter' or _is_view(i, program) for i in body)
+    return instruction.operation in ('bitcast', 'copy')
+
+
+def _written(fusion: hlo.Instruction, root: hlo.Instruction, program: hlo.Program) -> int:
+    """Bytes of the results of a fusion that its body writes."""
+    roots = [program.instructions[name] for name in root.operands] if root.operation == 'tuple' else [root]
+    if len(roots) < len(fusion.arrays):  # one instruction with several results
+        return _main_memory(fusion.arrays)
+    total = 0
+    for array, source in zip(fusion.arrays, roots, strict=True):
+        while source.operation in ('bitcast', 'fusion'):
+            if source.operation == 'bitcast':
+                source = program.instructions[source.operands[0]]
+            else:
+                source = next(i for i in program.computations[source.called[0]] if i.is_root)
+        if source.operation == 'dynamic-update-slice' and not array.is_local:
+            total += sum(array.num_bytes for array in program.instructions[source.operands[1]].arrays)
+        else:
+            total += _main_memory((array,))
+    return total
+
+
+def _main_memory(arrays: tuple[hlo.Array, ...]) -> int:
+    return sum(array.num_bytes for array in arrays if not array.is_local)
+
+
+def _product_terms(instruction: hlo.Instruction, program: hlo.Program) -> int:
+    """Products that a dot or a convolution sums up, in all of its outputs."""
+    arguments = instruction.rest
+    left, right = (program.instructions[name].arrays[0].dimensions for name in instruction.operands[:2])
+    output = instruction.arrays[0].dimensions
+    if labels := re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', arguments):
+        return _convolution_terms(arguments, *(dict(zip(*p)) for p in zip(labels.groups(), (left, right, output))))
+    contracted = re.search(r'lhs_contracting_dims=\{([\d,]+)\}', arguments)[1]
+    return math.prod(output) * math.prod(left[int(d)] for d in contracted.split(','))
+
+
+def _convolution_terms(arguments: str, left: dict, right: dict, output: dict) -> int:
+    """TPUs turn products into convolutions whose windows reach into padding: only pairs with real inputs count.
+
+    Args:
+      arguments: holds the window.
+      left: label (b, f, or the number of a spatial dimension) → size, of the input.
+      right: the same for the kernel (i, o).
+      output: the same for the output (b, f).
+    """
+    terms = output['b'] * output['f'] * right['i']
+    for number, size in right.items():
+        if number in 'io':
+            continue
+        where = int(number)
+        keys = ('stride', 'lhs_dilate', 'rhs_dilate')
+        stride, into, dilation = (int(_window(arguments, key, where, '1')) for key in keys)
+        before = int(_window(arguments, 'pad', where, '0_0').split('_')[0])
+        reach = range(0, (left[number] - 1) * into + 1, into)
+        terms *= sum(o * stride + k * dilation - before in reach for o in range(output[number]) for k in range(size))
+    return terms
+
+
+def _window(arguments: str, key: str, where: int, default: str) -> str:
+    found = re.search(rf'window=\{{[^}}]*\b{key}=([\dx_-]+)', arguments)
+    return found[1].split('x')[where] if found else default
+
+
+def table(found: Mapping[str, Sequence[int]]) -> list[str]:
+    """A line for each kind of `describe_collectives`, aligned."""
+    return [f'{name:<19}{times:>7,} times, {size / 2**20:>10,.1f} MiB in all' for name, (times, size) in found.items()]

@@ -1,0 +1,104 @@
+"""What steps ask of a TPU slice that is not here, and how long they take there by its published peaks, as a table."""
+
+import jax
+import ml_collections
+
+from mlm_jax.config import checks as config_check
+from mlm_jax.parallel import topology as topology_lib
+from mlm_jax.performance import ahead_of_time, collectives, flops, roofline
+from mlm_jax.performance.memory import MIB
+
+
+def predict(
+    name: str, config: ml_collections.ConfigDict, devices: list[jax.Device], compiler_options: dict | None
+) -> dict:
+    """Compiles the step of a configuration for devices that need not be there; a line of `table`, as JSON has it.
+
+    Args:
+      name: as tables show it.
+      config: not yet checked.
+      devices: of `parallel.topology.tpu_devices`.
+      compiler_options: of XLA.
+
+    Returns:
+      With 'error' alone besides the names, where the step does not fit the memory of the devices.
+
+    Raises:
+      ConfigError: for a configuration that cannot run there.
+    """
+    config_check.check(config)
+    kind, count = devices[0].device_kind, len(devices)
+    line = {'config': name, 'device': kind, 'num_devices': count}
+    try:
+        needs = ahead_of_time.examine_train_step(config, devices, compiler_options)
+    except ahead_of_time.DoesNotFit as error:
+        return line | {'error': str(error)}
+    needed = flops.step_flops(config) / count
+    line |= {
+        'memory_bytes': needs.memory.total_bytes,
+        'memory_limit_bytes': topology_lib.memory_bytes(kind),
+        'flops': needs.flops,
+        'flops_needed': needed,
+        'attention_hidden_in_a_kernel': config.model.attention_backend != 'xla',
+        'accessed_bytes': needs.accessed_bytes,
+        'collectives': {key: list(value) for key, value in needs.collectives.items()},
+    }
+    if prediction := roofline.predict(config, needs, kind, count):
+        line['prediction'] = {
+            'product_ms': 1000 * prediction.product_seconds,
+            'memory_ms': 1000 * prediction.memory_seconds,
+            'link_ms': 1000 * prediction.link_seconds,
+            'step_ms': [1000 * prediction.shortest, 1000 * prediction.longest],
+            'mfu': list(prediction.mfu),
+            'bound': prediction.bound,
+            'tokens_per_second': [
+                config.batch_size * config.sequence_length / seconds
+                for seconds in (prediction.longest, prediction.shortest)
+            ],
+        }
+    return line
+
+
+def table(lines: list[dict]) -> str:
+    """The lines of several configurations, aligned; their collectives below."""
+    titles = (
+        'memory MiB', 'TFLOP', 'needed', 'GB moved', 'products ms', 'memory ms', 'links ms', 'step ms', 'tokens/s',
+        'MFU',
+    )  # fmt: skip
+    rows = [_cells(line) for line in lines]
+    widths = [2 + max(len(title), *(len(row[i]) for row in rows)) for i, title in enumerate(titles)]
+    text = [''.join(title.rjust(width) for title, width in zip(titles, widths)) + '  config']
+    for line, row in zip(lines, rows):
+        text.append(''.join(cell.rjust(width) for cell, width in zip(row, widths)) + f'  {line["config"]}')
+    for line in lines:
+        text.append(f'\n{line["config"]}')
+        if 'error' in line:
+            text.append('  does not fit: ' + line['error'].replace('\n', '\n  '))
+            continue
+        text += [f'  {row}' for row in collectives.table(line['collectives'])]
+        if not line['collectives']:
+            text.append('  no collectives')
+        if line['attention_hidden_in_a_kernel']:
+            text.append('  TFLOP without the attention in its kernel; products ms with it')
+    return '\n'.join(text)
+
+
+def _cells(line: dict) -> list[str]:
+    if 'error' in line:
+        return ['too much'] + ['–'] * 9
+    limit = line['memory_limit_bytes']
+    cells = [
+        f'{line["memory_bytes"] / MIB:,.0f}' + (f' of {limit / MIB:,.0f}' if limit else ''),
+        f'{line["flops"] / 1e12:.2f}',
+        f'{line["flops_needed"] / 1e12:.2f}',
+        f'{line["accessed_bytes"] / 1e9:.1f}',
+    ]
+    if (p := line.get('prediction')) is None:
+        return cells + ['–'] * 6
+    return [
+        *cells,
+        *(f'{p[key]:.1f}' for key in ('product_ms', 'memory_ms', 'link_ms')),
+        '{:.1f} … {:.1f}'.format(*p['step_ms']),
+        '{:,.0f} … {:,.0f}'.format(*p['tokens_per_second']),
+        '{:.0%} … {:.0%}'.format(*p['mfu']),
+    ]

@@ -1,0 +1,234 @@
+"""Pretraining that starts from other parameters: on new text, or under other masks.
+
+They come from another run, `init_from=WORKDIR`, or from a checkpoint of Hugging Face, `init_from=hf:DIRECTORY`.
+"""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mlm_jax import config as config_lib
+from mlm_jax.data.manifest import Manifest
+from mlm_jax.data.tokenizers import Tokenizer, extends
+from mlm_jax.files import atomic
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.parallel.mesh import replicated
+from mlm_jax.parallel.sharding import path_name
+from mlm_jax.pretrained import huggingface
+from mlm_jax.training import build, checkpoints
+from mlm_jax.training.checks import STATE_KEYS
+from mlm_jax.training.state import TrainState
+from mlm_jax.training.workdir import read_config
+
+HUGGING_FACE = 'hf:'
+_HUGGING_FACE_TOKENIZER = 'tokenizer.json'
+# Attributes of EncoderConfig, and keys of the configuration, in which a run must agree with a checkpoint.
+_SHAPE_KEYS = ('num_layers', 'width', 'num_heads', 'ffn_width')
+_RECIPE_KEYS = ('positions', 'relative_buckets', 'norm', 'embedding_norm', 'bias', 'mlp', 'norm_epsilon')
+_COUNT_PIECES = ('encoder/token_embedding/embedding', 'head/bias')  # parameters with a row for each token
+
+
+def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
+    """Checks that the parameters that `config.init_from` names fit this model and this tokenizer.
+
+    Raises:
+      ConfigError: with what differs, or when `init_from` is neither a workdir nor a checkpoint, or the extra
+        `huggingface` is missing that reads it; nothing where it is ''.
+    """
+    if not config.init_from:
+        return
+    if config.init_from.startswith(HUGGING_FACE):
+        _check_hugging_face(config, manifest)
+        return
+    source = pathlib.Path(config.init_from).expanduser()
+    there = read_config(source)
+    different = config_lib.differences(there, config)
+    fitted = ('optimizer.', 'sequence_length')  # the optimizer starts afresh, and tables of positions follow the length
+    keys = [key for key in STATE_KEYS if key in different and not key.startswith(fitted)]
+    larger = config.vocab_size > there.vocab_size
+    if larger:
+        keys.remove('vocab_size')  # the tokenizer has been extended, if the last check says so
+    if keys:
+        lines = '\n'.join(f'  {key}: {different[key][0]!r} there, {different[key][1]!r} here' for key in keys)
+        raise ConfigError(
+            f'the parameters in init_from={config.init_from} are of another model:\n{lines}\nUse its values'
+        )
+    if larger and _extends(config, manifest, source / 'tokenizer.model', there.vocab_size):
+        return
+    _check_tokenizer(config, manifest, source / 'tokenizer.model')
+    if larger:
+        raise ConfigError(
+            f'the tokenizer of init_from={config.init_from} is the one of the data, and nothing says what the ids '
+            f'beyond its {there.vocab_size} are: set vocab_size={there.vocab_size}, and prepare the data with it, in '
+            'another data.directory'
+        )
+
+
+def start_from(source: str, state: TrainState, tokenizer: pathlib.Path) -> TrainState:
+    """`state` with the parameters of `source`, laid out as they are in `state`; step and optimizer start afresh.
+
+    A piece that an extended tokenizer has added starts as the mean of the old ones that spell it. Where rows are longer
+    than those of `source`, a table of positions goes on from its start, as in Longformer (arXiv 2004.05150, section 5).
+
+    Args:
+      source: what `check_source` has found fitting: the workdir of a run, whose newest checkpoint is read, or
+        hf:DIRECTORY.
+      state: fresh, on the mesh.
+      tokenizer: of the data, or of the run that starts here.
+
+    Raises:
+      FileNotFoundError: without a checkpoint.
+      ConfigError: for a checkpoint of Hugging Face whose weights are not what its description says.
+    """
+    if source.startswith(HUGGING_FACE):
+        return state.replace(params=_hugging_face_params(source, state.params))
+    workdir = pathlib.Path(source).expanduser()
+    saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
+    params = saver.restore_params(_stored(read_config(workdir), state.params))
+    saver.close()
+    old_tokenizer = workdir / 'tokenizer.model'
+    spelling = functools.cache(lambda: _spelling(*map(Tokenizer.from_file, (tokenizer, old_tokenizer))))
+
+    def fitted(path, old, fresh):
+        if old.shape == fresh.shape:
+            return old
+        if path_name(path) in _COUNT_PIECES:
+            return _extended(old, *spelling(), fresh.sharding)
+        return _repeated(old, len(fresh), fresh.sharding)
+
+    return state.replace(params=jax.tree_util.tree_map_with_path(fitted, params, state.params))
+
+
+def _stored(config: ml_collections.ConfigDict, fresh: dict) -> dict:
+    """What a run has stored: laid out as `fresh`, but whole on every device where it has another shape."""
+
+    def one(old, new):
+        sharding = new.sharding if old.shape == new.shape else replicated(new.sharding.mesh)
+        return jax.ShapeDtypeStruct(old.shape, new.dtype, sharding=sharding)
+
+    return jax.tree.map(one, build.state_shapes(config).params, fresh)
+
+
+def _spelling(new: Tokenizer, old: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The old pieces that spell each new one, int32[N, K], and their weights, float32[N, K], which sum to 1."""
+    added = new.pieces(range(old.vocabulary.size, new.vocabulary.size))
+    start = old.encode('a')[0] if len(old.encode('a')) > 1 else None  # ▁, which stands before a piece within a word
+    rows = []
+    for piece in added:
+        ids = old.encode(piece.replace('▁', ' ').strip())
+        inside = not piece.startswith('▁') and len(ids) > 1 and ids[0] == start
+        rows.append(ids[1:] if inside else ids)
+    longest = max(map(len, rows))
+    index, weights = np.zeros((len(rows), longest), np.int32), np.zeros((len(rows), longest), np.float32)
+    for i, ids in enumerate(rows):
+        index[i, : len(ids)], weights[i, : len(ids)] = ids, 1 / max(1, len(ids))
+    return index, weights
+
+
+def _extended(old: jax.Array, index_NxK: np.ndarray, weights_NxK: np.ndarray, sharding) -> jax.Array:
+    """`old`, with a row for each new piece."""
+
+    def extend(old):
+        return jnp.concatenate([old, jnp.einsum('nk,nk...->n...', weights_NxK, old[index_NxK])])
+
+    return jax.jit(extend, out_shardings=sharding)(old)
+
+
+def _repeated(old: jax.Array, length: int, sharding) -> jax.Array:
+    """The first `length` rows of `old`, written as often as need be."""
+    return jax.jit(lambda old: old[np.arange(length) % len(old)], out_shardings=sharding)(old)
+
+
+def _check_tokenizer(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path) -> None:
+    if atomic.sha256(path) != manifest.tokenizer_sha256:
+        raise ConfigError(
+            f'the data in {config.data.directory} were not made with the tokenizer of init_from={config.init_from}. '
+            f'Prepare them with tokenizer.model={path}, in another data.directory; or with extend:{path} and a larger '
+            'vocab_size'
+        )
+
+
+def _extends(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path, old_size: int) -> bool:
+    ours = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
+    new, old = Tokenizer.from_file(ours), Tokenizer.from_file(path)
+    # Where the embedding of either has rows that no piece uses, nothing says what they are to become.
+    return new.vocabulary.size == config.vocab_size and old.vocabulary.size == old_size and extends(new, old)
+
+
+def _directory(source: str) -> pathlib.Path:
+    return pathlib.Path(source.removeprefix(HUGGING_FACE)).expanduser()
+
+
+def _check_hugging_face(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
+    directory = _directory(config.init_from)
+    if config.objective == 'exlm':
+        raise ConfigError(
+            f'init_from={config.init_from} has absolute positions, which the layers have learned to read, and exlm has '
+            'rotary ones: it cannot start there. Use objective=mlm or mae_lm'
+        )
+    try:
+        there = huggingface.read_encoder_config(directory)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise ConfigError(f'init_from={config.init_from}: {error}') from error
+    here = build.encoder_config(config)
+    keys = {f'model.{name}': name for name in (*_SHAPE_KEYS, *_RECIPE_KEYS)}
+    if here.vocab_size > there.vocab_size:  # a smaller one leaves out rows that no piece uses
+        keys = {'vocab_size': 'vocab_size'} | keys
+    values = {key: (getattr(there, name), getattr(here, name)) for key, name in keys.items()}
+    different = {key: pair for key, pair in values.items() if pair[0] != pair[1]}
+    if different:
+        lines = '\n'.join(f'  {key}: {a!r} there, {b!r} here' for key, (a, b) in different.items())
+        arguments = ','.join(f'{key}={a}' for key, (a, _) in different.items())
+        if 'vocab_size' in different:
+            arguments += ', and prepare the data with this vocab_size, in another data.directory'
+        raise ConfigError(
+            f'the parameters in init_from={config.init_from} are of another model:\n{lines}\nSet {arguments}'
+        )
+    if here.max_length > there.max_length:
+        raise ConfigError(
+            f'init_from={config.init_from} has {there.max_length} positions, and rows here have {here.max_length} '
+            f'tokens: set sequence_length={there.max_length // config.masking.repeats} or less'
+        )
+    _check_tokenizer(config, manifest, hugging_face_tokenizer(directory))
+
+
+def hugging_face_tokenizer(directory: pathlib.Path) -> pathlib.Path:
+    """The tokenizer.json of a checkpoint; ConfigError where it has none."""
+    path = directory / _HUGGING_FACE_TOKENIZER
+    if not path.is_file():
+        raise ConfigError(
+            f'{directory} has no {_HUGGING_FACE_TOKENIZER}, so nothing tells how its text is to be encoded. '
+            'save_pretrained of the fast tokenizer of transformers writes it'
+        )
+    return path
+
+
+def _hugging_face_params(source: str, fresh: dict) -> dict:
+    """`fresh`, with the encoder of a checkpoint, and its head where that has the shapes of the one here."""
+    try:
+        _, stored = huggingface.from_hf(_directory(source))
+    except ValueError as error:
+        raise ConfigError(f'init_from={source}: {error}') from error
+    encoder, head = stored['encoder'], stored['head']
+    size = len(fresh['encoder']['token_embedding']['embedding'])
+    if (unused := len(head['bias']) - size) and not jax.process_index():
+        print(f'left out of {source}: {unused:,} rows of its embedding beyond vocab_size={size}', file=sys.stderr)
+    for name in ('position_embedding', 'token_embedding'):  # rows for longer texts, and for ids that no piece has
+        encoder[name]['embedding'] = encoder[name]['embedding'][: len(fresh['encoder'][name]['embedding'])]
+    head['bias'] = head['bias'][:size]
+
+    def shapes(tree):
+        return jax.tree.map(lambda leaf: leaf.shape, tree)
+
+    # MAE-LM's head follows its decoder, which may be narrower than the encoder.
+    taken = ['encoder'] + ['head'] * (shapes(stored['head']) == shapes(fresh['head']))
+    placed = {
+        name: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), stored[name], fresh[name])
+        for name in taken
+    }
+    return {**fresh, **placed}

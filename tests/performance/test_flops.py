@@ -1,0 +1,106 @@
+"""The formulas of FLOPs against the products of really compiled steps, and the table of peaks."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from mlm_jax import config as config_lib
+from mlm_jax.config import checks as config_check
+from mlm_jax.performance import ahead_of_time, collectives, flops, peaks
+
+# Wide enough that the products matter, and a vocabulary that outweighs neither layers nor head.
+SHAPE = (
+    'vocab_size=512,sequence_length=128,batch_size=4,model.num_layers=2,model.width=64,model.num_heads=2,mesh.data=1,'
+    'model.dropout=0.0,model.attention_dropout=0.0'
+)
+
+
+@functools.cache
+def load(file: str, argument: str = ''):
+    config = config_lib.load(f'configs/{file}.py:tiny,{SHAPE},model.ffn_width=256{argument}')
+    config_check.check(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ('file', 'argument', 'unused'),
+    [
+        # 20 slots for 19.2 masked tokens: a few of the head.
+        ('mlm', ',recipe=modern,model.ffn_width=128', 0.02),
+        # Besides, room for 112 kept tokens, where 108.8 are kept: lengths in eights, and a margin for special tokens.
+        ('mae_lm', ',mae_lm.decoder_layers=2,mae_lm.decoder_width=32', 0.04),
+        # 22 expanded tokens for 21.2, on rows of 200 slots for 191.6, of which attention takes the square.
+        ('exlm', '', 0.08),
+    ],
+)
+def test_a_compiled_step_has_the_products_of_the_formula(file, argument, unused):
+    config = load(file, argument)
+    compiled = ahead_of_time.compile_train_step(config, jax.devices()[:1])
+    computed = collectives.matmul_flops(compiled)
+    assert computed == pytest.approx(flops.step_flops(config, slots=True), rel=0.02)
+    # Unused slots are all that separates it from what the objective needs.
+    assert 1 <= flops.step_flops(config, slots=True) / flops.step_flops(config) < 1 + unused
+
+
+def test_a_step_is_three_forward_passes():
+    """Of the first layer too, whose input is made of embeddings that learn."""
+    config = load('mlm')
+    sizes = flops.needed_sizes(config)
+    assert flops.step_flops(config) == 3 * 4 * flops.mlm_row_flops(config, sizes)
+    m, n = 0.15 * 128, 128
+    layer = 2 * n * (4 * 64**2 + 2 * 64 * 256) + 4 * n**2 * 64
+    last = 2 * n * 2 * 64**2 + 2 * m * (2 * 64**2 + 2 * 64 * 256) + 4 * n * m * 64
+    assert flops.mlm_row_flops(config, sizes) == pytest.approx(layer + last + m * (2 * 64**2 + 2 * 64 * 512))
+
+
+def test_attention_within_documents_counts_their_squares():
+    segments = np.array([[1] * 32 + [2] * 16 + [0] * 16, [1] * 64])  # at the end of a row, padding
+    share = flops.document_share(segments)
+    assert share == pytest.approx((32**2 + 16**2 + 64**2) / (2 * 64**2))
+    assert flops.document_share(np.ones((3, 8), int)) == 1.0
+    for file in ('mlm', 'mae_lm', 'exlm'):
+        config = load(file)
+        whole, within = flops.step_flops(config), flops.step_flops(config, document_share=share)
+        assert whole - within == pytest.approx((1 - share) * flops.attention_flops(config))
+        assert 0 < flops.attention_flops(config) < 0.5 * whole
+
+
+def test_sizes_of_the_objectives():
+    assert flops.needed_sizes(load('mlm')).encoded == 128
+    assert flops.needed_sizes(load('mae_lm')).encoded == pytest.approx(128 - 19.2)
+    exlm = flops.needed_sizes(load('exlm'))
+    assert (exlm.expanded, exlm.encoded) == pytest.approx((21.2, 128 + 3 * 21.2))
+    slots = flops.slot_sizes(load('exlm'))
+    assert (slots.masked, slots.expanded, slots.encoded) == (20, 22, 200)
+    assert flops.slot_sizes(load('mae_lm')).encoded == 112
+
+
+def test_corrupted_tokens_that_are_not_predicted_have_no_logits():
+    half, all_ = (
+        flops.step_flops(load('mlm', f',masking.ratio=0.3,masking.predicted_fraction={p}')) for p in (0.5, 1.0)
+    )
+    assert half == pytest.approx(flops.step_flops(load('mlm')))
+    assert all_ > half
+
+
+def test_peaks_are_those_of_the_kind_and_of_the_dtype():
+    assert peaks.peak_flops_per_second('NVIDIA H200', 'bfloat16') == pytest.approx(989.4e12)
+    assert peaks.peak_flops_per_second('NVIDIA H100 80GB HBM3', 'float32') == pytest.approx(
+        494.7e12
+    )  # TF32, XLA's default
+    assert peaks.peak_flops_per_second('NVIDIA H100 PCIe', 'bfloat16') == pytest.approx(756e12)
+    assert peaks.peak_flops_per_second('NVIDIA A100-SXM4-80GB') == pytest.approx(312e12)
+    assert peaks.peak_flops_per_second('TPU v5 lite') == pytest.approx(197e12)
+    assert peaks.peak_flops_per_second('TPU v5') == peaks.peak_flops_per_second('TPU v5p')
+    assert peaks.peak_flops_per_second('TPU v6 lite', 'float32') == pytest.approx(918e12)
+    for unknown in ('cpu', 'NVIDIA L40', 'NVIDIA A1000', 'TPU v9'):
+        assert peaks.peak_flops_per_second(unknown) is None
+
+
+def test_float32_as_such_has_a_peak_of_its_own():
+    with jax.default_matmul_precision('highest'):
+        assert peaks.peak_flops_per_second('NVIDIA H200', 'float32') == pytest.approx(66.9e12)
+        assert peaks.peak_flops_per_second('NVIDIA H200', 'bfloat16') == pytest.approx(989.4e12)
+        assert peaks.peak_flops_per_second('TPU v5 lite', 'float32') is None
