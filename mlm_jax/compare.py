@@ -27,10 +27,10 @@ from mlm_jax import config as config_lib
 from mlm_jax import train
 from mlm_jax.comparing import comparison, configurations
 from mlm_jax.comparing.configurations import Candidate
-from mlm_jax.config import ConfigError, command_line
+from mlm_jax.config import ConfigError, command_line, flops
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.files import atomic, paths
-from mlm_jax.performance import flops, speed
+from mlm_jax.performance import speed
 from mlm_jax.training import checkpoints, runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import held, read_config, read_json

@@ -22,17 +22,17 @@ import ml_collections
 from absl import flags
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError, command_line
-from mlm_jax.config import checks as config_check
+from mlm_jax.config import ConfigError, command_line, flops
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
 from mlm_jax.data import verification
 from mlm_jax.files import paths
+from mlm_jax.parallel import slices
 from mlm_jax.parallel import topology as topology_lib
-from mlm_jax.performance import ahead_of_time, attention_parity, collectives, flops, peaks
+from mlm_jax.performance import ahead_of_time, attention_parity, collectives, peaks
 from mlm_jax.performance.memory import MIB
-from mlm_jax.pretrained import warm_start as continuation
-from mlm_jax.training import build, checks, runtime
+from mlm_jax.pretrained import warm_start
+from mlm_jax.training import build, runtime
 from mlm_jax.training.state import num_parameters
 
 
@@ -51,6 +51,7 @@ def examine(
     yield configuration
     if not configuration[0]:
         return
+    config = config_lib.resolve(config)
     if topology:
         if verify:
             yield from _check_prepared(config, verify)
@@ -82,7 +83,7 @@ def _describe(devices: list[jax.Device]) -> str:
 
 
 def _check_configuration(config: ml_collections.ConfigDict) -> str:
-    config_check.check(config)
+    config_lib.check(config)
     return f'configuration: {num_parameters(build.state_shapes(config).params):,} parameters'
 
 
@@ -97,9 +98,10 @@ def _check_prepared(config: ml_collections.ConfigDict, verify: bool) -> Iterator
 
 
 def _check_data(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> str:
-    checks.check_data(config, manifest)
+    config_lib.resolve(config, manifest)  # which compares the two
+    verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
     tables_lib.load(config, manifest)
-    continuation.check_source(config, manifest)
+    warm_start.check_source(config, manifest)
     rows = {name: split.rows for name, split in manifest.splits.items()}
     return f'data: {", ".join(f"{count:,} rows in {name}" for name, count in rows.items())} ({config.data.directory})'
 
@@ -176,7 +178,7 @@ def _memory_limit(devices: list[jax.Device]) -> int | None:
     """Bytes that one device has for a program; None where nobody says."""
     if devices[0].platform == 'cpu':
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(devices)
-    if limit := topology_lib.memory_bytes(devices[0].device_kind):
+    if limit := slices.memory_bytes(devices[0].device_kind):
         return limit
     return (devices[0].memory_stats() or {}).get('bytes_limit')
 

@@ -19,10 +19,10 @@ from absl import flags
 
 from mlm_jax import config as config_lib
 from mlm_jax.analysis.mask_statistics import KINDS, MaskStatistics, kinds
-from mlm_jax.config import checks as config_check
 from mlm_jax.config import command_line
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
+from mlm_jax.data import verification
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import Batches
 from mlm_jax.data.shards import Shards
@@ -30,7 +30,7 @@ from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.files import atomic, paths
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.training import build, checks, mask_ratio
+from mlm_jax.training import build, mask_ratio
 from mlm_jax.training.step import MASK_STREAM, stream_key
 
 COLOURS = {1: ('41;97', '#e57373'), 2: ('43;30', '#ffd54f'), 3: ('44;97', '#64b5f6'), 4: ('100;97', '#bdbdbd')}
@@ -128,9 +128,10 @@ def describe(config) -> str:
 def main() -> None:
     """Prints rows and figures, and writes the page where asked."""
     values, config = flags.FLAGS, flags.FLAGS.config
-    config_check.check(config)
+    config_lib.check(config)
     manifest = manifest_lib.load(config.data.directory)
-    checks.check_data(config, manifest)
+    config = config_lib.resolve(config, manifest)
+    verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
     tokenizer = Tokenizer.from_file(pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer)
     word_starts, word_marks = tables_lib.of_words(tokenizer, manifest.vocabulary.size)
     coloured = values.colour == 'always' or (values.colour == 'auto' and sys.stdout.isatty())

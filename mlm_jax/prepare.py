@@ -42,7 +42,6 @@ import numpy as np
 from absl import flags
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import checks as config_check
 from mlm_jax.config import command_line
 from mlm_jax.data import corpora, encoding, molecules, shards, tables, tokenizers, verification
 from mlm_jax.data import manifest as manifest_lib
@@ -90,7 +89,7 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
       ConfigError: for a corpus or a setting that does not work, or a directory made with other settings.
       ImportError: for `data.smiles_copies` without the extra `smiles`.
     """
-    config_check.check(config)
+    config_lib.check(config)
     if config.data.smiles_copies:
         molecules.parse('C')  # without RDKit this ends here, not after the tokenizer
     directory = pathlib.Path(config.data.directory).expanduser()

@@ -19,18 +19,18 @@ from absl import flags
 
 from mlm_jax import config as config_lib
 from mlm_jax.analysis import minimal_pairs
-from mlm_jax.config import checks as config_check
-from mlm_jax.config import command_line
+from mlm_jax.config import command_line, flops
+from mlm_jax.config.checks import remarks
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
+from mlm_jax.data import verification
 from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
-from mlm_jax.data.verification import Background
 from mlm_jax.files import paths
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.performance import flops, memory, peaks
-from mlm_jax.pretrained import warm_start as continuation
-from mlm_jax.training import build, checkpoints, checks, evaluation, loss_curve, mask_ratio, runtime
+from mlm_jax.performance import memory, peaks
+from mlm_jax.pretrained import warm_start
+from mlm_jax.training import build, checkpoints, evaluation, loss_curve, mask_ratio, resuming, runtime
 from mlm_jax.training import workdir as workdir_lib
 from mlm_jax.training.run_log import RunLog
 from mlm_jax.training.state import abstract_state, create_state, num_parameters
@@ -46,21 +46,18 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
       OSError: when the workdir cannot be written; a note in it says what is saved.
     """
     # ---- Configuration and data: all that can be wrong without a device ----------------------------------------------
-    config_check.check(config)
-    config = config_lib.decided(config)
+    config_lib.check(config)
     manifest = manifest_lib.load(config.data.directory)
-    checks.check_data(config, manifest)
-    continuation.check_source(config, manifest)
+    config = config_lib.resolve(config, manifest)
+    verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
+    warm_start.check_source(config, manifest)
     train_rows = Shards(config.data.directory, 'train', manifest=manifest)
     held_out_rows = Shards(config.data.directory, 'validation', verify=True, manifest=manifest)
     tokenizer = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
     steps_per_epoch = len(train_rows) / config.batch_size
     run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
     blimp = minimal_pairs.of_run(config, manifest, run.objective)
-    durations = dict(total_steps=run.total_steps, steps_per_epoch=steps_per_epoch)
-    evaluate_every = config_lib.resolve_steps(config, 'evaluation.every', **durations)
-    save_every = config_lib.resolve_steps(config, 'checkpoint.every', **durations)
-    keep_every = config_lib.resolve_steps(config, 'checkpoint.keep', **durations)
+    evaluate_every, save_every = config.evaluation.every_steps, config.checkpoint.every_steps
 
     # ---- Devices -----------------------------------------------------------------------------------------------------
     runtime.use_compilation_cache(config.compilation_cache)
@@ -70,11 +67,13 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     missed_ratio = mask_ratio.warning(run.masking, train_rows, config.seed) if is_leader else ''
     with workdir_lib.held(workdir), jax.set_mesh(mesh):
         # ---- State: fresh, or from the last checkpoint; laid out on this mesh, whatever the mesh was before ----------
-        saver = checkpoints.Checkpoints(workdir / 'checkpoints', config.checkpoint.keep_last, keep_every)
+        saver = checkpoints.Checkpoints(
+            workdir / 'checkpoints', config.checkpoint.keep_last, config.checkpoint.keep_steps
+        )
         position = checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={})
         if resumed := saver.latest_step() is not None:
             position = saver.restore_position()
-            checks.check_resume(position.config, config, note=lambda text: print(text, file=sys.stderr))
+            resuming.check_resume(position.config, config, note=lambda text: print(text, file=sys.stderr))
         batches = Batches(train_rows, config.seed, config.batch_size, sharding)
         log = RunLog(
             config, workdir, run.total_steps, run.learning_rate, batches.indices, position, flops.step_flops(config),
@@ -86,7 +85,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         else:
             state = create_state(run.init, mesh, config.sharding)
             if config.init_from:
-                state = continuation.start_from(config.init_from, state, tokenizer)
+                state = warm_start.start_from(config.init_from, state, tokenizer)
         if is_leader:
             workdir_lib.write_config(workdir, config)
             workdir_lib.write_environment(workdir)
@@ -96,7 +95,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         log.note(
             f'{num_parameters(state.params):,} parameters; {len(train_rows):,} rows of {config.sequence_length} tokens'
         )
-        for remark in checks.remarks(config, len(train_rows)):
+        for remark in remarks(config, len(train_rows)):
             log.note(remark)
         log.note(f'{"resuming at" if resumed else "starting at"} step {first_step:,} of {run.total_steps:,}')
         if missed_ratio:
@@ -104,7 +103,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
 
         # ---- Compile ahead of the loop: its cost is seen, and no step pays it ----------------------------------------
         start = time.perf_counter()
-        verification = Background(config.data.directory, manifest, jax.process_index(), jax.process_count())
+        comparison = verification.Background(config.data.directory, manifest, jax.process_index(), jax.process_count())
         eval_batch = config.batch_size // config.num_microbatches
         held_out = evaluation.HeldOut(
             held_out_rows, config.evaluation.rows, eval_batch, manifest.vocabulary.pad_id, sharding
@@ -128,12 +127,12 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         eval_metrics: dict[str, float] = {}
         with contextlib.ExitStack() as closing:
             closing.enter_context(workdir_lib.saying_what_is_saved(saver))
-            for part in (log, saver, prefetcher, verification):  # the last one first
+            for part in (log, saver, prefetcher, comparison):  # the last one first
                 closing.callback(part.close)
             for step in range(first_step, run.total_steps + 1):
                 is_last, is_new = step == run.total_steps, step > first_step or not resumed
                 is_logged = is_last or step % config.logging.every_steps == 0
-                verification.raise_if_damaged(runtime.gather if is_logged else None)  # before anything is kept of it
+                comparison.raise_if_damaged(runtime.gather if is_logged else None)  # before anything is kept of it
 
                 if evaluate_every and is_new and (step % evaluate_every == 0 or is_last):
                     with log.paused():
@@ -162,7 +161,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
                 log.add(step, metrics, prefetcher.stall_seconds)
                 saver.check()
             log.flush(run.total_steps, prefetcher.stall_seconds)
-            if not verification.is_done:
+            if not comparison.is_done:
                 log.note('the run ended before all rows were compared with their hashes; doctor --verify does that')
 
     if is_leader:

@@ -8,8 +8,8 @@ import pytest
 
 from mlm_jax import bench
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError
-from mlm_jax.performance import flops, speed
+from mlm_jax.config import ConfigError, flops
+from mlm_jax.performance import speed
 
 SMALL = 'vocab_size=64,sequence_length=32,batch_size=8,model.num_layers=1,model.width=32,model.ffn_width=64'
 

@@ -13,8 +13,7 @@ import pytest
 
 from mlm_jax import compare
 from mlm_jax.comparing import configurations
-from mlm_jax.config import ConfigError, command_line
-from mlm_jax.performance import flops
+from mlm_jax.config import ConfigError, command_line, flops
 from mlm_jax.training import runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import write_config

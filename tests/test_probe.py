@@ -19,6 +19,7 @@ from mlm_jax.analysis.effective_rank import effective_rank
 from mlm_jax.config import ConfigError, command_line
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.shards import Shards
+from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.parallel.mesh import batch_sharding
 from mlm_jax.pretrained import loading
 from mlm_jax.training.evaluation import HeldOut
@@ -154,7 +155,7 @@ def test_entropy_of_every_objective(trained, mae_lm, exlm, tmp_path, run_probe, 
         assert list(entry['ratios']) == ['0.5'] and entry['rows'] == NUM_ROWS
         for ratio, summary in entry['ratios'].items():
             assert summary['tokens'] == report['run']['ratios'][ratio]['tokens'] and summary['left_out'] == 0
-            names = entropy.EXLM_DEFINITIONS if label == 'exlm' else (entropy.PREDICTION,)
+            names = OBJECTIVES[label].distributions
             assert tuple(summary['bits']) == names
             for values in summary['bits'].values():
                 assert values['gap'][0] == pytest.approx(values['nll'][0] - values['entropy'][0], abs=1e-9)

@@ -27,7 +27,7 @@ from mlm_jax.files import atomic
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel.mesh import make_mesh, replicated
 from mlm_jax.pretrained import loading
-from mlm_jax.training import build, checkpoints, checks, runtime
+from mlm_jax.training import build, checkpoints, resuming, runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.state import TrainState, abstract_state
 
@@ -258,7 +258,7 @@ def test_another_decoder_is_refused_too():
     stored = config.to_dict()
     config.mae_lm.decoder_layers = 2
     with pytest.raises(ConfigError, match='mae_lm.decoder_layers: 4 in the checkpoint, 2 now'):
-        checks.check_resume(stored, config, note=print)
+        resuming.check_resume(stored, config, note=print)
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_words(trained):

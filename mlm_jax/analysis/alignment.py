@@ -8,7 +8,7 @@ from mlm_jax.data.packing import segment_ids
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.losses.dag import dag_posterior, dag_viterbi
 from mlm_jax.masking.batch import gather_positions, selected_of
-from mlm_jax.objectives.exlm import ExLM
+from mlm_jax.objectives.objective import Objective
 from mlm_jax.pretrained.loading import TrainedModel
 from mlm_jax.training import build
 from mlm_jax.training.step import frozen_masks
@@ -18,13 +18,8 @@ LEAST = 0.02  # expected number of steps along a transition worth showing
 
 def check_model(model: TrainedModel) -> None:
     """Raises ConfigError unless the model has transitions between states."""
-    objective = model.run.objective
-    if not isinstance(objective, ExLM):
-        raise ConfigError(
-            f'objective={model.config.objective} has no states to align: the workdir must be that of objective=exlm'
-        )
-    if objective.options.transitions == 'none':
-        raise ConfigError('the model has exlm.transitions=none: without transitions there is no graph to draw')
+    if reason := model.run.objective.refuses_alignment():
+        raise ConfigError(f'objective={model.config.objective}: {reason}')
 
 
 def align_row(model: TrainedModel, row: int, ratio: float) -> dict:
@@ -100,7 +95,7 @@ def align_row(model: TrainedModel, row: int, ratio: float) -> dict:
     }
 
 
-def _align(objective: ExLM, params, batch) -> dict[str, jax.Array]:
+def _align(objective: Objective, params, batch) -> dict[str, jax.Array]:
     """All that is shown of one row."""
     states, match_1xExS, _ = objective.apply({'params': params}, batch, method='alignment')
     prior_1xExS = objective.apply({'params': params}, states, method='prior')

@@ -16,85 +16,26 @@ it. It does not hold of the states by the prior, whose NLL includes how much the
 nor of the mixture by the posterior, which the target itself has chosen.
 """
 
-import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import entr
 
-from mlm_jax.losses.cross_entropy import negative_log_likelihood
-from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
-from mlm_jax.objectives.exlm import ExLM
-from mlm_jax.objectives.mae_lm import MAELM
+from mlm_jax.masking.batch import MaskedBatch
+from mlm_jax.objectives import registry
+from mlm_jax.objectives.objective import Distributions, Objective
 
 LARGEST_LOGITS = 1 << 26  # numbers in the logits of a batch: 256 MiB of float32
-NATS = math.log(2)  # in a bit
-
-# What ExLM gives, and what the others give; a definition is the name of a line in tables and pictures.
-COMPARABLE = 'prior, mixture'
-EXLM_DEFINITIONS = (COMPARABLE, 'prior, states', 'posterior, mixture', 'posterior, states')
-PREDICTION = 'prediction'
 
 
-def for_any_ratio(objective):
-    """The same function of the same parameters, at any mask ratio.
-
-    MAE-LM's encoder gets a slot for each token of the row: how many it needs was decided by the ratio of the training.
-    """
-    if isinstance(objective, MAELM):
-        return objective.clone(options=dataclasses.replace(objective.options, kept_margin=1.0))
-    return objective
-
-
-def rows_at_once(objective, length: int, max_masked: int, vocab_size: int) -> int:
+def rows_at_once(objective: Objective, length: int, max_masked: int, vocab_size: int) -> int:
     """How many rows a batch may have, so that its logits stay below `LARGEST_LOGITS`."""
-    logits = max_masked
-    if isinstance(objective, ExLM):
-        options = objective.options
-        logits = options.num_states * min(length, max_masked + options.max_anchors)
-    return max(1, LARGEST_LOGITS // (logits * vocab_size))
+    return max(1, LARGEST_LOGITS // (objective.num_logits(length, max_masked) * vocab_size))
 
 
-def token_bits(objective, params, batch: MaskedBatch) -> tuple[dict[str, tuple[jax.Array, jax.Array]], jax.Array]:
-    """Entropy and negative log-likelihood of each prediction.
-
-    Args:
-      objective: MLM, MAE-LM, ExLM, or any other with MLM's `logits`.
-      params: its parameters.
-      batch: with M masked positions.
-
-    Returns:
-      Definition → (entropy, NLL), f32[B, N] each, in bits: `EXLM_DEFINITIONS`, or `PREDICTION` alone. And bool[B, N],
-      which of them are of masked positions: of ExLM, without the anchors, and without rows that have no alignment.
-    """
-    if isinstance(objective, ExLM):
-        return _exlm_bits(objective, params, batch)
-    logits_BxMxV = objective.apply({'params': params}, batch, method='logits').astype(jnp.float32)
-    nll_BxM = negative_log_likelihood(logits_BxMxV, batch.targets)
-    entropy_BxM = entr(jax.nn.softmax(logits_BxMxV)).sum(-1)
-    return {PREDICTION: (entropy_BxM / NATS, nll_BxM / NATS)}, batch.positions < batch.tokens.shape[1]
-
-
-def _exlm_bits(objective: ExLM, params, batch: MaskedBatch):
-    states, match_BxExS, posterior_BxExS = objective.apply({'params': params}, batch, method='alignment')
-    prior_BxExS = objective.apply({'params': params}, states, method='prior')
-    probability_BxSxV = jax.nn.softmax(states.logits.astype(jnp.float32))
-    state_entropy_BxS = entr(probability_BxSxV).sum(-1)
-
-    def of_weights(weight_BxExS):
-        mixture_BxExV = jnp.einsum('bes,bsv->bev', weight_BxExS, probability_BxSxV, precision='highest')
-        mixture = entr(mixture_BxExV).sum(-1), -jax.nn.logsumexp(match_BxExS, axis=2, b=weight_BxExS)
-        # Where the weight is 0, the match may be −∞.
-        surprise_BxExS = jnp.where(weight_BxExS > 0, -weight_BxExS * match_BxExS, 0.0)
-        return mixture, ((weight_BxExS * state_entropy_BxS[:, None]).sum(2), surprise_BxExS.sum(2))
-
-    pairs = *of_weights(prior_BxExS), *of_weights(posterior_BxExS)
-    bits = {name: (h / NATS, nll / NATS) for name, (h, nll) in zip(EXLM_DEFINITIONS, pairs, strict=True)}
-    masked_BxT = selected_of(batch.positions, batch.tokens.shape[1])
-    feasible_BxE = posterior_BxExS.sum(2) > 0.5  # 1, or 0 in rows without an alignment
-    return bits, gather_positions(masked_BxT, states.rows.expanded) & feasible_BxE
+def token_bits(objective: Objective, params, batch: MaskedBatch) -> Distributions:
+    """`Objective.distributions` of a batch, by parameters."""
+    return objective.apply({'params': params}, batch, method='distributions')
 
 
 def row_sums(objective, params, batch: MaskedBatch) -> dict:
@@ -141,7 +82,7 @@ def summarize(sums: dict) -> dict:
     """
     tokens_R = sums['tokens']
     bits = {}
-    for name in sorted(sums['bits'], key=(PREDICTION, *EXLM_DEFINITIONS).index):  # jit has sorted them by name
+    for name in sorted(sums['bits'], key=registry.distributions().index):  # jit has sorted them by name
         entropy_R, nll_R = np.asarray(sums['bits'][name], np.float64).T
         values = {'entropy': entropy_R, 'nll': nll_R, 'gap': nll_R - entropy_R}
         bits[name] = {key: list(mean_and_error(value_R, tokens_R)) for key, value_R in values.items()}

@@ -48,7 +48,7 @@ def measure(model: TrainedModel, mesh: jax.sharding.Mesh, ratios: Sequence[float
       ConfigError: when there are no held-out rows, or no token of theirs is masked.
     """
     rows, vocabulary = model.held_out_rows(), model.tokenizer.vocabulary
-    objective = entropy.for_any_ratio(model.run.objective)
+    objective = model.run.objective.at_any_ratio()
     count, found = min(len(rows), max_rows), {}
     for ratio in ratios:
         masking = build.evaluation_masking(model.config, vocabulary, ratio)

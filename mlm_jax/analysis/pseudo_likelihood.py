@@ -24,7 +24,6 @@ from mlm_jax.files.progress import bar
 from mlm_jax.finetuning.inputs import padded_length
 from mlm_jax.masking.batch import MaskedBatch, selected_of
 from mlm_jax.masking.tables import NEXT_STARTS, STARTS, find_word_starts
-from mlm_jax.objectives.exlm import ExLM
 from mlm_jax.parallel import mesh as mesh_lib
 
 # In a batch, on each device: on a CPU as many as its caches hold, elsewhere enough to keep it busy.
@@ -74,11 +73,12 @@ class PseudoLikelihood:
           ConfigError: when a sentence is longer than the rows of the model, or holds no text; or the model gives single
             tokens no probability.
         """
-        _check_single_tokens(objective)
+        if reason := objective.refuses_single_tokens():
+            raise ConfigError(reason)
         self._vocabulary, self._repeats = tokenizer.vocabulary, repeats
         # Rows are short: what other backends need of their lengths, and gain, does not matter here.
         config = dataclasses.replace(objective.config, attention_backend='xla')
-        self._objective = entropy.for_any_ratio(objective.clone(config=config))
+        self._objective = objective.clone(config=config).at_any_ratio()
         words = _words(tokenizer) if within_word else None
         encoded = _encode(tokenizer, sentences, config.max_length // repeats)
         numbers = {}  # of different sentences, by their tokens
@@ -174,17 +174,6 @@ def _collect(scores: np.ndarray, number_C: np.ndarray, log_p_B: jax.Array, lengt
     """Adds a batch to the scores of its sentences; returns how many tokens it had."""
     np.add.at(scores, number_C, np.asarray(log_p_B, np.float64)[: len(number_C)])
     return len(number_C) * length
-
-
-def _check_single_tokens(objective) -> None:
-    if not isinstance(objective, ExLM):
-        return
-    options = objective.options
-    if options.transitions != 'none' and options.num_states > 1 and not options.anchors:
-        raise ConfigError(
-            'without anchors (exlm.anchors=false), ExLM has no alignment for a row with one masked token, and so no '
-            'pseudo-log-likelihood: it can be given to models with exlm.anchors=true or exlm.transitions=none only'
-        )
 
 
 def _encode(tokenizer, sentences: Sequence[str], max_length: int) -> list[np.ndarray]:

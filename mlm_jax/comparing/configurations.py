@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import ml_collections
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import checks as config_check
+from mlm_jax.config import flops
 from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.data import verification
 from mlm_jax.files.errors import ConfigError
-from mlm_jax.performance import flops
-from mlm_jax.training import checks
 
 # Keys that decide where and how quickly a run computes, or what it leaves behind, and not what it learns.
 WITHOUT_INFLUENCE = (
     'accelerator', 'checkpoint', 'compilation_cache', 'logging', 'mesh', 'num_microbatches', 'profile', 'sharding',
+    'slice',
     'model.attention_backend', 'model.remat', 'model.scan_unroll',
 )  # fmt: skip
 # Keys that the comparison itself decides.
@@ -151,9 +151,11 @@ def _check_comparable(candidates: Sequence[Candidate]) -> None:
                 'Give them to all configurations alike, for example with --set=data.directory=…'
             )
     for candidate in candidates:
-        config_check.check(candidate.config)
-        checks.check_data(candidate.config, manifest_lib.load(candidate.config.data.directory))
-        if not config_lib.resolve_steps(candidate.config, 'evaluation.every', total_steps=100, steps_per_epoch=1.0):
+        config_lib.check(candidate.config)
+        manifest = manifest_lib.load(candidate.config.data.directory)
+        resolved = config_lib.resolve(candidate.config, manifest)
+        verification.check_tokenizer(pathlib.Path(resolved.data.directory).expanduser(), manifest)
+        if not resolved.evaluation.every_steps:
             raise ConfigError(f'{candidate.name} is never evaluated: --set=evaluation.every_percent=10')
 
 

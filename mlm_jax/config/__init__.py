@@ -1,7 +1,8 @@
 """The configuration of a run: an `ml_collections.ConfigDict`.
 
-`keys` holds every key with its default, `overrides` reads files and command lines, `checks` refuses what cannot run,
-and `stored` is what runs record. The names below are those that configuration files and programs use.
+`keys` holds every key with its default, `overrides` reads files and command lines, `resolve` checks a configuration and
+makes of it what runs, and `stored` is what runs record. The names below are those that configuration files and
+programs use.
 """
 
 from mlm_jax.config.access import get, values
@@ -9,12 +10,13 @@ from mlm_jax.config.durations import DURATION_UNITS, DURATIONS, MAX_STEPS, durat
 from mlm_jax.config.keys import SIZES, Kind, apply_recipe, default_config, kinds, row_length
 from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
 from mlm_jax.config.overrides import apply_overrides, load, parse_argument, shipped, with_path
-from mlm_jax.config.stored import decided, differences, from_json, to_json
+from mlm_jax.config.resolve import check, decided, in_steps, resolve
+from mlm_jax.config.stored import differences, from_json, to_json
 from mlm_jax.files.errors import ConfigError
 
 __all__ = [
     'DURATIONS', 'DURATION_UNITS', 'MAX_STEPS', 'SIZES', 'WEIGHT_DECAYS', 'ConfigError', 'Kind', 'apply_overrides',
-    'apply_recipe', 'decided', 'default_config', 'differences', 'duration_keys', 'from_json', 'get', 'is_duration',
-    'kinds', 'load', 'parse_argument', 'resolve_steps', 'row_length', 'shipped', 'to_json', 'values', 'weight_decay',
-    'with_path',
+    'apply_recipe', 'check', 'decided', 'default_config', 'differences', 'duration_keys', 'from_json', 'get',
+    'in_steps', 'is_duration', 'kinds', 'load', 'parse_argument', 'resolve', 'resolve_steps', 'row_length', 'shipped',
+    'to_json', 'values', 'weight_decay', 'with_path',
 ]  # fmt: skip

@@ -5,33 +5,38 @@ import math
 
 import ml_collections
 
-from mlm_jax import config as config_lib
-from mlm_jax.config import DURATIONS, MAX_STEPS, WEIGHT_DECAYS, ConfigError, resolve_steps
+from mlm_jax.config.access import get, values
+from mlm_jax.config.durations import DURATIONS, MAX_STEPS, is_duration, resolve_steps
+from mlm_jax.config.keys import Kind, kinds, row_length
+from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
 from mlm_jax.files import paths
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.masking.registry import PARTITIONS, RATIO_SCHEDULES, SCHEDULES, STRATEGIES, UNITS
+from mlm_jax.objectives.registry import OBJECTIVES
+from mlm_jax.objectives.spec import about, option_fields
 
 CHOICES = {
-    'objective': ('mlm', 'mae_lm', 'exlm'),
+    'objective': tuple(OBJECTIVES),
     'data.packing': ('documents', 'full_sentences', 'one_per_row'),
     'tokenizer.normalization': ('identity', 'nfkc', 'nmt_nfkc'),
     'model.positions': ('learned', 'rotary', 'rotary_2d'),
     'model.norm': ('post', 'pre'),
     'model.mlp': ('gelu', 'geglu'),
     'model.dtype': ('float32', 'bfloat16'),
-    'model.attention_backend': ('xla', 'cudnn', 'splash'),
+    'model.attention_backend': ('auto', 'xla', 'cudnn', 'splash'),
     'model.remat': ('none', 'full', 'matmuls'),
-    'exlm.transitions': ('dense', 'sparse', 'none'),
-    'masking.strategy': ('uniform', 'bernoulli', 'weighted', 'least_masked', 'complementary', 'fully_explored'),
-    'masking.unit': ('token', 'word', 'span', 'ngram', 'pmi'),
-    'masking.ratio_schedule': ('constant', 'linear', 'cosine', 'staged', 'diffusion'),
+    'masking.strategy': tuple(STRATEGIES),
+    'masking.unit': tuple(UNITS),
+    'masking.ratio_schedule': RATIO_SCHEDULES,
     'masking.corruption_unit': ('token', 'unit'),
-    'masking.fully_explored.partition': ('random', 'contiguous', 'stratified'),
-    'masking.fully_explored.schedule': ('one_step', 'successive', 'subset'),
-    'optimizer.name': ('adamw', 'lamb', 'stable_adamw', 'muon'),
+    'masking.fully_explored.partition': PARTITIONS,
+    'masking.fully_explored.schedule': SCHEDULES,
+    'optimizer.name': tuple(WEIGHT_DECAYS),
     'optimizer.decay_mask': ('all', 'matrices'),
     'schedule.name': ('linear', 'cosine', 'wsd', 'constant'),
-    'sharding': ('dp', 'fsdp', 'fsdp_tp'),
+    'sharding': ('auto', 'dp', 'fsdp', 'fsdp_tp'),
     'on_nonfinite': ('stop', 'skip'),
-    'accelerator': ('any', 'cpu', 'gpu', 'tpu'),
+    'accelerator': ('auto', 'any', 'cpu', 'gpu', 'tpu'),
 }
 
 # Every key of a configuration that names files, whatever stands before the path.
@@ -111,13 +116,6 @@ RANGES = {
     'masking.static_masks': Range(0, 2**30, must='be 0, for new masks at every visit, or more'),
     'masking.fully_explored.segments': Range(2, 1024),
     'masking.fully_explored.views': Range(1, 1024),
-    'mae_lm.decoder_layers': _LAYERS,
-    'mae_lm.decoder_width': Range(0, 2**17),
-    'mae_lm.decoder_ffn_width': Range(0, 2**20),
-    'mae_lm.masked_in_encoder': _SHARE,
-    'mae_lm.kept_margin': _SHARE,
-    'exlm.num_states': Range(1, 256),
-    'exlm.transition_heads': Range(0, 2**17),
     'optimizer.learning_rate': Range(0, 1e37),
     'optimizer.b1': _BELOW_ONE,
     'optimizer.b2': _BELOW_ONE,
@@ -137,6 +135,14 @@ RANGES = {
     'profile.num_steps': Range(0, MAX_STEPS - 1),
 }  # fmt: skip
 
+for _name, _spec in OBJECTIVES.items():
+    for _key, _field in option_fields(_spec).items():
+        _option = about(_field)
+        if _option.choices:
+            CHOICES[f'{_name}.{_key}'] = _option.choices
+        elif _option.low is not None:
+            RANGES[f'{_name}.{_key}'] = Range(_option.low, _option.high)
+
 ROTARY_MULTIPLE = {'rotary': 2, 'rotary_2d': 4}  # each coordinate turns pairs
 
 # The largest share of a weight that an update may remove by a decay that does not go by the learning rate: what removes
@@ -145,13 +151,19 @@ ROTARY_MULTIPLE = {'rotary': 2, 'rotary_2d': 4}  # each coordinate turns pairs
 LARGEST_SHARE = 1e-3
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Checks the keys one by one and against each other, before anything touches a device.
+# A smaller weight decay that is multiplied by a learning rate does nothing in any run.
+SMALLEST_DECAY = 1e-4
+
+
+def check_together(config: ml_collections.ConfigDict) -> None:
+    """Checks the keys against each other, before anything touches a device.
+
+    Args:
+      config: which has passed `check_values`, and in which nothing is open.
 
     Raises:
       ConfigError: with all that is wrong, each with its cure.
     """
-    check_values(config)
     problems = _path_problems(config)
     c, m = config, config.model
     if c.batch_size % c.num_microbatches:
@@ -168,10 +180,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f'model.relative_buckets={m.relative_buckets} must be a multiple of 4, and relative_max_distance='
             f'{m.relative_max_distance} must exceed a quarter of it by more than 1'
         )
-    if c.objective == 'mae_lm':
-        problems += _mae_lm_problems(c)
-    if c.objective == 'exlm':
-        problems += _exlm_problems(c)
+    problems += _objective_problems(c)
     if m.scan_unroll and m.num_layers % m.scan_unroll:
         problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
     problems += _masking_problems(c)
@@ -190,9 +199,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     if c.accelerator == 'cpu' and m.attention_backend != 'xla':
         problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU; use xla')
     problems += _optimizer_problems(c)
-    if c.batch_size * config_lib.row_length(c) >= 2**31:
+    if c.batch_size * row_length(c) >= 2**31:
         problems.append(
-            f'a batch of batch_size={c.batch_size:,} rows of {config_lib.row_length(c):,} tokens is more than 2³¹ '
+            f'a batch of batch_size={c.batch_size:,} rows of {row_length(c):,} tokens is more than 2³¹ '
             'tokens, which nothing here can count: lower batch_size'
         )
     for prefix in DURATIONS:
@@ -208,35 +217,58 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError('\n'.join(problems))
 
 
+def remarks(config: ml_collections.ConfigDict, num_rows: int) -> list[str]:
+    """What a run can go on with, but can hardly be meant; a line each.
+
+    Args:
+      config: a checked configuration.
+      num_rows: of an epoch.
+    """
+    lines, o, k = [], config.optimizer, config.masking
+    decay = weight_decay(o)
+    if o.name != 'stable_adamw' and 0 < decay < SMALLEST_DECAY:
+        lines.append(
+            f'optimizer.weight_decay={decay} is a value for stable_adamw: {o.name} multiplies it by the learning rate, '
+            f'after which it does nothing. The default of {o.name} is {WEIGHT_DECAYS[o.name]}; 0 is no decay'
+        )
+    steps_per_epoch = num_rows / config.batch_size
+    epochs = resolve_steps(config, 'total', steps_per_epoch=steps_per_epoch) / steps_per_epoch
+    follows_visits = STRATEGIES[k.strategy].cycle(min(k.ratio, k.final_ratio), k.fully_explored) > 1
+    if follows_visits and k.ratio_schedule not in ('constant', 'diffusion') and epochs < 2:
+        lines.append(
+            f'masking.strategy={k.strategy} moves its ratio from epoch to epoch, and this run has {epochs:.2g}: '
+            'masking.strategy=uniform moves it at every step'
+        )
+    return lines
+
+
 def check_values(config: ml_collections.ConfigDict) -> None:
     """Checks each key by itself: that it is there, and has a value of its kind and within its choices or its range.
 
     Raises:
       ConfigError: with all that is wrong.
     """
-    values = config_lib.values(config)
-    kinds = config_lib.kinds()
-    problems = [f'the key {key} is missing' for key in kinds if key not in values]
+    given = values(config)
+    problems = [f'the key {key} is missing' for key in kinds() if key not in given]
     problems += [
-        f'{key}={values[key]!r} {problem}'
-        for key, kind in kinds.items()
-        if key in values and (problem := _value_problem(key, kind, values[key]))
+        f'{key}={given[key]!r} {problem}'
+        for key, kind in kinds().items()
+        if key in given and (problem := _value_problem(key, kind, given[key]))
     ]
     if problems:
         raise ConfigError('\n'.join(problems))
 
 
-def _value_problem(key: str, kind: config_lib.Kind, value) -> str:
+def _value_problem(key: str, kind: Kind, value) -> str:
     if key in CHOICES:
         return '' if value in CHOICES[key] else f'must be one of {", ".join(CHOICES[key])}'
     if value is None:
         return '' if kind.optional else f'must be {_KIND_NAMES[kind.type]}'
-    allowed = (int, float) if kind.type is float else kind.type
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind.type is not bool):
+    if not kind.takes(value):
         return f'must be {_KIND_NAMES[kind.type]}'
     if isinstance(value, float) and not math.isfinite(value):
         return 'must be a finite number'
-    if config_lib.is_duration(key):  # the rest by `resolve_steps`
+    if is_duration(key):  # the rest by `resolve_steps`
         return 'must be 100 at most' if key.endswith('_percent') and value > 100 else ''
     return RANGES[key].problem(value) if key in RANGES else ''
 
@@ -248,7 +280,7 @@ def _path_problems(config: ml_collections.ConfigDict) -> list[str]:
     """What is wrong with the paths in a configuration: a line each."""
     found = []
     for key in PATH_KEYS:
-        path = config_lib.get(config, key)
+        path = get(config, key)
         try:
             (paths.check_compilation_cache if key == 'compilation_cache' else paths.check_local)(path)
             if path and key in _DIRECTORY_KEYS:
@@ -260,7 +292,7 @@ def _path_problems(config: ml_collections.ConfigDict) -> list[str]:
 
 def _optimizer_problems(c: ml_collections.ConfigDict) -> list[str]:
     o = c.optimizer
-    share = config_lib.weight_decay(o)
+    share = weight_decay(o)
     if o.name != 'stable_adamw' or share <= LARGEST_SHARE:
         return []
     return [
@@ -271,77 +303,52 @@ def _optimizer_problems(c: ml_collections.ConfigDict) -> list[str]:
     ]
 
 
-def _masking_problems(c: ml_collections.ConfigDict) -> list[str]:
-    k, problems = c.masking, []
-    explored = k.fully_explored if k.strategy == 'fully_explored' else None
-    if k.mask_fraction + k.random_fraction > 1 + 1e-9:
-        problems.append('masking.mask_fraction + masking.random_fraction must not exceed 1')
-    if k.predicted_fraction < 1 and c.objective != 'mlm':
+def _objective_problems(c: ml_collections.ConfigDict) -> list[str]:
+    m, k, spec, problems = c.model, c.masking, OBJECTIVES[c.objective], []
+    readers = ' or '.join(name for name, other in OBJECTIVES.items() if other.reads_inputs)
+    if k.predicted_fraction < 1 and not spec.reads_inputs:
         problems.append(
             f'masking.predicted_fraction={k.predicted_fraction} leaves tokens replaced that are not predicted, which '
-            f'only mlm reads: set masking.predicted_fraction=1, not objective={c.objective}'
+            f'only {readers} reads: set masking.predicted_fraction=1, not objective={c.objective}'
         )
-    if k.repeats > 1 and (c.objective != 'mlm' or k.unit != 'token'):
+    if k.repeats > 1 and (not spec.reads_inputs or k.unit != 'token'):
         problems.append(
-            f'masking.repeats={k.repeats} masks copies of tokens one by one, for mlm: set objective=mlm and '
-            'masking.unit=token, or masking.repeats=1'
+            f'masking.repeats={k.repeats} masks copies of tokens one by one, for {readers}: set objective={readers} '
+            'and masking.unit=token, or masking.repeats=1'
         )
+    if m.positions not in spec.positions:
+        problems.append(
+            f'{c.objective} does not work with model.positions={m.positions}: set model.positions='
+            f'{" or ".join(reversed(spec.positions))}'
+        )
+    if m.relative_buckets and not spec.relative_bias:
+        problems.append(f'{c.objective} has no relative position bias: set model.relative_buckets=0')
+    has_fixed_count = k.ratio_schedule == 'constant' and STRATEGIES[k.strategy].has_fixed_count(UNITS[k.unit])
+    return problems + spec.problems(c, c.get(c.objective), has_fixed_count)
+
+
+def _masking_problems(c: ml_collections.ConfigDict) -> list[str]:
+    k, problems = c.masking, []
+    strategy = STRATEGIES[k.strategy]
+    if k.mask_fraction + k.random_fraction > 1 + 1e-9:
+        problems.append('masking.mask_fraction + masking.random_fraction must not exceed 1')
     if k.ratio_schedule == 'diffusion' and not 0 < k.final_ratio <= k.ratio:
         problems.append(
             f'masking.ratio_schedule=diffusion draws ratios from final_ratio={k.final_ratio} to ratio={k.ratio}: set '
             'masking.ratio=1.0 and a smaller masking.final_ratio above 0, such as 0.001'
         )
-    if k.strategy == 'complementary' and _largest_ratio(k) > 0.5:
-        problems.append(f'complementary masks of ratio {_largest_ratio(k)} would overlap: use at most 0.5')
-    if explored is not None:
-        if explored.schedule == 'subset' and not 1 <= explored.views <= explored.segments:
-            problems.append(
-                f'masking.fully_explored.views={explored.views} must lie within 1 … segments={explored.segments}'
-            )
-        if k.ratio_schedule != 'constant':
-            problems.append(
-                'fully_explored masks 1/segments of the tokens at every step: set masking.ratio_schedule=constant'
-            )
-    follows = k.strategy == 'least_masked' or (explored is not None and explored.schedule == 'successive')
-    if k.static_masks and follows:
-        problems.append('masks that follow from earlier visits cannot be static: set masking.static_masks=0')
-    varies = k.unit != 'token' or k.ratio_schedule != 'constant' or k.strategy in ('bernoulli', 'weighted')
-    if c.objective == 'mae_lm' and varies and c.mae_lm.kept_margin < 1:
+    if _largest_ratio(k) > strategy.max_ratio:
         problems.append(
-            'this masking leaves some rows with far fewer masked tokens than others, and MAE-LM has no slots for the '
-            'tokens kept there: set mae_lm.kept_margin=1'
+            f'{k.strategy} masks of ratio {_largest_ratio(k)} would overlap: use at most {strategy.max_ratio}'
         )
+    problems += strategy.problems(k)
+    if k.static_masks and strategy.cycle(_largest_ratio(k), k.fully_explored) > 1:
+        problems.append('masks that follow from earlier visits cannot be static: set masking.static_masks=0')
     return problems
 
 
 def _largest_ratio(k: ml_collections.ConfigDict) -> float:
     return k.ratio if k.ratio_schedule == 'constant' else max(k.ratio, k.final_ratio)
-
-
-def _mae_lm_problems(c: ml_collections.ConfigDict) -> list[str]:
-    a, m, problems = c.mae_lm, c.model, []
-    if a.decoder_width % m.num_heads:
-        problems.append(
-            f'mae_lm.decoder_width={a.decoder_width} must be 0, or a multiple of model.num_heads={m.num_heads}'
-        )
-    elif m.positions != 'learned' and a.decoder_width // m.num_heads % 2:
-        problems.append(
-            f'rotary positions need an even head width in the decoder, not {a.decoder_width // m.num_heads}'
-        )
-    if a.reset_masked and not a.masked_in_encoder:
-        problems.append('mae_lm.reset_masked needs masked positions in the encoder: set mae_lm.masked_in_encoder=1.0')
-    return problems
-
-
-def _exlm_problems(c: ml_collections.ConfigDict) -> list[str]:
-    e, m, problems = c.exlm, c.model, []
-    if e.transition_heads and m.width % e.transition_heads:
-        problems.append(f'exlm.transition_heads={e.transition_heads} must be 0, or divide model.width={m.width}')
-    if m.positions == 'learned':
-        problems.append('exlm needs rotary positions, which copies of a token share: set model.positions=rotary_2d')
-    if m.relative_buckets:
-        problems.append('exlm has no relative position bias: set model.relative_buckets=0')
-    return problems
 
 
 def _fused_attention_problems(m: ml_collections.ConfigDict) -> list[str]:

@@ -9,6 +9,8 @@ from ml_collections import config_dict
 from mlm_jax.config.access import get, values
 from mlm_jax.config.durations import duration_keys, is_duration
 from mlm_jax.files.errors import ConfigError
+from mlm_jax.objectives.registry import OBJECTIVES
+from mlm_jax.objectives.spec import option_fields
 
 SIZES = {
     'tiny': dict(num_layers=2, width=128, num_heads=2, ffn_width=512),
@@ -31,10 +33,13 @@ def default_config() -> ml_collections.ConfigDict:
     c.vocab_size = 8192
     c.sequence_length = 128  # T: tokens in a packed row
     c.batch_size = 64  # rows of text of one optimizer step, over all devices; some masking makes several of each
-    c.num_microbatches = 1  # the batch passes through the model in this many parts
+    c.num_microbatches = config_dict.placeholder(int)  # parts in which a batch passes through the model; None: 1
     duration_keys(c, 'total', steps=10_000)
-    c.sharding = 'dp'  # parallel/sharding.py: how the state lies on the mesh
-    c.accelerator = 'any'  # refuse to start on another kind of device
+    # The name of a TPU slice, such as v5e-16: what is left open, as None or 'auto', is then fitted to its devices and
+    # their memory (config/fitting.py). Otherwise it has the value that its comment gives.
+    c.slice = ''
+    c.sharding = 'auto'  # dp; parallel/sharding.py: how the state lies on the mesh
+    c.accelerator = 'auto'  # any; another value refuses to start on another kind of device
     c.on_nonfinite = 'stop'  # or 'skip': leave the state as it was and count
     c.compilation_cache = '~/.cache/mlm_jax/xla'  # '' compiles afresh every time
 
@@ -65,9 +70,9 @@ def default_config() -> ml_collections.ConfigDict:
     m.mlp = 'gelu'
     m.norm_epsilon = 1e-5  # of LayerNorm; BERT's is 1e-12
     m.dropout = 0.1  # in steps of 1/256
-    m.attention_dropout = 0.1
+    m.attention_dropout = config_dict.placeholder(float)  # None: 0.1
     m.dtype = 'float32'  # of activations and matmuls; parameters are always float32
-    m.attention_backend = 'xla'
+    m.attention_backend = 'auto'  # xla
     m.scan_unroll = 0  # layers per iteration of the scan over them; 0: all of up to four, else 1
     m.remat = 'none'  # recompute in the backward pass: nothing | everything | all but matmul outputs
 
@@ -91,20 +96,9 @@ def default_config() -> ml_collections.ConfigDict:
     f.schedule = 'one_step'  # K rows for each row of text | successive: one, the next at its next visit | subset: some
     f.views = 2  # of subset: how many
 
-    c.mae_lm = a = ml_collections.ConfigDict()  # of the objective mae_lm alone; more in objectives/mae_lm.py
-    a.decoder_layers = 4
-    a.decoder_width = 0  # 0: as wide as the encoder
-    a.decoder_ffn_width = 0  # 0: in proportion
-    a.masked_in_encoder = 0.0  # share of the masked positions that the encoder sees, as masking replaced them
-    a.reset_masked = False  # the decoder finds [MASK]'s embedding there, not the encoder's output
-    a.renumber_positions = False  # the encoder counts the kept tokens; else they keep their original positions
-    a.kept_margin = 0.125  # share of a row that may be special tokens before its kept tokens overflow; 1 always fits
-
-    c.exlm = e = ml_collections.ConfigDict()  # of the objective exlm alone; more in objectives/exlm.py
-    e.num_states = 4  # k, states of each expanded token
-    e.transitions = 'dense'  # to all later states | to those of later tokens only | none: states are equally likely
-    e.transition_heads = 0  # 0: as many as the encoder; 1: the single softmax of the paper's formula
-    e.anchors = True  # the ends of a row are expanded too: alignments start and end there
+    for name, spec in OBJECTIVES.items():  # the options of each: objectives/<name>_spec.py
+        if options := option_fields(spec):
+            c[name] = ml_collections.ConfigDict({key: field.default for key, field in options.items()})
 
     c.optimizer = o = ml_collections.ConfigDict()
     o.name = 'adamw'
@@ -123,8 +117,8 @@ def default_config() -> ml_collections.ConfigDict:
     duration_keys(s, 'decay', percent=20.0)  # of 'wsd' alone; the others decay from the warm-up on
 
     c.mesh = h = ml_collections.ConfigDict()
-    h.data = -1  # −1: all devices that the others leave
-    h.fsdp = 1
+    h.data = config_dict.placeholder(int)  # None: −1, all devices that the others leave
+    h.fsdp = config_dict.placeholder(int)  # None: 1
     h.tensor = 1
 
     c.evaluation = e = ml_collections.ConfigDict()
@@ -177,6 +171,11 @@ class Kind:
 
     type: type
     optional: bool
+
+    def takes(self, value) -> bool:
+        """Whether a value has the type; whether None may stand there is `optional`."""
+        allowed = (int, float) if self.type is float else self.type
+        return value is None or (isinstance(value, allowed) and (self.type is bool or not isinstance(value, bool)))
 
 
 @functools.cache

@@ -5,8 +5,8 @@ The files in `configs/` choose values, and a user changes them in one of two way
     --config=configs/mlm.py:mini,batch_size=64,model.dropout=0.0     arguments of the configuration file
     --config.optimizer.learning_rate=1e-3                            overrides, applied last
 
-Two arguments are no keys: `recipe` (see `keys.apply_recipe`), and `slice=v5e-16`, which fits the rest to a TPU slice
-(`config/slices.py`); overrides come after it.
+One argument is no key: `recipe` (see `keys.apply_recipe`).
+
 """
 
 import ast
@@ -92,15 +92,12 @@ def parse_argument(argument: str, sizes: Mapping[str, Mapping]) -> tuple[str, di
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
     """Sets dotted keys of `config` from text, with the types that the keys have.
 
-    A duration replaces the one in another unit: `total_epochs=3` unsets `total_steps`. `slice`, which is no key, names
-    a TPU slice, to which all that is not set here is fitted (`config/slices.py`).
+    A duration replaces the one in another unit: `total_epochs=3` unsets `total_steps`.
 
     Raises:
       ConfigError: for an unknown key (naming close ones) or a value of the wrong type.
     """
     known = {key for key, _ in leaves(config)}
-    overrides = dict(overrides)
-    slice_name = overrides.pop('slice', None)
     for key, text in overrides.items():
         if key not in known:
             close = difflib.get_close_matches(key, known, n=3)
@@ -118,14 +115,10 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
             node[name] = _parse_value(text, old)
         except (TypeError, ValueError, SyntaxError, KeyError, OverflowError, RecursionError, MemoryError):
             raise ConfigError(f'{key}={text}: expected a value of type {old.__name__}') from None
-    if slice_name is not None:
-        from mlm_jax.config import slices as config_slice  # it reads configurations itself
-
-        config_slice.apply(config, slice_name, given=overrides)
 
 
 def _parse_value(text: str, kind: type):
-    if text == 'None':
+    if text == 'None' or (text == 'auto' and kind is not str):
         return None
     if kind is str:
         return text

@@ -1,24 +1,15 @@
 """Configurations as runs record them, and what differs between two."""
 
-import copy
 import json
 
 import ml_collections
 
 from mlm_jax.config.access import get, leaves, values
-from mlm_jax.config.keys import default_config
-from mlm_jax.config.optimizer_defaults import weight_decay
+from mlm_jax.config.keys import default_config, kinds
+from mlm_jax.config.resolve import decided
 from mlm_jax.files.errors import ConfigError
 
 SCALARS = (bool, int, float, str, type(None))  # what a key can hold
-
-
-def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy in which a value stands wherever a key leaves the choice to another one, as a run is to record it."""
-    config = copy.deepcopy(config)
-    if 'optimizer' in config:
-        config.optimizer.weight_decay = weight_decay(config.optimizer)
-    return config
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -43,8 +34,11 @@ def from_json(text: str) -> ml_collections.ConfigDict:
         if key in stored:
             parent, _, name = key.rpartition('.')
             node = get(config, parent) if parent else config
+            value, kind = stored.pop(key), kinds()[key]
+            if not kind.takes(value):
+                raise ConfigError(f'the stored configuration is damaged: {key} is {value!r}')
             with node.ignore_type():
-                node[name] = stored.pop(key)
+                node[name] = value
     if stored:
         raise ConfigError(f'the stored configuration holds unknown keys: {", ".join(sorted(stored))}')
     return config

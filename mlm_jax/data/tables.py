@@ -19,24 +19,27 @@ from mlm_jax.data import collocations, shards, tokenizers, words
 from mlm_jax.data.manifest import Manifest
 from mlm_jax.files import atomic
 from mlm_jax.files.errors import ConfigError
+from mlm_jax.masking.registry import STRATEGIES, UNITS
 from mlm_jax.masking.tables import NEXT_STARTS, STARTS, Tables, find_word_starts
 
 FILE = 'tables.npz'
 _LOOKED_AT = 1000  # rows, for what is said of words
 _TOLERATED = 0.1  # of the tokens, in words that are too long to be masked
-_WORD_UNITS = ('word', 'span', 'pmi')
 
 
 def required(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """The arrays of the file that the masking of `config` needs."""
     k = config.masking
-    needs = {
-        'word_starts': k.unit in _WORD_UNITS,
-        'word_marks': k.unit in _WORD_UNITS,
-        'counts': k.strategy == 'weighted' and k.token_weights == 'frequency',
-        'collocations': k.unit == 'pmi',
-    }
-    return tuple(name for name, needed in needs.items() if needed)
+    by_frequency = _reads_weights(config) and k.token_weights == 'frequency'
+    return (*UNITS[k.unit].tables, *(('counts',) if by_frequency else ()))
+
+
+def _reads_weights(config: ml_collections.ConfigDict) -> bool:
+    return 'token_weights' in STRATEGIES[config.masking.strategy].tables
+
+
+def _reads_words(config: ml_collections.ConfigDict) -> bool:
+    return 'word_starts' in UNITS[config.masking.unit].tables
 
 
 def write_missing(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: Manifest, scratch=None) -> bool:
@@ -113,7 +116,7 @@ def describe_words(config: ml_collections.ConfigDict, directory: pathlib.Path, m
       directory: holds the rows and the tables.
       manifest: of the directory.
     """
-    if config.masking.unit not in _WORD_UNITS:
+    if not _reads_words(config):
         return ''
     arrays = read(directory / FILE, manifest.vocabulary.size)
     tokens = np.asarray(next(_blocks(directory, manifest))[:_LOOKED_AT])
@@ -163,7 +166,7 @@ def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:
         if manifest.tables and manifest.tables_sha256 and atomic.sha256(path) != manifest.tables_sha256:
             raise _unreadable(path, 'it has changed since prepare wrote it, by its SHA-256')
     weights = None
-    if config.masking.strategy == 'weighted':
+    if _reads_weights(config):
         weights = _weights(config.masking.token_weights, arrays.get('counts'), manifest.vocabulary.size)
     return Tables(arrays.get('word_starts'), weights, arrays.get('collocations'), arrays.get('word_marks'))
 
@@ -206,7 +209,7 @@ def _blocks(directory: pathlib.Path, manifest: Manifest):
 
 
 def _check_words(config: ml_collections.ConfigDict, arrays: dict[str, np.ndarray]) -> None:
-    if config.masking.unit not in _WORD_UNITS:
+    if not _reads_words(config):
         return
     marks = arrays.get('word_marks', np.zeros(1, np.uint8))
     if not arrays['word_starts'].any() and not (marks & (STARTS | NEXT_STARTS)).any():

@@ -93,11 +93,6 @@ def rounded_count(noise_B: jax.Array, eligible_BxT: jax.Array, ratio: float | ja
     return jnp.minimum(count_B, num_eligible_B)  # U + a float error could round up past N
 
 
-def max_count(ratio: float, length: int) -> int:
-    """The most positions that `fixed_count` can ask for in a row of `length` tokens: the static M."""
-    return min(length, int(ratio * length) + 1) if ratio > 0 else 1
-
-
 def ranks(score_BxT: jax.Array, among_BxT: jax.Array) -> jax.Array:
     """int32[B, T]: the place of each position in the order of its score, those `among` first.
 

@@ -5,55 +5,11 @@ covariance of the gradients of two masks of a text falls with their Hamming dist
 has a smaller variance than over independent ones. What its abstract leaves open is a switch here.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from mlm_jax.masking.candidates import Candidates, ranks, row_uniform
-
-PARTITIONS = ('random', 'contiguous', 'stratified')
-SCHEDULES = ('one_step', 'successive', 'subset')
-
-
-@dataclasses.dataclass(frozen=True)
-class FullyExplored:
-    """The switches.
-
-    Attributes:
-      segments: K; each mask holds 1/K of the eligible tokens.
-      partition: 'random'; 'contiguous', with a random cyclic offset; or 'stratified', where each segment has one of
-        every K neighbouring units. Against random masks of the same ratio, contiguous ones are harder and stratified
-        ones easier to predict.
-      schedule: 'one_step', all K masks of a text in one step, as K rows; 'successive', one mask at a time, that of
-        segment (visit mod K), and a new partition every K visits; 'subset', some of the K masks in one step.
-      views: J, the number of masks of 'subset'.
-    """
-
-    segments: int = 7
-    partition: str = 'random'
-    schedule: str = 'one_step'
-    views: int = 2
-
-    @property
-    def num_views(self) -> int:
-        """How many masks of each text a step has."""
-        return {'one_step': self.segments, 'successive': 1, 'subset': self.views}[self.schedule]
-
-    def max_masked(self, length: int, longest: int, spread: float) -> int:
-        """Slots for the largest segment: ⌈T/K⌉ for single tokens; for units, more, and what finds no slot is counted.
-
-        Args:
-          length: T.
-          longest: tokens of a long unit.
-          spread: E[ℓ²]/E[ℓ] of the tokens ℓ of a unit.
-        """
-        share = -(-length // self.segments)
-        if longest == 1:
-            return share
-        # A segment starts and ends within half a unit of its place; strata add up the differences of their units.
-        slack = 4 * (share * spread) ** 0.5 if self.partition == 'stratified' else 0
-        return min(length, share + max(longest, int(slack) + 1))
+from mlm_jax.masking.registry import FullyExplored
 
 
 def fully_explored(key: jax.Array, candidates: Candidates) -> jax.Array:

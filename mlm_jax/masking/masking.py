@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from mlm_jax.masking import candidates as candidates_lib
-from mlm_jax.masking import corruption, schedules, selection, units
+from mlm_jax.masking import corruption, registry, schedules, selection
 from mlm_jax.masking.batch import MaskedBatch, positions_of
 from mlm_jax.masking.candidates import Candidates
-from mlm_jax.masking.fully_explored import FullyExplored
+from mlm_jax.masking.registry import FullyExplored
 from mlm_jax.masking.tables import Tables, row_hash
 from mlm_jax.masking.vocabulary import Vocabulary
 
@@ -30,11 +30,11 @@ class Masking:
 
     Attributes:
       vocabulary: the ids.
-      strategy: a name in `selection.STRATEGIES`.
+      strategy: a name in `registry.STRATEGIES`.
       ratio: share of the eligible tokens of a row that are corrupted; `fully_explored` has 1/segments instead.
       mask_fraction: share of those that become [MASK].
       random_fraction: share of those that become a random ordinary token.
-      unit: a name in `units.UNITS`: what is chosen together.
+      unit: a name in `registry.UNITS`: what is chosen together.
       schedule: how the ratio moves with the step; None means that it stays.
       predicted_fraction: share of the corrupted tokens that are predicted (arXiv 2202.08005); the others have no slot.
         To predict more than one corrupts, take several disjoint masks: `fully_explored`, `subset`.
@@ -65,6 +65,15 @@ class Masking:
     num_rows: int = 0
 
     @property
+    def _strategy(self) -> registry.Strategy:
+        return registry.STRATEGIES[self.strategy]
+
+    @property
+    def has_fixed_count(self) -> bool:
+        """Whether, at a constant ratio, at least ⌊ratio·N⌋ of the N eligible tokens of a row are masked."""
+        return self._strategy.has_fixed_count(registry.UNITS[self.unit])
+
+    @property
     def ratio_schedule(self) -> schedules.RatioSchedule:
         """How the ratio moves."""
         return self.schedule or schedules.RatioSchedule('constant', self.ratio, self.ratio)
@@ -72,17 +81,17 @@ class Masking:
     @property
     def num_views(self) -> int:
         """K, the rows of the MaskedBatch for each row of text."""
-        return selection.num_views(self.strategy, self.fully_explored)
+        return self._strategy.num_views(self.fully_explored)
 
     @property
     def may_overflow(self) -> bool:
         """Whether more tokens can be chosen than there are slots; they are then left alone, and counted."""
-        return selection.may_overflow(self.strategy, self.unit)
+        return self._strategy.may_overflow(registry.UNITS[self.unit])
 
     @property
     def cycle(self) -> int:
         """After how many visits of a row its masks start afresh; 1 where no visit knows of another."""
-        return selection.cycle(self.strategy, self.ratio_schedule.largest, self.fully_explored)
+        return self._strategy.cycle(self.ratio_schedule.largest, self.fully_explored)
 
     def max_masked(self, length: int) -> int:
         """M, the static number of slots for predicted positions in a row of `length` tokens of text."""
@@ -119,7 +128,7 @@ class Masking:
         length = tokens_BxT.shape[1]
         select_key, corrupt_key = jax.random.split(key)
         candidates, weight_B = self._candidates(select_key, tokens_BxT, segments_BxT, step, visit_B)
-        selected = selection.STRATEGIES[self.strategy](select_key, candidates)
+        selected = registry.function_of(self._strategy)(select_key, candidates)
         if selected.ndim == 3:  # several masks of each row: rows of their own from here on
             selected, (candidates, tokens_BxT, segments_BxT, weight_B) = _repeat(
                 selected, (candidates, tokens_BxT, segments_BxT, weight_B)
@@ -147,6 +156,7 @@ class Masking:
     def _candidates(self, key, tokens_BxT, segments_BxT, step, visit_B) -> tuple[Candidates, jax.Array]:
         """The units to choose from, and the loss weights of the rows, float32[B]."""
         batch_size, length = tokens_BxT.shape
+        unit = registry.UNITS[self.unit]
         eligible_BxT = selection.eligible_positions(tokens_BxT, segments_BxT, self.vocabulary)
         ratio_B, weight_B = self.ratio_schedule(jax.random.fold_in(key, _RATIO_STREAM), step, batch_size)
         visit_B = jnp.zeros(batch_size, jnp.int32) if visit_B is None else visit_B
@@ -166,24 +176,24 @@ class Masking:
         candidates = Candidates(
             tokens=tokens_BxT,
             eligible=eligible_BxT,
-            starts=units.UNITS[self.unit](noise_BxT, tokens_BxT, eligible_BxT, self.tables),
+            starts=registry.function_of(unit)(noise_BxT, tokens_BxT, eligible_BxT, self.tables),
             ratio=ratio_B,
             row_key=row_key_B,
             turn=turn_B,
             token_weights=None if weights_V is None else jnp.asarray(weights_V),
             ratios=ratios,
             options=self.fully_explored,
-            single=self.unit == 'token',
+            single=unit.longest == 1,
         )
         return candidates, weight_B
 
     def _max_predicted(self, length: int) -> int:
         corrupted, part = self._max_corrupted(length), self.predicted_fraction
-        return candidates_lib.max_count(part, corrupted) if part < 1 else corrupted
+        return registry.max_count(part, corrupted) if part < 1 else corrupted
 
     def _max_corrupted(self, length: int) -> int:
-        ratio = self.ratio_schedule.largest
-        return selection.max_masked(self.strategy, self.unit, ratio, length, self.fully_explored)
+        unit, ratio = registry.UNITS[self.unit], self.ratio_schedule.largest
+        return self._strategy.max_masked(unit, ratio, length, self.fully_explored)
 
     def _row_keys(self, tokens_BxT: jax.Array, data_B: jax.Array) -> jax.Array:
         """key[B]: a key of each row, by its tokens and by an integer."""

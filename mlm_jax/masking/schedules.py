@@ -6,8 +6,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-RATIO_SCHEDULES = ('constant', 'linear', 'cosine', 'staged', 'diffusion')
-
 
 @dataclasses.dataclass(frozen=True)
 class RatioSchedule:

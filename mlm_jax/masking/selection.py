@@ -1,13 +1,9 @@
-"""Which positions are masked: one function per strategy, and the registry that configurations name them by."""
-
-from collections.abc import Callable
+"""Which positions are masked: one function per strategy. `registry.py` names them."""
 
 import jax
 import jax.numpy as jnp
 
-from mlm_jax.masking.candidates import Candidates, fixed_count, max_count, rounded_count, row_uniform, take
-from mlm_jax.masking.fully_explored import FullyExplored, fully_explored
-from mlm_jax.masking.units import LONG, SPREAD
+from mlm_jax.masking.candidates import Candidates, fixed_count, rounded_count, row_uniform, take
 from mlm_jax.masking.vocabulary import Vocabulary
 
 
@@ -105,51 +101,3 @@ def complementary(key: jax.Array, candidates: Candidates) -> jax.Array:
     first_BxT = take(score_BxT, candidates, next(counts))
     second_BxT = take(-score_BxT, candidates, next(counts), ~first_BxT)
     return jnp.stack([first_BxT, second_BxT], axis=1)
-
-
-STRATEGIES: dict[str, Callable[[jax.Array, Candidates], jax.Array]] = {
-    'uniform': uniform,
-    'bernoulli': bernoulli,
-    'weighted': weighted,
-    'least_masked': least_masked,
-    'complementary': complementary,
-    'fully_explored': fully_explored,
-}
-
-# ---- What the shapes must know of a strategy before it runs ----------------------------------------------------------
-
-
-def num_views(strategy: str, options: FullyExplored) -> int:
-    """K, how many masks of a row a strategy returns: rows of the MaskedBatch for each row of text."""
-    return {'complementary': 2, 'fully_explored': options.num_views}.get(strategy, 1)
-
-
-def max_masked(strategy: str, unit: str, ratio: float, length: int, options: FullyExplored) -> int:
-    """M, the static number of slots for the masked positions of a row of `length` tokens, at most at `ratio`.
-
-    A strategy that keeps to `fixed_count` needs no entry here. The others get four standard deviations more than they
-    need on average; what finds no slot is not masked, and counted.
-    """
-    if strategy == 'bernoulli':
-        slots = ratio * length + 4 * (ratio * (1 - ratio) * length * SPREAD[unit]) ** 0.5
-        return max(1, min(length, int(slots) + 1))
-    if strategy == 'fully_explored':
-        return options.max_masked(length, LONG[unit], SPREAD[unit])
-    return max_count(ratio, length)
-
-
-def may_overflow(strategy: str, unit: str) -> bool:
-    """Whether `max_masked` bounds a count that is random."""
-    return strategy == 'bernoulli' or (strategy == 'fully_explored' and unit != 'token')
-
-
-def has_fixed_count(strategy: str, unit: str) -> bool:
-    """Whether, at a constant ratio, a row of N eligible tokens has at least ⌊ratio·N⌋ masked: models may rely on it."""
-    return unit == 'token' and strategy not in ('bernoulli', 'weighted')
-
-
-def cycle(strategy: str, ratio: float, options: FullyExplored) -> int:
-    """After how many visits of a row its masks start afresh; 1 where no visit knows of another."""
-    if strategy == 'least_masked':
-        return max(1, round(1 / ratio)) if ratio else 1
-    return options.segments if strategy == 'fully_explored' and options.schedule == 'successive' else 1

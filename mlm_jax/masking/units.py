@@ -5,8 +5,6 @@ or to the next position that must not be masked. So units never overlap, cover e
 special token. Those of random length divide the whole row anew at each draw, and a strategy chooses among them.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,19 +84,6 @@ def pmi(noise_BxT: jax.Array, tokens_BxT: jax.Array, eligible_BxT: jax.Array, ta
         place_BxT = jnp.minimum(jnp.searchsorted(listed, hash_BxT), listed.shape[0] - 1)
         length_BxT = jnp.where(whole_BxT & (listed[place_BxT] == hash_BxT), n, length_BxT)
     return tiles(length_BxT, words_BxT, eligible_BxT, MAX_NGRAM)
-
-
-UNITS: dict[str, Callable[..., jax.Array]] = {
-    'token': token,
-    'word': word,
-    'span': span,
-    'ngram': ngram,
-    'pmi': pmi,
-}
-# E[ℓ²]/E[ℓ] of the tokens ℓ of a unit, generously: by this, choosing units instead of tokens spreads the count further.
-SPREAD = {'token': 1.0, 'word': 2.5, 'span': 9.0, 'ngram': 2.34, 'pmi': 4.0}
-# Few units are longer.
-LONG = {'token': 1, 'word': 8, 'span': 24, 'ngram': 3, 'pmi': 10}
 
 
 def span_distribution() -> np.ndarray:

@@ -5,12 +5,10 @@ the paper leaves open is as in the released code, zhengkangjie/ExLM. Masking lea
 meanings; states give the encoder room for them, and transitions tie the predictions of a row together.
 """
 
-import dataclasses
-
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import entr
 
 from mlm_jax.losses.cross_entropy import is_most_likely
 from mlm_jax.losses.dag import dag_forward_backward
@@ -18,39 +16,11 @@ from mlm_jax.losses.terms import LossTerms
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
 from mlm_jax.models.encoder import Encoder
 from mlm_jax.models.heads import MLMHead
-from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.models.products import product
+from mlm_jax.objectives.exlm_spec import DISTRIBUTIONS, ExLMConfig
 from mlm_jax.objectives.expansion import ExpandedRows, expand, row_ends
+from mlm_jax.objectives.objective import NATS, Distributions, Objective
 from mlm_jax.objectives.transitions import Transitions
-
-
-@dataclasses.dataclass(frozen=True)
-class ExLMConfig:
-    """The expansion, and the switches of the paper's ablations. The defaults are ExLM.
-
-    Attributes:
-      num_states: k, states of each expanded token.
-      transitions: 'dense' (to every later state, those of the same token included), 'sparse' (to states of later tokens
-        only: then target i is emitted by a state of token i), or 'none' (each target by the states of its own token,
-        all equally likely).
-      transition_heads: C; 0 means the encoder's number of heads, 1 the single softmax of the paper's formula.
-      anchors: the first and the last token of each row are expanded too, and predict themselves: the alignment starts
-        and ends there. Without, a row with one masked token has no alignment when k > 1.
-      link_positions: rows of the position embedding of the transitions; 0 means k times the longest row.
-      anchor_ids: tokens with these ids are the anchors instead, wherever `inputs` has them (the released code).
-      max_anchors: the most anchors of a row.
-      weigh_by_count: a row weighs the sum, not the mean, of the weights of its masked positions, as rows do in MLM: for
-        rows masked at different ratios, whose weights undo just that.
-    """
-
-    num_states: int = 4
-    transitions: str = 'dense'
-    transition_heads: int = 0
-    anchors: bool = True
-    link_positions: int = 0
-    anchor_ids: tuple[int, ...] = ()
-    max_anchors: int = 2
-    weigh_by_count: bool = False
 
 
 @flax.struct.dataclass
@@ -70,7 +40,7 @@ class States:
     links: jax.Array | None
 
 
-class ExLM(nn.Module):
+class ExLM(Objective):
     """An encoder of expanded rows, with transitions and a prediction head on the states.
 
     Attributes:
@@ -78,7 +48,6 @@ class ExLM(nn.Module):
       options: the expansion, and the switches.
     """
 
-    config: EncoderConfig
     options: ExLMConfig = ExLMConfig()
 
     def setup(self):
@@ -136,7 +105,7 @@ class ExLM(nn.Module):
         return jnp.log(gather_positions(mixture_BxExV, states.rows.place(batch.positions)))
 
     def log_likelihood(self, batch: MaskedBatch) -> jax.Array:
-        """f32[B, M]: as `MLM.log_likelihood`; from the context alone, over all alignments, of no other target."""
+        """f32[B, M]: as `Objective.log_likelihood`; from the context alone, over all alignments, of no other target."""
         states = self.states(batch)
         match_BxExS = self._match(states, gather_positions(batch.tokens, states.rows.expanded))
         nll_BxE = _mixture_nll(self.prior(states), match_BxExS)
@@ -153,6 +122,48 @@ class ExLM(nn.Module):
         logits_BxSxV = self.encoder.token_logits(hidden_BxSxd) + self.head.bias
         return States(rows=rows, logits=logits_BxSxV, hidden=hidden_BxSxd, links=links_BxSxS)
 
+    def distributions(self, batch: MaskedBatch) -> Distributions:
+        """By each of the two weights of the states, the mixture of their distributions, and the states themselves.
+
+        Which are of masked positions leaves out the anchors, and rows that have no alignment.
+        """
+        states, match_BxExS, posterior_BxExS = self.alignment(batch)
+        probability_BxSxV = jax.nn.softmax(states.logits.astype(jnp.float32))
+        state_entropy_BxS = entr(probability_BxSxV).sum(-1)
+
+        def of_weights(weight_BxExS):
+            mixture_BxExV = jnp.einsum('bes,bsv->bev', weight_BxExS, probability_BxSxV, precision='highest')
+            mixture = entr(mixture_BxExV).sum(-1), -jax.nn.logsumexp(match_BxExS, axis=2, b=weight_BxExS)
+            # Where the weight is 0, the match may be −∞.
+            surprise_BxExS = jnp.where(weight_BxExS > 0, -weight_BxExS * match_BxExS, 0.0)
+            return mixture, ((weight_BxExS * state_entropy_BxS[:, None]).sum(2), surprise_BxExS.sum(2))
+
+        pairs = *of_weights(self.prior(states)), *of_weights(posterior_BxExS)
+        bits = {name: (h / NATS, nll / NATS) for name, (h, nll) in zip(DISTRIBUTIONS, pairs, strict=True)}
+        masked_BxT = selected_of(batch.positions, batch.tokens.shape[1])
+        feasible_BxE = posterior_BxExS.sum(2) > 0.5  # 1, or 0 in rows without an alignment
+        return bits, gather_positions(masked_BxT, states.rows.expanded) & feasible_BxE
+
+    def num_logits(self, length: int, max_masked: int) -> int:
+        """For each state."""
+        return self.options.num_states * min(length, max_masked + self.options.max_anchors)
+
+    def refuses_single_tokens(self) -> str:
+        """Without anchors, nothing is there to start and to end the alignment of a single token."""
+        o = self.options
+        if o.transitions == 'none' or o.num_states == 1 or o.anchors:
+            return ''
+        return (
+            'without anchors (exlm.anchors=false), ExLM has no alignment for a row with one masked token, and so no '
+            'pseudo-log-likelihood: it can be given to models with exlm.anchors=true or exlm.transitions=none only'
+        )
+
+    def refuses_alignment(self) -> str:
+        """Without transitions, states are not tied together."""
+        if self.options.transitions == 'none':
+            return 'the model has exlm.transitions=none: without transitions there is no graph to draw'
+        return ''
+
     def alignment(self, batch: MaskedBatch) -> tuple[States, jax.Array, jax.Array]:
         """For analyses: the states, f32[B, E, S], log-probabilities of the targets under them, and their posterior."""
         states = self.states(batch)
@@ -160,7 +171,7 @@ class ExLM(nn.Module):
         return states, match_BxExS, self._align(match_BxExS, states)[1]
 
     def encode_masked(self, batch: MaskedBatch, deterministic: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What the encoder makes of its pretraining input, expanded rows: as `MLM.encode_masked`, with S = L."""
+        """What the encoder makes of its pretraining input, expanded rows: as `Objective.encode_masked`, with S = L."""
         rows = self._expand(batch)
         masked_BxL = gather_positions(selected_of(batch.positions, batch.tokens.shape[1]), rows.index)
         return self._encode(rows, deterministic), rows.segments, masked_BxL

@@ -5,49 +5,22 @@ open is as in the released code, yumeng5/MAE-LM. [MASK] never enters the encoder
 """
 
 import dataclasses
-import math
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mlm_jax.losses.cross_entropy import cross_entropy_terms, negative_log_likelihood
+from mlm_jax.losses.cross_entropy import cross_entropy_terms
 from mlm_jax.losses.terms import LossTerms
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of, selected_of
 from mlm_jax.models.encoder import Encoder, block_for_use, scanned_layers
 from mlm_jax.models.heads import MLMHead
 from mlm_jax.models.layers import EncoderConfig, dense, layer_norm
 from mlm_jax.models.positions import positions_in_documents, rotary_turns
+from mlm_jax.objectives.mae_lm_spec import MAELMConfig, decoder_sizes, hidden_slots, kept_slots
+from mlm_jax.objectives.objective import Objective
 from mlm_jax.parallel.mesh import split_rows
-
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-
-
-@dataclasses.dataclass(frozen=True)
-class MAELMConfig:
-    """The decoder, and the switches of the paper's ablations. The defaults are MAE-LM.
-
-    Attributes:
-      decoder_layers: L_d.
-      decoder_width: d_d; 0 means the encoder's. The number of heads is the encoder's.
-      decoder_ffn_width: F_d; 0 means in proportion to the encoder's.
-      masked_in_encoder: δ, the share of the masked positions that the encoder sees as `MaskedBatch.inputs` has them:
-        [MASK], or with a masking that replaces at random, random tokens.
-      reset_masked: before the decoder, those become the embedding of [MASK] like the other masked positions.
-      renumber_positions: the encoder counts positions over the kept tokens; otherwise they keep their original ones.
-      kept_margin: the share of its masked slots that a row may leave unused before its kept tokens overflow; see
-        `kept_slots`. 1 always fits, at the cost of the whole row.
-    """
-
-    decoder_layers: int = 4
-    decoder_width: int = 0
-    decoder_ffn_width: int = 0
-    masked_in_encoder: float = 0.0
-    reset_masked: bool = False
-    renumber_positions: bool = False
-    kept_margin: float = 0.125
 
 
 @flax.struct.dataclass
@@ -71,33 +44,6 @@ class KeptTokens:
     masked: jax.Array
     slot: jax.Array
     overflow: jax.Array
-
-
-def hidden_slots(max_masked: int, masked_in_encoder: float) -> np.ndarray:
-    """bool[M]: whether the j-th masked position of a row is hidden from the encoder; 1 − δ of any first few.
-
-    The fractional parts of multiples of the golden ratio are spread as evenly as can be, and masked positions are
-    random: this takes any share of them, the same in training and evaluation, and a larger δ only adds to it.
-    """
-    return np.arange(1, max_masked + 1) * GOLDEN_RATIO % 1 >= masked_in_encoder
-
-
-def kept_slots(length: int, max_masked: int, options: MAELMConfig) -> int:
-    """K, the static number of slots for the tokens that the encoder sees.
-
-    A strategy with a fixed count has M = ⌊ratio·T⌋ + 1 slots and masks at least ⌊ratio·E⌋ of the E eligible tokens of a
-    row. So a row of which at most the share `kept_margin` is special tokens hides at least ⌊(1 − kept_margin)(M − 1)⌋,
-    and K = T less those, rounded up to a multiple of 8, holds the rest. The default of an eighth allows one document,
-    with its [CLS] and [SEP], every 16 tokens. A strategy whose count varies beyond that needs a `kept_margin` of 1.
-
-    Args:
-      length: T.
-      max_masked: M, the width of `MaskedBatch.positions`.
-      options: its `kept_margin` and `masked_in_encoder`.
-    """
-    surely_masked = math.floor((1 - options.kept_margin) * (max_masked - 1) + 1e-9)
-    surely_hidden = int(hidden_slots(surely_masked, options.masked_in_encoder).sum())
-    return min(length, -(-(length - surely_hidden) // 8) * 8)  # lengths in eights suit matrix units
 
 
 def keep_tokens(batch: MaskedBatch, options: MAELMConfig) -> KeptTokens:
@@ -169,14 +115,14 @@ class Decoder(nn.Module):
 
 def decoder_config(config: EncoderConfig, options: MAELMConfig) -> EncoderConfig:
     """The decoder of an encoder."""
-    width = options.decoder_width or config.width
-    if width % config.num_heads:
-        raise ValueError(f'decoder_width={width} is no multiple of the number of heads {config.num_heads}')
+    sizes = decoder_sizes(config, options)
+    if sizes.width % config.num_heads:
+        raise ValueError(f'decoder_width={sizes.width} is no multiple of the number of heads {config.num_heads}')
     return dataclasses.replace(
         config,
         num_layers=options.decoder_layers,
-        width=width,
-        ffn_width=options.decoder_ffn_width or config.ffn_width * width // config.width,
+        width=sizes.width,
+        ffn_width=sizes.ffn_width,
         relative_buckets=0,
         embedding_norm=True,
         dropout=0.0,
@@ -185,7 +131,7 @@ def decoder_config(config: EncoderConfig, options: MAELMConfig) -> EncoderConfig
     )
 
 
-class MAELM(nn.Module):
+class MAELM(Objective):
     """An encoder of the kept tokens, with a decoder and a prediction head for the masked ones.
 
     Attributes:
@@ -194,9 +140,13 @@ class MAELM(nn.Module):
       options: the decoder, and the switches.
     """
 
-    config: EncoderConfig
     mask_id: int
     options: MAELMConfig = MAELMConfig()
+
+    @classmethod
+    def make(cls, config: EncoderConfig, options: MAELMConfig, vocabulary) -> 'MAELM':
+        """As `Objective.make`."""
+        return cls(config, vocabulary.mask_id, options)
 
     def setup(self):
         c, d = self.config, decoder_config(self.config, self.options)
@@ -220,10 +170,6 @@ class MAELM(nn.Module):
         """f32[B, M, V] at the masked positions; of no meaning in unused slots."""
         return self.head(self.decode(batch, batch.positions, deterministic), self._token_logits)
 
-    def log_likelihood(self, batch: MaskedBatch) -> jax.Array:
-        """f32[B, M]: as `MLM.log_likelihood`."""
-        return -negative_log_likelihood(self.logits(batch), batch.targets)
-
     def decode(self, batch: MaskedBatch, at_BxM: jax.Array, deterministic: bool = True) -> jax.Array:
         """float[B, M, d_d]: the decoder's output at any positions of the rows."""
         return self.decoder(self.decoder_inputs(batch, deterministic), batch.segments, at_BxM)
@@ -243,21 +189,11 @@ class MAELM(nn.Module):
         return self.encoder(kept.tokens, kept.segments, kept.positions, deterministic)
 
     def encode_masked(self, batch: MaskedBatch, deterministic: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What the encoder makes of its pretraining input, the kept tokens: as `MLM.encode_masked`, with S = K."""
+        """The encoder's output for its pretraining input, the kept tokens: as `Objective.encode_masked`, with S = K."""
         kept = keep_tokens(batch, self.options)
         masked_BxK = gather_positions(kept.masked, kept.index)
         return self.encode_kept(kept, deterministic), kept.segments, masked_BxK
 
-    def encode(
-        self,
-        tokens_BxT: jax.Array,
-        segments_BxT: jax.Array,
-        deterministic: bool = True,
-        at_BxM: jax.Array | None = None,
-    ) -> jax.Array:
-        """float[B, T, d]: the representation of unmasked rows, for downstream tasks; `at_BxM`, if any: [B, M, d]."""
-        return self.encoder(tokens_BxT, segments_BxT, deterministic=deterministic, at_BxM=at_BxM)
-
-    def _token_logits(self, x_BxMxd: jax.Array) -> jax.Array:
-        narrow = x_BxMxd.shape[-1] != self.config.width
-        return self.encoder.token_logits(self.widen(x_BxMxd) if narrow else x_BxMxd)
+    def at_any_ratio(self) -> 'MAELM':
+        """With a slot in the encoder for each token of the row: how many it needs was decided by the training."""
+        return self.clone(options=dataclasses.replace(self.options, kept_margin=1.0))

@@ -1,13 +1,23 @@
-"""The objectives by the name that configurations use. A new one is a module with MLM's interface and a line here."""
+"""The objectives, by the names that configurations use: the only list of them."""
 
-from mlm_jax.objectives.exlm import ExLM, ExLMConfig
-from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig
-from mlm_jax.objectives.mlm import MLM
+from mlm_jax.objectives.exlm_spec import ExLMSpec
+from mlm_jax.objectives.mae_lm_spec import MAELMSpec
+from mlm_jax.objectives.mlm_spec import MLMSpec
+from mlm_jax.objectives.spec import Spec
+from mlm_jax.parallel.parameters import ENCODER, Parameter
 
-# name → (EncoderConfig, the part of the configuration of that name, Vocabulary) → Linen module
-# Where rows are masked at ratios of their own, that of exlm is told so by `weigh_by_count`, which is no key.
-OBJECTIVES = {
-    'mlm': lambda encoder, options, vocabulary: MLM(encoder),
-    'mae_lm': lambda encoder, options, vocabulary: MAELM(encoder, vocabulary.mask_id, MAELMConfig(**options)),
-    'exlm': lambda encoder, options, vocabulary: ExLM(encoder, ExLMConfig(**options)),
+OBJECTIVES: dict[str, Spec] = {
+    'mlm': MLMSpec(),
+    'mae_lm': MAELMSpec(),
+    'exlm': ExLMSpec(),
 }
+
+
+def parameters(name: str) -> tuple[Parameter, ...]:
+    """Rules for all parameters of a model of that objective."""
+    return (*OBJECTIVES[name].parameters, *ENCODER)
+
+
+def distributions() -> tuple[str, ...]:
+    """The names of predictions that objectives give, each once, in the order of the registry."""
+    return tuple(dict.fromkeys(name for spec in OBJECTIVES.values() for name in spec.distributions))

@@ -2,36 +2,13 @@
 
 import functools
 import re
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlm_jax.parallel.mesh import FSDP, TENSOR
-
-# What each dimension of a parameter means, by the end of its path. A stack of layers has one more dimension in front.
-RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r'token_embedding/embedding', ('vocabulary', 'width')),
-    (r'position_embedding/embedding', (None, None)),
-    (r'relative_bias/embedding', (None, None)),
-    (r'attention/qkv/kernel', ('width', None, 'heads', None)),
-    (r'attention/qkv/bias', (None, 'heads', None)),
-    (r'attention/out/kernel', ('heads', None, 'width')),
-    (r'mlp/up/kernel', ('width', 'hidden')),
-    (r'mlp/up/bias', ('hidden',)),
-    (r'mlp/gate_and_up/kernel', ('width', None, 'hidden')),
-    (r'mlp/gate_and_up/bias', (None, 'hidden')),
-    (r'mlp/down/kernel', ('hidden', 'width')),
-    (r'head/dense/kernel', (None, None)),
-    (r'head/bias', ('vocabulary',)),
-    (r'transitions/(query|key)/kernel', (None, None, None)),
-    (r'transitions/(query|key)/bias', (None, None)),
-    (r'transitions/gate/kernel', (None, None)),
-    (r'decoder/project/kernel', (None, None)),
-    (r'widen/kernel', (None, None)),
-    (r'(attention/out|mlp/down|head/dense|decoder/project|transitions/gate)/bias', (None,)),
-    (r'[a-z_]*norm/(scale|bias)', (None,)),
-    (r'ns_coeffs', (None,)),  # constants that Muon keeps in its state
-)
+from mlm_jax.parallel.parameters import ENCODER, Parameter, find
 
 # Which mesh axis splits which kind of dimension.
 PRESETS: dict[str, dict[str, str]] = {
@@ -51,7 +28,9 @@ def is_stacked(path) -> bool:
     return re.search(r'(^|/)(\w+_)?layers/', path_name(path)) is not None
 
 
-def partition_spec(path, shape: tuple[int, ...], preset: str, mesh: Mesh) -> PartitionSpec:
+def partition_spec(
+    path, shape: tuple[int, ...], preset: str, mesh: Mesh, parameters: Sequence[Parameter] = ENCODER
+) -> PartitionSpec:
     """The PartitionSpec of one leaf of the state.
 
     Args:
@@ -59,6 +38,7 @@ def partition_spec(path, shape: tuple[int, ...], preset: str, mesh: Mesh) -> Par
       shape: of the leaf.
       preset: a key of `PRESETS`.
       mesh: gives the sizes of the axes.
+      parameters: the rules.
 
     Raises:
       ValueError: when no rule matches, two dimensions ask for one axis, or a size is no multiple of its axis.
@@ -66,7 +46,7 @@ def partition_spec(path, shape: tuple[int, ...], preset: str, mesh: Mesh) -> Par
     name = path_name(path)
     if len(shape) <= is_stacked(path):  # counters
         return PartitionSpec()
-    dimensions = _dimensions(name, shape, is_stacked(path))
+    dimensions = _dimensions(name, shape, is_stacked(path), parameters)
     axes = [PRESETS[preset].get(dimension) for dimension in dimensions]
     used = [axis for axis in axes if axis]
     if len(set(used)) < len(used):
@@ -80,17 +60,17 @@ def partition_spec(path, shape: tuple[int, ...], preset: str, mesh: Mesh) -> Par
     return PartitionSpec(*axes)
 
 
-def _dimensions(name: str, shape: tuple[int, ...], stacked: bool) -> tuple[str | None, ...]:
-    matching = [rule for rule in RULES if re.search(f'(^|/){rule[0]}$', name)]
-    if not matching:
+def _dimensions(name: str, shape: tuple[int, ...], stacked: bool, parameters) -> tuple[str | None, ...]:
+    rule = find(name, parameters)
+    if rule is None:
         raise ValueError(
-            f'no sharding rule matches the parameter {name} of shape {shape}; add one to parallel/sharding.py'
+            f'no sharding rule matches the parameter {name} of shape {shape}; add one to `parameters` of the '
+            "objective's spec, or to parallel/parameters.py"
         )
-    pattern, dimensions = matching[0]
-    dimensions = (None,) * stacked + dimensions
+    dimensions = (None,) * stacked + rule.dimensions
     if len(dimensions) != len(shape):
         raise ValueError(
-            f'the sharding rule {pattern!r} has {len(dimensions)} dimensions, but {name} has shape {shape}'
+            f'the sharding rule {rule.pattern!r} has {len(dimensions)} dimensions, but {name} has shape {shape}'
         )
     return dimensions
 
@@ -108,7 +88,7 @@ def gather_width(params):
         return params
 
     def gather(path, x):
-        dimensions = _dimensions(path_name(path), x.shape, stacked=False)
+        dimensions = _dimensions(path_name(path), x.shape, False, ENCODER)
         return _gather_dimension(x, dimensions.index('width')) if 'width' in dimensions else x
 
     return jax.tree_util.tree_map_with_path(gather, params)
@@ -134,8 +114,8 @@ def _gather_backward(dimension, _, grad):
 _gather_dimension.defvjp(lambda x, dimension: (_gather_dimension(x, dimension), None), _gather_backward)
 
 
-def state_shardings(state, preset: str, mesh: Mesh):
-    """A NamedSharding for each leaf of `state` (arrays or ShapeDtypeStructs)."""
+def state_shardings(state, preset: str, mesh: Mesh, parameters: Sequence[Parameter] = ENCODER):
+    """A NamedSharding for each leaf of `state` (arrays or ShapeDtypeStructs), by the rules for its parameters."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, partition_spec(path, leaf.shape, preset, mesh)), state
+        lambda path, leaf: NamedSharding(mesh, partition_spec(path, leaf.shape, preset, mesh, parameters)), state
     )

@@ -3,9 +3,10 @@
 import jax
 import ml_collections
 
-from mlm_jax.config import checks as config_check
-from mlm_jax.parallel import topology as topology_lib
-from mlm_jax.performance import ahead_of_time, collectives, flops, roofline
+from mlm_jax import config as config_lib
+from mlm_jax.config import flops
+from mlm_jax.parallel import slices
+from mlm_jax.performance import ahead_of_time, collectives, roofline
 from mlm_jax.performance.memory import MIB
 
 
@@ -26,7 +27,7 @@ def predict(
     Raises:
       ConfigError: for a configuration that cannot run there.
     """
-    config_check.check(config)
+    config = config_lib.resolve(config)
     kind, count = devices[0].device_kind, len(devices)
     line = {'config': name, 'device': kind, 'num_devices': count}
     try:
@@ -36,7 +37,7 @@ def predict(
     needed = flops.step_flops(config) / count
     line |= {
         'memory_bytes': needs.memory.total_bytes,
-        'memory_limit_bytes': topology_lib.memory_bytes(kind),
+        'memory_limit_bytes': slices.memory_bytes(kind),
         'flops': needs.flops,
         'flops_needed': needed,
         'attention_hidden_in_a_kernel': config.model.attention_backend != 'xla',

@@ -13,7 +13,8 @@ import dataclasses
 
 import ml_collections
 
-from mlm_jax.performance import ahead_of_time, flops, peaks
+from mlm_jax.config import flops
+from mlm_jax.performance import ahead_of_time, peaks
 
 
 @dataclasses.dataclass(frozen=True)

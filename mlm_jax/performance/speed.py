@@ -16,9 +16,10 @@ import ml_collections
 import numpy as np
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import checks as config_check
+from mlm_jax.config import flops
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
+from mlm_jax.data import verification
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
@@ -27,9 +28,8 @@ from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.models.products import product
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.performance import flops
 from mlm_jax.performance.memory import memory_of
-from mlm_jax.training import build, checks, runtime
+from mlm_jax.training import build, runtime
 from mlm_jax.training.metrics import ProgressLine
 from mlm_jax.training.state import create_state
 from mlm_jax.training.step import MASK_STREAM, apply_gradients, jit_train_step, stream_key
@@ -196,7 +196,7 @@ def prepare(
     config = config_lib.load(name) if config is None else config
     if rows:
         config.data.directory = str(rows)
-    config_check.check(config)
+    config = config_lib.resolve(config)
     mesh = runtime.make_mesh(config)
     sharding = mesh_lib.batch_sharding(mesh)
     if rows:
@@ -235,9 +235,9 @@ def prepare(
 
 def _from_directory(config: ml_collections.ConfigDict, sharding: jax.sharding.NamedSharding):
     """Vocabulary, run, and batches as training has them."""
-
     manifest = manifest_lib.load(config.data.directory)
-    checks.check_data(config, manifest)
+    config_lib.resolve(config, manifest)  # which compares the two
+    verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
     shards = Shards(config.data.directory, 'train')
     steps_per_epoch = len(shards) / config.batch_size
     run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))

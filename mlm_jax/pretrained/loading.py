@@ -15,8 +15,7 @@ from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.tables import Tables
 from mlm_jax.parallel.mesh import replicated
-from mlm_jax.pretrained import huggingface
-from mlm_jax.pretrained import warm_start as continuation
+from mlm_jax.pretrained import huggingface, warm_start
 from mlm_jax.training import build, checkpoints, runtime
 from mlm_jax.training.state import abstract_state, create_state
 from mlm_jax.training.workdir import read_config
@@ -80,7 +79,7 @@ def load(workdir: pathlib.Path, mesh: Mesh, step: int | None = None) -> TrainedM
     if step == 0:
         state = create_state(run.init, mesh, 'dp')
         if config.init_from:
-            state = continuation.start_from(config.init_from, state, workdir / 'tokenizer.model')
+            state = warm_start.start_from(config.init_from, state, workdir / 'tokenizer.model')
         return TrainedModel(config, tokenizer, run, state.params, step)
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
     step = saver.checked(step)
@@ -136,13 +135,13 @@ def load_encoder(source: str, mesh: Mesh) -> PretrainedEncoder:
     if source.startswith(RANDOM):
         there = load_encoder(source.removeprefix(RANDOM), mesh)
         return dataclasses.replace(there, params=None, step=None)
-    if source.startswith(continuation.HUGGING_FACE):
-        directory = pathlib.Path(source.removeprefix(continuation.HUGGING_FACE)).expanduser()
+    if source.startswith(warm_start.HUGGING_FACE):
+        directory = pathlib.Path(source.removeprefix(warm_start.HUGGING_FACE)).expanduser()
         try:
             objective, params = huggingface.from_hf(directory)
         except ValueError as error:
             raise ConfigError(f'{source}: {error}') from error
-        tokenizer = Tokenizer.from_file(continuation.hugging_face_tokenizer(directory))
+        tokenizer = Tokenizer.from_file(warm_start.hugging_face_tokenizer(directory))
         if tokenizer.vocabulary.size > objective.config.vocab_size:
             raise ConfigError(
                 f'{source}: its tokenizer has {tokenizer.vocabulary.size:,} pieces, and the model '

@@ -17,11 +17,12 @@ from mlm_jax.data.manifest import Manifest
 from mlm_jax.data.tokenizers import Tokenizer, extends
 from mlm_jax.files import atomic
 from mlm_jax.files.errors import ConfigError
+from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.parallel.mesh import replicated
 from mlm_jax.parallel.sharding import path_name
 from mlm_jax.pretrained import huggingface
 from mlm_jax.training import build, checkpoints
-from mlm_jax.training.checks import STATE_KEYS
+from mlm_jax.training.resuming import STATE_KEYS
 from mlm_jax.training.state import TrainState
 from mlm_jax.training.workdir import read_config
 
@@ -166,10 +167,11 @@ def _directory(source: str) -> pathlib.Path:
 
 def _check_hugging_face(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     directory = _directory(config.init_from)
-    if config.objective == 'exlm':
+    if 'learned' not in OBJECTIVES[config.objective].positions:
+        others = ' or '.join(name for name, spec in OBJECTIVES.items() if 'learned' in spec.positions)
         raise ConfigError(
-            f'init_from={config.init_from} has absolute positions, which the layers have learned to read, and exlm has '
-            'rotary ones: it cannot start there. Use objective=mlm or mae_lm'
+            f'init_from={config.init_from} has absolute positions, which the layers have learned to read, and '
+            f'{config.objective} has rotary ones: it cannot start there. Use objective={others}'
         )
     try:
         there = huggingface.read_encoder_config(directory)

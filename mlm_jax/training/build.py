@@ -8,16 +8,18 @@ import ml_collections
 import optax
 
 from mlm_jax import config as config_lib
-from mlm_jax.masking.fully_explored import FullyExplored
 from mlm_jax.masking.masking import Masking
+from mlm_jax.masking.registry import FullyExplored
 from mlm_jax.masking.schedules import RatioSchedule
 from mlm_jax.masking.tables import Tables
 from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.models.layers import EncoderConfig
-from mlm_jax.objectives.registry import OBJECTIVES
+from mlm_jax.objectives.objective import Objective
+from mlm_jax.objectives.registry import OBJECTIVES, parameters
+from mlm_jax.objectives.spec import module_class
 from mlm_jax.training.optimizers import make_optimizer
 from mlm_jax.training.schedules import make_schedule
-from mlm_jax.training.state import TrainState, make_init
+from mlm_jax.training.state import Init, TrainState
 from mlm_jax.training.step import make_eval_step, make_train_step
 
 # Keys of `config.masking` that are attributes of Masking as they stand.
@@ -42,12 +44,12 @@ class Run:
       eval_step: (params, tokens, first row) → metrics.
     """
 
-    objective: object
+    objective: Objective
     masking: Masking
     total_steps: int
     optimizer: optax.GradientTransformation
     learning_rate: Callable
-    init: Callable
+    init: Init
     train_step: Callable
     eval_step: Callable
 
@@ -79,55 +81,41 @@ def encoder_config(config: ml_collections.ConfigDict) -> EncoderConfig:
     return EncoderConfig(vocab_size=config.vocab_size, max_length=config_lib.row_length(config), **config.model)
 
 
-def make_objective(config: ml_collections.ConfigDict, vocabulary: Vocabulary):
+def make_objective(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> Objective:
     """The Linen module that `config.objective` names, with the settings under that name, where it has any."""
-    options = dict(config.get(config.objective, {}))
-    if config.objective == 'exlm':
-        options['weigh_by_count'] = config.masking.ratio_schedule == 'diffusion'
-    return OBJECTIVES[config.objective](encoder_config(config), options, vocabulary)
+    spec = OBJECTIVES[config.objective]
+    options = spec.options(**config[config.objective], **spec.settings(config)) if spec.options else None
+    return module_class(spec).make(encoder_config(config), options, vocabulary)
 
 
-def make_optimizer_of_run(
-    config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: float
-) -> tuple[optax.GradientTransformation, Callable]:
-    """The optimizer, and its learning rate as a function of the update."""
-    durations = dict(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
-    schedule = make_schedule(
-        config.schedule.name,
-        total_steps,
-        config_lib.resolve_steps(config, 'schedule.warmup', **durations) or 0,
-        config_lib.resolve_steps(config, 'schedule.decay', **durations) or 0,
-    )
-    return make_optimizer(config.optimizer, schedule), lambda step: config.optimizer.learning_rate * schedule(step)
+def make_optimizer_of_run(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, Callable]:
+    """The optimizer of a resolved configuration, and its learning rate as a function of the update."""
+    c = config.schedule
+    schedule = make_schedule(c.name, config.total_steps, c.warmup_steps or 0, c.decay_steps or 0)
+    optimizer = make_optimizer(config.optimizer, schedule, parameters(config.objective))
+    return optimizer, lambda step: config.optimizer.learning_rate * schedule(step)
 
 
 def make_masking(
-    config: ml_collections.ConfigDict,
-    vocabulary: Vocabulary,
-    total_steps: int,
-    steps_per_epoch: float,
-    tables: Tables | None = None,
+    config: ml_collections.ConfigDict, vocabulary: Vocabulary, num_rows: int, tables: Tables | None = None
 ) -> Masking:
     """The masking of the training that `config.masking` describes.
 
     Args:
-      config: a checked configuration.
+      config: a resolved configuration.
       vocabulary: the special ids.
-      total_steps: the length of the run, by which the ratio moves.
-      steps_per_epoch: rows / batch_size, by which visits are counted.
+      num_rows: of an epoch, by which visits are counted.
       tables: what units and weights need; those that lack it refuse to be traced.
     """
-    k = config.masking
-    durations = dict(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
-    anneal_steps = config_lib.resolve_steps(config, 'masking.anneal', **durations) or 0
-    schedule = RatioSchedule(k.ratio_schedule, k.ratio, k.final_ratio, total_steps - anneal_steps, total_steps)
+    k, total_steps = config.masking, config.total_steps
+    start_step = total_steps - (k.anneal_steps or 0)
     return Masking(
         vocabulary,
         fully_explored=FullyExplored(**k.fully_explored),
-        schedule=schedule,
+        schedule=RatioSchedule(k.ratio_schedule, k.ratio, k.final_ratio, start_step, total_steps),
         tables=tables,
         seed=config.seed,
-        num_rows=round(steps_per_epoch * config.batch_size),
+        num_rows=num_rows,
         **{key: k[key] for key in _PLAIN_MASKING_KEYS},
     )
 
@@ -138,23 +126,25 @@ def make_run(
     """Everything that a run computes, before any device is touched.
 
     Args:
-      config: a checked configuration.
+      config: a resolved configuration; what one that is only checked leaves open is decided here.
       vocabulary: the special ids; its size is `config.vocab_size`.
-      steps_per_epoch: rows / batch_size, for durations in epochs.
+      steps_per_epoch: rows / batch_size, by which visits of rows are counted.
       tables: of the tokenizer and the corpus, where the masking of the training needs them.
     """
-    total_steps = config_lib.resolve_steps(config, 'total', steps_per_epoch=steps_per_epoch)
+    config = config_lib.in_steps(config_lib.decided(config), steps_per_epoch)
     objective = make_objective(config, vocabulary)
-    masking = make_masking(config, vocabulary, total_steps, steps_per_epoch, tables)
-    optimizer, learning_rate = make_optimizer_of_run(config, total_steps, steps_per_epoch)
+    masking = make_masking(config, vocabulary, round(steps_per_epoch * config.batch_size), tables)
+    optimizer, learning_rate = make_optimizer_of_run(config)
     max_masked = masking.max_masked(config.sequence_length)
     return Run(
         objective=objective,
         masking=masking,
-        total_steps=total_steps,
+        total_steps=config.total_steps,
         optimizer=optimizer,
         learning_rate=learning_rate,
-        init=make_init(objective, optimizer, config.seed, config_lib.row_length(config), max_masked),
+        init=Init(
+            objective, optimizer, config.seed, config_lib.row_length(config), max_masked, parameters(config.objective)
+        ),
         train_step=make_train_step(objective, masking, optimizer, config.seed, config.num_microbatches),
         eval_step=make_eval_step(objective, evaluation_masking(config, vocabulary)),
     )

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from mlm_jax.data.packing import segment_ids
+from mlm_jax.masking import registry
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.masking import Masking
-from mlm_jax.masking.selection import has_fixed_count
 from mlm_jax.training.step import MASK_STREAM, stream_key
 
 ROWS = 256  # masked to find out
@@ -36,10 +36,9 @@ class MaskRatio:
 
 def asked_ratio(masking: Masking, step: int) -> float:
     """The share of the eligible tokens that the settings ask to predict, at a step."""
-    if masking.strategy == 'fully_explored':
-        return masking.predicted_fraction / masking.fully_explored.segments
     ratio_B, _ = masking.ratio_schedule(jax.random.key(0), step, ROWS)
-    return masking.predicted_fraction * float(np.mean(ratio_B))
+    strategy = registry.STRATEGIES[masking.strategy]
+    return masking.predicted_fraction * strategy.ratio(float(np.mean(ratio_B)), masking.fully_explored)
 
 
 def of_batches(masking: Masking, batches: list[MaskedBatch], step: int) -> MaskRatio:
@@ -64,7 +63,7 @@ def warning(masking: Masking, rows, seed: int, step: int = 0) -> str:
       seed: of the run.
       step: of the run.
     """
-    if has_fixed_count(masking.strategy, masking.unit) or not len(rows):
+    if masking.has_fixed_count or not len(rows):
         return ''
     index = np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(np.int64)
     tokens_RxT = np.asarray(rows.read(index), np.int32)

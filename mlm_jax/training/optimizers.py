@@ -1,7 +1,8 @@
 """Optimizers by name: AdamW, LAMB, StableAdamW and Muon, each treating every layer of a stack as tensors of its own."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,30 +11,19 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from mlm_jax.config import weight_decay as weight_decay_of
+from mlm_jax.parallel.parameters import ENCODER, Parameter, find
 from mlm_jax.parallel.sharding import is_stacked, path_name
 
-# How Muon sees a kernel as matrices: input and output axes; what remains (layers, and q, k, v) counts matrices.
-MUON_AXES = {
-    'attention/qkv/kernel': ((0,), (2, 3)),
-    'attention/out/kernel': ((0, 1), (2,)),
-    'mlp/up/kernel': ((0,), (1,)),
-    'mlp/gate_and_up/kernel': ((0,), (2,)),
-    'mlp/down/kernel': ((0,), (1,)),
-    'dense/kernel': ((0,), (1,)),
-    'decoder/project/kernel': ((0,), (1,)),
-    'widen/kernel': ((0,), (1,)),
-    'transitions/query/kernel': ((0,), (1, 2)),
-    'transitions/key/kernel': ((0,), (1, 2)),
-    'transitions/gate/kernel': ((0,), (1,)),
-}
 
-
-def make_optimizer(config: ml_collections.ConfigDict, schedule: Callable) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(
+    config: ml_collections.ConfigDict, schedule: Callable, parameters: Sequence[Parameter] = ENCODER
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer of `config` (the part `optimizer` of a configuration).
 
     Args:
       config: name, peak learning rate, moments, weight decay and clipping.
       schedule: step → factor of the peak learning rate.
+      parameters: rules by which Muon knows matrices.
 
     Returns:
       A transformation of the mean gradient; its updates are added to the parameters. Its `update` takes the step of the
@@ -46,7 +36,7 @@ def make_optimizer(config: ml_collections.ConfigDict, schedule: Callable) -> opt
     if c.name == 'stable_adamw':
         core = stable_adamw(c.learning_rate, schedule, c.b1, c.b2, c.eps, weight_decay, decays)
     elif c.name == 'muon':
-        core = muon(config, weight_decay, decays, schedule)
+        core = muon(config, weight_decay, decays, schedule, parameters)
     else:
         core = optax.chain(
             optax.scale_by_adam(c.b1, c.b2, c.eps),
@@ -80,7 +70,11 @@ def decayed(params):
 
 
 def muon(
-    config: ml_collections.ConfigDict, weight_decay: float, decays: Callable | None, schedule: Callable
+    config: ml_collections.ConfigDict,
+    weight_decay: float,
+    decays: Callable | None,
+    schedule: Callable,
+    parameters: Sequence[Parameter],
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for the matrices inside the network, and Adam for embeddings, biases and norms.
 
@@ -92,22 +86,24 @@ def muon(
       weight_decay: multiplied by the learning rate, for both parts.
       decays: parameters → pytree of bool, where the decay acts; None decays everything.
       schedule: step → factor of the peak learning rate.
+      parameters: rules by which matrices are known.
     """
     c = config
+    dimensions_of = functools.partial(muon_dimensions, parameters=parameters)
 
     def labels(params):
-        return jax.tree.map(lambda _, d: 'adam' if d is None else 'muon', params, muon_dimensions(params))
+        return jax.tree.map(lambda _, d: 'adam' if d is None else 'muon', params, dimensions_of(params))
 
     def as_large_as_adam(updates, params=None):
         del params
-        return jax.tree.map(_as_large_as_adam, updates, muon_dimensions(updates))
+        return jax.tree.map(_as_large_as_adam, updates, dimensions_of(updates))
 
     def decay(updates, params):  # without a state, as the checkpoints of optax's Muon have none
         decays_here = decays(params) if decays else jax.tree.map(lambda _: True, params)
         return jax.tree.map(lambda u, p, d: u + weight_decay * p if d else u, updates, params, decays_here)
 
     matrices = optax.chain(
-        optax.contrib.scale_by_muon(beta=c.momentum, weight_dimension_numbers=muon_dimensions),
+        optax.contrib.scale_by_muon(beta=c.momentum, weight_dimension_numbers=dimensions_of),
         optax.stateless(as_large_as_adam),
         optax.add_decayed_weights(weight_decay, decays),
         scale_by_learning_rate(c.learning_rate, schedule),
@@ -120,22 +116,25 @@ def muon(
     return optax.partition({'muon': matrices, 'adam': others}, labels)
 
 
-def muon_dimensions(params):
+def muon_dimensions(params, parameters: Sequence[Parameter] = ENCODER):
     """Pytree of MuonDimensionNumbers for the matrices inside the network; None (Adam) for tables, biases and norms.
 
     Raises:
-      ValueError: for a kernel that has no entry in `MUON_AXES`.
+      ValueError: for a kernel that no rule describes as a matrix.
     """
 
     def one(path, _):
         name = path_name(path)
         if not name.endswith('kernel'):
             return None
-        axes = [axes for suffix, axes in MUON_AXES.items() if f'/{name}'.endswith(f'/{suffix}')]
-        if not axes:
-            raise ValueError(f'Muon does not know the axes of {name}; add them to MUON_AXES in training/optimizers.py')
-        (inputs, outputs), shift = axes[0], int(is_stacked(path))
-        return MuonDimensionNumbers(tuple(i + shift for i in inputs), tuple(o + shift for o in outputs))
+        rule = find(name, parameters)
+        if rule is None or not rule.inputs:
+            raise ValueError(
+                f"Muon does not know the axes of {name}; give its rule in `parameters` of the objective's spec, or in "
+                'parallel/parameters.py, `inputs` and `outputs`'
+            )
+        shift = int(is_stacked(path))
+        return MuonDimensionNumbers(tuple(i + shift for i in rule.inputs), tuple(o + shift for o in rule.outputs))
 
     return jax.tree_util.tree_map_with_path(one, params)
 

@@ -14,6 +14,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from mlm_jax import config as config_lib
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel import mesh as mesh_lib
@@ -67,6 +68,7 @@ def make_mesh(config: ml_collections.ConfigDict, devices=None) -> Mesh:
     Raises:
       ConfigError: when the accelerator asked for is missing, or the devices do not fit mesh or batch.
     """
+    config = config_lib.decided(config)
     devices = jax.devices() if devices is None else devices
     platform = devices[0].platform
     if config.accelerator not in ('any', platform):

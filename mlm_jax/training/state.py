@@ -1,5 +1,8 @@
 """The state of a run, created in its place on the mesh."""
 
+import dataclasses
+
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from mlm_jax.masking.batch import MaskedBatch
+from mlm_jax.parallel.parameters import Parameter
 from mlm_jax.parallel.sharding import state_shardings
 
 
@@ -33,28 +37,44 @@ def example_batch(length: int, max_masked: int) -> MaskedBatch:
     )
 
 
-def make_init(objective, optimizer: optax.GradientTransformation, seed: int, length: int, max_masked: int):
-    """A function of nothing that returns the initial TrainState; trace it or run it on a mesh."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Init:
+    """A function of nothing that returns the initial TrainState; trace it or run it on a mesh.
 
-    def init() -> TrainState:
-        params = objective.init(jax.random.key(seed), example_batch(length, max_masked))['params']
-        return TrainState(step=jnp.zeros([], jnp.int32), params=params, opt_state=optimizer.init(params))
+    Attributes:
+      objective: the Linen module.
+      optimizer: of its parameters.
+      seed: of the run.
+      length: T, of rows.
+      max_masked: M, slots of a row for masked positions.
+      parameters: rules for where its parameters lie on a mesh.
+    """
 
-    return init
+    objective: nn.Module
+    optimizer: optax.GradientTransformation
+    seed: int
+    length: int
+    max_masked: int
+    parameters: tuple[Parameter, ...]
+
+    def __call__(self) -> TrainState:
+        """The initial state."""
+        batch = example_batch(self.length, self.max_masked)
+        params = self.objective.init(jax.random.key(self.seed), batch)['params']
+        return TrainState(step=jnp.zeros([], jnp.int32), params=params, opt_state=self.optimizer.init(params))
 
 
-def create_state(init, mesh: Mesh, preset: str) -> TrainState:
+def create_state(init: Init, mesh: Mesh, preset: str) -> TrainState:
     """Runs `init` with every leaf created directly where the preset puts it."""
-    shardings = state_shardings(jax.eval_shape(init), preset, mesh)
+    shardings = state_shardings(jax.eval_shape(init), preset, mesh, init.parameters)
     return jax.jit(init, out_shardings=shardings)()
 
 
-def abstract_state(init, mesh: Mesh, preset: str) -> TrainState:
+def abstract_state(init: Init, mesh: Mesh, preset: str) -> TrainState:
     """The state as ShapeDtypeStructs with shardings: to compile ahead of time and to restore into."""
     shapes = jax.eval_shape(init)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(shapes, preset, mesh)
-    )
+    shardings = state_shardings(shapes, preset, mesh, init.parameters)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def num_parameters(params) -> int:

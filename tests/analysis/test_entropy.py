@@ -12,8 +12,10 @@ from mlm_jax.analysis import entropy
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.exlm import ExLM, ExLMConfig
+from mlm_jax.objectives.exlm_spec import COMPARABLE, DISTRIBUTIONS
 from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig, keep_tokens
 from mlm_jax.objectives.mlm import MLM
+from mlm_jax.objectives.spec import PREDICTION
 
 LENGTH, VOCAB, MASK = 12, 16, 4
 token_bits = jax.jit(entropy.token_bits, static_argnums=0)
@@ -115,7 +117,7 @@ def test_nll_by_the_prior_is_what_training_reports(exlm, batch):
     sums = row_sums(*exlm, batch)
     total, count = run(*exlm, batch, '__call__').metrics['masked_nll']
     assert float(sums['tokens'].sum()) == float(count) == 8
-    assert float(sums['bits'][entropy.COMPARABLE][:, 1].sum() * np.log(2)) == pytest.approx(float(total), rel=1e-5)
+    assert float(sums['bits'][COMPARABLE][:, 1].sum() * np.log(2)) == pytest.approx(float(total), rel=1e-5)
 
 
 @pytest.fixture(scope='module')
@@ -171,7 +173,7 @@ def test_a_model_that_knows_nothing_leaves_all_bits_open(module, batch):
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
     summary = entropy.summarize(jax.device_get(row_sums(module, zeros, batch)))
     assert (summary['tokens'], summary['left_out']) == (8, 0)
-    assert set(summary['bits']) == set(entropy.EXLM_DEFINITIONS if isinstance(module, ExLM) else [entropy.PREDICTION])
+    assert set(summary['bits']) == set(DISTRIBUTIONS if isinstance(module, ExLM) else [PREDICTION])
     for values in summary['bits'].values():
         assert values['entropy'][0] == pytest.approx(np.log2(VOCAB), rel=1e-5)
         assert values['nll'][0] == pytest.approx(np.log2(VOCAB), rel=1e-5)
@@ -184,7 +186,7 @@ def test_one_distribution(batch):
     bits, masked_BxM = token_bits(module, params, batch)
     logits = np.asarray(run(module, params, batch, 'logits'), np.float64)[masked_BxM]
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    found = [np.asarray(x)[masked_BxM] for x in bits[entropy.PREDICTION]]
+    found = [np.asarray(x)[masked_BxM] for x in bits[PREDICTION]]
     np.testing.assert_allclose(found[0], -(p * np.log2(p)).sum(1), rtol=1e-5)
     np.testing.assert_allclose(found[1], -np.log2(p[np.arange(8), np.asarray(batch.targets)[masked_BxM]]), rtol=1e-5)
 
@@ -206,11 +208,11 @@ def test_mae_lm_takes_any_ratio_and_is_the_same_function():
     rng = np.random.default_rng(1)
     batch = make_batch(rng.integers(5, VOCAB, (2, LENGTH)), np.stack([np.arange(1, 10), np.arange(2, 11)]))
     params = peaked(module, batch)
-    found = [token_bits(m, params, batch)[0][entropy.PREDICTION] for m in (module, entropy.for_any_ratio(module))]
+    found = [token_bits(m, params, batch)[0][PREDICTION] for m in (module, module.at_any_ratio())]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
     few = dataclasses.replace(batch, positions=batch.positions.at[:, 1:].set(LENGTH))  # fewer than M promises
     assert keep_tokens(few, module.options).overflow.any()
-    assert not keep_tokens(few, entropy.for_any_ratio(module).options).overflow.any()
+    assert not keep_tokens(few, module.at_any_ratio().options).overflow.any()
 
 
 def test_the_standard_error_is_over_rows():

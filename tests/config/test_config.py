@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError
+from mlm_jax.config import ConfigError, fitting, flops
 from mlm_jax.config import checks as config_check
-from mlm_jax.config import slices as config_slice
 from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import standard_vocabulary
-from mlm_jax.parallel import topology
-from mlm_jax.performance import flops
-from mlm_jax.training import build, checks
+from mlm_jax.parallel import slices
+from mlm_jax.training import build, resuming
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
@@ -57,7 +55,7 @@ TRACED = [(name, argument) for name, argument in ALL if argument.split(',')[0] n
 @pytest.mark.parametrize(('name', 'argument'), ALL, ids=[f'{n}:{a}' for n, a in ALL])
 def test_every_configuration_is_checked(name, argument):
     config = load(name, argument)
-    config_check.check(config)
+    config_lib.check(config)
     assert flops.step_flops(config) > 0
 
 
@@ -128,7 +126,7 @@ def test_mae_lm_has_the_parameters_of_the_paper():
 )
 def test_settings_of_mae_lm_that_disagree_are_refused(argument, message):
     with pytest.raises(ConfigError, match=message):
-        config_check.check(load('mae_lm.py', argument))
+        config_lib.check(load('mae_lm.py', argument))
 
 
 @pytest.mark.parametrize(
@@ -145,15 +143,6 @@ def test_settings_of_mae_lm_that_disagree_are_refused(argument, message):
         ('mini,recipe=classic', 'unknown recipe'),
         ('mini,batch_size=1e400', 'expected a value of type int'),
         ('mini,batch_size=' + '(' * 5000, 'expected a value of type int'),
-        ('base,mesh.tensor=32,slice=v5e-16', 'does not fit 16 devices'),
-        ('base,mesh.tensor=None,slice=v5e-16', 'must be a whole number'),
-        ('base,slice=v9-16', "unknown topology 'v9-16'"),
-        ('base,slice=', "unknown topology ''"),
-        ('base,slice=v5e:4by4', 'a layout is written v5e:4x4'),
-        ('base,slice=v5e:0x4', 'a layout is written v5e:4x4'),
-        ('base,batch_size=24,slice=v5e-16', 'over its 16 devices'),
-        ('base,mesh.data=2,mesh.fsdp=4,slice=v5e-16', 'does not fit 16 devices'),
-        ('base,model.num_layers=0,slice=v5e-16', 'model.num_layers=0 must be at least 1'),
     ],
 )
 def test_wrong_arguments_are_refused(argument, message):
@@ -164,6 +153,14 @@ def test_wrong_arguments_are_refused(argument, message):
 @pytest.mark.parametrize(
     ('argument', 'message'),
     [
+        ('base,mesh.tensor=32,slice=v5e-16', 'does not fit 16 devices'),
+        ('base,mesh.tensor=None,slice=v5e-16', 'must be a whole number'),
+        ('base,slice=v9-16', "unknown topology 'v9-16'"),
+        ('base,slice=v5e:4by4', 'a layout is written v5e:4x4'),
+        ('base,slice=v5e:0x4', 'a layout is written v5e:4x4'),
+        ('base,batch_size=24,slice=v5e-16', 'over its 16 devices'),
+        ('base,mesh.data=2,mesh.fsdp=4,slice=v5e-16', 'does not fit 16 devices'),
+        ('base,model.num_layers=0,slice=v5e-16', 'model.num_layers=0 must be at least 1'),
         ('mini,batch_size=10,num_microbatches=4', 'multiple of num_microbatches'),
         ('mini,model.num_heads=3', 'multiple of model.num_heads'),
         ('mini,model.attention_backend=cudnn', 'attention_dropout'),
@@ -224,19 +221,19 @@ def test_keys_that_disagree_are_refused_with_the_cure(argument, message):
             config_lib.resolve_steps(config, 'total')
         return
     with pytest.raises(ConfigError, match=message):
-        config_check.check(load('mlm.py', argument))
+        config_lib.check(load('mlm.py', argument))
 
 
 @pytest.mark.parametrize('masking', ['unit=word', 'ratio_schedule=cosine', 'strategy=bernoulli'])
 def test_mae_lm_needs_slots_for_every_token_where_the_masked_count_varies(masking):
     with pytest.raises(ConfigError, match='set mae_lm.kept_margin=1'):
-        config_check.check(load('mae_lm.py', f'tiny,masking.{masking}'))
-    config_check.check(load('mae_lm.py', f'tiny,masking.{masking},mae_lm.kept_margin=1'))
+        config_lib.check(load('mae_lm.py', f'tiny,masking.{masking}'))
+    config_lib.check(load('mae_lm.py', f'tiny,masking.{masking},mae_lm.kept_margin=1'))
 
 
 def test_other_objectives_predict_all_that_is_corrupted():
     with pytest.raises(ConfigError, match='predicted_fraction=1'):
-        config_check.check(load('mae_lm.py', 'tiny,masking.predicted_fraction=0.5'))
+        config_lib.check(load('mae_lm.py', 'tiny,masking.predicted_fraction=0.5'))
 
 
 def test_flops_count_every_mask_of_a_text_and_the_mean_ratio():
@@ -319,15 +316,15 @@ def test_any_configuration_is_refused_in_words_or_can_run(file, values, more):
     """What is accepted has durations, masks and a cost; nothing but a ConfigError is ever raised."""
     try:
         config = load(file, f'tiny,{more}' + ','.join(f'{key}={value}' for key, value in values.items()))
-        config_check.check(config)
+        config_lib.check(config)
     except ConfigError:
         return
-    total = config_lib.resolve_steps(config, 'total', steps_per_epoch=1.0)
-    assert 1 <= total < 2**31
-    masking = build.make_masking(config, standard_vocabulary(config.vocab_size), total, 1.0)
+    config = config_lib.resolve(config)
+    assert 1 <= config.total_steps < 2**31
+    masking = build.make_masking(config, standard_vocabulary(config.vocab_size), num_rows=config.batch_size)
     assert 1 <= masking.max_masked(config.sequence_length) <= config_lib.row_length(config)
     assert 0 < flops.step_flops(config) < np.inf
-    optimizer, rate = build.make_optimizer_of_run(config, total, 1.0)
+    optimizer, rate = build.make_optimizer_of_run(config)
     assert np.isfinite(float(rate(0)))
     optimizer.init({'final_norm': {'scale': np.ones(2, np.float32)}})
     assert config_lib.differences(config, config_lib.from_json(config_lib.to_json(config))) == {}
@@ -339,7 +336,7 @@ def test_the_modern_recipe_leaves_a_feed_forward_layer_of_any_width(ffn_width, e
     config.model.ffn_width = ffn_width
     config_lib.apply_recipe(config, 'modern')
     assert config.model.ffn_width == expected
-    config_check.check(config)
+    config_lib.check(config)
 
 
 @pytest.mark.parametrize(
@@ -358,11 +355,11 @@ def test_a_configuration_of_an_earlier_version_keeps_its_weight_decay():
     old = config_lib.from_json(json.dumps(stored))
     assert config_lib.decided(old).optimizer.weight_decay == 0.01 and old.optimizer.momentum == 0.95
     notes = []
-    checks.check_resume(stored, load('mlm.py', 'mini,recipe=modern'), note=notes.append)
+    resuming.check_resume(stored, load('mlm.py', 'mini,recipe=modern'), note=notes.append)
     assert len(notes) == 1 and notes[0].endswith('\n  optimizer.weight_decay: 0.01 in the checkpoint, 1e-05 now')
     stored = load('mlm.py', 'mini').to_dict()
     stored['optimizer']['weight_decay'] = 0.01
-    checks.check_resume(stored, load('mlm.py', 'mini'), note=pytest.fail)
+    resuming.check_resume(stored, load('mlm.py', 'mini'), note=pytest.fail)
 
 
 @pytest.mark.parametrize(
@@ -378,9 +375,9 @@ def test_a_resumed_run_may_change_what_its_optimizer_state_does_not_hold(old, ne
     notes = []
     if refused:
         with pytest.raises(ConfigError, match=new.partition('=')[0]):
-            checks.check_resume(stored.to_dict(), config, notes.append)
+            resuming.check_resume(stored.to_dict(), config, notes.append)
     else:
-        checks.check_resume(stored.to_dict(), config, notes.append)
+        resuming.check_resume(stored.to_dict(), config, notes.append)
         assert len(notes) == 1
 
 
@@ -398,7 +395,7 @@ def test_a_resumed_run_may_change_what_its_optimizer_state_does_not_hold(old, ne
 @hypothesis.settings(deadline=None, max_examples=100)
 def test_a_checkpoint_of_any_configuration_goes_on_or_is_refused_in_words(stored):
     with contextlib.suppress(ConfigError):
-        checks.check_resume(stored, load('mlm.py', 'mini'), note=str)
+        resuming.check_resume(stored, load('mlm.py', 'mini'), note=str)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +409,7 @@ def test_a_checkpoint_of_any_configuration_goes_on_or_is_refused_in_words(stored
     ],
 )
 def test_what_can_hardly_be_meant_is_remarked(argument, num_rows, remark):
-    remarks = checks.remarks(load('mlm.py', f'mini,{argument}'), num_rows)
+    remarks = config_check.remarks(load('mlm.py', f'mini,{argument}'), num_rows)
     assert remark in remarks[0] if remark else remarks == []
 
 
@@ -436,17 +433,21 @@ def test_json_round_trip_and_differences():
     assert config_lib.differences(config, again) == {'model.width': (768, 1)}
 
 
+def fitted(file: str, argument: str, name: str = 'v5e-16'):
+    """A configuration that has been fitted to a slice."""
+    return config_lib.resolve(load(file, f'{argument},slice={name}'))
+
+
 @pytest.mark.parametrize('file', ['mlm.py', 'mae_lm.py', 'exlm.py', 'repeated_mlm.py', 'masking.py'])
 @pytest.mark.parametrize('name', ['v5e-16', 'v6e-256'])
 def test_a_slice_fits_a_configuration_to_its_devices_and_their_memory(file, name):
-    num_devices, memory_bytes = topology.size_of(name)
+    num_devices, memory_bytes = slices.size_of(name)
     first = 'fully_explored,size=large' if file == 'masking.py' else 'large'
-    config = load(file, f'{first},slice={name}')
-    config_check.check(config)
+    config = fitted(file, first, name)
     assert config.accelerator == 'tpu' and config.batch_size % (num_devices * config.num_microbatches) == 0
     rows = config.batch_size // num_devices // config.num_microbatches
-    fixed_bytes, row_bytes = config_slice.step_bytes(config, num_devices)
-    usable = config_slice.USABLE * memory_bytes
+    fixed_bytes, row_bytes = fitting.step_bytes(config, num_devices)
+    usable = fitting.USABLE * memory_bytes
     assert fixed_bytes + rows * row_bytes <= usable
     assert config.num_microbatches == 1 or fixed_bytes + 2 * rows * row_bytes > usable
 
@@ -467,15 +468,15 @@ COMPILED = {
 @pytest.mark.parametrize(('file', 'argument'), COMPILED)
 def test_the_memory_of_a_step_is_estimated_near_what_compiled(file, argument):
     rows, mebibytes = COMPILED[file, argument]
-    config = load(file, f'{argument},slice=v5e-16')
+    config = fitted(file, argument)
     assert config.batch_size == 16 * rows * config.num_microbatches
-    fixed_bytes, row_bytes = config_slice.step_bytes(config, num_devices=16)
+    fixed_bytes, row_bytes = fitting.step_bytes(config, num_devices=16)
     assert 0.9 < (fixed_bytes + rows * row_bytes) / 2**20 / mebibytes < 1.4
 
 
 def test_less_fits_where_fewer_devices_share_the_state():
     fixed = {
-        mesh: config_slice.step_bytes(load('mlm.py', f'large,{mesh},slice=v5e-16'), num_devices=16)[0]
+        mesh: fitting.step_bytes(fitted('mlm.py', f'large,{mesh}'), num_devices=16)[0]
         for mesh in ('mesh.fsdp=16', 'mesh.fsdp=4', 'mesh.data=4', 'mesh.fsdp=4,mesh.tensor=4')
     }
     assert fixed['mesh.fsdp=16'] == fixed['mesh.fsdp=4,mesh.tensor=4']
@@ -483,13 +484,13 @@ def test_less_fits_where_fewer_devices_share_the_state():
 
 
 def test_what_is_given_beside_a_slice_stays_and_the_rest_is_fitted_to_it():
-    config = load('mlm.py', 'base,model.attention_dropout=0.1,slice=v5e-16')
+    config = fitted('mlm.py', 'base,model.attention_dropout=0.1')
     assert config.model.attention_backend == 'xla' and config.model.attention_dropout == 0.1
-    config = load('mlm.py', 'base,model.attention_backend=xla,num_microbatches=32,slice=v5e-16')
+    config = fitted('mlm.py', 'base,model.attention_backend=xla,num_microbatches=32')
     assert config.model.attention_dropout == 0.1 and config.num_microbatches == 32
     # Splash takes no relative bias.
-    assert load('mae_lm.py', 'base,slice=v5e-16').model.attention_backend == 'xla'
-    bfloat16, float32 = (load('mlm.py', f'base,model.dtype={d},slice=v5e-16') for d in ('bfloat16', 'float32'))
+    assert fitted('mae_lm.py', 'base').model.attention_backend == 'xla'
+    bfloat16, float32 = (fitted('mlm.py', f'base,model.dtype={d}') for d in ('bfloat16', 'float32'))
     assert float32.num_microbatches == 2 * bfloat16.num_microbatches
 
 
@@ -501,6 +502,6 @@ def test_what_is_given_beside_a_slice_stays_and_the_rest_is_fitted_to_it():
     ],
 )  # fmt: skip
 def test_the_mesh_of_a_slice_has_its_devices(given, data, fsdp, sharding):
-    config = load('mlm.py', f'large,{given},slice=v5e-16')
+    config = fitted('mlm.py', f'large,{given}')
     assert (config.mesh.data, config.mesh.fsdp, config.sharding) == (data, fsdp, sharding)
     assert config.batch_size // config.num_microbatches % (16 // config.mesh.tensor) == 0

@@ -73,7 +73,7 @@ def test_every_key_that_names_files_refuses_urls(tmp_path, monkeypatch):
             config = config_lib.default_config()
             config_lib.apply_overrides(config, {key: before.get(key, '') + url})
             with pytest.raises(ConfigError, match=rf'^{key}=.*URL'):
-                config_check.check(config)
+                config_lib.check(config)
             with pytest.raises(ConfigError, match=rf'^{key}='):
                 prepare.run(config)
     with pytest.raises(ConfigError, match='gs://bucket/x is a URL'):
@@ -145,7 +145,7 @@ def test_what_is_no_directory_or_no_file_is_named(tmp_path):
     config = config_lib.default_config()
     config.data.directory = str(file)
     with pytest.raises(ConfigError, match=r'data\.directory=.*is a file; give a directory'):
-        config_check.check(config)
+        config_lib.check(config)
 
 
 def test_programs_define_no_flag_of_files_by_other_means():

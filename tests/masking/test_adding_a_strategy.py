@@ -9,8 +9,9 @@ import pytest
 from draws import VOCABULARY, full_rows, make, mask, masked_positions
 from test_masking import check_promises
 
+from mlm_jax import config as config_lib
 from mlm_jax.config import checks as config_check
-from mlm_jax.masking import selection
+from mlm_jax.masking import registry, selection
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.training import build
 
@@ -23,7 +24,7 @@ def added(monkeypatch):
     section = README.read_text().split('### … add a masking strategy\n')[1].split('\n### ')[0]
     code = textwrap.dedent(section[section.index('    def ') :].split('\n\n')[0])
     exec(code, vars(selection))
-    monkeypatch.setitem(selection.STRATEGIES, 'repeated', selection.repeated)
+    monkeypatch.setitem(registry.STRATEGIES, 'repeated', registry.Strategy('mlm_jax.masking.selection:repeated'))
     values = config_check.CHOICES['masking.strategy']
     monkeypatch.setitem(config_check.CHOICES, 'masking.strategy', (*values, 'repeated'))
     yield section
@@ -40,7 +41,7 @@ def test_a_strategy_is_one_function_and_one_value(added, tiny_config):
     assert np.flatnonzero(masked).tolist() == [10, 20]
 
     tiny_config.masking.strategy = 'repeated'
-    config_check.check(tiny_config)
+    config_lib.check(tiny_config)
     run = build.make_run(tiny_config, standard_vocabulary(64), steps_per_epoch=10.0)
     rows = full_rows(16, 32)
     _, metrics = jax.jit(run.train_step)(jax.jit(run.init)(), rows)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from draws import TABLES, VOCABULARY, draw, full_rows, mask, masked_positions, rows
 
-from mlm_jax.masking.fully_explored import PARTITIONS, FullyExplored
 from mlm_jax.masking.masking import Masking
-from mlm_jax.masking.units import UNITS
+from mlm_jax.masking.registry import PARTITIONS, UNITS, FullyExplored
 
 
 def make(unit: str = 'token', num_rows: int = 0, **options) -> Masking:

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from draws import TABLES, VOCABULARY, draw, full_rows, make, mask, masked_positions, rows
 
-from mlm_jax.config.checks import CHOICES
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.synthetic import SyntheticRows
-from mlm_jax.masking import corruption, fully_explored, schedules, selection, tables, units
+from mlm_jax.masking import corruption, registry, schedules, selection, tables, units
 from mlm_jax.masking import masking as masking_lib
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.candidates import Candidates, limit, take
@@ -22,7 +21,7 @@ from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
 from mlm_jax.training.step import MASK_STREAM, frozen_masks, stream_key
 
-STRATEGIES, UNITS = sorted(selection.STRATEGIES), sorted(units.UNITS)
+STRATEGIES, UNITS = sorted(registry.STRATEGIES), sorted(registry.UNITS)
 # Every strategy, every unit, and the pairs that have a path of their own.
 PAIRS = [(strategy, 'token') for strategy in STRATEGIES] + [('uniform', unit) for unit in UNITS if unit != 'token']
 PAIRS += [('bernoulli', 'span'), ('least_masked', 'ngram'), ('complementary', 'word'), ('fully_explored', 'span')]
@@ -62,7 +61,7 @@ def check_promises(strategy, unit, seed, ratio, fractions):
         assert not special[row, used].any(), 'no specials, no padding'
         untouched = np.setdiff1d(np.arange(length), used)
         assert np.array_equal(batch.inputs[row, untouched], tokens[row, untouched])
-        if selection.has_fixed_count(strategy, unit) and strategy != 'fully_explored':
+        if registry.STRATEGIES[strategy].has_fixed_count(registry.UNITS[unit]) and strategy != 'fully_explored':
             num_eligible = (~special[row]).sum()
             assert ratio * num_eligible - 1 < len(used) < ratio * num_eligible + 1 + 1e-4
         replaced = batch.inputs[row, used]
@@ -401,12 +400,9 @@ def test_random_replacement_draws_every_ordinary_id_equally_and_no_special():
 # ---- Registries and refusals -----------------------------------------------------------------------------------------
 
 
-def test_configurations_name_what_the_registries_hold():
-    assert set(CHOICES['masking.strategy']) == set(STRATEGIES)
-    assert set(CHOICES['masking.unit']) == set(UNITS) == set(units.LONG) == set(units.SPREAD)
-    assert CHOICES['masking.ratio_schedule'] == schedules.RATIO_SCHEDULES
-    assert CHOICES['masking.fully_explored.partition'] == fully_explored.PARTITIONS
-    assert CHOICES['masking.fully_explored.schedule'] == fully_explored.SCHEDULES
+def test_the_registries_hold_functions_that_are_there():
+    for entry in (*registry.STRATEGIES.values(), *registry.UNITS.values()):
+        assert callable(registry.function_of(entry))
 
 
 @pytest.mark.parametrize(

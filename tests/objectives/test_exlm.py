@@ -13,12 +13,13 @@ import pytest
 
 from mlm_jax import config as config_lib
 from mlm_jax.data import packing
-from mlm_jax.masking import schedules, selection, tables
+from mlm_jax.masking import registry, schedules, tables
 from mlm_jax.masking.batch import MaskedBatch, gather_positions
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.exlm import ExLM, ExLMConfig
+from mlm_jax.objectives.registry import parameters
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
 from mlm_jax.parallel.sharding import state_shardings
 from mlm_jax.training import build
@@ -295,7 +296,7 @@ def test_every_switch_runs_and_makes_a_difference():
         assert abs(a - b) > 1e-4
 
 
-@pytest.mark.parametrize('strategy', sorted(selection.STRATEGIES))
+@pytest.mark.parametrize('strategy', sorted(registry.STRATEGIES))
 @pytest.mark.parametrize('ratio', [0.0, 1.0])
 def test_any_share_of_a_row_can_be_masked(strategy, ratio):
     tokens = make_batch().tokens
@@ -344,7 +345,7 @@ def test_loss_and_gradients_are_the_same_on_a_mesh():
     expected = loss_and_gradients(module, params, batch)
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
-        params = jax.device_put(params, state_shardings(params, 'fsdp_tp', mesh))
+        params = jax.device_put(params, state_shardings(params, 'fsdp_tp', mesh, parameters('exlm')))
         actual = loss_and_gradients(module, params, jax.device_put(batch, batch_sharding(mesh)))
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(jax.device_get(actual)), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mlm_jax.data import packing
-from mlm_jax.masking import selection
+from mlm_jax.masking import registry
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.vocabulary import standard_vocabulary
@@ -21,6 +21,7 @@ from mlm_jax.models.encoder import Encoder
 from mlm_jax.models.layers import Block, EncoderConfig
 from mlm_jax.models.positions import positions_in_documents, rotary_turns
 from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig, decoder_config, hidden_slots, keep_tokens, kept_slots
+from mlm_jax.objectives.registry import parameters
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
 from mlm_jax.parallel.sharding import state_shardings
 
@@ -359,17 +360,19 @@ def test_there_are_enough_slots_for_every_row_within_the_margin(ratio):
     for length in (32, 48, 100, 128, 512):
         for margin in (0.0, 0.125, 0.5, 1.0):
             options = MAELMConfig(kept_margin=margin)
-            num_slots = kept_slots(length, selection.max_count(ratio, length), options)
+            num_slots = kept_slots(length, registry.max_count(ratio, length), options)
             specials = math.floor(margin * length)
             assert num_slots % 8 == 0 or num_slots == length
             for n in range(specials, length + 1):
                 assert n - math.floor(ratio * (n - specials) + 1e-9) <= num_slots
-    assert kept_slots(512, selection.max_count(0.15, 512), MAELMConfig()) == 448
-    assert kept_slots(128, selection.max_count(0.15, 128), MAELMConfig()) == 112
-    assert kept_slots(128, selection.max_count(0.15, 128), MAELMConfig(masked_in_encoder=1.0)) == 128
+    assert kept_slots(512, registry.max_count(0.15, 512), MAELMConfig()) == 448
+    assert kept_slots(128, registry.max_count(0.15, 128), MAELMConfig()) == 112
+    assert kept_slots(128, registry.max_count(0.15, 128), MAELMConfig(masked_in_encoder=1.0)) == 128
 
 
-@pytest.mark.parametrize('strategy', [s for s in selection.STRATEGIES if selection.has_fixed_count(s, 'token')])
+@pytest.mark.parametrize(
+    'strategy', [s for s, value in registry.STRATEGIES.items() if value.has_fixed_count(registry.UNITS['token'])]
+)
 @pytest.mark.parametrize('ratio', [0.15, 0.4])
 def test_packed_rows_of_sentences_and_paragraphs_do_not_overflow(strategy, ratio):
     """A document every 20 to 200 tokens; where one fails, the strategy needs a `kept_margin` of its own."""
@@ -427,7 +430,7 @@ def test_loss_and_gradients_are_the_same_on_a_mesh():
     expected = jax.jit(loss_and_grads)(params, batch)
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
-        shardings = state_shardings(params, 'fsdp_tp', mesh)
+        shardings = state_shardings(params, 'fsdp_tp', mesh, parameters('mae_lm'))
         actual = jax.jit(loss_and_grads)(jax.device_put(params, shardings), jax.device_put(batch, batch_sharding(mesh)))
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(jax.device_get(actual)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

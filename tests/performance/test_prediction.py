@@ -8,9 +8,9 @@ import jax
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError
+from mlm_jax.config import ConfigError, flops
 from mlm_jax.parallel import topology
-from mlm_jax.performance import ahead_of_time, flops, prediction
+from mlm_jax.performance import ahead_of_time, prediction
 
 SHAPE = 'vocab_size=512,sequence_length=128,batch_size=16,model.num_layers=2,model.dtype=bfloat16'
 

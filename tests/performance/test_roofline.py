@@ -3,7 +3,8 @@
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.performance import flops, roofline
+from mlm_jax.config import flops
+from mlm_jax.performance import roofline
 from mlm_jax.performance.ahead_of_time import Requirements
 from mlm_jax.performance.memory import Memory
 

@@ -8,8 +8,7 @@ from mlm_jax import config as config_lib
 from mlm_jax import prepare, train
 from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.pretrained import loading
-from mlm_jax.pretrained import warm_start as continuation
+from mlm_jax.pretrained import loading, warm_start
 from mlm_jax.training import build, checkpoints
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.state import create_state
@@ -44,16 +43,16 @@ def test_a_run_starts_where_another_ended(trained, continued, tmp_path):
 
 def test_another_model_or_tokenizer_is_refused(trained, continued, tmp_path):
     manifest = manifest_lib.load(continued.data.directory)
-    continuation.check_source(continued, manifest)
+    warm_start.check_source(continued, manifest)
     continued.model.width = 128
     with pytest.raises(ConfigError, match='model.width: 64 there, 128 here'):
-        continuation.check_source(continued, manifest)
+        warm_start.check_source(continued, manifest)
     continued.model.width = 64
     with pytest.raises(ConfigError, match='tokenizer.model='):
-        continuation.check_source(continued, manifest_lib.dataclasses.replace(manifest, tokenizer_sha256='0'))
+        warm_start.check_source(continued, manifest_lib.dataclasses.replace(manifest, tokenizer_sha256='0'))
     continued.init_from = str(tmp_path)
     with pytest.raises(ConfigError, match='not the workdir of a run'):
-        continuation.check_source(continued, manifest)
+        warm_start.check_source(continued, manifest)
 
 
 def test_new_pieces_start_as_the_mean_of_those_that_spell_them(trained, continued, tmp_path):
@@ -66,7 +65,7 @@ def test_new_pieces_start_as_the_mean_of_those_that_spell_them(trained, continue
     config.data.update(directory=str(tmp_path / 'data'), corpus=f'text:{tmp_path}/text.txt', validation_percent=20)
     config.tokenizer.model = f'extend:{workdir}/tokenizer.model'
     manifest = prepare.run(config, num_workers=1)
-    continuation.check_source(config, manifest)
+    warm_start.check_source(config, manifest)
     train.train(config, tmp_path / 'run')
     params = loading.load(tmp_path / 'run', mesh).params
     old, new = (
@@ -83,7 +82,7 @@ def test_new_pieces_start_as_the_mean_of_those_that_spell_them(trained, continue
 
     continued.init_from = str(tmp_path / 'run')
     with pytest.raises(ConfigError, match=f'vocab_size: {old_size + 5} there, {old_size} here'):
-        continuation.check_source(continued, manifest_lib.load(continued.data.directory))
+        warm_start.check_source(continued, manifest_lib.load(continued.data.directory))
 
 
 def test_more_ids_for_the_same_tokenizer_are_refused(trained, continued):
@@ -91,7 +90,7 @@ def test_more_ids_for_the_same_tokenizer_are_refused(trained, continued):
     size = continued.vocab_size
     continued.vocab_size += 3
     with pytest.raises(ConfigError, match=f'set vocab_size={size}, and prepare the data with it'):
-        continuation.check_source(continued, manifest)
+        warm_start.check_source(continued, manifest)
 
 
 @pytest.mark.parametrize('length', [48, 16])
@@ -99,9 +98,9 @@ def test_rows_may_have_another_length(trained, continued, length):
     """A longer table of positions goes on from its start; a shorter one ends earlier; all else is as it was."""
     workdir, mesh, model = trained
     continued.sequence_length = length
-    continuation.check_source(continued, manifest_lib.load(continued.data.directory))
+    warm_start.check_source(continued, manifest_lib.load(continued.data.directory))
     fresh = create_state(build.make_run(continued, model.tokenizer.vocabulary, 1.0).init, mesh, 'dp')
-    params = continuation.start_from(str(workdir), fresh, workdir / 'tokenizer.model').params
+    params = warm_start.start_from(str(workdir), fresh, workdir / 'tokenizer.model').params
     expected = jax.tree.map(lambda x: x, model.params)  # `trained` is shared: its own tree stays whole
     old = expected['encoder'].pop('position_embedding')['embedding']
     new = params['encoder'].pop('position_embedding')['embedding']

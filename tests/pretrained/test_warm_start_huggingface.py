@@ -17,9 +17,8 @@ from mlm_jax.files import atomic
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.mlm import MLM
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pretrained import huggingface, loading
-from mlm_jax.pretrained import warm_start as continuation
-from mlm_jax.training import build, checks
+from mlm_jax.pretrained import huggingface, loading, warm_start
+from mlm_jax.training import build, resuming
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.state import create_state, example_batch
 from mlm_jax.training.step import make_eval_step
@@ -95,10 +94,10 @@ def test_mae_lm_takes_the_encoder_and_a_head_that_fits(source, width):
     config, directory = source
     config.objective, config.mae_lm.decoder_layers, config.mae_lm.decoder_width = 'mae_lm', 1, width
     manifest = manifest_lib.load(config.data.directory)
-    continuation.check_source(config, manifest)
+    warm_start.check_source(config, manifest)
     run = build.make_run(config, manifest.vocabulary, 1.0)
     fresh = create_state(run.init, mesh_lib.make_mesh(), 'dp')
-    params = continuation.start_from(config.init_from, fresh, config.data.directory).params
+    params = warm_start.start_from(config.init_from, fresh, config.data.directory).params
     _, stored = huggingface.from_hf(directory)
     positions = params['encoder']['position_embedding']['embedding']
     np.testing.assert_array_equal(positions, stored['encoder']['position_embedding']['embedding'][:32])
@@ -129,7 +128,7 @@ def test_a_configuration_that_does_not_fit_is_refused_with_the_values_to_set(sou
     config, _ = source
     config_lib.apply_overrides(config, {key: str(value) for key, value in keys.items()})
     with pytest.raises(ConfigError, match=message):
-        continuation.check_source(config, manifest_lib.load(config.data.directory))
+        warm_start.check_source(config, manifest_lib.load(config.data.directory))
 
 
 def test_rows_of_the_embedding_that_no_piece_uses_may_be_left_out(source, capsys):
@@ -141,19 +140,19 @@ def test_rows_of_the_embedding_that_no_piece_uses_may_be_left_out(source, capsys
     stored = jax.tree.map(lambda x: rng.normal(0.1, 0.2, x.shape).astype(np.float32), shapes)
     huggingface.to_hf(encoder, stored, directory)
     manifest = manifest_lib.load(config.data.directory)
-    continuation.check_source(config, manifest)
+    warm_start.check_source(config, manifest)
     run = build.make_run(config, manifest.vocabulary, 1.0)
     fresh = create_state(run.init, mesh_lib.make_mesh(), 'dp')
-    params = continuation.start_from(config.init_from, fresh, config.data.directory).params
+    params = warm_start.start_from(config.init_from, fresh, config.data.directory).params
     table = params['encoder']['token_embedding']['embedding']
     np.testing.assert_array_equal(table, stored['encoder']['token_embedding']['embedding'][:64])
     np.testing.assert_array_equal(params['head']['bias'], stored['head']['bias'][:64])
     assert '8 rows of its embedding beyond vocab_size=64' in capsys.readouterr().err
     config.vocab_size = 72  # with data that were prepared so, nothing is left out
-    continuation.check_source(config, manifest)
+    warm_start.check_source(config, manifest)
     run = build.make_run(config, manifest.vocabulary.padded(72), 1.0)
     fresh = create_state(run.init, mesh_lib.make_mesh(), 'dp')
-    params = continuation.start_from(config.init_from, fresh, config.data.directory).params
+    params = warm_start.start_from(config.init_from, fresh, config.data.directory).params
     np.testing.assert_array_equal(
         params['encoder']['token_embedding']['embedding'], stored['encoder']['token_embedding']['embedding']
     )
@@ -164,13 +163,13 @@ def test_another_tokenizer_or_checkpoint_is_refused(source):
     manifest = manifest_lib.load(config.data.directory)
     (directory / 'tokenizer.json').write_text('{"another": 1}')
     with pytest.raises(ConfigError, match='tokenizer.model=.*tokenizer.json'):
-        continuation.check_source(config, manifest)
+        warm_start.check_source(config, manifest)
     (directory / 'tokenizer.json').unlink()
     with pytest.raises(ConfigError, match='has no tokenizer.json'):
-        continuation.check_source(config, manifest)
+        warm_start.check_source(config, manifest)
     (directory / 'config.json').write_text('{"architectures": ["GPT2LMHeadModel"]}')
     with pytest.raises(ConfigError, match='init_from=hf:.*GPT2LMHeadModel'):
-        continuation.check_source(config, manifest)
+        warm_start.check_source(config, manifest)
 
 
 def test_a_checkpoint_from_before_norm_epsilon_goes_on():
@@ -178,8 +177,8 @@ def test_a_checkpoint_from_before_norm_epsilon_goes_on():
     stored = config.to_dict()
     del stored['model']['norm_epsilon']
     notes = []
-    checks.check_resume(stored, config, notes.append)
+    resuming.check_resume(stored, config, notes.append)
     assert not notes
     config.model.norm_epsilon = 1e-12
     with pytest.raises(ConfigError, match='model.norm_epsilon: 1e-05 in the checkpoint, 1e-12 now'):
-        checks.check_resume(stored, config, notes.append)
+        resuming.check_resume(stored, config, notes.append)

@@ -10,8 +10,8 @@ from mlm_jax import config as config_lib
 from mlm_jax import inspect_masks, prepare, train
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import tables as tables_lib
-from mlm_jax.masking.fully_explored import FullyExplored
 from mlm_jax.masking.masking import Masking
+from mlm_jax.masking.registry import FullyExplored
 from mlm_jax.masking.schedules import RatioSchedule
 from mlm_jax.masking.tables import Tables
 from mlm_jax.masking.vocabulary import standard_vocabulary

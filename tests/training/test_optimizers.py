@@ -9,6 +9,7 @@ import pytest
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import checks as config_check
+from mlm_jax.objectives.registry import parameters
 from mlm_jax.parallel.sharding import is_stacked, path_name
 from mlm_jax.training import build, optimizers
 from mlm_jax.training.schedules import make_schedule
@@ -224,7 +225,7 @@ def params_of(objective):
 def test_muon_has_every_matrix_inside_the_network(objective):
     """Tables, where rows are looked up, and biases are Adam's; nothing else is."""
     params = params_of(objective)
-    dimensions = optimizers.muon_dimensions(params)
+    dimensions = optimizers.muon_dimensions(params, parameters(objective))
     found = {}
 
     def look(path, leaf, axes):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import checks as config_check
-from mlm_jax.performance import ahead_of_time, collectives, flops, peaks
+from mlm_jax.config import flops
+from mlm_jax.objectives import costs
+from mlm_jax.performance import ahead_of_time, collectives, peaks
 
 # Wide enough that the products matter, and a vocabulary that outweighs neither layers nor head.
 SHAPE = (
@@ -20,7 +21,7 @@ SHAPE = (
 @functools.cache
 def load(file: str, argument: str = ''):
     config = config_lib.load(f'configs/{file}.py:tiny,{SHAPE},model.ffn_width=256{argument}')
-    config_check.check(config)
+    config_lib.check(config)
     return config
 
 
@@ -48,11 +49,13 @@ def test_a_step_is_three_forward_passes():
     """Of the first layer too, whose input is made of embeddings that learn."""
     config = load('mlm')
     sizes = flops.needed_sizes(config)
-    assert flops.step_flops(config) == 3 * 4 * flops.mlm_row_flops(config, sizes)
+    assert flops.step_flops(config) == 3 * 4 * costs.encoder_and_head(config.model, config.vocab_size, sizes, 1.0)
     m, n = 0.15 * 128, 128
     layer = 2 * n * (4 * 64**2 + 2 * 64 * 256) + 4 * n**2 * 64
     last = 2 * n * 2 * 64**2 + 2 * m * (2 * 64**2 + 2 * 64 * 256) + 4 * n * m * 64
-    assert flops.mlm_row_flops(config, sizes) == pytest.approx(layer + last + m * (2 * 64**2 + 2 * 64 * 512))
+    assert costs.encoder_and_head(config.model, config.vocab_size, sizes, 1.0) == pytest.approx(
+        layer + last + m * (2 * 64**2 + 2 * 64 * 512)
+    )
 
 
 def test_attention_within_documents_counts_their_squares():

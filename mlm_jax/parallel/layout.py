@@ -1,0 +1,27 @@
+"""The axes of the device mesh, and their sizes, without JAX."""
+
+import math
+
+# Rows of a batch are split over `data` and `fsdp`; `fsdp` also splits the state; `tensor` the heads and hidden units.
+DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
+BATCH_AXES = (DATA, FSDP)
+
+
+def mesh_shape(num_devices: int, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
+    """Fills in the one axis given as −1.
+
+    Raises:
+      ValueError: when the axes do not use all devices exactly.
+    """
+    sizes = {DATA: data, FSDP: fsdp, TENSOR: tensor}
+    free = [name for name, size in sizes.items() if size == -1]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or known < 1 or num_devices % known or (not free and known != num_devices):
+        text = ', '.join(f'mesh.{name}={size}' for name, size in sizes.items())
+        raise ValueError(
+            f'{text} does not fit {num_devices} devices: the product must be {num_devices}; at most one axis may be -1 '
+            '(all devices that the others leave)'
+        )
+    if free:
+        sizes[free[0]] = num_devices // known
+    return sizes[DATA], sizes[FSDP], sizes[TENSOR]
