@@ -143,7 +143,7 @@ def make_tiny_config(prepared):
         'data.directory': str(prepared), 'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '2',
         'model.ffn_width': '64', 'model.dropout': '0.0', 'model.attention_dropout': '0.0', 'evaluation.rows': '24',
         'evaluation.every_steps': '4', 'checkpoint.every_steps': '4', 'logging.every_steps': '1',
-        'compilation_cache': '',
+        'compilation_cache': '', 'sharding': 'dp', 'num_microbatches': '1',
     }  # fmt: skip
 
     def make():

@@ -52,6 +52,11 @@ class ExLMConfig:
     weigh_by_count: bool = False
 
 
+def row_slots(length: int, max_expanded: int, num_states: int) -> int:
+    """L, the static length of an expanded row: T + (k − 1)·E, rounded up to a multiple of 8 for matrix units."""
+    return -(-(length + (num_states - 1) * max_expanded) // 8) * 8
+
+
 class ExLMSpec(Spec):
     """ExLM: each token to predict is expanded into k states, and its prediction summed over alignments with them."""
 
@@ -88,7 +93,7 @@ class ExLMSpec(Spec):
     def slots(self, options, length, max_masked):
         """As `sizes`, with no more expanded tokens than a row has."""
         expanded = min(length, max_masked + 2 * options.anchors)
-        return Sizes(length, max_masked, length + (options.num_states - 1) * expanded, expanded)
+        return Sizes(length, max_masked, row_slots(length, expanded, options.num_states), expanded)
 
     def row_flops(self, model, options, vocab_size, sizes, document_share):
         """Forward pass: the encoder on n' = n + (k − 1)e slots, its last layer and the head on S = k·e states.

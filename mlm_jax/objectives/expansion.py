@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of, selected_of
 from mlm_jax.models.positions import positions_in_documents
+from mlm_jax.objectives.exlm_spec import row_slots
 
 
 @flax.struct.dataclass
@@ -70,7 +71,7 @@ def expand(batch: MaskedBatch, anchors_BxT: jax.Array, max_anchors: int, num_sta
     """
     length = batch.tokens.shape[1]
     max_expanded = min(length, batch.positions.shape[1] + max_anchors)
-    max_slots = -(-(length + (num_states - 1) * max_expanded) // 8) * 8
+    max_slots = row_slots(length, max_expanded, num_states)
     expanded_BxT = (selected_of(batch.positions, length) | anchors_BxT) & (batch.segments > 0)
     expanded_BxE = positions_of(expanded_BxT, max_expanded)
 

@@ -197,3 +197,7 @@ class MAELM(Objective):
     def at_any_ratio(self) -> 'MAELM':
         """With a slot in the encoder for each token of the row: how many it needs was decided by the training."""
         return self.clone(options=dataclasses.replace(self.options, kept_margin=1.0))
+
+    def _token_logits(self, x_BxMxd: jax.Array) -> jax.Array:
+        narrow = x_BxMxd.shape[-1] != self.config.width
+        return self.encoder.token_logits(self.widen(x_BxMxd) if narrow else x_BxMxd)

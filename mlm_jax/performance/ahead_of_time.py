@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.experimental.compilation_cache import compilation_cache
 
+from mlm_jax import config as config_lib
 from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.parallel import mesh as mesh_lib
@@ -73,7 +74,7 @@ def compile_train_step(
     """Compiles the train step for `devices` from shapes alone: nothing is allocated.
 
     Args:
-      config: a checked configuration.
+      config: any configuration; it is resolved here.
       devices: of this machine, or of `parallel.topology.tpu_devices`.
       vocabulary: the special ids; None means those of the tokenizers trained here. They hardly matter.
       compiler_options: of XLA, e.g. `LOW_EFFORT`.
@@ -82,6 +83,7 @@ def compile_train_step(
       ConfigError: when the devices do not fit the configuration.
       jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, when the step does not fit the devices' memory.
     """
+    config = config_lib.resolve(config)
     mesh = runtime.make_mesh(config, devices)
     vocabulary = vocabulary or standard_vocabulary(config.vocab_size)
     run = build.make_run(config, vocabulary, 1000.0, tables.stand_in(vocabulary))

@@ -291,7 +291,7 @@ def test_every_key_has_choices_a_range_or_free_text():
     names = {key for key, kind in config_lib.kinds().items() if kind.type is str} - checked
     assert names == {
         'init_from', 'compilation_cache', 'data.directory', 'data.corpus', 'data.text_key', 'data.validation_corpus',
-        'tokenizer.model', 'masking.token_weights', 'evaluation.blimp', 'logging.wandb_project',
+        'tokenizer.model', 'masking.token_weights', 'evaluation.blimp', 'logging.wandb_project', 'slice',
     }  # fmt: skip
 
 

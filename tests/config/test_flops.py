@@ -21,8 +21,7 @@ SHAPE = (
 @functools.cache
 def load(file: str, argument: str = ''):
     config = config_lib.load(f'configs/{file}.py:tiny,{SHAPE},model.ffn_width=256{argument}')
-    config_lib.check(config)
-    return config
+    return config_lib.resolve(config)
 
 
 @pytest.mark.parametrize(

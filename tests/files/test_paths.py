@@ -8,6 +8,7 @@ import sys
 import pytest
 from absl import flags
 
+import mlm_jax
 from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.__main__ import PROGRAMS
@@ -23,8 +24,8 @@ OTHER_TEXT = {
     'config', 'configs', 'coordinator_address', 'fill_mask', 'grid', 'label', 'metric', 'metrics', 'ratios',
     'seeds', 'set', 'steps', 'target_columns', 'task_name', 'tasks', 'text_columns', 'thresholds', 'topology',
 }  # fmt: skip
-OTHER_KEYS = {'data.text_key', 'logging.wandb_project'}
-PACKAGE = pathlib.Path(command_line.__file__).parent
+OTHER_KEYS = {'data.text_key', 'logging.wandb_project', 'slice'}
+PACKAGE = pathlib.Path(mlm_jax.__file__).parent
 URLS = ('gs://bucket/x', 's3://bucket/x', 'hf://someone/x', 'file:///tmp/x', 'https://host/x', 'gs:/bucket/x')
 
 
