@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Collection
 
 import ml_collections
 
@@ -15,8 +16,9 @@ from mlm_jax.masking.registry import PARTITIONS, RATIO_SCHEDULES, SCHEDULES, STR
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import about, option_fields
 
+# Of a registry, whatever it holds at the time; of the options of objectives, `bounds_of` knows.
 CHOICES = {
-    'objective': tuple(OBJECTIVES),
+    'objective': OBJECTIVES,
     'data.packing': ('documents', 'full_sentences', 'one_per_row'),
     'tokenizer.normalization': ('identity', 'nfkc', 'nmt_nfkc'),
     'model.positions': ('learned', 'rotary', 'rotary_2d'),
@@ -25,13 +27,13 @@ CHOICES = {
     'model.dtype': ('float32', 'bfloat16'),
     'model.attention_backend': ('auto', 'xla', 'cudnn', 'splash'),
     'model.remat': ('none', 'full', 'matmuls'),
-    'masking.strategy': tuple(STRATEGIES),
-    'masking.unit': tuple(UNITS),
+    'masking.strategy': STRATEGIES,
+    'masking.unit': UNITS,
     'masking.ratio_schedule': RATIO_SCHEDULES,
     'masking.corruption_unit': ('token', 'unit'),
     'masking.fully_explored.partition': PARTITIONS,
     'masking.fully_explored.schedule': SCHEDULES,
-    'optimizer.name': tuple(WEIGHT_DECAYS),
+    'optimizer.name': WEIGHT_DECAYS,
     'optimizer.decay_mask': ('all', 'matrices'),
     'schedule.name': ('linear', 'cosine', 'wsd', 'constant'),
     'sharding': ('auto', 'dp', 'fsdp', 'fsdp_tp'),
@@ -134,14 +136,6 @@ RANGES = {
     'profile.start_step': Range(0, MAX_STEPS - 1),
     'profile.num_steps': Range(0, MAX_STEPS - 1),
 }  # fmt: skip
-
-for _name, _spec in OBJECTIVES.items():
-    for _key, _field in option_fields(_spec).items():
-        _option = about(_field)
-        if _option.choices:
-            CHOICES[f'{_name}.{_key}'] = _option.choices
-        elif _option.low is not None:
-            RANGES[f'{_name}.{_key}'] = Range(_option.low, _option.high)
 
 ROTARY_MULTIPLE = {'rotary': 2, 'rotary_2d': 4}  # each coordinate turns pairs
 
@@ -259,9 +253,19 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise ConfigError('\n'.join(problems))
 
 
+def bounds_of(key: str) -> tuple[Collection[str], Range | None]:
+    """The choices that a key has, or none; and the range of its numbers, if any."""
+    name, _, option = key.partition('.')
+    if name not in OBJECTIVES:
+        return CHOICES.get(key, ()), RANGES.get(key)
+    known = about(option_fields(OBJECTIVES[name])[option])
+    return known.choices, None if known.low is None else Range(known.low, known.high)
+
+
 def _value_problem(key: str, kind: Kind, value) -> str:
-    if key in CHOICES:
-        return '' if value in CHOICES[key] else f'must be one of {", ".join(CHOICES[key])}'
+    choices, range_ = bounds_of(key)
+    if choices:
+        return '' if value in choices else f'must be one of {", ".join(choices)}'
     if value is None:
         return '' if kind.optional else f'must be {_KIND_NAMES[kind.type]}'
     if not kind.takes(value):
@@ -270,7 +274,7 @@ def _value_problem(key: str, kind: Kind, value) -> str:
         return 'must be a finite number'
     if is_duration(key):  # the rest by `resolve_steps`
         return 'must be 100 at most' if key.endswith('_percent') and value > 100 else ''
-    return RANGES[key].problem(value) if key in RANGES else ''
+    return range_.problem(value) if range_ else ''
 
 
 _KIND_NAMES = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}

@@ -22,7 +22,7 @@ from mlm_jax.parallel.mesh import replicated
 from mlm_jax.parallel.sharding import path_name
 from mlm_jax.pretrained import huggingface
 from mlm_jax.training import build, checkpoints
-from mlm_jax.training.resuming import STATE_KEYS
+from mlm_jax.training.resuming import state_keys
 from mlm_jax.training.state import TrainState
 from mlm_jax.training.workdir import read_config
 
@@ -50,7 +50,7 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     there = read_config(source)
     different = config_lib.differences(there, config)
     fitted = ('optimizer.', 'sequence_length')  # the optimizer starts afresh, and tables of positions follow the length
-    keys = [key for key in STATE_KEYS if key in different and not key.startswith(fitted)]
+    keys = [key for key in state_keys() if key in different and not key.startswith(fitted)]
     larger = config.vocab_size > there.vocab_size
     if larger:
         keys.remove('vocab_size')  # the tokenizer has been extended, if the last check says so

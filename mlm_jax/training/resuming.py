@@ -10,18 +10,22 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import about, option_fields
 
-# Keys that shape the state: a checkpoint cannot go on with another value.
-STATE_KEYS = (
+_STATE_KEYS = (
     'objective', 'vocab_size', 'sequence_length', 'optimizer.name', 'model.num_layers', 'model.width',
     'model.num_heads', 'model.ffn_width', 'model.positions', 'model.relative_buckets', 'model.norm',
     'model.embedding_norm', 'model.bias', 'model.mlp', 'model.norm_epsilon', 'masking.repeats',
-    *(
+)  # fmt: skip
+
+
+def state_keys() -> tuple[str, ...]:
+    """Keys that shape the state, those of the objectives included: a checkpoint cannot go on with another value."""
+    options = (
         f'{name}.{key}'
         for name, spec in OBJECTIVES.items()
         for key, field in option_fields(spec).items()
         if about(field).shapes_state
-    ),
-)  # fmt: skip
+    )
+    return (*_STATE_KEYS, *options)
 
 
 def check_resume(stored: dict, config: ml_collections.ConfigDict, note: Callable[[str], None]) -> None:
@@ -38,7 +42,7 @@ def check_resume(stored: dict, config: ml_collections.ConfigDict, note: Callable
     # Keys that came after the checkpoint had their defaults then.
     different = config_lib.differences(config_lib.from_json(json.dumps(stored)), config)
     lines = {key: f'  {key}: {old!r} in the checkpoint, {new!r} now' for key, (old, new) in different.items()}
-    fatal = [lines[key] for key in different if key in STATE_KEYS or _moves_state(key, *different[key], config)]
+    fatal = [lines[key] for key in different if key in state_keys() or _moves_state(key, *different[key], config)]
     if fatal:
         raise ConfigError(
             'the checkpoint in this workdir cannot go on with this configuration:\n' + '\n'.join(fatal) + '\n'

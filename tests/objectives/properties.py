@@ -1,0 +1,159 @@
+"""What must hold of every objective, by the name under which the registry has it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlm_jax import config as config_lib
+from mlm_jax.config import flops
+from mlm_jax.masking.masking import Masking
+from mlm_jax.masking.vocabulary import standard_vocabulary
+from mlm_jax.objectives.registry import OBJECTIVES, parameters
+from mlm_jax.parallel.mesh import batch_sharding, make_mesh
+from mlm_jax.parallel.parameters import find
+from mlm_jax.parallel.sharding import is_stacked, path_name, state_shardings
+from mlm_jax.performance import ahead_of_time, collectives
+from mlm_jax.training import build
+from mlm_jax.training.state import example_batch
+
+VOCABULARY = standard_vocabulary(64)
+LENGTH, ROWS = 32, 8
+
+
+def configuration(name: str):
+    """A tiny model of that objective, without dropout."""
+    config = config_lib.default_config()
+    positions = OBJECTIVES[name].positions
+    overrides = {
+        'objective': name, 'vocab_size': '64', 'sequence_length': str(LENGTH), 'batch_size': str(ROWS),
+        'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '4', 'model.ffn_width': '64',
+        'model.dropout': '0.0', 'model.attention_dropout': '0.0',
+        'model.positions': 'learned' if 'learned' in positions else positions[-1], 'masking.mask_fraction': '1.0',
+        'masking.random_fraction': '0.0', 'compilation_cache': '',
+    }  # fmt: skip
+    config_lib.apply_overrides(config, overrides)
+    return config_lib.resolve(config)
+
+
+@functools.cache
+def initialized(name: str):
+    """(module, parameters away from their initial symmetry)."""
+    module = build.make_objective(configuration(name), VOCABULARY)
+    params = jax.jit(module.init)(jax.random.key(0), example_batch(LENGTH, 5))['params']
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    return module, jax.tree.unflatten(structure, noisy)
+
+
+@functools.cache
+def batch(rows: int = ROWS):
+    """Rows of two documents with padding at their ends, 15 % masked."""
+    tokens = jax.random.randint(jax.random.key(2), (rows, LENGTH), 5, 64)
+    index = jnp.arange(LENGTH)
+    segments = jnp.where(index < 14, 1, jnp.where(index < 28, 2, 0)) * jnp.ones((rows, 1), jnp.int32)
+    tokens = jnp.where(segments > 0, tokens, VOCABULARY.pad_id)
+    return Masking(VOCABULARY, ratio=0.15)(jax.random.key(3), tokens, segments)
+
+
+@functools.partial(jax.jit, static_argnames=('module', 'method'))
+def run(module, params, batch, method='__call__'):
+    """A method of the module."""
+    return module.apply({'params': params}, batch, method=method)
+
+
+@functools.partial(jax.jit, static_argnames='module')
+def gradient(module, params, batch):
+    """Of the sum of the loss."""
+    return jax.grad(lambda p: module.apply({'params': p}, batch).loss_sum)(params)
+
+
+def has_rules(name: str) -> None:
+    """Every parameter has a sharding rule of its dimensions; and every kernel is a matrix for Muon."""
+    shapes = build.state_shapes(configuration(name)).params
+    state_shardings(shapes, 'fsdp_tp', make_mesh(2, 2, 2), parameters(name))
+
+    def check(path, leaf):
+        rule = find(path_name(path), parameters(name))
+        if path_name(path).endswith('kernel'):
+            axes = {*rule.inputs, *rule.outputs}
+            assert rule.inputs and rule.outputs and axes <= set(range(leaf.ndim - is_stacked(path))), path_name(path)
+
+    jax.tree_util.tree_map_with_path(check, shapes)
+
+
+def costs_what_compiles(name: str) -> None:
+    """FLOPs and slots by the spec are those of the compiled step."""
+    config = configuration(name)
+    computed = collectives.matmul_flops(ahead_of_time.compile_train_step(config, jax.devices()[:1]))
+    assert computed == pytest.approx(flops.step_flops(config, slots=True), rel=0.03)
+    sizes, (module, params) = flops.slot_sizes(config), initialized(name)
+    encoded = jax.eval_shape(
+        lambda: module.apply({'params': params}, example_batch(LENGTH, int(sizes.masked)), method='encode_masked')
+    )[0]
+    assert encoded.shape[1] == sizes.encoded
+
+
+def predicts_without_seeing(name: str) -> None:
+    """Predictions do not depend on the tokens that they are of."""
+    module, params = initialized(name)
+    masked = batch()
+    hidden = jnp.zeros((ROWS, LENGTH + 1), bool).at[jnp.arange(ROWS)[:, None], masked.positions].set(True)[:, :-1]
+    others = masked.replace(tokens=jnp.where(hidden, 5 + (masked.tokens + 7) % 59, masked.tokens))
+    assert not np.array_equal(masked.tokens, others.tokens)
+    used = np.asarray(masked.positions) < LENGTH
+    same = [np.asarray(run(module, params, b, method='logits'))[used] for b in (masked, others)]
+    np.testing.assert_array_equal(*same)
+
+
+def learns_nothing_from_weight_zero(name: str) -> None:
+    """Rows of weight 0 add nothing to the loss, the weight or the gradient, and leave everything finite."""
+    module, params = initialized(name)
+    masked = batch()
+    nothing = masked.replace(weights=jnp.zeros_like(masked.weights))
+    terms = run(module, params, nothing)
+    assert (float(terms.loss_sum), float(terms.weight_sum)) == (0.0, 0.0)
+    assert all(not np.any(g) for g in jax.tree.leaves(gradient(module, params, nothing)))
+
+
+def is_a_sum_over_rows(name: str) -> None:
+    """The loss of a batch is the sum of those of its parts: rows do not know of each other."""
+    module, params = initialized(name)
+    whole = run(module, params, batch())
+    halves = [jax.tree.map(lambda x, half=half: x[half], batch()) for half in (slice(0, 4), slice(4, 8))]
+    parts = [run(module, params, half) for half in halves]
+    for part in ('loss_sum', 'weight_sum'):
+        assert float(getattr(whole, part)) == pytest.approx(sum(float(getattr(p, part)) for p in parts), rel=1e-5)
+
+
+def ignores_padding(name: str) -> None:
+    """What padding holds has no influence on the loss."""
+    module, params = initialized(name)
+    padding = batch().segments == 0
+    other = batch().replace(tokens=jnp.where(padding, 9, batch().tokens), inputs=jnp.where(padding, 9, batch().inputs))
+    assert float(run(module, params, other).loss_sum) == pytest.approx(
+        float(run(module, params, batch()).loss_sum), rel=1e-5
+    )
+
+
+def is_the_same_on_a_mesh(name: str) -> None:
+    """Eight devices, with the state split in every way, compute the loss and the gradient of one."""
+    module, params = initialized(name)
+    expected = run(module, params, batch()), gradient(module, params, batch())
+    mesh = make_mesh(2, 2, 2)
+    with jax.set_mesh(mesh):
+        there = jax.device_put(params, state_shardings(params, 'fsdp_tp', mesh, parameters(name)))
+        rows = jax.device_put(batch(), batch_sharding(mesh))
+        found = run(module, there, rows), gradient(module, there, rows)
+    assert float(found[0].loss_sum) == pytest.approx(float(expected[0].loss_sum), rel=1e-4)
+    for ours, theirs in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3 * max(1.0, float(np.abs(theirs).max())))
+
+
+ALL = (
+    has_rules, costs_what_compiles, predicts_without_seeing, learns_nothing_from_weight_zero, is_a_sum_over_rows,
+    ignores_padding, is_the_same_on_a_mesh,
+)  # fmt: skip
