@@ -15,21 +15,16 @@ with its hash, and makes anew what is damaged or missing. A directory holds
     .prepare/                         while the work is under way
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
-import multiprocessing
-import multiprocessing.connection
 import os
 import pathlib
 import platform
 import re
 import shlex
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -43,12 +38,11 @@ from absl import flags
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import command_line
-from mlm_jax.data import corpora, encoding, molecules, shards, tables, tokenizers, verification
+from mlm_jax.data import claim, corpora, encoding, molecules, shards, tables, tokenizers, verification, workers
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.files import atomic, progress, sealed
+from mlm_jax.files import atomic, sealed
 
 TOKENIZER_FILE = 'tokenizer.model'
-_WORKING_DIRECTORY = '.prepare'
 _TOKENIZER_THREAD = 'tokenizer'
 _INTERRUPTED = 130  # the exit status of a program that Ctrl-C ends, as shells have it
 _VERSIONS = ('array-record', 'numpy', 'tensorflow-datasets')
@@ -93,21 +87,21 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
     if config.data.smiles_copies:
         molecules.parse('C')  # without RDKit this ends here, not after the tokenizer
     directory = pathlib.Path(config.data.directory).expanduser()
-    working = directory / _WORKING_DIRECTORY
+    working = directory / claim.WORKING_DIRECTORY
     specs = list(filter(None, (config.data.corpus, config.data.validation_corpus)))
-    intent = {'settings': settings(config), 'sources': {spec: corpora.describe(spec) for spec in specs}}
+    intent = {'settings': claim.settings(config), 'sources': {spec: corpora.describe(spec) for spec in specs}}
     with _explained_errors(directory, intent['sources']):
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory):
+        with claim.locked(directory):
             atomic.remove_leftovers(directory)
             if (directory / manifest_lib.FILE).exists():
-                return _bring_up_to_date(config, directory, working, intent, num_workers or _num_cores())
-            return _prepare(config, directory, working, intent, num_workers or _num_cores())
+                return _bring_up_to_date(config, directory, working, intent, num_workers or workers.num_cores())
+            return _prepare(config, directory, working, intent, num_workers or workers.num_cores())
 
 
 def _prepare(config, directory: pathlib.Path, working: pathlib.Path, intent: dict, num_workers: int):
     """Corpus, tokenizer, rows: each finds what an earlier run has finished. The manifest comes last."""
-    _claim(directory, working, intent)
+    claim.claim(directory, working, intent)
     print(f'corpus     {config.data.corpus}')
     try:
         corpus = _open_corpus(config, working)
@@ -117,7 +111,7 @@ def _prepare(config, directory: pathlib.Path, working: pathlib.Path, intent: dic
             shutil.rmtree(working)  # a setting is to be mended, and none is yet built into anything that stays
         raise
     jobs = _jobs(config, corpus, directory, working)
-    counts = _encode(jobs, num_workers)
+    counts = workers.encode(jobs, num_workers)
     splits = {name: _split(name, [(job, counts[job]) for job in jobs if job.split == name]) for name in corpus.splits}
     manifest = _manifest(config, intent, tokenizer, directory, splits)
     (directory / tables.FILE).unlink(missing_ok=True)  # of a killed run: nothing tells whether it is whole
@@ -133,7 +127,7 @@ def _prepare(config, directory: pathlib.Path, working: pathlib.Path, intent: dic
 def _bring_up_to_date(config, directory: pathlib.Path, working: pathlib.Path, intent: dict, num_workers: int):
     """A finished directory: compares every file with its hash, makes anew what is damaged, adds tables."""
     manifest = manifest_lib.load(directory)
-    _refuse_changes(directory, dataclasses.asdict(manifest), intent)
+    claim.refuse_changes(directory, dataclasses.asdict(manifest), intent)
     findings = verification.examine(directory, manifest, content=True)
     if manifest.tokenizer not in findings.wrong:
         _refuse_other_tokenizer(config, directory / manifest.tokenizer)
@@ -168,7 +162,7 @@ def _repair(config, directory, working, manifest: manifest_lib.Manifest, wrong: 
             (directory / manifest.tokenizer).unlink(missing_ok=True)
             _make_tokenizer(config, corpus, directory / manifest.tokenizer)
         jobs = _jobs(config, corpus, directory, working)
-        _encode([job for job in jobs if job.name in wrong], num_workers)
+        workers.encode([job for job in jobs if job.name in wrong], num_workers)
         findings = verification.examine(directory, manifest, content=True)
         still = {name: clause for name, clause in findings.wrong.items() if name != manifest.tables}
         if still:
@@ -188,84 +182,6 @@ def _repair(config, directory, working, manifest: manifest_lib.Manifest, wrong: 
 def _print_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: manifest_lib.Manifest) -> None:
     if line := tables.describe_words(config, directory, manifest):
         print(line)
-
-
-def settings(config: ml_collections.ConfigDict) -> dict:
-    """The keys that shape the rows, dotted, with their values."""
-    keys = {'vocab_size': config.vocab_size, 'sequence_length': config.sequence_length}
-    keys |= {f'data.{key}': value for key, value in config.data.items() if key != 'directory'}
-    keys |= {f'tokenizer.{key}': value for key, value in config.tokenizer.items()}
-    return keys
-
-
-def _claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None:
-    """Marks a directory as being prepared with these settings, or refuses it."""
-    mark = working / 'settings.json'
-    if mark.exists():
-        _refuse_changes(directory, _read_intent(mark), intent)
-        for leftover in (working, *working.glob('corpus/**/')):
-            atomic.remove_leftovers(leftover)
-        for leftover in working.glob('corpus/**/*.incomplete*'):  # of TFDS
-            shutil.rmtree(leftover, ignore_errors=True)
-        print(f'going on with what lies in {directory}')
-        return
-    strangers = sorted(f.name for f in directory.iterdir() if f.name != _WORKING_DIRECTORY)
-    if strangers:
-        raise config_lib.ConfigError(
-            f'{directory} holds {", ".join(strangers[:3])}{" …" * (len(strangers) > 3)} and no prepared data: let '
-            'data.directory name a new or empty directory'
-        )
-    working.mkdir(exist_ok=True)
-    atomic.write_bytes(mark, sealed.dumps(intent))
-
-
-def _read_intent(mark: pathlib.Path) -> dict:
-    """Settings and sources of a preparation under way; ConfigError where nothing tells what they were."""
-    try:
-        stored = sealed.parse(mark.read_bytes())
-        stored.pop(sealed.KEY, None)  # every difference is told in any case
-        if not all(isinstance(stored[key], dict) for key in ('settings', 'sources')):
-            raise ValueError('it holds other things')
-        if not all(isinstance(files, dict) for files in stored['sources'].values()):
-            raise ValueError('its sources are no files')
-    except (ValueError, KeyError) as error:
-        raise config_lib.ConfigError(
-            f'{mark} is damaged ({error}), so nothing tells with which settings the preparation there has begun: '
-            f'delete {mark.parents[1]}, and run this again'
-        ) from None
-    return stored
-
-
-def _refuse_changes(directory: pathlib.Path, old: dict, new: dict) -> None:
-    """Raises ConfigError, with every difference, unless old and new settings and sources are equal."""
-    changed, defaults = [], settings(config_lib.default_config())  # of keys that came later
-    for key in sorted(old['settings'].keys() | new['settings'].keys()):
-        then, now = old['settings'].get(key, defaults.get(key)), new['settings'].get(key)
-        if then != now:
-            changed.append(f'    {key}: {then!r} there, {now!r} now')
-    if not changed:
-        then, now = ({f: s for files in x['sources'].values() for f, s in files.items()} for x in (old, new))
-        changed = [f'    {change}' for change in corpora.changes(then, now)]
-    if changed:
-        raise config_lib.ConfigError(
-            f'{directory} was prepared with other settings:\n' + '\n'.join(changed) + '\n'
-            f'Give data.directory another value, or delete {directory}'
-        )
-
-
-@contextlib.contextmanager
-def _locked(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps a second `prepare` out of the directory; free again when this process ends, however it does."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise config_lib.ConfigError(f'another prepare is at work in {directory}; wait for it, or stop it') from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -319,7 +235,7 @@ def _tree(directory: pathlib.Path) -> bytes:
 
 def _make_tokenizer(config, corpus: corpora.Corpus, path: pathlib.Path) -> tokenizers.Tokenizer:
     """The tokenizer of the directory: made, or found as it was made."""
-    working = path.parent / _WORKING_DIRECTORY
+    working = path.parent / claim.WORKING_DIRECTORY
     record = working / f'{path.name}.sha256'
     if path.exists() and not (record.exists() and record.read_bytes() == atomic.sha256(path).encode()):
         print(f'damaged    {path.name} is not the one that was made here; it is made anew')
@@ -403,85 +319,6 @@ def _jobs(config, corpus: corpora.Corpus, directory: pathlib.Path, working: path
             for index in range(count)
         ]  # fmt: skip
     return jobs
-
-
-def _encode(jobs: list[encoding.Job], num_workers: int) -> dict[encoding.Job, encoding.Counts]:
-    """Makes the shards that are missing, or damaged; all counts."""
-    begun = [job for job in jobs if job.counts_path.exists()]
-    with verification.progress_bar('verifying', sum(job.num_bytes for job in begun)) as bar:
-        done = {}
-        for job in begun:
-            if counts := encoding.finished(job):
-                done[job] = counts
-            else:
-                print(f'damaged    {job.name}, or what is known of it; it is made anew')
-            bar.update(job.num_bytes)
-    missing = [job for job in jobs if job not in done]
-    start = time.monotonic()
-    with progress.bar(
-        total=sum(job.num_bytes for job in jobs), initial=sum(job.num_bytes for job in done),
-        desc='rows', unit='B', unit_scale=True, disable=not missing,
-    ) as bar:  # fmt: skip
-        for job, counts in _each(missing, min(num_workers, len(missing))):
-            done[job] = counts
-            bar.update(job.num_bytes)
-    seconds, megabytes = time.monotonic() - start, sum(done[job].bytes for job in missing) / 1e6
-    if missing:
-        print(
-            f'rows       {megabytes:.1f} MB in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, {num_workers} at work'
-        )
-    return done
-
-
-def _num_cores() -> int:
-    """Those this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
-
-def _each(jobs: list[encoding.Job], num_workers: int) -> Iterator[tuple[encoding.Job, encoding.Counts]]:
-    """Makes shards, in this process or in several others; yields them as they are finished."""
-    if num_workers <= 1:
-        yield from ((job, encoding.encode_shard(job)) for job in jobs)
-        return
-    with concurrent.futures.ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker
-    ) as pool:
-        try:
-            with _interrupts_held():  # workers inherit that, so Ctrl-C never reaches them
-                futures = {pool.submit(encoding.encode_shard, job): job for job in jobs}
-            for future in concurrent.futures.as_completed(futures):
-                yield futures[future], future.result()
-        except concurrent.futures.process.BrokenProcessPool:
-            raise config_lib.ConfigError(
-                'a worker was killed, probably for want of memory: run this again with a smaller --num_workers; '
-                'finished shards are kept'
-            ) from None
-        except KeyboardInterrupt:
-            for worker in multiprocessing.active_children():  # what they were writing is made anew
-                worker.terminate()
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker() -> None:
-    """Ends with the parent, even where that is killed."""
-
-    def follow():
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 # ---- Manifest ------------------------------------------------------------------------------------------------

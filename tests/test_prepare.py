@@ -17,7 +17,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.config import ConfigError
-from mlm_jax.data import corpora, demo_corpus, encoding, packing, tokenizers
+from mlm_jax.data import claim, corpora, demo_corpus, encoding, packing, tokenizers
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.shards import Shards
 
@@ -181,7 +181,7 @@ def test_a_directory_of_somebody_else_is_left_alone(finished, tmp_path):
 
 def test_two_at_once_are_refused(finished, tmp_path):
     (tmp_path / 'rows').mkdir()
-    with prepare._locked(tmp_path / 'rows'), pytest.raises(ConfigError, match=r'another prepare is at work'):
+    with claim.locked(tmp_path / 'rows'), pytest.raises(ConfigError, match=r'another prepare is at work'):
         prepare.run(make_config(tmp_path / 'rows', finished / 'corpus.jsonl'))
 
 

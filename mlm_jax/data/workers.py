@@ -1,0 +1,94 @@
+"""The processes that encode shards: as many as there are cores, ended with their parent, deaf to Ctrl-C."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+from mlm_jax.data import encoding, verification
+from mlm_jax.files import progress
+from mlm_jax.files.errors import ConfigError
+
+
+def encode(jobs: list[encoding.Job], num_workers: int) -> dict[encoding.Job, encoding.Counts]:
+    """Makes the shards that are missing or damaged; the counts of all of them."""
+    begun = [job for job in jobs if job.counts_path.exists()]
+    with verification.progress_bar('verifying', sum(job.num_bytes for job in begun)) as bar:
+        done = {}
+        for job in begun:
+            if counts := encoding.finished(job):
+                done[job] = counts
+            else:
+                print(f'damaged    {job.name}, or what is known of it; it is made anew')
+            bar.update(job.num_bytes)
+    missing = [job for job in jobs if job not in done]
+    start = time.monotonic()
+    with progress.bar(
+        total=sum(job.num_bytes for job in jobs), initial=sum(job.num_bytes for job in done),
+        desc='rows', unit='B', unit_scale=True, disable=not missing,
+    ) as bar:  # fmt: skip
+        for job, counts in _each(missing, min(num_workers, len(missing))):
+            done[job] = counts
+            bar.update(job.num_bytes)
+    seconds, megabytes = time.monotonic() - start, sum(done[job].bytes for job in missing) / 1e6
+    if missing:
+        print(
+            f'rows       {megabytes:.1f} MB in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, {num_workers} at work'
+        )
+    return done
+
+
+def num_cores() -> int:
+    """Those this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def _each(jobs: list[encoding.Job], num_workers: int) -> Iterator[tuple[encoding.Job, encoding.Counts]]:
+    """Makes shards, in this process or in several others; yields them as they are finished."""
+    if num_workers <= 1:
+        yield from ((job, encoding.encode_shard(job)) for job in jobs)
+        return
+    with concurrent.futures.ProcessPoolExecutor(
+        num_workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker
+    ) as pool:
+        try:
+            with _interrupts_held():  # workers inherit that, so Ctrl-C never reaches them
+                futures = {pool.submit(encoding.encode_shard, job): job for job in jobs}
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise ConfigError(
+                'a worker was killed, probably for want of memory: run this again with a smaller --num_workers; '
+                'finished shards are kept'
+            ) from None
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():  # what they were writing is made anew
+                worker.terminate()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker() -> None:
+    """Ends with the parent, even where that is killed."""
+
+    def follow():
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
