@@ -6,7 +6,7 @@
 Models: the workdir of a run of any objective (WORKDIR or WORKDIR@STEP), hf:DIRECTORY, or random:MODEL, the same without
 what it has learned. Tasks: a suite (glue) or some of its tasks (glue/sst2); or files of your own, with --train_file.
 Recipes are those of the tasks; --set=KEY=VALUE changes a key for all, --grid=KEY=VALUE,VALUE,… tries several values.
-`Recipe` in mlm_jax/finetuning/loop.py lists the keys.
+`Recipe` in mlm_jax/finetuning/recipe.py lists the keys.
 
 The tables hold what the command asks for: for each task and model the setting with the best median on the validation
 split, with the parameters that were best there. Started again, the program runs what is missing. The output holds
@@ -37,7 +37,8 @@ from mlm_jax.finetuning import loop as fine_tuning
 from mlm_jax.finetuning import problems
 from mlm_jax.finetuning import report as fine_tuning_report
 from mlm_jax.finetuning.heads import POOLINGS
-from mlm_jax.finetuning.loop import Outcome, Recipe
+from mlm_jax.finetuning.loop import Outcome
+from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading
 from mlm_jax.pretrained.warm_start import HUGGING_FACE
@@ -190,7 +191,7 @@ def max_length(encoder: loading.PretrainedEncoder, recipe: Recipe, label: str) -
     return recipe.max_length or trained
 
 
-def make_problem(job: Job, data: TaskData, encoder: loading.PretrainedEncoder, bar) -> fine_tuning.Problem:
+def make_problem(job: Job, data: TaskData, encoder: loading.PretrainedEncoder, bar) -> problems.Problem:
     """The task made ready for the model; says what was dropped, mended or cut."""
     length = max_length(encoder, job.recipe, job.model)
     problem, notes = problems.make_problem(data, encoder.tokenizer, job.recipe, length)
@@ -203,7 +204,7 @@ def run_job(
     job: Job,
     data: TaskData,
     encoder: loading.PretrainedEncoder,
-    problem: fine_tuning.Problem,
+    problem: problems.Problem,
     seeds: Sequence[int],
     mesh: Mesh,
     bar: tqdm.tqdm,
@@ -230,7 +231,7 @@ def _cost(job: Job, data: TaskData) -> float:
     return job.recipe.epochs * (min(count, job.recipe.max_train_examples) or count)
 
 
-def save(job: Job, problem: fine_tuning.Problem, outcome: Outcome, output: pathlib.Path) -> None:
+def save(job: Job, problem: problems.Problem, outcome: Outcome, output: pathlib.Path) -> None:
     """Writes predictions, and last result.json: where that is, the seed is finished."""
     directory = job.directory(output) / f'seed{outcome.seed}'
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,30 @@
 """What the pictures share."""
 
+import pathlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DOTS_PER_INCH = 120
+
+
+def new_figure(width: float, height: float) -> 'Figure':
+    """An empty figure of this size, in inches, whose parts do not overlap.
+
+    It is made without `matplotlib.pyplot`, which would keep global state and might open a display. Matplotlib takes
+    long to import, so only a program that draws imports it.
+    """
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout='constrained')
+
+
+def save(figure: 'Figure', path: pathlib.Path) -> None:
+    """Writes a figure as a PNG file."""
+    figure.savefig(path, dpi=DOTS_PER_INCH)
+
 
 def plain_text(text: str) -> str:
-    """`text` as Matplotlib shows it unchanged: what stands between two dollar signs would be read as mathematics."""
+    """`text` with its dollar signs escaped: Matplotlib reads what stands between two of them as mathematics."""
     return text.replace('$', r'\$')

@@ -1,8 +1,9 @@
-"""Examples → token rows of many lengths → batches of few shapes."""
+"""From examples to rows of tokens, which differ in length, and to batches, which have few different shapes."""
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -10,19 +11,28 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.vocabulary import Vocabulary
 from mlm_jax.tasks.examples import Example
 
-# The order of batches mixes lengths over this many of them; within, neighbours in length share a batch.
+# A random window of this many batches is sorted by length, so that rows of similar length share a batch.
 BATCHES_PER_WINDOW = 32
-SMALLEST_STEP = 16  # between the lengths that batches are padded to
+SMALLEST_STEP = 16  # the smallest difference between two lengths that batches are padded to
+
+
+class BatchTokenizer(Protocol):
+    """What fine-tuning needs of a tokenizer of `mlm_jax/data`."""
+
+    vocabulary: Vocabulary
+
+    def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
+        """The ids of each text, int32[n], without special tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """A split, tokenised.
+    """A tokenized split.
 
     Attributes:
-      tokens: N rows, int32[n] each, specials included.
-      targets: float32[N, C]: the class, values, or starts and ends of answers; NaN where unknown.
-      max_length: the longest row that the model can read.
+      tokens: N rows, int32[n] each, including the special tokens.
+      targets: float32[N, C]: the class, the values, or the start and the end of an answer; NaN where unknown.
+      max_length: the length of the longest row that the model can read.
     """
 
     tokens: Sequence[np.ndarray]
@@ -31,28 +41,28 @@ class Inputs:
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64[N]: tokens of each row."""
+        """int64[N]: the number of tokens in each row."""
         return np.array([len(row) for row in self.tokens], np.int64)
 
 
-def encode(examples: Sequence[Example], tokenizer, max_length: int, notes: Counter) -> Inputs:
-    """Tokenises examples: `[CLS] A [SEP]`, or of a pair `[CLS] A [SEP] [SEP] B [SEP]`.
+def encode(examples: Sequence[Example], tokenizer: BatchTokenizer, max_length: int, notes: Counter[str]) -> Inputs:
+    """Tokenizes examples: `[CLS] A [SEP]`, and pairs of texts as `[CLS] A [SEP] [SEP] B [SEP]`.
 
-    What is too long is cut at its end: of a pair, the longer text first, token by token.
+    A text that is too long loses tokens at its end. In a pair, the longer text loses tokens first, one at a time.
 
     Args:
-      examples: all of one text, or all of two.
+      examples: all with one text, or all with two.
       tokenizer: of the model.
-      max_length: tokens of the longest row.
-      notes: counts the rows that were cut.
+      max_length: the maximal number of tokens in a row.
+      notes: receives the number of rows that were cut.
 
     Raises:
-      ConfigError: when `max_length` leaves no room, or examples mix one and two texts.
+      ConfigError: when `max_length` leaves no room for text, or only some of the examples have two texts.
     """
     counts = {len(example.texts) for example in examples}
     if not counts <= {1} and not counts <= {2}:
         raise ConfigError(
-            f'examples have {" and ".join(map(str, sorted(counts)))} texts; all must have one, or all two'
+            f'examples have {" and ".join(map(str, sorted(counts)))} texts; all must have one, or all must have two'
         )
     v, columns = tokenizer.vocabulary, list(zip(*(example.texts for example in examples), strict=True))
     parts = [tokenizer.encode_batch(column) for column in columns]
@@ -69,10 +79,11 @@ def encode(examples: Sequence[Example], tokenizer, max_length: int, notes: Count
 
 
 def join(pieces: Sequence[np.ndarray], vocabulary: Vocabulary) -> np.ndarray:
-    """int32[n]: `[CLS] A [SEP]`, `[CLS] A [SEP] [SEP] B [SEP]` (RoBERTa, and MAE-LM's release)."""
-    v, row = vocabulary, []
+    """int32[n]: `[CLS] A [SEP]` or `[CLS] A [SEP] [SEP] B [SEP]`, as in RoBERTa and in MAE-LM's release."""
+    v = vocabulary
+    row: list[np.ndarray] = []
     for piece in pieces:
-        row += [[v.sep_id if row else v.cls_id], piece, [v.sep_id]]
+        row += [np.array([v.sep_id if row else v.cls_id]), piece, np.array([v.sep_id])]
     return np.concatenate(row).astype(np.int32)
 
 
@@ -85,25 +96,26 @@ def _lengths_that_fit(lengths: list[int], room: int) -> list[int]:
 
 
 def padded_length(length: int, smallest_step: int, max_length: int) -> int:
-    """`length` rounded up, to a multiple of `smallest_step` or of a quarter of the power of two below it.
+    """`length` rounded up to a multiple of a step: the larger of `smallest_step` and ¼ · 2^⌊log₂ length⌋.
 
-    A program is compiled for each such length, so there are few; padding is computed, so it is little. None is above
-    `max_length`: padding behind the last position that a model knows would not be a number.
+    A program is compiled for each padded length, so there are few of them; padding costs computation, so it is short.
+    The result is at most `max_length`: a model has no position embeddings behind that, and would read NaN there.
     """
     step = max(smallest_step, (1 << length.bit_length() - 1) // 4)
     return min(-(-length // step) * step, max_length)
 
 
 def batch_length(inputs: Inputs, longest: int) -> int:
-    """T of a batch of `inputs` whose longest row has `longest` tokens."""
+    """The length T of a batch of `inputs` whose longest row has `longest` tokens."""
     return padded_length(int(longest), SMALLEST_STEP, inputs.max_length)
 
 
 def epoch_batches(lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """The rows of each batch of one epoch, int64[≤ batch_size]; every row once, in an order of its own each epoch.
+    """The rows of each batch of one epoch, int64[≤ batch_size]; every epoch has each row once, in another order.
 
-    Neighbours in length share a batch, within windows of `BATCHES_PER_WINDOW`. When their batches come is the same for
-    all seeds, so that runs side by side are padded alike; the rows in them are not.
+    Within a window of `BATCHES_PER_WINDOW` batches, rows of similar length share a batch. The rows of a batch depend on
+    the seed, but the places of short and long batches in a window do not, so that the batches of seeds that run side by
+    side have similar lengths and need little padding.
     """
     order_N = np.random.default_rng([seed, epoch]).permutation(len(lengths_N))
     turns = np.random.default_rng(epoch)
@@ -114,18 +126,20 @@ def epoch_batches(lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int)
         yield from (batches[i] for i in turns.permutation(len(batches)))
 
 
-def pad_rows(inputs: Inputs, rows: np.ndarray, batch_size: int, length: int, pad_id: int):
-    """Arrays of one batch.
+def pad_rows(
+    inputs: Inputs, rows: np.ndarray, batch_size: int, length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The arrays of one batch.
 
     Args:
-      inputs: of a split.
-      rows: int[≤ batch_size].
-      batch_size: B; places without a row are padding, with targets NaN.
-      length: T, at least that of the longest row.
-      pad_id: for the rest of each row.
+      inputs: a split.
+      rows: int[≤ batch_size], the indices of the rows in the split.
+      batch_size: B; the rows that are missing are filled with padding, and their targets with NaN.
+      length: T, at least the length of the longest row.
+      pad_id: fills the end of each row.
 
     Returns:
-      int32[B, T] and float32[B, C].
+      The tokens, int32[B, T], and the targets, float32[B, C].
     """
     tokens_BxT = np.full((batch_size, length), pad_id, np.int32)
     targets_BxC = np.full((batch_size, inputs.targets.shape[1]), np.nan, np.float32)
