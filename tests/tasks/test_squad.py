@@ -309,9 +309,7 @@ def test_what_teaches_nothing_is_left_out_of_training(tokenizer):
 
 def test_a_row_without_room_is_refused(tokenizer):
     for keys in ({'max_length': 68}, {'stride': 0}):
-        with pytest.raises(
-            ConfigError, match='no room for the context: max_length must be greater than max_query'
-        ):
+        with pytest.raises(ConfigError, match='no room for the context: max_length must be greater than max_query'):
             squad_features.features(make_questions(count=1), tokenizer, **keys)
 
 
