@@ -23,7 +23,7 @@ PROGRAMS = 'programs'
 PURE, UNKNOWN_TO_PURE = ('masking', 'losses', 'models', 'objectives'), ('files', 'config', 'data')
 LIBRARIES_UNKNOWN_TO_PURE = ('absl', 'ml_collections', 'pathlib', 'os', 'io', 'orbax', 'tensorflow_datasets')
 # Lazy on purpose: the API of the package costs nothing until it is used.
-LAZY = {'mlm_jax': ('mlm_jax.pretrained.model',)}
+LAZY = {'mlm_jax': ('mlm_jax.pretrained.loading',)}
 
 
 def modules() -> dict[str, pathlib.Path]:

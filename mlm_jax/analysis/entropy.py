@@ -25,13 +25,6 @@ from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.objectives import registry
 from mlm_jax.objectives.objective import Distributions, Objective
 
-LARGEST_LOGITS = 1 << 26  # numbers in the logits of a batch: 256 MiB of float32
-
-
-def rows_at_once(objective: Objective, length: int, max_masked: int, vocab_size: int) -> int:
-    """How many rows a batch may have, so that its logits stay below `LARGEST_LOGITS`."""
-    return max(1, LARGEST_LOGITS // (objective.num_logits(length, max_masked) * vocab_size))
-
 
 def token_bits(objective: Objective, params, batch: MaskedBatch) -> Distributions:
     """`Objective.distributions` of a batch, by parameters."""
