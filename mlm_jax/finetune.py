@@ -409,7 +409,8 @@ def run_jobs(jobs, missing, data, models, seeds, side_by_side: int, mesh, output
     return text, diverged
 
 
-if __name__ == '__main__':
+def define_flags() -> None:
+    """Defines the flags that `main` reads."""
     sources.define_flag('several are compared.')
     flags.DEFINE_multi_string('label', [], 'Name of a model, repeated in their order; made up unless given.')
     flags.DEFINE_list('tasks', [], 'Suites, or tasks of suites: glue, glue/sst2, …')
@@ -430,4 +431,8 @@ if __name__ == '__main__':
     flags.DEFINE_list('metrics', [], 'tasks/metrics.py has them; the first chooses.')
     flags.DEFINE_float('held_out_percent', 10.0, 'Of --train_file, without --validation_file.', 0.1, 90.0)
     paths.define_flag('output', None, 'Directory for runs, tables and pictures.', 'directory')
+
+
+if __name__ == '__main__':
+    define_flags()
     command_line.run(main, required=('model', 'output'))
