@@ -130,7 +130,10 @@ def test_a_run_leaves_its_files_and_learns(uninterrupted):
         'tokenizer.model',
         'loss_curve.png',
     } <= files
-    assert config_lib.differences(config_lib.from_json((workdir / 'config.json').read_text()), config) == {}
+    assert (
+        config_lib.differences(config_lib.from_json((workdir / 'config.json').read_text()), config_lib.resolve(config))
+        == {}
+    )
     assert {'commit', 'versions', 'devices', 'command'} <= json.loads((workdir / 'environment.json').read_text()).keys()
     assert sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir()) == [25, 30, 33]
     lines = read_metrics(workdir / 'metrics.jsonl')

@@ -23,7 +23,7 @@ from mlm_jax.config.durations import DURATION_UNITS, is_duration
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
 
-_ARGUMENTS_OF_FILES = ('recipe', 'slice')  # which are no keys
+_ARGUMENTS_OF_FILES = ('recipe',)  # which are no keys
 
 
 def shipped() -> dict[str, pathlib.Path]:

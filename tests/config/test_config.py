@@ -148,7 +148,6 @@ def test_settings_of_the_command_line_come_last():
     [
         ('batch_size', '--set=batch_size: give KEY=VALUE'),
         ('recipe=modern', r'--config=FILE\.py:SIZE,recipe=modern'),
-        ('slice=v5e-16', r'--config=FILE\.py:SIZE,slice=v5e-16'),
     ],
 )
 def test_settings_that_are_none_are_refused(text, message):

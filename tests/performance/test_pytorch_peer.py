@@ -97,13 +97,14 @@ def test_documents_in_a_row_and_padding_are_kept_apart(ours):
 
 def test_what_bert_cannot_express_is_refused_with_the_keys_to_set():
     config = config_lib.load('configs/mlm.py:tiny,recipe=modern,num_microbatches=2')
+    config = config_lib.resolve(config)
     with pytest.raises(ConfigError) as error:
-        pytorch_peer.check(config, build.encoder_config(config_lib.resolve(config)))
+        pytorch_peer.check(config, build.encoder_config(config))
     text = 'set model.positions=learned, model.norm=post, model.bias=True, model.mlp=gelu, optimizer.name=adamw'
     assert f'{text}, num_microbatches=1' in str(error.value)
-    config = config_lib.load('configs/mae_lm.py:tiny,model.relative_buckets=0')
+    config = config_lib.resolve(config_lib.load('configs/mae_lm.py:tiny,model.relative_buckets=0'))
     with pytest.raises(ConfigError, match='set objective=mlm$'):
-        pytorch_peer.check(config, build.encoder_config(config_lib.resolve(config)))
+        pytorch_peer.check(config, build.encoder_config(config))
 
 
 def test_the_extra_is_named_where_it_is_missing(ours, monkeypatch):
