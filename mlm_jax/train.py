@@ -73,7 +73,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         position = checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={})
         if resumed := saver.latest_step() is not None:
             position = saver.restore_position()
-            resuming.check_resume(position.config, config, note=lambda text: print(text, file=sys.stderr))
+            resuming.check_resume(position.config, config, lambda text: print(text, file=sys.stderr), steps_per_epoch)
         batches = Batches(train_rows, config.seed, config.batch_size, sharding)
         log = RunLog(
             config, workdir, run.total_steps, run.learning_rate, batches.indices, position, flops.step_flops(config),

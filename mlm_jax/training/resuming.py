@@ -6,6 +6,7 @@ from collections.abc import Callable
 import ml_collections
 
 from mlm_jax import config as config_lib
+from mlm_jax.config.resolve import NOMINAL_STEPS_PER_EPOCH
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import about, option_fields
@@ -28,19 +29,29 @@ def state_keys() -> tuple[str, ...]:
     return (*_STATE_KEYS, *options)
 
 
-def check_resume(stored: dict, config: ml_collections.ConfigDict, note: Callable[[str], None]) -> None:
+def check_resume(
+    stored: dict,
+    config: ml_collections.ConfigDict,
+    note: Callable[[str], None],
+    steps_per_epoch: float = NOMINAL_STEPS_PER_EPOCH,
+) -> None:
     """Names what changed since the checkpoint.
 
     Args:
       stored: the configuration in the checkpoint.
       config: the one to go on with.
       note: receives a line for each difference that a run can go on with.
+      steps_per_epoch: rows / batch_size, to compare durations in steps, whatever their units.
 
     Raises:
       ConfigError: when a key that shapes the state differs.
     """
     # Keys that came after the checkpoint had their defaults then.
-    different = config_lib.differences(config_lib.from_json(json.dumps(stored)), config)
+    before = config_lib.from_json(json.dumps(stored))
+    shape = ('batch_size', 'sequence_length')
+    if all(before[key] == config[key] for key in shape):  # by which some durations are counted; else it is refused
+        before, config = (config_lib.in_steps(c, steps_per_epoch) for c in (before, config))
+    different = config_lib.differences(before, config)
     lines = {key: f'  {key}: {old!r} in the checkpoint, {new!r} now' for key, (old, new) in different.items()}
     fatal = [lines[key] for key in different if key in state_keys() or _moves_state(key, *different[key], config)]
     if fatal:
