@@ -1,7 +1,7 @@
 """What a configuration is set to by `slice=v5e-16`, an argument of the configuration files: to run well on a TPU slice.
 
 The choices come from compiling BERT-base and -large, of each objective, for slices that were not there (`bench
---topology`; RESULTS.md has the figures), and from published peaks; no TPU has run them. What is given beside `slice`
+--topology`; docs/results.md has the figures), and from published peaks; no TPU has run them. What is given beside `slice`
 stays as it is given, and the rest is fitted to it; what overrides change afterwards (`--config.batch_size=…`) is not.
 """
 
