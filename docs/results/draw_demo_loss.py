@@ -18,7 +18,7 @@ if __name__ == '__main__':
         points = [(line['step'], line[name]) for line in lines if name in line]
         axes.plot(*zip(*points, strict=True), label=label, **style)
     step, loss = points[-1]
-    axes.annotate(f'{loss:.2f}', (step, loss), textcoords='offset points', xytext=(0, -14), ha='center', fontsize=9)
+    axes.annotate(f'{loss:.2f}', (step, loss), textcoords='offset points', xytext=(0, 7), ha='center', fontsize=9)
     axes.axhline(UNIGRAM_ENTROPY, color='gray', ls='--', lw=1, label=f'word frequencies alone: {UNIGRAM_ENTROPY:.2f}')
     axes.set(xlabel='step', ylabel='loss, nats per masked token', xlim=(0, 1540), ylim=(4, 9.3))
     axes.spines[['top', 'right']].set_visible(False)
