@@ -127,7 +127,7 @@ def describe(config) -> str:
 
 def main() -> None:
     """Prints rows and figures, and writes the page where asked."""
-    values, config = flags.FLAGS, flags.FLAGS.config
+    values, config = flags.FLAGS, command_line.configuration()
     config_check.check(config)
     manifest = manifest_lib.load(config.data.directory)
     checks.check_data(config, manifest)
@@ -164,7 +164,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    command_line.define_config_flag()
+    command_line.define_config_flags()
     flags.adopt_module_key_flags(command_line)
     flags.DEFINE_integer('rows', 6, 'Rows to show.', lower_bound=0)
     flags.DEFINE_integer('texts', 1024, 'Texts to count, in whole batches.', lower_bound=1)

@@ -4,8 +4,8 @@
     python -m mlm_jax.train --config=configs/mlm.py:mini,data.directory=data/mini --workdir=runs/mlm_mini
 
 Run again with the same workdir, it goes on from the last checkpoint: after a crash, a preemption, or on other devices.
-Overrides: --config=configs/mlm.py:mini,total_epochs=3 or --config.optimizer.learning_rate=1e-3; mlm_jax/config/keys.py
-lists the keys.
+Single keys: --config=configs/mlm.py:mini,total_epochs=3 or --set=optimizer.learning_rate=1e-3; mlm_jax/config/keys.py
+lists them.
 """
 
 import contextlib
@@ -173,12 +173,13 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
 
 def main() -> None:
     """Runs the program."""
+    config = command_line.configuration()
     with runtime.distributed(flags.FLAGS):
-        train(flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser())
+        train(config, pathlib.Path(flags.FLAGS.workdir).expanduser())
 
 
 if __name__ == '__main__':
-    command_line.define_config_flag()
+    command_line.define_config_flags()
     runtime.define_distributed_flags()
     flags.adopt_module_key_flags(command_line)
     flags.adopt_module_key_flags(runtime)

@@ -129,7 +129,7 @@ def test_the_program_ends_with_the_verdict(prepared, tmp_path):
     good = run(config, f'--workdir={tmp_path}')
     assert good.returncode == 0, good.stderr
     assert good.stdout.startswith('✓ configuration: ') and '✗' not in good.stdout
-    bad = run(config, f'--workdir={tmp_path}', '--config.sequence_length=64')
+    bad = run(config, f'--workdir={tmp_path}', '--set=sequence_length=64')
     assert bad.returncode == 1
     assert '✗ the data in' in bad.stdout and 'sequence_length: 64 in the configuration, 32 in the data' in bad.stdout
 

@@ -281,7 +281,7 @@ def test_killed_at_every_phase_and_run_again_gives_the_same_bytes(uninterrupted,
 
 
 def test_the_program_prints_errors_without_a_traceback(tmp_path):
-    overrides = ['--config.data.corpus=jsonl:nothing/*', f'--config.data.directory={tmp_path}/rows']
+    overrides = ['--set=data.corpus=jsonl:nothing/*', f'--set=data.directory={tmp_path}/rows']
     result = subprocess.run(
         [sys.executable, '-m', 'mlm_jax.prepare', '--config=configs/mlm.py:tiny', *overrides],
         cwd=REPOSITORY, capture_output=True, text=True,

@@ -59,8 +59,8 @@ def resolve_steps(
     if len(given) > 1:
         names = ' and '.join(f'{prefix}_{u}={v}' for u, v in given.items())
         raise ConfigError(
-            f'{names} are both set. Give the duration as an argument of the configuration file, which replaces the '
-            f'other: --config=FILE.py:SIZE,{prefix}_{list(given)[-1]}={list(given.values())[-1]}'
+            f'{names} are both set. Give the duration on the command line, which unsets the other: '
+            f'--set={prefix}_{list(given)[-1]}={list(given.values())[-1]}'
         )
     ((unit, value),) = given.items()
     if not 0 <= value < math.inf:

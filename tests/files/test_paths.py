@@ -20,7 +20,7 @@ from mlm_jax.training import runtime
 
 # Flags of text that names no files.
 OTHER_TEXT = {
-    'config', 'configs', 'coordinator_address', 'fill_mask', 'grid', 'label', 'metric', 'metrics', 'ratios',
+    'config', 'coordinator_address', 'fill_mask', 'grid', 'label', 'metric', 'metrics', 'ratios',
     'seeds', 'set', 'steps', 'target_columns', 'task_name', 'tasks', 'text_columns', 'thresholds', 'topology',
 }  # fmt: skip
 OTHER_KEYS = {'data.text_key', 'logging.wandb_project'}
@@ -86,8 +86,11 @@ def test_a_configuration_file_is_no_url(flags_of, monkeypatch, capsys):
     with pytest.raises(ConfigError, match='gs://bucket/mlm is a URL'):
         config_lib.load('gs://bucket/mlm.py:tiny')
     for argv in (['train', '--config=gs://bucket/mlm.py'], ['train', '--config', 'https://host/mlm.py:tiny']):
-        with pytest.raises(SystemExit, match=r'error: (gs|https)://\w+/mlm is a URL'):
-            command_line._parse_flags(argv)
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS['config'].unparse()
+        flags.FLAGS(argv)
+        with pytest.raises(ConfigError, match=r'(gs|https)://\w+/mlm is a URL'):
+            command_line.configuration()
 
 
 def test_jax_keeps_compiled_programs_in_a_bucket_where_it_can(monkeypatch):
