@@ -9,25 +9,25 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.losses.dag import dag_posterior, dag_viterbi
 from mlm_jax.masking.batch import gather_positions, selected_of
 from mlm_jax.objectives.exlm import ExLM
-from mlm_jax.pretrained.loading import TrainedModel
+from mlm_jax.pretrained.model import Model
 from mlm_jax.training import build
 from mlm_jax.training.step import frozen_masks
 
 LEAST = 0.02  # expected number of steps along a transition worth showing
 
 
-def check_model(model: TrainedModel) -> None:
+def check_model(model: Model) -> None:
     """Raises ConfigError unless the model has transitions between states."""
     objective = model.run.objective
     if not isinstance(objective, ExLM):
         raise ConfigError(
-            f'objective={model.config.objective} has no states to align: the workdir must be that of objective=exlm'
+            f'objective={model.config.objective} has no states to align: --model must be a run of objective=exlm'
         )
     if objective.options.transitions == 'none':
         raise ConfigError('the model has exlm.transitions=none: without transitions there is no graph to draw')
 
 
-def align_row(model: TrainedModel, row: int, ratio: float) -> dict:
+def align_row(model: Model, row: int, ratio: float) -> dict:
     """The alignment of a held-out row at the mask that `analysis/entropy_report.py` gives it.
 
     Args:

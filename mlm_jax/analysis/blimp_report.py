@@ -99,7 +99,8 @@ def markdown(report: dict) -> str:
     head = ['| |' + ''.join(f' {name} |' for name in columns), '|---|' + '---:|' * len(columns)]
     lines = ['# BLiMP', '', f'{setting_text(report["setting"])}.', '']
     for label, entry in report['models'].items():
-        parts = [f'{entry["objective"]}, step {entry["step"]:,} of {entry["workdir"]}', remarks(entry)]
+        step = '' if entry['step'] is None else f', step {entry["step"]:,}'
+        parts = [f'{entry["objective"]}{step} of {entry["model"]}', remarks(entry)]
         lines.append(f'* {label}: ' + '; '.join(filter(None, parts)))
     lines += ['', '## Percent of the pairs that are right', '', *head]
     lines.append('| all |' + ''.join(f' {_percent(column)} |' for column in columns.values()))

@@ -16,7 +16,6 @@ it. It does not hold of the states by the prior, whose NLL includes how much the
 nor of the mixture by the posterior, which the target itself has chosen.
 """
 
-import dataclasses
 import math
 
 import jax
@@ -27,34 +26,13 @@ from jax.scipy.special import entr
 from mlm_jax.losses.cross_entropy import negative_log_likelihood
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
 from mlm_jax.objectives.exlm import ExLM
-from mlm_jax.objectives.mae_lm import MAELM
 
-LARGEST_LOGITS = 1 << 26  # numbers in the logits of a batch: 256 MiB of float32
 NATS = math.log(2)  # in a bit
 
 # What ExLM gives, and what the others give; a definition is the name of a line in tables and pictures.
 COMPARABLE = 'prior, mixture'
 EXLM_DEFINITIONS = (COMPARABLE, 'prior, states', 'posterior, mixture', 'posterior, states')
 PREDICTION = 'prediction'
-
-
-def for_any_ratio(objective):
-    """The same function of the same parameters, at any mask ratio.
-
-    MAE-LM's encoder gets a slot for each token of the row: how many it needs was decided by the ratio of the training.
-    """
-    if isinstance(objective, MAELM):
-        return objective.clone(options=dataclasses.replace(objective.options, kept_margin=1.0))
-    return objective
-
-
-def rows_at_once(objective, length: int, max_masked: int, vocab_size: int) -> int:
-    """How many rows a batch may have, so that its logits stay below `LARGEST_LOGITS`."""
-    logits = max_masked
-    if isinstance(objective, ExLM):
-        options = objective.options
-        logits = options.num_states * min(length, max_masked + options.max_anchors)
-    return max(1, LARGEST_LOGITS // (logits * vocab_size))
 
 
 def token_bits(objective, params, batch: MaskedBatch) -> tuple[dict[str, tuple[jax.Array, jax.Array]], jax.Array]:

@@ -14,14 +14,15 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.pictures import plain_text
 from mlm_jax.files.progress import bar
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pretrained.loading import TrainedModel
+from mlm_jax.pretrained import batches
+from mlm_jax.pretrained.model import Model
 from mlm_jax.training import build
 from mlm_jax.training.step import frozen_masks
 
 STYLES = {'prior, mixture': '-', 'prior, states': '--', 'posterior, mixture': '-.', 'posterior, states': ':'}
 
 
-def same_text(first: TrainedModel, other: TrainedModel, max_rows: int) -> bool:
+def same_text(first: Model, other: Model, max_rows: int) -> bool:
     """Whether two models have the same tokenizer and the same first held-out rows, wherever those lie."""
     if first.tokenizer.model != other.tokenizer.model:
         return False
@@ -32,7 +33,7 @@ def same_text(first: TrainedModel, other: TrainedModel, max_rows: int) -> bool:
     return bool((one.read(few) == two.read(few)).all())
 
 
-def measure(model: TrainedModel, mesh: jax.sharding.Mesh, ratios: Sequence[float], max_rows: int) -> dict[str, dict]:
+def measure(model: Model, mesh: jax.sharding.Mesh, ratios: Sequence[float], max_rows: int) -> dict[str, dict]:
     """`entropy.summarize` of the first held-out rows, for each mask ratio.
 
     The mask of a row is a function of its number, its tokens and the ratio: the same for every checkpoint. All chosen
@@ -48,11 +49,11 @@ def measure(model: TrainedModel, mesh: jax.sharding.Mesh, ratios: Sequence[float
       ConfigError: when there are no held-out rows, or no token of theirs is masked.
     """
     rows, vocabulary = model.held_out_rows(), model.tokenizer.vocabulary
-    objective = entropy.for_any_ratio(model.run.objective)
+    objective = batches.for_any_ratio(model.run.objective)
     count, found = min(len(rows), max_rows), {}
     for ratio in ratios:
         masking = build.evaluation_masking(model.config, vocabulary, ratio)
-        at_once = entropy.rows_at_once(
+        at_once = batches.rows_at_once(
             objective, rows.sequence_length, masking.max_masked(rows.sequence_length), vocabulary.size
         )
         batch_size = min(at_once, 64, count)

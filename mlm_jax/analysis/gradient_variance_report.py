@@ -15,10 +15,10 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.pictures import plain_text
 from mlm_jax.files.progress import bar
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pretrained.loading import TrainedModel
+from mlm_jax.pretrained.model import Model
 
 
-def measure(model: TrainedModel, mesh: jax.sharding.Mesh, num_texts: int, design: Design, gradients: Callable) -> dict:
+def measure(model: Model, mesh: jax.sharding.Mesh, num_texts: int, design: Design, gradients: Callable) -> dict:
     """The measurement of `analysis/gradient_variance.py` on the first held-out rows that are long enough.
 
     Args:

@@ -7,9 +7,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from mlm_jax.analysis.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.data.manifest import Manifest
 from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.pretrained.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.tasks import blimp
 
 
@@ -39,7 +39,7 @@ class Blimp:
 
     def evaluate(self, params) -> dict:
         """`tasks.blimp.tally` of the pairs; and `unknown_sentences`, how many have pieces that the tokenizer lacks."""
-        good_N, bad_N = np.split(self._scorer.scores(params), 2)
+        good_N, bad_N = np.split(self._scorer.scores(params, 'BLiMP'), 2)
         return {**blimp.tally(self._pairs, good_N, bad_N), 'unknown_sentences': int(self._scorer.num_unknown)}
 
     def metrics(self, params) -> dict[str, float]:

@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import pathlib
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -129,16 +128,6 @@ def check_file_names(names: Iterable[str], cure: str) -> None:
             raise ConfigError(
                 f'{name[:60]}… has {size} bytes, and would name a directory; {LONGEST_NAME} are possible. {cure}'
             )
-
-
-def short_names(models: Sequence[str]) -> list[str]:
-    """The last parts of paths, as many as it takes to tell them apart; ConfigError where two are the same."""
-    parts = [pathlib.Path(model).expanduser().absolute().parts for model in models]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ['/'.join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise ConfigError(f'a --model is given twice: {", ".join(models)}')
 
 
 def _guarded(main: Callable[[], None]) -> None:

@@ -25,7 +25,7 @@ def default_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.objective = 'mlm'
-    c.init_from = ''  # start from the parameters of another run, by its workdir; or hf:DIRECTORY, of Hugging Face
+    c.init_from = ''  # start from the parameters of another run: WORKDIR or WORKDIR@STEP; or hf:DIRECTORY
     # Ids of the tokenizer, specials included; also the rows of the embedding. Where a tokenizer is given, it may be up
     # to 1024 more than its pieces: the other ids are special, as embeddings have them that are padded.
     c.vocab_size = 8192

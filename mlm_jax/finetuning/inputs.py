@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mlm_jax.data.sequences import join, pad, padded_length
 from mlm_jax.files.errors import ConfigError
-from mlm_jax.masking.vocabulary import Vocabulary
 from mlm_jax.tasks.examples import Example
 
 # The order of batches mixes lengths over this many of them; within, neighbours in length share a batch.
@@ -68,30 +68,12 @@ def encode(examples: Sequence[Example], tokenizer, max_length: int, notes: Count
     return Inputs(rows, np.array([example.targets for example in examples], np.float32), max_length)
 
 
-def join(pieces: Sequence[np.ndarray], vocabulary: Vocabulary) -> np.ndarray:
-    """int32[n]: `[CLS] A [SEP]`, `[CLS] A [SEP] [SEP] B [SEP]` (RoBERTa, and MAE-LM's release)."""
-    v, row = vocabulary, []
-    for piece in pieces:
-        row += [[v.sep_id if row else v.cls_id], piece, [v.sep_id]]
-    return np.concatenate(row).astype(np.int32)
-
-
 def _lengths_that_fit(lengths: list[int], room: int) -> list[int]:
     if sum(lengths) <= room or len(lengths) == 1:
         return [min(n, room) for n in lengths]
     short = min(min(lengths), room // 2)
     rest = min(max(lengths), room - short)
     return [short, rest] if lengths[0] <= lengths[1] else [rest, short]
-
-
-def padded_length(length: int, smallest_step: int, max_length: int) -> int:
-    """`length` rounded up, to a multiple of `smallest_step` or of a quarter of the power of two below it.
-
-    A program is compiled for each such length, so there are few; padding is computed, so it is little. None is above
-    `max_length`: padding behind the last position that a model knows would not be a number.
-    """
-    step = max(smallest_step, (1 << length.bit_length() - 1) // 4)
-    return min(-(-length // step) * step, max_length)
 
 
 def batch_length(inputs: Inputs, longest: int) -> int:
@@ -127,9 +109,6 @@ def pad_rows(inputs: Inputs, rows: np.ndarray, batch_size: int, length: int, pad
     Returns:
       int32[B, T] and float32[B, C].
     """
-    tokens_BxT = np.full((batch_size, length), pad_id, np.int32)
     targets_BxC = np.full((batch_size, inputs.targets.shape[1]), np.nan, np.float32)
     targets_BxC[: len(rows)] = inputs.targets[rows]
-    for i, row in enumerate(rows):
-        tokens_BxT[i, : len(inputs.tokens[row])] = inputs.tokens[row]
-    return tokens_BxT, targets_BxC
+    return pad([inputs.tokens[row] for row in rows], batch_size, length, pad_id), targets_BxC

@@ -23,8 +23,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.finetuning import inputs as inputs_lib
-from mlm_jax.finetuning.heads import POOLINGS, Downstream
+from mlm_jax.finetuning.heads import Downstream
 from mlm_jax.finetuning.inputs import Inputs
+from mlm_jax.models.pooling import POOLINGS
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.parallel.sharding import is_stacked, path_name
 from mlm_jax.tasks.metrics import is_better

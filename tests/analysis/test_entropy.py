@@ -14,6 +14,7 @@ from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.exlm import ExLM, ExLMConfig
 from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig, keep_tokens
 from mlm_jax.objectives.mlm import MLM
+from mlm_jax.pretrained import batches
 
 LENGTH, VOCAB, MASK = 12, 16, 4
 token_bits = jax.jit(entropy.token_bits, static_argnums=0)
@@ -206,11 +207,11 @@ def test_mae_lm_takes_any_ratio_and_is_the_same_function():
     rng = np.random.default_rng(1)
     batch = make_batch(rng.integers(5, VOCAB, (2, LENGTH)), np.stack([np.arange(1, 10), np.arange(2, 11)]))
     params = peaked(module, batch)
-    found = [token_bits(m, params, batch)[0][entropy.PREDICTION] for m in (module, entropy.for_any_ratio(module))]
+    found = [token_bits(m, params, batch)[0][entropy.PREDICTION] for m in (module, batches.for_any_ratio(module))]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
     few = dataclasses.replace(batch, positions=batch.positions.at[:, 1:].set(LENGTH))  # fewer than M promises
     assert keep_tokens(few, module.options).overflow.any()
-    assert not keep_tokens(few, entropy.for_any_ratio(module).options).overflow.any()
+    assert not keep_tokens(few, batches.for_any_ratio(module).options).overflow.any()
 
 
 def test_the_standard_error_is_over_rows():
@@ -226,6 +227,6 @@ def test_the_standard_error_is_over_rows():
 
 def test_batches_shrink_as_logits_grow():
     exlm, mlm = ExLM(ENCODER, ExLMConfig(num_states=4)), MLM(ENCODER)
-    few, many = (entropy.rows_at_once(exlm, 512, masked, 32768) for masked in (77, 257))
-    assert many < few < entropy.rows_at_once(mlm, 512, 77, 32768)
-    assert entropy.rows_at_once(exlm, 512, 512, 1 << 20) == 1
+    few, many = (batches.rows_at_once(exlm, 512, masked, 32768) for masked in (77, 257))
+    assert many < few < batches.rows_at_once(mlm, 512, 77, 32768)
+    assert batches.rows_at_once(exlm, 512, 512, 1 << 20) == 1

@@ -15,13 +15,13 @@ from mlm_jax.config import ConfigError, command_line
 from mlm_jax.config import checks as config_check
 from mlm_jax.data import tokenizers
 from mlm_jax.files import paths, text_files
-from mlm_jax.pretrained import loading
+from mlm_jax.pretrained import sources
 from mlm_jax.training import runtime
 
 # Flags of text that names no files.
 OTHER_TEXT = {
     'config', 'coordinator_address', 'fill_mask', 'grid', 'label', 'metric', 'metrics', 'ratios',
-    'seeds', 'set', 'steps', 'target_columns', 'task_name', 'tasks', 'text_columns', 'thresholds', 'topology',
+    'seeds', 'set', 'target_columns', 'task_name', 'tasks', 'text_columns', 'thresholds', 'topology',
 }  # fmt: skip
 OTHER_KEYS = {'data.text_key', 'logging.wandb_project'}
 PACKAGE = pathlib.Path(command_line.__file__).parent
@@ -125,7 +125,7 @@ def test_the_cure_follows_the_scheme():
 
 def test_the_prefixes_are_those_of_corpora_tokenizers_and_models():
     assert {f'{prefix}:' for prefix in paths.PREFIXES} == {
-        *(f'{kind}:' for kind in text_files.READERS), tokenizers.EXTEND, loading.RANDOM
+        *(f'{kind}:' for kind in text_files.READERS), tokenizers.EXTEND, sources.RANDOM
     }  # fmt: skip
 
 

@@ -11,10 +11,11 @@ import pytest
 from mlm_jax.config import ConfigError
 from mlm_jax.finetuning import inputs as inputs_lib
 from mlm_jax.finetuning import loop as fine_tuning
-from mlm_jax.finetuning.heads import POOLINGS, Downstream
+from mlm_jax.finetuning.heads import Downstream
 from mlm_jax.finetuning.inputs import Inputs
 from mlm_jax.finetuning.loop import Problem, Recipe, fine_tune
 from mlm_jax.models.layers import EncoderConfig
+from mlm_jax.models.pooling import POOLINGS
 from mlm_jax.objectives.exlm import ExLM
 from mlm_jax.objectives.mlm import MLM
 from mlm_jax.parallel.mesh import make_mesh

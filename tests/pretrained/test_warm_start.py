@@ -74,7 +74,7 @@ def test_new_pieces_start_as_the_mean_of_those_that_spell_them(trained, continue
         params['encoder']['token_embedding']['embedding'],
     )
     np.testing.assert_array_equal(new[:old_size], old)
-    tokenizer = loading.load(tmp_path / 'run', mesh, step=0).tokenizer
+    tokenizer = loading.load(f'{tmp_path}/run@0', mesh).tokenizer
     for i, piece in enumerate(tokenizer.pieces(range(old_size, old_size + 5)), start=old_size):
         spelled = model.tokenizer.encode(piece.replace('▁', ' ').strip())
         candidates = [np.mean(old[spelled], axis=0), np.mean(old[spelled[1:]], axis=0)]  # within a word, without its ▁

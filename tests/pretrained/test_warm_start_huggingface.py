@@ -84,7 +84,7 @@ def test_a_run_starts_at_the_loss_of_the_checkpoint(source, tmp_path):
     total, weight = jax.device_get(terms['loss'])
     assert first['eval/loss'] == pytest.approx(total / weight, rel=1e-5)
 
-    model = loading.load(workdir, mesh, step=0)
+    model = loading.load(f'{workdir}@0', mesh)
     assert model.tokenizer.decode(model.tokenizer.encode('w7 w20')) == 'w7 w20'
     positions = model.params['encoder']['position_embedding']['embedding']
     np.testing.assert_array_equal(positions, params['encoder']['position_embedding']['embedding'][:32])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from mlm_jax.analysis import blimp_report, minimal_pairs
-from mlm_jax.analysis.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.config import ConfigError
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.vocabulary import standard_vocabulary
@@ -18,6 +17,7 @@ from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig
 from mlm_jax.objectives.mlm import MLM
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.parallel.sharding import state_shardings
+from mlm_jax.pretrained.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.tasks import blimp
 
 LENGTH, VOCAB = 12, 24
