@@ -41,14 +41,13 @@ PAGES = (
     'README.md', 'docs/data.md', 'docs/train.md', 'docs/masking.md', 'docs/evaluate.md', 'docs/analyse.md',
     'docs/hardware.md', 'docs/extend.md', 'docs/likelihood.md', 'docs/reference.md', 'docs/results.md',
 )  # fmt: skip
-NEEDS = ('TPU', 'GPU', 'a download', 'a cluster')
+# The last two take half a minute each time; tests/performance/ and tests/parallel/test_tpu_compile.py run what they run.
+NEEDS = ('TPU', 'GPU', 'a download', 'a cluster', 'the extra peer', 'the extra tpu')
 # `needs: the extra NAME` is skipped only where one of these modules is missing.
 EXTRAS = {
     'finetune': ('sklearn', 'scipy'),
     'huggingface': ('safetensors', 'tokenizers'),
-    'peer': ('torch', 'transformers'),
     'smiles': ('rdkit', 'sklearn'),
-    'tpu': ('libtpu',),
 }
 DRAWN = ('mermaid',)  # languages that GitHub draws
 
@@ -67,11 +66,10 @@ OVERRIDES = {
     'compare': [*SETTINGS, '--seeds=0', '--budget=steps'],  # so that the programs are those of docs/train.md
     'inspect_masks': [*SETTINGS, '--texts=16'],
     'doctor': SETTINGS,
-    'bench': [*SETTINGS, '--rounds=1', '--steps=1', '--peer_variants=eager-float32'],
-    'bench_likelihood': ['--rounds=1'],
+    'bench': [*SETTINGS, '--rounds=1', '--steps=1'],
     'probe effective_rank': ['--rows=8'],
     'probe entropy': ['--rows=8', '--ratios=0.15'],
-    'probe gradient_variance': [f'--steps=0,{STEPS}', '--texts=3', '--draws=3'],
+    'probe gradient_variance': ['--texts=3', '--draws=3'],
     'finetune': ['--seeds=1'],
 }
 # Words of a command that must fit the small models and data.
@@ -79,6 +77,8 @@ REPLACEMENTS = {
     'vocab_size=10000': f'vocab_size={EXTENDED_VOCABULARY}',
     '--grid=epochs=3,10': '--grid=epochs=1,2',
     '--set=max_length=384': f'--set=max_length={2 * LENGTH}',
+    'runs/demo@1200': f'runs/demo@{STEPS // 2}',
+    'runs/demo@1500': f'runs/demo@{STEPS}',
 }
 
 
@@ -141,11 +141,9 @@ def missing(block: Block) -> str:
     """What the block needs and is not here; '' if it can be executed. Fails for a need that this test does not know."""
     if not block.needs:
         return ''
-    extra = block.needs.removeprefix('the extra ')
-    if extra != block.needs:
-        assert extra in EXTRAS, f'{block}: there is no extra {extra!r} in {[*EXTRAS]}'
-        return '' if all(map(importlib.util.find_spec, EXTRAS[extra])) else block.needs
-    assert block.needs in NEEDS, f'{block}: {block.needs!r} is none of {NEEDS}, or "the extra NAME"'
+    if (modules := EXTRAS.get(block.needs.removeprefix('the extra '))) and block.needs.startswith('the extra '):
+        return '' if all(map(importlib.util.find_spec, modules)) else block.needs
+    assert block.needs in NEEDS, f'{block}: {block.needs!r} is none of {NEEDS}, nor the extra {" or ".join(EXTRAS)}'
     return block.needs
 
 
@@ -211,7 +209,6 @@ def run_program(name: str, arguments: list[str]) -> None:
     """Runs a program of this package in this process, as `mlm-jax NAME …` does; fails where it fails."""
     with fresh_flags(), warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.filterwarnings('ignore', message='.*found in sys.modules')  # other tests import the programs
-        warnings.filterwarnings('ignore', message='.*load_module')  # ml_collections reads configuration files by it
         patch.setattr(sys, 'argv', ['mlm-jax', name, *arguments])
         patch.setattr(command_line, 'keep_freed_memory', lambda: None)  # of a process that lives no longer than a run
         try:
@@ -223,8 +220,14 @@ def run_program(name: str, arguments: list[str]) -> None:
 def parse_flags(name: str, arguments: list[str]) -> None:
     """Parses the command line of a program, and runs nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, 'run', lambda main, flags_parser: flags_parser(sys.argv))
+        patch.setattr(app, 'run', lambda main, flags_parser: _parse(flags_parser))
         run_program(name, arguments)
+
+
+def _parse(flags_parser) -> None:
+    flags_parser(sys.argv)
+    if 'config' in flags.FLAGS:
+        command_line.configurations()
 
 
 def is_program(words: list[str]) -> bool:
@@ -239,10 +242,10 @@ def program_of(words: list[str]) -> tuple[str, list[str]]:
 
 def made_tiny(name: str, arguments: list[str]) -> list[str]:
     """The arguments with those that make the run tiny."""
-    text = '\0'.join(arguments)
+    text = '\n'.join(arguments)
     for old, new in REPLACEMENTS.items():
         text = text.replace(old, new)
-    arguments = text.split('\0')
+    arguments = text.splitlines()
     key = ' '.join([name, *arguments[:1]]) if name == 'probe' else name
     if name == 'finetune' and '--grid=epochs' not in text:
         arguments = [*arguments, '--set=epochs=1']
@@ -418,7 +421,8 @@ def train_demo() -> None:
     """What `launch/demo` leaves, on another text."""
     demo = ['--config=configs/demo.py', '--set=data.corpus=text:corpus/*.txt.gz']
     run_program('prepare', made_tiny('prepare', demo))
-    run_program('train', made_tiny('train', [*demo, '--workdir=runs/demo']))
+    often = f'--set=checkpoint.every_steps={STEPS // 2}'
+    run_program('train', [*made_tiny('train', [*demo, '--workdir=runs/demo']), often])
 
 
 @pytest.fixture(scope='module')
