@@ -1,8 +1,8 @@
 """Every command and every snippet of README.md and docs/, executed page by page in one temporary directory.
 
 The sizes are not those of the pages: each command of this package gets further flags (`OVERRIDES`) that make models and
-runs tiny, and the corpora and data sets that the pages speak of are small files made here (`write_inputs`). Programs run
-in this process, which saves importing JAX for each of them. Scripts of launch/ run with --dry-run.
+runs tiny, and the corpora and data sets that the pages speak of are small files made here. Programs run in this
+process, which saves importing JAX for each of them. Scripts of launch/ run with --dry-run.
 
 A block is skipped only if a comment in front of it says what it needs, such as `<!-- needs: GPU -->`; the flags of its
 commands must exist nevertheless. `<!-- in: FILE -->` in front of a Python block means that it is added to that file.
@@ -41,7 +41,7 @@ PAGES = (
     'README.md', 'docs/data.md', 'docs/train.md', 'docs/masking.md', 'docs/evaluate.md', 'docs/analyse.md',
     'docs/hardware.md', 'docs/extend.md', 'docs/likelihood.md', 'docs/reference.md', 'docs/results.md',
 )  # fmt: skip
-# The last two take half a minute each time; tests/performance/ and tests/parallel/test_tpu_compile.py run what they run.
+# The last two take half a minute; tests/performance/ and tests/parallel/test_tpu_compile.py run the same functions.
 NEEDS = ('TPU', 'GPU', 'a download', 'a cluster', 'the extra peer', 'the extra tpu')
 # `needs: the extra NAME` is skipped only where one of these modules is missing.
 EXTRAS = {
@@ -166,7 +166,7 @@ def test_what_a_page_must_not_hold():
     with pytest.raises(AssertionError, match="'luck' is none of"):
         missing(block)
     for text in ('```bash\nls\n```', '```\nls\n```', '```ruby\nls\n```'):
-        with pytest.raises(AssertionError, match='page:2: '):
+        with pytest.raises(AssertionError, match="cannot run 'ls'|a block is bash or python"):
             Site(pathlib.Path()).execute(*read_blocks('page', text), {})
 
 
@@ -304,7 +304,7 @@ class Site:
             result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
             assert result.returncode == 0 and result.stdout, result.stderr
         else:
-            raise AssertionError(f'page:2: this test cannot run {words[0]!r}; say what the block needs')
+            raise AssertionError(f'this test cannot run {words[0]!r}; say what the block needs')
 
     def _check(self, block: Block) -> None:
         """Of a block that is skipped: the flags of its programs, and the programs of launch/."""
@@ -385,7 +385,11 @@ def write_tasks() -> None:
     write('mails.csv', 'subject,body,folder', *mails)
     for split in ('train', 'dev'):
         questions = [
-            dict(id=f'{split}{i}', question='Which word is it?', answers=[dict(text=t.split()[1], answer_start=len(t.split()[0]) + 1)])
+            dict(
+                id=f'{split}{i}',
+                question='Which word is it?',
+                answers=[dict(text=t.split()[1], answer_start=len(t.split()[0]) + 1)],
+            )
             for i, t in enumerate(text[:8])
         ]
         contexts = [dict(context=t, qas=[question]) for t, question in zip(text, questions, strict=False)]

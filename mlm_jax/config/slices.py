@@ -1,8 +1,8 @@
 """What a configuration is set to by `slice=v5e-16`, an argument of the configuration files: to run well on a TPU slice.
 
 The choices come from compiling BERT-base and -large, of each objective, for slices that were not there (`bench
---topology`; docs/results.md has the figures), and from published peaks; no TPU has run them. What is given beside `slice`
-stays as it is given, and the rest is fitted to it; what overrides change afterwards (`--set=batch_size=…`) is not.
+--topology`; docs/results.md has the figures), and from published peaks; no TPU has run them. What is given beside
+`slice` stays as it is given, and the rest is fitted to it; what overrides change afterwards (`--set=batch_size=…`) is not.
 """
 
 import math
