@@ -2,7 +2,8 @@
 
 The choices come from compiling BERT-base and -large, of each objective, for slices that were not there (`bench
 --topology`; docs/results.md has the figures), and from published peaks; no TPU has run them. What is given beside
-`slice` stays as it is given, and the rest is fitted to it; what overrides change afterwards (`--set=batch_size=…`) is not.
+`slice` stays as it is given, and the rest is fitted to it; what overrides change afterwards (`--set=batch_size=…`) is
+not.
 """
 
 import math
