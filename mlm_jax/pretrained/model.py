@@ -25,7 +25,7 @@ from mlm_jax.pretrained.sources import Source
 from mlm_jax.training import build
 
 MASK = '[MASK]'
-SMALLEST_STEP = 8  # between the lengths that rows are padded to
+SMALLEST_STEP = 4  # between the lengths that rows are padded to
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,9 +1,11 @@
 """How programs, keys and notebooks name a trained model.
 
-runs/mlm           the workdir of a run: its newest checkpoint
-runs/mlm@1000      its checkpoint of step 1000; @0 is how the run began, made anew from its seed
-hf:models/bert     a directory as `save_pretrained` of transformers leaves it, with its tokenizer.json
-random:SOURCE      the same model without what it has learned
+    runs/mlm           the workdir of a run: its newest checkpoint
+    runs/mlm@1000      its checkpoint of step 1000; @0 is how the run began, made anew from its seed
+    hf:models/bert     a directory as `save_pretrained` of transformers leaves it, with its tokenizer.json
+    random:SOURCE      the same model without what it has learned
+
+A directory that has a number behind an @ in its own name is that directory.
 """
 
 import dataclasses
@@ -47,19 +49,21 @@ class Source:
 
 
 def parse(text: str) -> Source:
-    """Takes a name apart; the disk is asked only whether a directory has an @ in its name.
+    """Takes a name apart; nothing is read.
 
     Raises:
-      ConfigError: for a URL, an empty name, and `random:` where it makes no sense.
+      ConfigError: for a URL, a file, an empty name, and `random:` where it makes no sense.
     """
     paths.check_local(text)
     there = text.removeprefix(RANDOM)
     name = there.removeprefix(HUGGING_FACE)
     is_random, is_hugging_face = there != text, name != there
-    workdir, _, digits = name.rpartition('@')
-    has_step = bool(workdir) and digits.isdecimal() and not is_hugging_face and not pathlib.Path(name).exists()
     if not name or name.startswith(RANDOM):
         raise ConfigError(f'{text!r} names no model: give {GRAMMAR}')
+    paths.check_kind(name, 'directory')
+    workdir, _, digits = name.rpartition('@')
+    is_directory = is_hugging_face or pathlib.Path(name).expanduser().exists()
+    has_step = bool(workdir) and digits.isdecimal() and not is_directory
     if has_step and is_random:
         raise ConfigError(f'{text}: a model without what it has learned has no steps; write {RANDOM}{workdir}')
     directory = pathlib.Path(workdir if has_step else name).expanduser()

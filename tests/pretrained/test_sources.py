@@ -32,6 +32,9 @@ def test_a_directory_may_have_a_number_behind_an_at(tmp_path):
     assert parse(f'{tmp_path}/run@7') == Source(f'{tmp_path}/run@7', tmp_path / 'run@7')
     assert parse(f'{tmp_path}/run@7@3').step == 3
     assert parse('~/run').directory == pathlib.Path.home() / 'run'
+    (tmp_path / 'file').touch()
+    with pytest.raises(ConfigError, match='file is a file; give a directory'):
+        parse(f'random:{tmp_path}/file')
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,23 @@ def test_another_model_or_tokenizer_is_refused(trained, continued, tmp_path):
         continuation.check_source(continued, manifest)
 
 
+def test_a_run_starts_from_a_step_by_its_name(trained, continued):
+    """And not from parameters that have learned nothing, for which `init_from` is not needed."""
+    workdir, mesh, model = trained
+    manifest = manifest_lib.load(continued.data.directory)
+    continued.init_from = f'{workdir}@{model.step}'
+    continuation.check_source(continued, manifest)
+    run = build.make_run(continued, manifest.vocabulary, 1.0)
+    fresh = create_state(run.init, mesh, 'dp')
+    params = continuation.start_from(continued.init_from, fresh, workdir / 'tokenizer.model').params
+    jax.tree.map(np.testing.assert_array_equal, params, model.params)
+    with pytest.raises(FileNotFoundError, match='no checkpoint of step 7 '):
+        continuation.start_from(f'{workdir}@7', fresh, workdir / 'tokenizer.model')
+    continued.init_from = f'random:{workdir}'
+    with pytest.raises(ConfigError, match='init_from=random:.* have learned nothing: leave init_from empty'):
+        continuation.check_source(continued, manifest)
+
+
 def test_new_pieces_start_as_the_mean_of_those_that_spell_them(trained, continued, tmp_path):
     workdir, mesh, model = trained
     old_size = continued.vocab_size
