@@ -16,7 +16,7 @@ or three molecules fill a row, and do not see each other; the few of more than 1
 `data.smiles_copies=2` adds two random SMILES of each molecule (extra `smiles`). Further arguments are keys of
 `mlm_jax/config/keys.py`.
 
-`RESULTS.md` has a short run of `mlm`, mini; `base` has not been run.
+`docs/results.md` has a short run of `mlm`, mini; `base` has not been run.
 """
 
 from mlm_jax import config as config_lib
