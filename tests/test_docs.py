@@ -57,7 +57,8 @@ CONFIGURATION = {
     'total_steps': STEPS, 'batch_size': 16, 'num_microbatches': 1, 'sequence_length': LENGTH, 'vocab_size': VOCABULARY,
     'tokenizer.byte_fallback': False, 'data.validation_percent': 20, 'model.num_layers': 1, 'model.width': 32,
     'model.num_heads': 2, 'model.ffn_width': 64, 'mae_lm.decoder_layers': 1, 'evaluation.rows': 8,
-    'evaluation.every_steps': STEPS, 'checkpoint.every_steps': STEPS, 'logging.every_steps': STEPS, 'compilation_cache': '',
+    'evaluation.every_steps': STEPS, 'checkpoint.every_steps': STEPS, 'logging.every_steps': STEPS,
+    'compilation_cache': '',
 }  # fmt: skip
 SETTINGS = [f'--set={key}={value}' for key, value in CONFIGURATION.items()]
 OVERRIDES = {
