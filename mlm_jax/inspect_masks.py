@@ -159,8 +159,8 @@ def main() -> None:
     if values.output:
         directory = pathlib.Path(values.output).expanduser()
         directory.mkdir(parents=True, exist_ok=True)
-        statistics.draw(directory / 'masks.png', describe(config))
-        atomic.write_bytes(directory / 'masks.html', page(describe(config), figures, pages).encode())
+        statistics.draw(directory / 'masks.png', masking_in_words)
+        atomic.write_bytes(directory / 'masks.html', page(masking_in_words, figures, pages).encode())
         atomic.write_bytes(directory / 'statistics.json', f'{json.dumps(figures, indent=2)}\n'.encode())
         print(f'\nwritten: {directory / "masks.html"}')
 
