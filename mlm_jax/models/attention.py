@@ -17,7 +17,7 @@ from mlm_jax.models.products import product
 from mlm_jax.parallel.mesh import BATCH_AXES, TENSOR
 
 MASKED_SCORE = -1e30  # finite, so that the softmax of a query without any allowed key is not NaN
-# The numbers of queries and keys are padded to multiples of these. (cuDNN needs multiples of 2 in training with a mask.)
+# Queries and keys are padded to multiples of these. (cuDNN needs multiples of 2 in training with a mask.)
 LENGTHS_IN = {'xla': 1, 'cudnn': 8, 'splash': 128}
 
 
@@ -120,7 +120,7 @@ def cudnn_attention(
     bias_BxHxTxS: jax.Array | None = None,
     implementation: Literal['cudnn', 'xla'] = 'cudnn',
 ) -> jax.Array:
-    """cuDNN's flash attention. Its public interface in JAX takes lengths but no segments, so documents become a mask."""
+    """cuDNN's flash attention. Its public interface in JAX takes lengths but no segments; documents become a mask."""
     if q_BxTxHxD.dtype not in (jnp.bfloat16, jnp.float16):
         raise ValueError(
             f'the cudnn attention backend needs bfloat16, not {q_BxTxHxD.dtype}; set dtype=bfloat16 or use xla'

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 def dropout(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
     """Sets values to 0 with probability `rate` and scales the others so that the expectation stays the same.
 
-    Most of the cost of dropout is that of random bits, so four rows share each draw of 32 bits. Which values are dropped
-    does not depend on how the array is sharded.
+    Most of the cost of dropout is that of random bits, so four rows share each draw of 32 bits. Which values are
+    dropped does not depend on how the array is sharded.
 
     Args:
       key: a typed PRNG key.

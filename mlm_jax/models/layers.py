@@ -30,7 +30,7 @@ class EncoderConfig:
       ffn_width: F, the number of hidden units of the MLP.
       positions: 'learned' (absolute, within the document), 'rotary', or 'rotary_2d' (ExLM: one half of each head is
         rotated by the position, the other half by the number of the copy of an expanded token).
-      relative_buckets: the number of buckets of MAE-LM's relative bias, one table shared by all layers; 0 means no bias.
+      relative_buckets: the number of buckets of MAE-LM's relative bias, a table shared by all layers; 0 means no bias.
       relative_max_distance: the distance at which the logarithmic buckets end.
       norm: 'post' (after each residual) or 'pre' (before each sublayer, and once after the last layer).
       embedding_norm: whether a LayerNorm follows the embeddings.

@@ -17,9 +17,9 @@ PRODUCT = 'product'  # the name of the outputs of linear layers, for remateriali
 def product(spec: str, left: jax.Array, right: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
     """`einsum` of two operands of the same dtype, accumulated in float32.
 
-    The backward pass multiplies in the dtype of the operands, too. The gradient of `jnp.einsum` would multiply a float32
-    cotangent by a bfloat16 operand, which no matrix unit supports. The gradient of the right operand, usually the
-    weights, has the memory layout of that operand.
+    The backward pass multiplies in the dtype of the operands, too. The gradient of `jnp.einsum` would multiply a
+    float32 cotangent by a bfloat16 operand, which no matrix unit supports. The gradient of the right operand, usually
+    the weights, has the memory layout of that operand.
 
     Args:
       spec: in explicit form, as 'btd,df->btf'; each index occurs in at least two of the three arrays.
