@@ -19,8 +19,8 @@ class Option:
     Attributes:
       comment: what the key means.
       choices: the possible values of a key with text; empty if any text is possible.
-      low: the smallest value of a number; None if there is no bound.
-      high: the largest value of a number; None if `low` is None.
+      low: the smallest value of a number; None if there is no range.
+      high: the largest value of a number; None if there is no upper bound.
       shapes_state: whether the shapes of the state depend on the key, so that a run cannot continue from a checkpoint
         with another value.
     """

@@ -146,7 +146,7 @@ class Checkpoints:
         restored = self._restored(self.checked(step, (PARAMS, OPTIMIZER)), args)
         state = TrainState(params=restored[PARAMS], **restored[OPTIMIZER])
         # Orbax puts None where the checkpoint has nothing.
-        if jax.tree.structure(state) != jax.tree.structure(abstract_state):
+        if jax.tree.structure(state) != jax.tree.structure(abstract_state):  # type: ignore[operator]  # jaxlib's stub
             raise ConfigError(
                 f'the checkpoint in {self._manager.directory} holds an optimizer state with other parts than this '
                 'configuration needs: it was written by a version, or with a configuration, whose optimizer differs. '

@@ -1,7 +1,7 @@
 """One optimizer step and one evaluation step, as pure functions to be jitted on a mesh."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -123,7 +123,7 @@ def accumulate_gradients(
 
     def loss(params, batch, key) -> tuple[jax.Array, LossTerms]:
         terms = objective.apply({'params': params}, batch, deterministic=False, rngs={'dropout': key})
-        return terms.loss_sum, terms
+        return cast(LossTerms, terms).loss_sum, cast(LossTerms, terms)
 
     gradient = jax.grad(loss, has_aux=True)
     if num_microbatches == 1:
@@ -175,7 +175,7 @@ def make_eval_step(objective: nn.Module, masking: Masking) -> Callable[[dict, ja
     def eval_step(params, tokens_BxT: jax.Array, first_row: jax.Array) -> Metrics:
         segments_BxT = segment_ids(tokens_BxT, masking.vocabulary)
         batch = frozen_masks(masking, tokens_BxT, segments_BxT, first_row + jnp.arange(tokens_BxT.shape[0]))
-        terms = objective.apply({'params': params}, batch, deterministic=True)
+        terms = cast(LossTerms, objective.apply({'params': params}, batch, deterministic=True))
         return {'loss': (terms.loss_sum, terms.weight_sum), **terms.metrics}
 
     return eval_step

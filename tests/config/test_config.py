@@ -199,7 +199,7 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,masking.strategy=fully_explored,masking.fully_explored.segments=1', 'at least 2'),
         (
             'mini,masking.strategy=fully_explored,masking.fully_explored.schedule=subset,masking.fully_explored.views=8',
-            '1 … s',
+            'between 1 and segments',
         ),
         ('mini,masking.strategy=fully_explored,masking.ratio_schedule=linear', 'ratio_schedule=constant'),
         ('mini,masking.strategy=least_masked,masking.static_masks=1', 'cannot be static'),
