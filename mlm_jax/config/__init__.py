@@ -1,8 +1,8 @@
 """The configuration of a run: an `ml_collections.ConfigDict`.
 
-`keys` holds every key with its default, `overrides` reads files and command lines, `resolve` checks a configuration and
-makes of it what runs, and `stored` is what runs record. The names below are those that configuration files and
-programs use.
+`keys` holds every key with its default, `overrides` reads configuration files and command lines, `resolve` checks a
+configuration and turns it into the one that runs, and `stored` reads and writes the configurations that runs record.
+Configuration files and programs use the names below.
 """
 
 from mlm_jax.config.access import get, values

@@ -167,7 +167,7 @@ REFUSALS = {
     'dropout on cudnn': (dict(backend='cudnn', dropout_rate=0.1), 'cudnn attention backend has no dropout'),
     'float32 on cudnn': (dict(backend='cudnn'), 'needs bfloat16, not float32'),
     'a bias on splash': (dict(backend='splash', bias_BxHxTxS=jnp.zeros((1, 1, 1, 1))), 'takes no relative bias'),
-    'an unknown backend': (dict(backend='flash'), "unknown attention backend 'flash': it is xla, cudnn, splash"),
+    'an unknown backend': (dict(backend='flash'), "backend 'flash': it must be one of xla, cudnn, splash"),
 }
 
 
