@@ -1,6 +1,6 @@
-"""What the pictures share."""
+"""What all figures share."""
 
 
 def plain_text(text: str) -> str:
-    """`text` as Matplotlib shows it unchanged: what stands between two dollar signs would be read as mathematics."""
+    """Escapes dollar signs, because Matplotlib would typeset the text between two of them as mathematics."""
     return text.replace('$', r'\$')

@@ -79,7 +79,7 @@ def test_compressed_files(tmp_path, suffix):
     path.write_bytes(compress(content))
     assert [d.decode() for d in text_files.read(path, 'jsonl', 'text')] == TEXTS
     path.write_bytes(bz2.compress(content))
-    with pytest.raises(ConfigError, match=f'a.jsonl.{suffix} is damaged or cut off'):
+    with pytest.raises(ConfigError, match=f'a.jsonl.{suffix} is damaged, truncated or misnamed'):
         list(text_files.read(path, 'jsonl', 'text'))
 
 
@@ -88,7 +88,7 @@ def test_a_file_cut_off_is_an_error(tmp_path, suffix):
     path = tmp_path / f'a.txt.{suffix}'
     content = ''.join(TEXTS).encode()
     path.write_bytes((gzip.compress(content) if suffix == 'gz' else lzma.compress(content))[:-20])
-    with pytest.raises(ConfigError, match=r'is damaged or cut off'):
+    with pytest.raises(ConfigError, match=r'is damaged or truncated'):
         list(text_files.read(path, 'text', ''))
 
 
@@ -177,7 +177,7 @@ def test_a_json_array_is_refused_with_the_way_to_convert_it(tmp_path, indent):
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     assert [d.decode() for d in text_files.read(tmp_path / 'a.jsonl', 'jsonl', 'text')] == TEXTS
     path.write_text('{\n "data": []\n}')
-    with pytest.raises(ConfigError, match='line 1 of .* is not JSON.*this file spreads one over several'):
+    with pytest.raises(ConfigError, match='line 1 of .* is not JSON.*this file spreads an object over several lines'):
         list(text_files.read(path, 'jsonl', 'text'))
     path.write_text('<!DOCTYPE html>')
     with pytest.raises(ConfigError, match='a.json is a web page or XML, not JSON lines'):
@@ -257,7 +257,7 @@ def test_a_line_of_50_megabytes(tmp_path):
         ('jsonl:{}/nothing*', '', 'no file matches .*nothing'),
         ('jsonl:{}/a', '', 'the corpus is empty'),
         ('jsonl:{}/a', '{"txt": "x"}', r"line 1 of .* has no 'text'; its fields are txt. Set data.text_key"),
-        ('jsonl:{}/a', '[1]', "has no 'text'; its fields are none: it is a list"),
+        ('jsonl:{}/a', '[1]', "has no 'text': it is a list, not an object"),
         ('jsonl:{}/a', '{"text": 3}', "'text' is a int, not text"),
         ('jsonl:{}/a', '{"text": "x"}\n{"te', 'line 2 of .* is not JSON'),
         ('csv:{}/a', 'id,body\n1,x\n', "has no 'text'; its fields are id, body"),

@@ -141,7 +141,7 @@ def test_what_is_no_directory_or_no_file_is_named(tmp_path):
     for path, kind, message in [
         (file, 'directory', 'is a file; give a directory'),
         (tmp_path, 'file', 'is a directory; give a file'),
-        (link, 'directory', 'is a symbolic link to .*gone, which is not there'),
+        (link, 'directory', 'is a symbolic link to .*gone, which does not exist'),
         ('x' * 300, 'file', 'File name too long'),
         ('~nobody_of_that_name/x', 'directory', 'home directory'),
     ]:

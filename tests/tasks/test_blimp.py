@@ -254,7 +254,7 @@ def test_a_byte_order_mark_and_other_ends_of_lines_do_not_matter(tmp_path):
     pairs = blimp.read(tmp_path)
     assert len(pairs) == 10 and pairs[0].good == 'A dog\u2028barks\x85.'
     write_file(tmp_path / 'a.jsonl', sentence_bad='half \ud83d')
-    with pytest.raises(ConfigError, match='a.jsonl, line 1: it holds half a character'):
+    with pytest.raises(ConfigError, match='a.jsonl, line 1: it holds a lone surrogate'):
         blimp.read(tmp_path)
 
 

@@ -134,7 +134,7 @@ def test_what_is_no_target_is_refused_with_its_line(name, rows, message, tmp_pat
 
 def test_damaged_files_are_refused(tmp_path):
     (tmp_path / 'BBBP.csv.gz').write_bytes(gzip.compress(b'smiles,p_np\nC,1\n' * 1000)[:40])
-    with pytest.raises(ConfigError, match='is damaged or cut off'):
+    with pytest.raises(ConfigError, match='is damaged or truncated'):
         moleculenet.read('bbbp', tmp_path)
     (tmp_path / 'BBBP.csv').write_bytes(b'smiles,p_np\n\xff\xfe,1\n')
     with pytest.raises(ConfigError, match='is not UTF-8'):
