@@ -6,7 +6,7 @@
 Models: the workdir of a run of any objective (WORKDIR or WORKDIR@STEP), hf:DIRECTORY, or random:SOURCE, the same
 without what it has learned, drawn anew for each seed. Tasks: a suite (glue) or some of its tasks (glue/sst2); or files
 of your own, with --train_file. Recipes are those of the tasks; --set=KEY=VALUE changes a key for all,
---grid=KEY=VALUE,VALUE,… tries several values. `Recipe` in mlm_jax/finetuning/loop.py lists the keys.
+--grid=KEY=VALUE,VALUE,… tries several values. `Recipe` in mlm_jax/finetuning/recipe.py lists the keys.
 
 The tables hold what the command asks for: for each task and model the setting with the best median on the validation
 split, with the parameters that were best there. Started again, the program runs what is missing. The output holds
@@ -36,7 +36,8 @@ from mlm_jax.files import atomic, paths, progress
 from mlm_jax.finetuning import loop as fine_tuning
 from mlm_jax.finetuning import problems
 from mlm_jax.finetuning import report as fine_tuning_report
-from mlm_jax.finetuning.loop import Outcome, Recipe
+from mlm_jax.finetuning.loop import Outcome
+from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.models.pooling import POOLINGS
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading, sources
@@ -193,7 +194,7 @@ def max_length(model: Model, recipe: Recipe, label: str) -> int:
     return recipe.max_length or trained
 
 
-def make_problem(job: Job, data: TaskData, model: Model, bar) -> fine_tuning.Problem:
+def make_problem(job: Job, data: TaskData, model: Model, bar) -> problems.Problem:
     """The task made ready for the model; says what was dropped, mended or cut."""
     length = max_length(model, job.recipe, job.model)
     problem, notes = problems.make_problem(data, model.tokenizer, job.recipe, length)
@@ -206,7 +207,7 @@ def run_job(
     job: Job,
     data: TaskData,
     model: Model,
-    problem: fine_tuning.Problem,
+    problem: problems.Problem,
     seeds: Sequence[int],
     mesh: Mesh,
     bar: tqdm.tqdm,
@@ -234,7 +235,7 @@ def _cost(job: Job, data: TaskData) -> float:
     return job.recipe.epochs * (min(count, job.recipe.max_train_examples) or count)
 
 
-def save(job: Job, problem: fine_tuning.Problem, outcome: Outcome, output: pathlib.Path) -> None:
+def save(job: Job, problem: problems.Problem, outcome: Outcome, output: pathlib.Path) -> None:
     """Writes predictions, and last result.json: where that is, the seed is finished."""
     directory = job.directory(output) / f'seed{outcome.seed}'
     directory.mkdir(parents=True, exist_ok=True)

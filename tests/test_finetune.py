@@ -12,7 +12,7 @@ import tqdm
 
 from mlm_jax import finetune
 from mlm_jax.config import ConfigError
-from mlm_jax.finetuning.loop import Recipe
+from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.pretrained import loading, sources
 

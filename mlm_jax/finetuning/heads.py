@@ -8,15 +8,15 @@ from mlm_jax.models import pooling as pooling_lib
 
 
 class Downstream(nn.Module):
-    """The `encode` of an objective, and a new head; nothing else of the objective has parameters here.
+    """The `encode` of an objective under a new head. Other parts of the objective have no parameters here.
 
     Attributes:
-      objective: any of `objectives/registry.py`, with the dropout of the fine-tuning in its configuration.
-      kind: 'sequence': outputs for the whole row, dropout → linear → tanh → dropout → linear on one vector of it;
-        'span': two linear scores for each token, of the start and the end of an answer.
-      num_outputs: of 'sequence'.
-      dropout: of the head.
-      pooling: the vector of the row: 'cls', that of [CLS], or 'mean', over all tokens but padding.
+      objective: a module of `objectives/registry.py`; its configuration holds the dropout of fine-tuning.
+      kind: 'sequence': outputs for the whole row, by dropout → linear → tanh → dropout → linear on its pooled vector;
+        'span': two linear scores for each token, as the start and as the end of an answer.
+      num_outputs: the number of outputs of the kind 'sequence'.
+      dropout: rate in the head.
+      pooling: the pooled vector: 'cls', the state of [CLS], or 'mean', the mean over all tokens except padding.
     """
 
     objective: nn.Module
@@ -27,12 +27,12 @@ class Downstream(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BxT: jax.Array, segments_BxT: jax.Array, deterministic: bool = True) -> jax.Array:
-        """f32[B, num_outputs], or of 'span' f32[B, T, 2].
+        """The outputs: float32[B, num_outputs], or for the kind 'span' float32[B, T, 2].
 
         Args:
-          tokens_BxT: int32[B, T], [CLS] first.
-          segments_BxT: int32[B, T], 1 for all tokens of an input, and 0 for padding.
-          deterministic: False applies dropout, from the rng stream 'dropout'.
+          tokens_BxT: int32[B, T]; the first token of each row is [CLS].
+          segments_BxT: int32[B, T], 1 for tokens and 0 for padding.
+          deterministic: False applies dropout, with keys from the RNG stream 'dropout'.
         """
         c = self.objective.config
         reads_cls = self.kind == 'sequence' and self.pooling == 'cls'

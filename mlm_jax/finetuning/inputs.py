@@ -1,28 +1,39 @@
-"""Examples → token rows of many lengths → batches of few shapes."""
+"""From examples to rows of tokens, which differ in length, and to batches, which have few different shapes."""
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from mlm_jax.data.sequences import join, pad, padded_length
 from mlm_jax.files.errors import ConfigError
+from mlm_jax.masking.vocabulary import Vocabulary
 from mlm_jax.tasks.examples import Example
 
-# The order of batches mixes lengths over this many of them; within, neighbours in length share a batch.
+# A random window of this many batches is sorted by length, so that rows of similar length share a batch.
 BATCHES_PER_WINDOW = 32
-SMALLEST_STEP = 16  # between the lengths that batches are padded to
+SMALLEST_STEP = 16  # the smallest difference between two lengths that batches are padded to
+
+
+class BatchTokenizer(Protocol):
+    """What fine-tuning needs of a tokenizer of `mlm_jax/data`."""
+
+    vocabulary: Vocabulary
+
+    def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
+        """The ids of each text, int32[n], without special tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """A split, tokenised.
+    """A tokenized split.
 
     Attributes:
-      tokens: N rows, int32[n] each, specials included.
-      targets: float32[N, C]: the class, values, or starts and ends of answers; NaN where unknown.
-      max_length: the longest row that the model can read.
+      tokens: N rows, int32[n] each, including the special tokens.
+      targets: float32[N, C]: the class, the values, or the start and the end of an answer; NaN where unknown.
+      max_length: the length of the longest row that the model can read.
     """
 
     tokens: Sequence[np.ndarray]
@@ -31,28 +42,28 @@ class Inputs:
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64[N]: tokens of each row."""
+        """int64[N]: the number of tokens in each row."""
         return np.array([len(row) for row in self.tokens], np.int64)
 
 
-def encode(examples: Sequence[Example], tokenizer, max_length: int, notes: Counter) -> Inputs:
-    """Tokenises examples: `[CLS] A [SEP]`, or of a pair `[CLS] A [SEP] [SEP] B [SEP]`.
+def encode(examples: Sequence[Example], tokenizer: BatchTokenizer, max_length: int, notes: Counter[str]) -> Inputs:
+    """Tokenizes examples: `[CLS] A [SEP]`, and pairs of texts as `[CLS] A [SEP] [SEP] B [SEP]`.
 
-    What is too long is cut at its end: of a pair, the longer text first, token by token.
+    A text that is too long loses tokens at its end. In a pair, the longer text loses tokens first, one at a time.
 
     Args:
-      examples: all of one text, or all of two.
+      examples: all with one text, or all with two.
       tokenizer: of the model.
-      max_length: tokens of the longest row.
-      notes: counts the rows that were cut.
+      max_length: the maximal number of tokens in a row.
+      notes: receives the number of rows that were cut.
 
     Raises:
-      ConfigError: when `max_length` leaves no room, or examples mix one and two texts.
+      ConfigError: when `max_length` leaves no room for text, or only some of the examples have two texts.
     """
     counts = {len(example.texts) for example in examples}
     if not counts <= {1} and not counts <= {2}:
         raise ConfigError(
-            f'examples have {" and ".join(map(str, sorted(counts)))} texts; all must have one, or all two'
+            f'examples have {" and ".join(map(str, sorted(counts)))} texts; all must have one, or all must have two'
         )
     v, columns = tokenizer.vocabulary, list(zip(*(example.texts for example in examples), strict=True))
     parts = [tokenizer.encode_batch(column) for column in columns]
@@ -77,15 +88,16 @@ def _lengths_that_fit(lengths: list[int], room: int) -> list[int]:
 
 
 def batch_length(inputs: Inputs, longest: int) -> int:
-    """T of a batch of `inputs` whose longest row has `longest` tokens."""
+    """The length T of a batch of `inputs` whose longest row has `longest` tokens."""
     return padded_length(int(longest), SMALLEST_STEP, inputs.max_length)
 
 
 def epoch_batches(lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """The rows of each batch of one epoch, int64[≤ batch_size]; every row once, in an order of its own each epoch.
+    """The rows of each batch of one epoch, int64[≤ batch_size]; every epoch has each row once, in another order.
 
-    Neighbours in length share a batch, within windows of `BATCHES_PER_WINDOW`. When their batches come is the same for
-    all seeds, so that runs side by side are padded alike; the rows in them are not.
+    Within a window of `BATCHES_PER_WINDOW` batches, rows of similar length share a batch. The rows of a batch depend on
+    the seed, but the places of short and long batches in a window do not, so that the batches of seeds that run side by
+    side have similar lengths and need little padding.
     """
     order_N = np.random.default_rng([seed, epoch]).permutation(len(lengths_N))
     turns = np.random.default_rng(epoch)
@@ -96,18 +108,20 @@ def epoch_batches(lengths_N: np.ndarray, batch_size: int, seed: int, epoch: int)
         yield from (batches[i] for i in turns.permutation(len(batches)))
 
 
-def pad_rows(inputs: Inputs, rows: np.ndarray, batch_size: int, length: int, pad_id: int):
-    """Arrays of one batch.
+def pad_rows(
+    inputs: Inputs, rows: np.ndarray, batch_size: int, length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The arrays of one batch.
 
     Args:
-      inputs: of a split.
-      rows: int[≤ batch_size].
-      batch_size: B; places without a row are padding, with targets NaN.
-      length: T, at least that of the longest row.
-      pad_id: for the rest of each row.
+      inputs: a split.
+      rows: int[≤ batch_size], the indices of the rows in the split.
+      batch_size: B; the rows that are missing are filled with padding, and their targets with NaN.
+      length: T, at least the length of the longest row.
+      pad_id: fills the end of each row.
 
     Returns:
-      int32[B, T] and float32[B, C].
+      The tokens, int32[B, T], and the targets, float32[B, C].
     """
     targets_BxC = np.full((batch_size, inputs.targets.shape[1]), np.nan, np.float32)
     targets_BxC[: len(rows)] = inputs.targets[rows]

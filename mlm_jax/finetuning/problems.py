@@ -1,11 +1,12 @@
-"""From the examples of a task to what fine-tuning computes with, for one tokenizer and one recipe."""
+"""A task prepared for fine-tuning one model: tokenized inputs, scoring, predictions and a trivial baseline."""
 
 import dataclasses
 import json
 import math
 import pathlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -14,46 +15,91 @@ from mlm_jax.files import atomic
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.finetuning import inputs as inputs_lib
 from mlm_jax.finetuning import squad_answers, squad_features
-from mlm_jax.finetuning.loop import Problem, Recipe
+from mlm_jax.finetuning.inputs import Inputs
+from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.tasks import metrics, squad_metrics
 from mlm_jax.tasks.examples import Example, Task, TaskData
+from mlm_jax.tasks.squad import Question
 
 CLASS_WEIGHTS = ('none', 'balanced')
 _SUBSET_SEED = 0
 
 
-def make_problem(data: TaskData, tokenizer, recipe: Recipe, max_length: int) -> tuple[Problem, dict[str, int]]:
-    """Tokenises a task.
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A task prepared for one model.
+
+    Attributes:
+      loss: a key of `finetuning.losses.LOSSES`.
+      num_outputs: of the head.
+      inputs: split → Inputs; at least 'train' and 'validation'.
+      score: (split, outputs) → metrics; empty for a split without targets. Outputs are float32[N, num_outputs], or for
+        the loss 'span' a list of N arrays float32[n, 2].
+      write: (split, outputs, directory) → None; writes the predictions into the directory.
+      metric: the name of the metric that chooses the best parameters.
+      weights: float32[C], the weights in the loss of the classes, or of the positive examples of each target.
+      trivial: validation metrics of the best of the simple answers that do not depend on the input.
+    """
+
+    loss: str
+    num_outputs: int
+    inputs: Mapping[str, Inputs]
+    score: Callable[[str, Any], dict[str, float]]
+    write: Callable[[str, Any, pathlib.Path], None]
+    metric: str
+    weights: np.ndarray
+    trivial: dict[str, float]
+
+
+def make_problem(
+    data: TaskData, tokenizer: inputs_lib.BatchTokenizer, recipe: Recipe, max_length: int
+) -> tuple[Problem, dict[str, int]]:
+    """Tokenizes a task.
 
     Args:
-      data: the task.
-      tokenizer: of the model.
-      recipe: its class weights, target scale and limits matter.
-      max_length: tokens of the longest row.
+      data: the task and its examples.
+      tokenizer: of the model; for SQuAD it must be a `squad_features.OffsetTokenizer`.
+      recipe: its class weights, target scale, subset sizes and settings for SQuAD are used.
+      max_length: the maximal number of tokens in a row.
 
     Returns:
-      The problem, and notes: what was cut or left out, in words → how often.
+      The problem, and notes: a description of what was cut or left out → how often.
 
     Raises:
-      ConfigError: for a setting that does not fit the task.
+      ConfigError: for a setting or a tokenizer that does not fit the task, and for a train or validation split that is
+        too small.
     """
     limits = {'train': recipe.max_train_examples, 'validation': recipe.max_validation_examples}
     splits = {split: subset(examples, limits.get(split, 0)) for split, examples in data.splits.items()}
-    notes = Counter()
+    notes: Counter[str] = Counter()
     for split in [split for split, examples in splits.items() if not examples]:
         if split in limits:
-            raise ConfigError(f'the {split} split of {data.task.name} is empty: it needs more examples')
+            raise ConfigError(f'the {split} split of {data.task.name} has no examples: fine-tuning needs some')
         del splits[split]
-        notes[f'{split} split without examples, left out'] += 1
-    make = _span_problem if data.task.kind == 'span' else _text_problem
-    problem = make(data.task, splits, tokenizer, recipe, max_length, notes)
+        notes[f'{split} split left out, because it has no examples'] += 1
+    if data.task.kind != 'span':
+        problem = _text_problem(data.task, splits, tokenizer, recipe, max_length, notes)
+    elif isinstance(tokenizer, squad_features.OffsetTokenizer):
+        problem = _span_problem(data.task, splits, tokenizer, recipe, max_length, notes)
+    else:
+        raise ConfigError(
+            f'{data.task.name} asks for spans of a text, and the tokenizer of this model does not tell where in a text '
+            'its tokens are: use a model that was pretrained on text'
+        )
     return problem, {note: count for note, count in notes.items() if count}
 
 
-def _text_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int, notes: Counter) -> Problem:
+def _text_problem(
+    task: Task,
+    splits: Mapping[str, Sequence[Example]],
+    tokenizer: inputs_lib.BatchTokenizer,
+    recipe: Recipe,
+    max_length: int,
+    notes: Counter[str],
+) -> Problem:
     inputs = {split: inputs_lib.encode(rows, tokenizer, max_length, notes) for split, rows in splits.items()}
     raw = {split: x.targets for split, x in inputs.items()}
-    shift_C, scale_C = np.float32(0), np.float32(1)
+    shift_C, scale_C = np.zeros(1, np.float32), np.ones(1, np.float32)
     if task.kind == 'regression':
         shift_C, scale_C = _scaling(raw['train'], recipe.target_scale)
         inputs = {split: dataclasses.replace(x, targets=(x.targets - shift_C) / scale_C) for split, x in inputs.items()}
@@ -67,7 +113,7 @@ def _text_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int
     def write(split: str, outputs_NxC: np.ndarray, directory: pathlib.Path) -> None:
         lines = describe_predictions(task, splits[split], outputs_NxC * scale_C + shift_C)
         text = ''.join(f'{json.dumps(line, ensure_ascii=False)}\n' for line in lines)
-        # Half a character in the name of a class, as JSON may hold it, is written as JSON writes it.
+        # JSON allows half of a surrogate pair in the name of a class. UTF-8 does not: write the escape of JSON.
         atomic.write_bytes(directory / f'predictions_{split}.jsonl', text.encode(errors='backslashreplace'))
 
     num_outputs = len(task.labels)
@@ -78,8 +124,8 @@ def _text_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int
         notes['targets without a known value in the train split'] += int(np.isnan(raw['train']).all(axis=0).sum())
         if math.isnan(trivial[task.metrics[0]]):
             raise ConfigError(
-                f'{task.metrics[0]} says nothing of the validation split of {task.name}: no target has both classes '
-                'there. It needs more examples'
+                f'{task.metrics[0]} is undefined on the validation split of {task.name}: no target has both positive '
+                'and negative examples there. The split needs more examples'
             )
     return Problem(
         loss=task.kind,
@@ -93,8 +139,15 @@ def _text_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int
     )
 
 
-def _span_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int, notes: Counter) -> Problem:
-    # A row needs room for the text: of a short one the question takes half at most.
+def _span_problem(
+    task: Task,
+    splits: Mapping[str, Sequence[Question]],
+    tokenizer: squad_features.OffsetTokenizer,
+    recipe: Recipe,
+    max_length: int,
+    notes: Counter[str],
+) -> Problem:
+    # The question takes at most half of a row, so that the context has room in short rows too.
     max_query = min(recipe.max_query, (max_length - squad_features.SPECIAL_TOKENS) // 2)
     version_2 = task.name.endswith('v2.0')
     features = {}
@@ -105,16 +158,18 @@ def _span_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int
         notes.update({f'{note} ({split})': count for note, count in features[split].notes.items()})
 
     def decode(split: str, outputs: Sequence[np.ndarray]) -> squad_answers.Decoded:
-        logits = ([output[:, i] for output in outputs] for i in range(2))
+        starts, ends = ([output[:, i] for output in outputs] for i in range(2))
         return squad_answers.decode(
-            features[split], splits[split], *logits, max_answer=recipe.max_answer,
+            features[split], splits[split], starts, ends, max_answer=recipe.max_answer,
             null_threshold=recipe.null_threshold, version_2=version_2,
         )  # fmt: skip
 
-    def judge(split: str, predictions, null_odds=None) -> dict[str, float]:
+    def judge(
+        split: str, predictions: Mapping[str, str], null_odds: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
         if not version_2:
             return _fractions(squad_metrics.evaluate_1(splits[split], predictions))
-        # Answers below the threshold are empty already: no odds are above this one.
+        # `decode` has applied the recipe's threshold already, so the threshold here must change no prediction.
         found = squad_metrics.evaluate_2(splits[split], predictions, null_odds, threshold=math.inf)
         return _fractions({'exact_match': found.pop('exact'), **found})
 
@@ -138,22 +193,22 @@ def _span_problem(task: Task, splits, tokenizer, recipe: Recipe, max_length: int
     )
 
 
-# Those of `squad_metrics.BASELINES` that do not look at what is asked.
+# Those of `squad_metrics.BASELINES` that do not depend on the question.
 _BASELINES = ('no_answer', 'first_sentence', 'constant_span')
 
 
 def _fractions(percents: dict[str, float]) -> dict[str, float]:
-    """Metrics as fractions, without counts and thresholds."""
+    """The metrics as fractions; counts and thresholds are left out."""
     return {name: value / 100 for name, value in percents.items() if not name.endswith(('total', 'thresh'))}
 
 
 def describe_predictions(task: Task, examples: Sequence[Example], outputs_NxC: np.ndarray) -> Iterator[dict]:
-    """A line for each example: its id, the prediction, and the target where it is known.
+    """For each example its id, the prediction, and the target where it is known.
 
     Args:
-      task: its kind says what outputs are: logits of classes, logits of targets, or values.
+      task: its kind tells whether outputs are logits of classes, logits of yes-or-no targets, or values.
       examples: of the split.
-      outputs_NxC: on the scale of the targets.
+      outputs_NxC: the model's outputs; values of a regression are on the scale of the targets.
     """
     for example, output_C in zip(examples, outputs_NxC.astype(float), strict=True):
         if task.kind == 'classification':
@@ -176,35 +231,39 @@ def describe_predictions(task: Task, examples: Sequence[Example], outputs_NxC: n
 
 
 def subset(rows: Sequence, size: int) -> Sequence:
-    """A random part of the rows, the same whoever asks, in their order; all where `size` is 0."""
+    """A random subset of the rows in their original order, the same in every call; all rows where `size` is 0."""
     if not 0 < size < len(rows):
         return rows
     return [rows[i] for i in np.sort(np.random.default_rng(_SUBSET_SEED).permutation(len(rows))[:size])]
 
 
 def _scaling(targets_NxC: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """The shift and the scale of the targets, float32[1] or float32[C]: given, or those of the train split."""
     if scale:
-        return np.float32(0), np.float32(scale)
+        return np.zeros(1, np.float32), np.array([scale], np.float32)
     mean_C = _means(targets_NxC)
     deviation_C = np.sqrt(_means((targets_NxC - mean_C) ** 2))
     return mean_C, np.where(deviation_C > 0, deviation_C, 1).astype(np.float32)
 
 
 def _means(values_NxC: np.ndarray) -> np.ndarray:
-    """float32[C]: of what is known; 0 where nothing is."""
+    """float32[C]: the mean of the known values of each target; 0 where none is known."""
     known_C = (~np.isnan(values_NxC)).sum(axis=0)
     return (np.nansum(values_NxC, axis=0) / np.maximum(known_C, 1)).astype(np.float32)
 
 
 def _constant(kind: str, targets_NxC: np.ndarray, num_outputs: int) -> np.ndarray:
-    """The answer to all inputs that fits the train split best: its most frequent class, or its means."""
+    """The constant output, float32[C], that fits the train split best: class counts as logits, or mean values."""
     if kind == 'classification':
         return np.bincount(targets_NxC[:, 0].astype(int), minlength=num_outputs).astype(np.float32)
     return _means(targets_NxC)
 
 
 def _class_weights(kind: str, targets_NxC: np.ndarray, num_outputs: int) -> np.ndarray | None:
-    """Of classes N / (C · N_c), as scikit-learn's 'balanced'; of yes-or-no targets negatives / positives."""
+    """float32[C]: for classes N / (C · N_c), as scikit-learn's 'balanced'; for yes-or-no targets negatives / positives.
+
+    None for a regression.
+    """
     if kind == 'classification':
         counts_C = np.bincount(targets_NxC[:, 0].astype(int), minlength=num_outputs)
         return (len(targets_NxC) / (num_outputs * np.maximum(counts_C, 1))).astype(np.float32)

@@ -1,33 +1,44 @@
-"""Fine-tuned tasks laid beside each other: what each model reached, with which setting, and how much seeds vary."""
+"""The results of fine-tuning, task by task: what each model reached, with which setting, and how much seeds vary."""
 
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlm_jax.files.pictures import plain_text
-from mlm_jax.files.statistics import mean_and_error
+from mlm_jax.files import markdown as markdown_lib
+from mlm_jax.files import pictures
+from mlm_jax.files.statistics import mean_and_error, plus_minus
 from mlm_jax.tasks.metrics import DECREASING, is_better
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def summarize(results: Mapping[str, Sequence[Mapping]]) -> dict:
-    """Of one task and one model: the setting with the best median, and what its seeds reached.
+
+def summarize(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The setting of one task and one model with the best median over seeds, and what its seeds reached.
 
     Args:
-      results: setting → what `finetune` wrote of each finished seed, with `metric`, `metrics` and `seed`.
+      results: setting → for each finished seed what `finetune` wrote, with `metric`, `metrics`, `trivial` and `seed`;
+        at least one setting with at least one seed.
 
     Returns:
-      `setting`, `metric`, `trivial`, `seeds`, and under `splits` split → metric → `median`, `mean`, `deviation` (None
-      of one seed) and `by_seed`.
+      `setting`, `metric`, `trivial`, `seeds`, `best_seed`, and under `splits` split → metric → `median`, `mean`,
+      `deviation` (the standard deviation; None for a single seed) and `by_seed`; under `settings_tried` setting →
+      median.
     """
-    metric, best, best_median = None, None, math.nan
-    for setting, runs in results.items():
-        metric = runs[0]['metric']
-        median = float(np.median([_value(run['metrics']['validation'][metric]) for run in runs]))
-        if best is None or is_better(metric, median, best_median):
-            best, best_median = setting, median
-    runs, splits = results[best], {}
+    metric = next(iter(results.values()))[0]['metric']
+    medians = {
+        setting: float(np.median([_value(run['metrics']['validation'][metric]) for run in runs]))
+        for setting, runs in results.items()
+    }
+    best = next(iter(medians))
+    for setting, median in medians.items():
+        if is_better(metric, median, medians[best]):
+            best = setting
+    runs = results[best]
+    splits: dict[str, dict[str, dict]] = {}
     for split, metrics in runs[0]['metrics'].items():
         splits[split] = {}
         for name in metrics:
@@ -45,10 +56,7 @@ def summarize(results: Mapping[str, Sequence[Mapping]]) -> dict:
         'seeds': [run['seed'] for run in runs],
         'best_seed': _best_seed(metric, runs),
         'splits': splits,
-        'settings_tried': {
-            setting: float(np.median([_value(run['metrics']['validation'][metric]) for run in runs]))
-            for setting, runs in results.items()
-        },
+        'settings_tried': medians,
     }
 
 
@@ -65,10 +73,14 @@ def _best_seed(metric: str, runs: Sequence[Mapping]) -> int:
 
 
 def markdown(report: Mapping[str, Mapping[str, dict]]) -> str:
-    """Tables of all splits that have targets; report: task → model → `summarize`.
+    """A Markdown table for each split that has targets.
 
-    Metrics are × 100, errors (rmse, mae) as they are; `trivial` is the best answer that knows nothing of the inputs.
-    Where there are two models or more, differences to the last one follow, paired by seed, with standard errors.
+    Metrics are multiplied by 100, except for errors (rmse, mae). The column `trivial` is the best of the simple answers
+    that do not depend on the input. For two models or more, the last columns are differences from the last model,
+    paired by seed, with standard errors.
+
+    Args:
+      report: task → model → what `summarize` returns.
     """
     models = list(dict.fromkeys(model for by_model in report.values() for model in by_model))
     entries = [entry for by_model in report.values() for entry in by_model.values()]
@@ -76,10 +88,11 @@ def markdown(report: Mapping[str, Mapping[str, dict]]) -> str:
     return '\n'.join(_table(report, models, split) for split in ('validation', *sorted(others)))
 
 
-def _table(report, models: Sequence[str], split: str) -> str:
+def _table(report: Mapping[str, Mapping[str, dict]], models: Sequence[str], split: str) -> str:
     titles = [split, 'metric', 'trivial', *(f'{model}: median; mean ± sd' for model in models)]
     titles += [f'{model} − {models[-1]}' for model in models[:-1]]
-    rows, averaged = [titles, ['---', '---', *['---:'] * (len(titles) - 2)]], []
+    rows: list[list[str]] = []
+    averaged: list[list[float]] = []
     for task, by_model in report.items():
         metric = next(iter(by_model.values()))['metric']
         entries = [by_model.get(model, {}).get('splits', {}).get(split, {}).get(metric) for model in models]
@@ -95,9 +108,7 @@ def _table(report, models: Sequence[str], split: str) -> str:
     if len(averaged) > 1:
         means = [f'{100 * value:.2f}' for value in np.mean(averaged, axis=0)]
         rows.append([f'mean of {len(averaged)} medians', '', '', *means, *[''] * (len(titles) - 3 - len(means))])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
-    lines = (' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return ''.join(f'| {line} |\n' for line in lines)
+    return markdown_lib.table(titles, rows, num_text_columns=2)
 
 
 def _scale(metric: str) -> float:
@@ -108,8 +119,8 @@ def _cell(metric: str, entry: Mapping | None) -> str:
     if not entry:
         return ''
     scale = _scale(metric)
-    spread = '' if entry['deviation'] is None else f' ± {scale * entry["deviation"]:.2f}'
-    return f'{scale * entry["median"]:.2f}; {scale * entry["mean"]:.2f}{spread}'
+    deviation = None if entry['deviation'] is None else scale * entry['deviation']
+    return f'{scale * entry["median"]:.2f}; {plus_minus(scale * entry["mean"], deviation, ".2f")}'
 
 
 def _difference(metric: str, entry: Mapping | None, other: Mapping | None) -> str:
@@ -119,12 +130,18 @@ def _difference(metric: str, entry: Mapping | None, other: Mapping | None) -> st
     if not shared:
         return ''
     mean, error = mean_and_error([_scale(metric) * (entry['by_seed'][s] - other['by_seed'][s]) for s in shared])
-    return f'{mean:+.2f}' + ('' if error is None else f' ± {error:.2f}')
+    return plus_minus(mean, error, '+.2f')
 
 
 def draw(report: Mapping[str, Mapping[str, dict]], path: pathlib.Path) -> None:
-    """Draws the validation metrics: a group of bars for each task, a dot for each seed; errors have their own panel."""
-    from matplotlib.figure import Figure  # no pyplot: no global state and no display
+    """Draws the validation metrics: a group of bars for each task, with a dot for each seed.
+
+    Errors, which are better when they are smaller, have a panel of their own.
+
+    Args:
+      report: as for `markdown`.
+      path: of the PNG file.
+    """
     from matplotlib.patches import Patch
 
     groups = [
@@ -133,17 +150,19 @@ def draw(report: Mapping[str, Mapping[str, dict]], path: pathlib.Path) -> None:
     ]
     groups = [group for group in groups if group]
     models = list(dict.fromkeys(model for by_model in report.values() for model in by_model))
-    figure = Figure(figsize=(max(4.5, 2 + 1.1 * sum(map(len, groups))), 4.2), layout='constrained')
+    figure = pictures.new_figure(max(4.5, 2 + 1.1 * sum(map(len, groups))), 4.2)
     figure.suptitle('validation, median of seeds; dotted: trivial', fontsize=11)
     panels = figure.subplots(1, len(groups), squeeze=False, width_ratios=[len(group) for group in groups])[0]
     for axes, tasks in zip(panels, groups, strict=True):
         _draw_bars(axes, report, tasks, models)
-    handles = [Patch(color=f'C{i}', alpha=0.6, label=plain_text(model)) for i, model in enumerate(models)]
+    handles = [Patch(color=f'C{i}', alpha=0.6, label=pictures.plain_text(model)) for i, model in enumerate(models)]
     figure.legend(handles=handles, loc='outside lower center', ncols=len(models))
-    figure.savefig(path, dpi=120)
+    pictures.save(figure, path)
 
 
-def _draw_bars(axes, report, tasks: Sequence[str], models: Sequence[str]) -> None:
+def _draw_bars(
+    axes: 'Axes', report: Mapping[str, Mapping[str, dict]], tasks: Sequence[str], models: Sequence[str]
+) -> None:
     width = 0.8 / len(models)
     for i, model in enumerate(models):
         for place, task in enumerate(tasks):
@@ -158,6 +177,7 @@ def _draw_bars(axes, report, tasks: Sequence[str], models: Sequence[str]) -> Non
             trivial = _value(entry['trivial'].get(entry['metric']))
             if not math.isnan(trivial):
                 axes.plot([place - 0.45, place + 0.45], [scale * trivial] * 2, ':', color='gray', linewidth=1)
-    names = [f'{plain_text(task.rpartition("/")[2])}\n{next(iter(report[task].values()))["metric"]}' for task in tasks]
+    metrics = {task: next(iter(report[task].values()))['metric'] for task in tasks}
+    names = [f'{pictures.plain_text(task.rpartition("/")[2])}\n{metric}' for task, metric in metrics.items()]
     axes.set_xticks(range(len(tasks)), names, fontsize=8)
     axes.grid(axis='y', alpha=0.3)

@@ -1,12 +1,13 @@
-"""Logits of starts and ends → answers to SQuAD's questions, after BERT's run_squad.py.
+"""From logits of starts and ends to the answers to the questions of SQuAD, after BERT's run_squad.py.
 
-The score of a span is the logit of its first token as a start plus that of its last as an end. Spans start where their
-window gives the first token the most context (so that a token counts once), end in the same window, and have at most
-`max_answer` tokens; the best of all windows of a question are taken. In 2.0 there is one more answer, none: its score
-is that of [CLS] as a start and an end, the smallest of all windows.
+The score of a span is the start logit of its first token plus the end logit of its last token. A span starts only in
+the window that gives its first token the most context, so that no span counts twice; it ends in the same window and has
+at most `max_answer` tokens. The best spans over all windows of a question are its answers. SQuAD 2.0 has one more
+answer, "no answer": its score in a window is the start logit plus the end logit of [CLS], and the smallest score over
+the windows counts.
 
-run_squad.py looks only at spans between the n best starts and the n best ends of a row, wherever these lie; here all
-spans take part, so the best are never missed.
+One difference: run_squad.py considers only spans between the n best starts and the n best ends of a row. Here all spans
+are considered, so the best span is never missed.
 """
 
 import json
@@ -20,17 +21,18 @@ from mlm_jax.files import atomic
 from mlm_jax.finetuning.squad_features import Features
 from mlm_jax.tasks.squad import Question
 
-NO_SPAN_ODDS = 1e9  # where there is no token that could be an answer; JSON has no infinity
+NO_SPAN_ODDS = 1e9  # the odds of "no answer" where no span is possible: JSON has no infinity
 
 
 class Decoded(NamedTuple):
-    """Answers by the ids of their questions.
+    """Answers, by the ids of their questions.
 
     Attributes:
-      predictions: the answer, a part of the context; '' is none.
-      null_odds: the score of no answer less that of the best span; empty in 1.1.
-      n_best: the best answers with different texts, best first, each with its 'text', its 'probability' among them, its
-        'start_logit' and its 'end_logit'. In 2.0 no answer is one of them.
+      predictions: the answer, a part of the context; '' means "no answer".
+      null_odds: the score of "no answer" minus the score of the best span; empty for SQuAD 1.1.
+      n_best: the best answers with different texts, best first, each with its 'text', its 'start_logit', its
+        'end_logit', and its 'probability', a softmax over these answers. For 2.0 "no answer", with the text '', is
+        among them.
     """
 
     predictions: dict[str, str]
@@ -61,23 +63,23 @@ def decode(
     """Finds the answers.
 
     Args:
-      features: of these questions, with `for_training=False`.
-      questions: all of them.
-      start_logits: for each row of `features` float[≥ n]; what is behind its n tokens is ignored.
-      end_logits: likewise.
-      n_best: answers to keep of each question.
-      max_answer: tokens in an answer at most.
-      null_threshold: no answer is predicted where its odds are above (2.0).
-      version_2: whether a question may have no answer.
+      features: the rows of these questions, made with `for_training=False`.
+      questions: all questions of the split.
+      start_logits: for each row of `features` float[≥ n]; values behind its n tokens are ignored.
+      end_logits: the same for the ends.
+      n_best: the maximal number of answers to list for each question.
+      max_answer: the maximal number of tokens in an answer.
+      null_threshold: for 2.0, "no answer" is predicted where its odds are above this value.
+      version_2: whether a question may have no answer, as in SQuAD 2.0.
 
     Raises:
-      ValueError: when logits are missing or not numbers, or a question has no row.
+      ValueError: when logits are missing or NaN, or a question has no row.
     """
     rows_of = np.split(np.arange(len(features)), np.searchsorted(features.question_W, np.arange(1, len(questions))))
     if len(start_logits) != len(features) or len(end_logits) != len(features):
         raise ValueError(f'{len(start_logits)} and {len(end_logits)} rows of logits for {len(features)} rows of tokens')
     if len(rows_of) != len(questions) or not all(map(len, rows_of)):
-        raise ValueError('some questions have no row: make the features with for_training=False')
+        raise ValueError('some questions have no row of tokens: make the features with for_training=False')
     decoded = Decoded({}, {}, {})
     for question, rows in zip(questions, rows_of):
         spans = _best_spans(features, question, rows, start_logits, end_logits, n_best, max_answer)
@@ -94,7 +96,7 @@ def decode(
 
 
 def write(decoded: Decoded, directory: str | pathlib.Path) -> None:
-    """Writes predictions.json, nbest_predictions.json and, of 2.0, null_odds.json, in the official form."""
+    """Writes predictions.json, nbest_predictions.json and, for 2.0, null_odds.json, in the format of run_squad.py."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     contents = {'predictions': decoded.predictions, 'nbest_predictions': decoded.n_best, 'null_odds': decoded.null_odds}
@@ -106,16 +108,16 @@ def write(decoded: Decoded, directory: str | pathlib.Path) -> None:
 def _best_spans(
     features: Features,
     question: Question,
-    rows: Sequence[int],
+    rows: np.ndarray,
     start_logits: Sequence[np.ndarray],
     end_logits: Sequence[np.ndarray],
     count: int,
     max_answer: int,
 ) -> list[_Candidate]:
-    """The best spans with different texts, best first; of equal scores the earlier one."""
+    """The best spans with different texts, best first; of spans with equal scores, the earlier one is better."""
     lengths = [len(features.starts[row]) for row in rows]
     sizes, max_answer = np.cumsum([0, *lengths]), max(1, min(max_answer, max(lengths)))
-    parts = [_context_logits(features, row, start_logits, end_logits) for row in rows]
+    parts = [(_context_logits(features, row, start_logits), _context_logits(features, row, end_logits)) for row in rows]
     scores = np.concatenate(
         [_span_scores(*part, features.is_best_window[row], max_answer).ravel() for row, part in zip(rows, parts)]
     )
@@ -138,25 +140,26 @@ def _best_spans(
         wanted *= 4
 
 
-def _context_logits(features: Features, row: int, *logits: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The logits of the context's tokens, float64[c] each."""
+def _context_logits(features: Features, row: int, logits: Sequence[np.ndarray]) -> np.ndarray:
+    """The logits of the context's tokens, float64[c]."""
     first, count = features.context_start_W[row], len(features.starts[row])
-    parts = [np.asarray(each[row][first : first + count], np.float64) for each in logits]
-    for part in parts:
-        if len(part) != count or np.isnan(part).any():
-            raise ValueError(f'row {row}: the logits of its {count} tokens of context are too few, or not numbers')
-    return parts
+    part = np.asarray(logits[row][first : first + count], np.float64)
+    if len(part) != count:
+        raise ValueError(f'row {row}: {len(part)} logits for {count} tokens of context')
+    if np.isnan(part).any():
+        raise ValueError(f'row {row}: some logits of its {count} tokens of context are NaN')
+    return part
 
 
 def _span_scores(starts_C: np.ndarray, ends_C: np.ndarray, may_start_C: np.ndarray, max_answer: int) -> np.ndarray:
-    """float64[c, max_answer]: the score of the span of j + 1 tokens from i; −∞ where there is no such span."""
+    """float64[c, max_answer]: at [i, j] the score of the span of j + 1 tokens from token i; −∞ where there is none."""
     padded = np.append(ends_C, np.full(max_answer, -np.inf))
     ends_CxA = np.lib.stride_tricks.sliding_window_view(padded, max_answer)[: len(ends_C)]
     return np.where(may_start_C, starts_C, -np.inf)[:, None] + ends_CxA
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """The indices of the `count` largest values, and of those equal to the last, in descending order of values."""
+    """The indices of the `count` largest values, and of all values equal to the smallest of them, largest first."""
     if not count:
         return np.array([], np.int64)
     index = np.flatnonzero(values >= np.partition(values, -count)[-count])
@@ -164,12 +167,13 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _with_null(spans: Sequence[_Candidate], null: _Candidate, n_best: int) -> list[_Candidate]:
-    """The n best answers of which none is one; added at the end if it is not among them."""
+    """The n best answers including "no answer", which is added at the end if it is not among the n best."""
     rank = sum(span.score >= null.score for span in spans)
     return [*spans[:rank], null, *spans[rank : n_best - 1]] if rank < n_best else [*spans, null]
 
 
 def _describe(candidates: Sequence[_Candidate]) -> list[dict[str, str | float]]:
+    """The candidates as in `Decoded.n_best`."""
     scores = np.array([candidate.score for candidate in candidates])
     weights = np.exp(scores - scores.max())
     return [

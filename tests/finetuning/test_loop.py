@@ -1,7 +1,6 @@
 """Fine-tuning learns, alike whatever is beside it, and as a plain loop in PyTorch does."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,10 @@ from mlm_jax.finetuning import inputs as inputs_lib
 from mlm_jax.finetuning import loop as fine_tuning
 from mlm_jax.finetuning.heads import Downstream
 from mlm_jax.finetuning.inputs import Inputs
-from mlm_jax.finetuning.loop import Problem, Recipe, fine_tune
+from mlm_jax.finetuning.loop import fine_tune
+from mlm_jax.finetuning.problems import Problem
+from mlm_jax.finetuning.programs import init_params, make_module
+from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.models.pooling import POOLINGS
 from mlm_jax.objectives.exlm import ExLM
@@ -213,62 +215,6 @@ def test_a_loss_that_is_not_finite_is_an_error(mesh, encoder):
         run(mesh, encoder, [1], dataclasses.replace(RECIPE, learning_rate=1e30))
 
 
-# ---- Losses -------------------------------------------------------------------------------------------------------
-
-
-def test_cross_entropy_weights_classes_and_skips_padding():
-    outputs = jnp.array([[0.0, 1.0], [2.0, 0.0], [5.0, 5.0]])
-    losses, weights = fine_tuning.LOSSES['classification'](
-        outputs, jnp.array([[1.0], [1.0], [jnp.nan]]), None, jnp.array([1.0, 3.0])
-    )
-    want = -jax.nn.log_softmax(outputs)[:2, 1] * 3
-    np.testing.assert_allclose(losses, [*want, 0], rtol=1e-6)
-    assert weights.tolist() == [3, 3, 0]
-
-
-def test_unknown_targets_have_no_gradient():
-    targets = jnp.array([[1.0, jnp.nan], [0.0, 1.0]])
-    for name in ('multilabel', 'regression'):
-
-        def total(outputs, name=name):
-            return fine_tuning.LOSSES[name](outputs, targets, None, jnp.array([2.0, 1.0]))[0].sum()
-
-        grads = jax.grad(total)(jnp.full((2, 2), 0.3))
-        assert grads[0, 1] == 0 and np.all(np.isfinite(grads)) and (grads != 0).sum() == 3
-    losses, weights = fine_tuning.LOSSES['multilabel'](jnp.zeros((2, 2)), targets, None, jnp.array([2.0, 1.0]))
-    np.testing.assert_allclose(losses, np.log(2) * np.array([[2, 0], [1, 1]]), rtol=1e-6)
-    assert weights.tolist() == [[2, 0], [1, 1]]
-
-
-def test_spans_are_chosen_among_real_tokens():
-    outputs, segments = jnp.zeros((1, 4, 2)), jnp.array([[1, 1, 1, 0]])
-    losses, weights = fine_tuning.LOSSES['span'](outputs, jnp.array([[0.0, 2.0]]), segments, None)
-    np.testing.assert_allclose(losses, [[np.log(3), np.log(3)]], rtol=1e-6)
-    losses, weights = fine_tuning.LOSSES['span'](outputs, jnp.array([[jnp.nan, jnp.nan]]), segments, None)
-    assert losses.sum() == 0 and weights.sum() == 0
-
-
-# ---- Layer-wise learning rates ---------------------------------------------------------------------------------------
-
-
-def test_lower_layers_learn_more_slowly(encoder):
-    problem = types.SimpleNamespace(loss='classification', num_outputs=2)
-    module = fine_tuning.make_module(MLM(CONFIG), problem, Recipe(dropout=0.0, head_dropout=0.5))
-    assert (module.dropout, module.objective.config.dropout) == (0.5, 0.0)
-    params = fine_tuning.init_params(module, 1, encoder)
-    scaled, _ = fine_tuning.scale_by_depth(0.5, 2).update(jax.tree.map(jnp.ones_like, params), None)
-    layers = scaled['objective']['encoder']['layers']['mlp']['up']['kernel']
-    assert float(layers[0].max()) == 0.25 and float(layers[1].min()) == 0.5
-    assert float(scaled['objective']['encoder']['token_embedding']['embedding'].max()) == 0.125
-    assert float(scaled['objective']['encoder']['position_embedding']['embedding'].max()) == 0.125
-    assert float(scaled['output']['kernel'].min()) == 1 and float(scaled['dense']['kernel'].min()) == 1
-    unscaled, _ = fine_tuning.scale_by_depth(1.0, 2).update(params, None)
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), unscaled, params)))
-
-
-# ---- A plain loop in PyTorch ----------------------------------------------------------------------------------------
-
-
 def test_losses_are_those_of_a_plain_loop_in_pytorch(mesh):
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
@@ -283,7 +229,7 @@ def test_losses_are_those_of_a_plain_loop_in_pytorch(mesh):
     problem, recipe = make_problem(), dataclasses.replace(RECIPE, epochs=2, learning_rate=1e-3, weight_decay=0.1)
     (ours,) = run(mesh, params['encoder'], [3], recipe, problem, objective)
 
-    head = fine_tuning.init_params(fine_tuning.make_module(objective, problem, recipe), 3, params['encoder'])
+    head = init_params(make_module(objective, problem, recipe), 3, params['encoder'])
     dense, output = torch.nn.Linear(32, 32), torch.nn.Linear(32, 2)
     for layer, name in ((dense, 'dense'), (output, 'output')):
         layer.weight.data = torch.tensor(np.array(head[name]['kernel']).T.copy())

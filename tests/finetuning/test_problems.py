@@ -7,7 +7,7 @@ import pytest
 
 from mlm_jax.config import ConfigError
 from mlm_jax.finetuning import problems
-from mlm_jax.finetuning.loop import Recipe
+from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.tasks import squad
 from mlm_jax.tasks.examples import Example, Task, TaskData
@@ -85,17 +85,17 @@ def test_what_is_not_known_does_not_count():
     task = Task('mine', 'multilabel', ('x', 'y'), ('roc_auc',))
     problem, notes = make(task, examples((1.0, np.nan), (0.0, np.nan)), examples((1.0, 1.0), (0.0, 0.0)))
     assert notes == {'targets without a known value in the train split': 1} and problem.trivial == {'roc_auc': 0.5}
-    with pytest.raises(ConfigError, match='roc_auc says nothing of the validation split of mine'):
+    with pytest.raises(ConfigError, match='roc_auc is undefined on the validation split of mine'):
         make(task, examples((1.0, 1.0), (0.0, 0.0)), examples((1.0, 1.0)))
 
 
 def test_empty_splits():
     task = Task('mine', 'classification', ('ham', 'spam'), ('accuracy',))
-    with pytest.raises(ConfigError, match='the validation split of mine is empty'):
+    with pytest.raises(ConfigError, match='the validation split of mine has no examples'):
         make(task, examples(0, 1), [])
     data = TaskData(task, {'train': examples(0, 1), 'validation': examples(0, 1), 'test': []})
     problem, notes = problems.make_problem(data, Words(), Recipe(), 16)
-    assert 'test' not in problem.inputs and notes == {'test split without examples, left out': 1}
+    assert 'test' not in problem.inputs and notes == {'test split left out, because it has no examples': 1}
 
 
 def test_parts_of_splits_are_the_same_every_time():
@@ -151,3 +151,14 @@ def test_a_file_of_the_other_version_is_refused(tmp_path):
         squad.read_task('v2.0', str(tmp_path))
     with pytest.raises(ConfigError, match='cannot read .*train-v1.1.json'):
         squad.read_task('v1.1', str(tmp_path / 'nowhere'))
+
+
+def test_spans_need_a_tokenizer_that_knows_places():
+    class WithoutOffsets:
+        vocabulary = standard_vocabulary(64)
+        encode_batch = Words.encode_batch
+
+    task = Task('squad/v1.1', 'span', ('start', 'end'), ('f1', 'exact_match'))
+    data = TaskData(task, {'train': questions(6), 'validation': questions(4)})
+    with pytest.raises(ConfigError, match='squad/v1.1 asks for spans of a text'):
+        problems.make_problem(data, WithoutOffsets(), Recipe(), 16)

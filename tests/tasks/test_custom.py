@@ -8,7 +8,7 @@ import pytest
 
 from mlm_jax.config import ConfigError
 from mlm_jax.finetuning import problems
-from mlm_jax.finetuning.loop import Recipe
+from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.tasks import custom
 

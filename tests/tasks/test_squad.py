@@ -300,7 +300,7 @@ def test_what_teaches_nothing_is_left_out_of_training(tokenizer):
     made = squad_features.features(questions, tokenizer, max_length=100, max_query=2)
     assert made.question_W.tolist() == [0, 2, 4] and (made.targets_Wx2.all(1) == [True, True, False]).all()
     assert made.notes == {
-        'questions with nothing to learn from (no context, or no answer that stands in it), left out': 3
+        'questions left out, because their context is empty or does not contain any of their answers': 3
     } | {note: 3 for note in made.notes if 'longer than 2 tokens' in note}
     made = squad_features.features(questions, tokenizer, for_training=False)
     assert made.question_W.tolist() == [0, 1, 2, 3, 4, 5] and made.targets_Wx2[1].tolist() == [0, 0]
@@ -309,7 +309,7 @@ def test_what_teaches_nothing_is_left_out_of_training(tokenizer):
 
 def test_a_row_without_room_is_refused(tokenizer):
     for keys in ({'max_length': 68}, {'stride': 0}):
-        with pytest.raises(ConfigError, match='leave no room for the context: max_length must be over max_query'):
+        with pytest.raises(ConfigError, match='no room for the context: max_length must be greater than max_query'):
             squad_features.features(make_questions(count=1), tokenizer, **keys)
 
 
@@ -423,7 +423,7 @@ def test_logits_that_do_not_fit_are_refused(tokenizer):
     right = [np.zeros(len(ids)) for ids in made.ids]
     with pytest.raises(ValueError, match='2 and 3 rows of logits for 3 rows'):
         squad_answers.decode(made, questions, right[:2], right)
-    with pytest.raises(ValueError, match='row 1: the logits of its .* too few, or not numbers'):
+    with pytest.raises(ValueError, match='row 1: some logits of its .* tokens of context are NaN'):
         squad_answers.decode(made, questions, right, [right[0], right[1] * np.nan, right[2]])
     with pytest.raises(ValueError, match='some questions have no row'):
         squad_answers.decode(made, [*questions, questions[0]], right, right)
