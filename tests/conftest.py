@@ -31,11 +31,12 @@ def xla_takes(flag: str) -> bool:
 
 
 # The older of XLA's two ways to write loops for CPUs, where it has both, compiles these programs in less than half the
-# time. Processes that run a part of the tests inherit the flag.
-OLDER_EMITTERS = '--xla_cpu_use_fusion_emitters=false'
+# time; and a program written in one piece, not in one for each of many cores, in two thirds of that. Processes that run
+# a part of the tests inherit the flags.
+QUICK_COMPILATION = ('--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1')
 is_first_process = 'PYTEST_XDIST_WORKER' not in os.environ
-if os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1' and is_first_process and xla_takes(OLDER_EMITTERS):
-    os.environ['XLA_FLAGS'] += f' {OLDER_EMITTERS}'
+if os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1' and is_first_process:
+    os.environ['XLA_FLAGS'] += ''.join(f' {flag}' for flag in QUICK_COMPILATION if xla_takes(flag))
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
