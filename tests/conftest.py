@@ -66,6 +66,27 @@ def pytest_addoption(parser):
     parser.addoption('--kill_seed', type=int, default=0, help='of their moments, and of the damage between them')
 
 
+# Where processes share the files, those that take longest come first: one that begins last is waited for by all others.
+LONG_FILES = (
+    'parallel/test_tpu_compile.py', 'test_train.py', 'training/test_step.py', 'finetuning/test_loop.py',
+    'test_kills.py', 'test_probe.py', 'objectives/test_mae_lm.py', 'config/test_config.py', 'objectives/test_exlm.py',
+    'pretrained/test_fairseq_exlm.py', 'pretrained/test_fairseq.py', 'test_finetune.py', 'test_evaluate.py',
+    'test_prepare.py', 'masking/test_masking.py', 'performance/test_flops.py', 'test_bench.py',
+    'pretrained/test_warm_start.py', 'objectives/test_mlm.py', 'training/test_damage.py', 'test_doctor.py',
+)  # fmt: skip
+
+
+def pytest_configure(config):
+    """Keeps the order of the files, where xdist would begin with those of most tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first."""
+    ranks = {pathlib.Path(__file__).parent / name: rank for rank, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
 def pytest_collection_finish():
     """Spares the garbage collector what lives as long as the process, and most of its visits: 7 % of the time."""
     gc.freeze()
