@@ -17,7 +17,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # of PyTorch and NumPy: there is 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 COMPILATION_CACHE = pathlib.Path(tempfile.gettempdir()) / f'mlm_jax_test_cache_{os.getuid()}'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(COMPILATION_CACHE))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 # Most of the suite is compilation of programs that run for milliseconds: leave out LLVM's optimisations. The arithmetic
 # is the same, in a different order of sums at most; subprocesses inherit it. 0 measures what users run.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
