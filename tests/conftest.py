@@ -1,5 +1,6 @@
 """Eight fake CPU devices, quick compilation with a cache shared by the whole run, and prepared data to train on."""
 
+import fcntl
 import gc
 import json
 import os
@@ -182,13 +183,39 @@ def tiny_config(make_tiny_config):
     return make_tiny_config()
 
 
+@pytest.fixture(scope='session')
+def make_once(tmp_path_factory):
+    """(name, make) → a directory that `make(directory)` fills: one for all processes that share the files of tests.
+
+    The first process to want it makes it, and others that want it meanwhile wait; none of them changes it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root if is_first_process else root.parent
+
+    def find_or_make(name, make) -> pathlib.Path:
+        directory, made = root / name, root / f'{name}.made'
+        with (root / f'{name}.lock').open('w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                directory.mkdir(exist_ok=True)  # what an interrupted process has begun goes on
+                make(directory)
+                made.touch()
+        return directory
+
+    return find_or_make
+
+
 ANIMALS = {'cat': 'red', 'dog': 'green', 'bird': 'blue', 'fish': 'black', 'horse': 'white'}
 
 
 @pytest.fixture(scope='session')
-def animals_config(tmp_path_factory):
+def animals_config(make_once):
     """A configuration whose corpus says which animal has which colour; prepared, with a tokenizer of its own."""
-    root = tmp_path_factory.mktemp('animals')
+    return config_lib.from_json((make_once('animals', prepare_animals) / 'config.json').read_text())
+
+
+def prepare_animals(root: pathlib.Path) -> None:
+    """Writes the corpus, prepares it, and stores the configuration beside it."""
     rng = np.random.default_rng(0)
     sentences = [f'the {animal} is {ANIMALS[animal]}.' for animal in rng.choice(list(ANIMALS), 2000)]
     (root / 'text.txt').write_text('\n\n'.join(' '.join(sentences[i : i + 4]) for i in range(0, 2000, 4)))
@@ -206,7 +233,7 @@ def animals_config(tmp_path_factory):
     except config_lib.ConfigError as error:  # the text has few pieces: take as many as it yields
         config.vocab_size = int(str(error).split('largest that works is ')[1].split('.')[0])
         prepare.run(config, num_workers=1)
-    return config
+    (root / 'config.json').write_text(config_lib.to_json(config))
 
 
 @pytest.fixture(scope='session')
@@ -226,9 +253,8 @@ def minimal_pairs(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
-def trained(animals_config, tmp_path_factory):
+def trained(animals_config, make_once):
     """A model that has learned the colours: (workdir, mesh, model)."""
-    workdir = tmp_path_factory.mktemp('trained') / 'run'
-    train.train(animals_config, workdir)
+    workdir = make_once('trained', lambda directory: train.train(animals_config, directory / 'run')) / 'run'
     mesh = make_mesh()
     return workdir, mesh, loading.load(workdir, mesh)
