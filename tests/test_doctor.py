@@ -124,7 +124,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def test_the_program_ends_with_the_verdict(prepared, tmp_path):
     config = (
         f'--config=configs/mlm.py:tiny,vocab_size=64,sequence_length=32,batch_size=8,compilation_cache=,'
-        f'data.directory={prepared}'
+        f'model.num_layers=1,data.directory={prepared}'
     )
     good = run(config, f'--workdir={tmp_path}')
     assert good.returncode == 0, good.stderr

@@ -109,22 +109,14 @@ def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path,
     assert 'mae_lm' in capsys.readouterr().out
 
 
-def test_gradient_variance_from_the_start_to_the_newest_checkpoint(mae_lm, tmp_path):
-    command = [
-        sys.executable,
-        '-m',
-        'mlm_jax.probe',
-        'gradient_variance',
-        f'--model={mae_lm[0]}@0',
-        f'--model={mae_lm[0]}@5',
-    ]
-    command += [f'--output={tmp_path}', '--texts=8', '--segments=3', '--draws=3']
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+def test_gradient_variance_from_the_start_to_the_newest_checkpoint(mae_lm, tmp_path, run_probe, capsys):
+    models = [f'--model={mae_lm[0]}@{step}' for step in (0, 5)]
+    run_probe('gradient_variance', *models, '--texts=8', '--segments=3', '--draws=3', f'--output={tmp_path}')
+    shown = capsys.readouterr().out
     report = json.loads((tmp_path / 'gradient_variance.json').read_text())
     assert [entry['step'] for entry in report.values()] == [0, 5]
     for label, entry in report.items():
-        assert label in result.stdout
+        assert label in shown
         assert len(entry['hamming_distance']) == len(entry['overlap']) == len(entry['covariance_over_variance'])
         assert entry['hamming_distance'] == sorted(entry['hamming_distance'], reverse=True)
         assert entry['variance'][0] > 0 and entry['own_variance'][0] > 0 and entry['texts'] == 8

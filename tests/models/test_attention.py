@@ -231,7 +231,8 @@ RECIPES = {
 def model(recipe: str):
     """The jitted `logits` and `encode`, with weights larger than at the start, so that leaks would show."""
     module = MLM(RECIPES[recipe])
-    params = module.init(jax.random.key(0), masked(jnp.zeros((1, LENGTH), jnp.int32), SEGMENTS[:1]))['params']
+    row = masked(jnp.zeros((1, LENGTH), jnp.int32), SEGMENTS[:1])
+    params = jax.jit(module.init)(jax.random.key(0), row)['params']
     params = jax.tree.map(lambda x: 4 * x if x.ndim > 2 else x, params)
     return (
         jax.jit(lambda batch: module.apply({'params': params}, batch, method='logits')),

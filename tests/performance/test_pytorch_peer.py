@@ -87,9 +87,9 @@ def test_documents_in_a_row_and_padding_are_kept_apart(ours):
     segments = np.repeat([1, 1, 1, 2, 2, 3, 0, 0], 4)[None].repeat(8, 0).astype(np.int32)
     segments[0] = 1
     tokens[segments == 0] = vocabulary.pad_id
-    batch = jax.device_get(Masking(vocabulary)(jax.random.key(0), tokens, segments))
+    batch = jax.device_get(jax.jit(Masking(vocabulary))(jax.random.key(0), tokens, segments))
     module = MLM(build.encoder_config(ours.config))
-    terms = module.apply({'params': ours.before}, batch)
+    terms = jax.jit(module.apply)({'params': ours.before}, batch)
     expected = float(terms.loss_sum / terms.weight_sum)
     for name in ('eager-float32', 'eager-float32-everywhere'):
         assert float(peer(ours, name, batch).loss) == pytest.approx(expected, rel=1e-5)

@@ -1,5 +1,6 @@
 """What comparisons with released code share: gradients by the names of the released weights; and a small BERT."""
 
+import functools
 import json
 
 import jax
@@ -29,6 +30,18 @@ TOKENIZER = {
 }
 
 
+@functools.partial(jax.jit, static_argnames='module')  # once for all cases of one shape
+def _everything(module, params, batch, methods):
+    """Outputs of the methods, and gradients of the mean loss with the LossTerms."""
+
+    def loss(params):
+        terms = module.apply({'params': params}, batch)
+        return terms.loss_sum / terms.weight_sum, terms
+
+    outputs = {name: module.apply({'params': params}, *args, method=name) for name, args in methods.items()}
+    return outputs, jax.grad(loss, has_aux=True)(params)
+
+
 @pytest.fixture(scope='session')
 def compute():
     """(read, state_dict, batch, methods) → LossTerms, outputs of `methods` (name → arguments), gradients by name.
@@ -47,16 +60,7 @@ def compute():
         module, params = read(state_dict)
         _, places = read(numbered)
 
-        @jax.jit
-        def everything(params, batch, methods):
-            def loss(params):
-                terms = module.apply({'params': params}, batch)
-                return terms.loss_sum / terms.weight_sum, terms
-
-            outputs = {name: module.apply({'params': params}, *args, method=name) for name, args in methods.items()}
-            return outputs, jax.grad(loss, has_aux=True)(params)
-
-        outputs, (grads, terms) = everything(params, batch, methods)
+        outputs, (grads, terms) = _everything(module, params, batch, methods)
         flat = np.full(ends[-1], np.nan)
         for place, grad in zip(jax.tree.leaves(places), jax.tree.leaves(grads), strict=True):
             flat[place.astype(np.int64)] = grad

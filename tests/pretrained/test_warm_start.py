@@ -78,7 +78,8 @@ def test_new_pieces_start_as_the_mean_of_those_that_spell_them(trained, continue
     words = np.random.default_rng(0).choice(['dogs', 'catfish', 'redden', 'bluebird', 'horsehair'], (300, 5))
     (tmp_path / 'text.txt').write_text('\n\n'.join(' '.join(line) + '.' for line in words))
     config = config_lib.from_json(config_lib.to_json(continued))
-    config.update(vocab_size=old_size + 5, batch_size=8)
+    config.update(vocab_size=old_size + 5, batch_size=8, total_steps=1)
+    config.masking.update(strategy='uniform', unit='token')
     config.data.update(directory=str(tmp_path / 'data'), corpus=f'text:{tmp_path}/text.txt', validation_percent=20)
     config.tokenizer.model = f'extend:{workdir}/tokenizer.model'
     manifest = prepare.run(config, num_workers=1)

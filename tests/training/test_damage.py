@@ -20,6 +20,7 @@ from tests.test_train import assert_same_bits, final_state, learned
 @pytest.fixture(scope='module')
 def config(make_tiny_config):
     config = make_tiny_config()
+    config.model.num_layers = 1
     config.total_steps, config.checkpoint.every_steps, config.evaluation.every_steps = 6, 2, 3
     return config
 
