@@ -231,7 +231,7 @@ def prepare_animals(root: pathlib.Path) -> None:
     try:
         prepare.run(config, num_workers=1)
     except config_lib.ConfigError as error:  # the text has few pieces: take as many as it yields
-        config.vocab_size = int(str(error).split('largest that works is ')[1].split('.')[0])
+        config.vocab_size = int(str(error).split('largest possible value is ')[1].split('.')[0])
         prepare.run(config, num_workers=1)
     (root / 'config.json').write_text(config_lib.to_json(config))
 

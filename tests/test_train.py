@@ -483,7 +483,7 @@ def test_other_damage_is_found_before_the_workdir_is_made(with_hashes, tmp_path)
     config, directory = with_hashes
     path = directory / 'validation-00000-of-00001.npy'
     np.save(path, np.load(path).astype(np.float64))
-    with pytest.raises(ConfigError, match=r'validation-.*: it holds numbers of type <f8, its manifest says uint16'):
+    with pytest.raises(ConfigError, match=r'validation-.*: it holds numbers of type <f8, but the manifest says uint16'):
         train_lib.train(config, tmp_path / 'run')
     path.unlink()
     with pytest.raises(ConfigError, match=r'validation-.*: it is missing; copy it again, or run the same prepare'):

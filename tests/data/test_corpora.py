@@ -230,7 +230,9 @@ def test_a_corpus_is_known_by_its_bytes(tmp_path):
     os.utime(path, (1, 1))
     assert corpora.changes(before, corpora.describe(spec)) == [], 'whenever it was written'
     path.write_text('same size')
-    assert corpora.changes(before, corpora.describe(spec)) == [f'{path}: as many bytes as then, 9, and other ones']
+    assert corpora.changes(before, corpora.describe(spec)) == [
+        f'{path}: the same size as then, 9 bytes, but different content'
+    ]
     assert corpora.changes({str(path): 9}, corpora.describe(spec)) == [], 'an earlier version knew the size alone'
     assert corpora.changes({str(path): 8}, corpora.describe(spec)) == [f'{path}: 8 bytes then, 9 now']
     assert corpora.changes({}, before) == [f'{path}: no bytes then, 9 now']
@@ -262,11 +264,11 @@ def test_a_line_of_50_megabytes(tmp_path):
         ('jsonl:{}/a', '{"text": "x"}\n{"te', 'line 2 of .* is not JSON'),
         ('csv:{}/a', 'id,body\n1,x\n', "has no 'text'; its fields are id, body"),
         ('text:{}/a', 'one document', 'no document fell into the 20.0 % to hold out'),
-        ('text:', '', 'is no corpus'),
-        ('parquet:{}/a', '', 'is no corpus. Write demo, tfds:NAME'),
-        ('demo:x', '', 'is no corpus'),
+        ('text:', '', 'does not specify a corpus'),
+        ('parquet:{}/a', '', 'does not specify a corpus. Write demo, tfds:NAME'),
+        ('demo:x', '', 'does not specify a corpus'),
         ('tfds:no_such_data_set', '', 'TFDS can neither find no_such_data_set'),
-        ('tfds:imdb_reviews/no_such_config', '', 'TFDS refuses imdb_reviews/no_such_config'),
+        ('tfds:imdb_reviews/no_such_config', '', 'TFDS rejects imdb_reviews/no_such_config'),
     ],
 )
 def test_what_is_wrong_is_named_with_its_cure(tmp_path, spec, content, message):
@@ -312,7 +314,7 @@ def test_a_tfds_data_set_is_divided_where_it_has_no_validation_split(tfds_direct
 
 def test_a_tfrecord_data_set_is_refused_with_the_cure(tfds_directory, tmp_path):
     tfds_directory.write_text(tfds_directory.read_text().replace('array_record', 'tfrecord'))
-    with pytest.raises(ConfigError, match=r'stored as tfrecord, which only TensorFlow reads(.|\n)*convert_format'):
+    with pytest.raises(ConfigError, match=r'stored as tfrecord, which only TensorFlow can read(.|\n)*convert_format'):
         read('tfds:my_texts/jsonl', tmp_path / 'unused')
 
 

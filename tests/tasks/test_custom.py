@@ -149,7 +149,7 @@ def test_nested_columns_and_numbers_of_any_size(tmp_path):
         ('text,label\na,\n', 'has 0 classes'),
         ('text,label\na,1\nb,1\n', 'has 1 classes'),
         ('text,label,label\na,1,2\n', "2 columns named 'label'"),
-        ('text,label\na,1\nb, c,2\n', 'line 3 of .* has 3 fields, and not 2'),
+        ('text,label\na,1\nb, c,2\n', 'line 3 of .* has 3 fields instead of 2'),
         ('text,label\na,1\n"b,2\n', 'line 3 of .* opens a quotation mark that is never closed'),
     ],
 )
@@ -162,7 +162,7 @@ def test_files_that_hold_no_task_are_refused(tmp_path, content, message):
 def test_damaged_files_are_named(tmp_path):
     path = tmp_path / 'rows.tsv'
     path.write_text('text\tlabel\na\t1\nb\n')
-    with pytest.raises(ConfigError, match=r'line 3 of .* has 1 fields, and not 2: text, label'):
+    with pytest.raises(ConfigError, match=r'line 3 of .* has 1 fields instead of 2 \(text, label\)'):
         custom.read(files(path))
     path = tmp_path / 'rows.jsonl'
     path.write_text('{"text": "a", "label": 1}\n[1]\n')
