@@ -111,8 +111,10 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
     """
     if not (workdir / 'config.json').exists():
         return 0
-    old = read_config(workdir)
-    different = configurations.differences(old, config)
+    manifest = manifest_lib.load(config.data.directory)
+    steps_per_epoch = manifest.split('train').rows / config.batch_size
+    old = config_lib.in_steps(read_config(workdir), steps_per_epoch)
+    different = configurations.differences(old, config_lib.resolve(config, manifest))
     if different:
         lines = (f'  {key}: {a!r} there, {b!r} now' for key, (a, b) in different.items())
         raise ConfigError(

@@ -26,7 +26,7 @@ from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.files import atomic
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel.mesh import make_mesh, replicated
-from mlm_jax.pretrained import loading
+from mlm_jax.pretrained import loading, sources
 from mlm_jax.training import build, checkpoints, resuming, runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.state import TrainState, abstract_state
@@ -222,7 +222,7 @@ def test_minimal_pairs_are_judged_as_training_goes(animals_config, minimal_pairs
     assert f'held-out loss {last["eval/loss"]:.4f}; BLiMP {last["eval/blimp"]:.1%}' in outputs[0]
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        report = evaluate.judge_minimal_pairs([str(workdir)], mesh, minimal_pairs, 100.0, False, None)
+        report = evaluate.judge_minimal_pairs([sources.parse(str(workdir))], mesh, minimal_pairs, 100.0, False)
     assert report['models']['run']['accuracy'] == pytest.approx(last['eval/blimp'])
 
 
@@ -417,7 +417,7 @@ def test_what_cannot_run_is_refused_before_it_starts(tiny_config, tmp_path, key,
         ('--set=optimizer.learnin_rate=1', 'unknown configuration key'),
         ('--set=batch_size=many', 'batch_size=many: expected a value of type int'),
         ('--set=batch_size', '--set=batch_size: give KEY=VALUE'),
-        ('--set=slice=v5e-16', 'slice is an argument of the configuration file'),
+        ('--set=recipe=modern', 'recipe is an argument of the configuration file'),
         ('--config=configs/mlm.py:mini', '--config is given 2 times'),
         ('--config.batch_size=8', '--config.batch_size=8 is now --set=batch_size=8'),
         ('--configs=mlm:tiny,mae_lm:tiny', '--configs is now --config, given once for each'),

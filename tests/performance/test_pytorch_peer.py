@@ -40,6 +40,7 @@ def ours():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, 'devices', lambda: one_device)
         contestant = speed.prepare('ours', config)
+    config = contestant.config
     before, batch = jax.device_get(contestant.state.params), contestant.masked_batch()
     _, rate = build.make_optimizer_of_run(contestant.config)
     contestant.state, metrics = contestant.step(contestant.state, contestant.tokens)
