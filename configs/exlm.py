@@ -1,24 +1,26 @@
-"""ExLM (arXiv 2501.13397): each masked token becomes 4 states, and its prediction a sum over alignments with them.
+"""ExLM (arXiv 2501.13397): each masked token becomes 4 states, and the likelihood is a sum over alignments to states.
 
     python -m mlm_jax.prepare --config=configs/exlm.py:mini,data.directory=data/mini
     python -m mlm_jax.train --config=configs/exlm.py:mini,data.directory=data/mini --workdir=runs/exlm_mini
 
-Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the released
-encoder: pre-LN, two-dimensional rotary positions, no embedding LayerNorm. `base` and `large` have its short recipe:
-23,000 steps of 4096 × 128 tokens.
+Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the encoder of
+the released code: pre-LN, two-dimensional rotary positions, no LayerNorm on the embeddings. `base` and `large` have the
+short recipe of the released code: 23,000 steps of 4096 × 128 tokens.
 
-Ablations, as arguments: `exlm.num_states=2`; `exlm.transitions=sparse` (to states of later tokens only) or `none`;
-`exlm.transition_heads=1` (the paper's formula); `model.positions=rotary` (copies of a token do not differ in position);
-`exlm.anchors=false`. `objective=mlm` trains the baseline of the paper: the same encoder, without expansion. Further
+Arguments for ablations: `exlm.num_states=2`; `exlm.transitions=sparse` (only to states of later tokens) or `none`;
+`exlm.transition_heads=1` (the paper's formula); `model.positions=rotary` (the copies of a token share one position);
+`exlm.anchors=false`. `objective=mlm` trains the baseline of the paper: the same encoder, without expansion. Other
 arguments are keys of `mlm_jax/config/keys.py`, e.g. `configs/exlm.py:base,batch_size=256`.
 
-Not yet run at base size and above.
+The sizes `base` and `large` have not been run yet.
 """
+
+import ml_collections
 
 from mlm_jax import config as config_lib
 
 
-def get_config(argument: str = 'mini'):
+def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
     """The configuration for 'SIZE[,recipe=…][,key=value…]'; the default recipe is that of the released code."""
     size, overrides = config_lib.parse_argument(argument, {'mini': config_lib.SIZES['mini'], **config_lib.SIZES})
     config = config_lib.default_config()

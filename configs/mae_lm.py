@@ -1,35 +1,42 @@
-"""MAE-LM (arXiv 2302.02060): 15 % of the tokens are left out of the encoder, and a decoder of 4 layers predicts them.
+"""MAE-LM (arXiv 2302.02060): the encoder does not read 15 % of the tokens, and a decoder of 4 layers predicts them.
 
     python -m mlm_jax.prepare --config=configs/mae_lm.py:mini,data.directory=data/mini
     python -m mlm_jax.train --config=configs/mae_lm.py:mini,data.directory=data/mini --workdir=runs/mae_lm_mini
 
 Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the post-LN
-encoder and the relative position bias of the paper. `base` is its recipe for 125,000 steps of 2048 × 512 tokens;
-`base++` and `large++` those of 2,000,000 steps. The learning rate of `large++` is not in the released code: here, it is
-that of `base++`.
+encoder and the relative position bias of the paper. `base` is the paper's recipe for 125,000 steps of 2048 × 512
+tokens; `base++` and `large++` are its recipes for 2,000,000 steps. The released code does not contain the learning rate
+of `large++`; here, it is that of `base++`.
 
-Ablations, as arguments: `mae_lm.decoder_layers=2`, `mae_lm.decoder_width=256`; [MASK] kept in the encoder:
-`mae_lm.masked_in_encoder=1.0`, and reset before the decoder: `mae_lm.reset_masked=true` besides; a fraction of it:
-`mae_lm.masked_in_encoder=0.4`; random tokens instead: `mae_lm.masked_in_encoder=1.0,masking.mask_fraction=0.0,
-masking.random_fraction=1.0`; `mae_lm.renumber_positions=true`; `model.relative_buckets=0`. Further arguments are keys
-of `mlm_jax/config/keys.py`, e.g. `configs/mae_lm.py:base,batch_size=256`.
+Arguments for ablations:
+  the decoder: `mae_lm.decoder_layers=2` or `mae_lm.decoder_width=256`
+  the encoder reads [MASK]: `mae_lm.masked_in_encoder=1.0`
+  the same, but the decoder reads the embedding of [MASK]: `mae_lm.masked_in_encoder=1.0,mae_lm.reset_masked=true`
+  the encoder reads a part of the [MASK] tokens: `mae_lm.masked_in_encoder=0.4`
+  the encoder reads random tokens: `mae_lm.masked_in_encoder=1.0,masking.mask_fraction=0.0,masking.random_fraction=1.0`
+  positions: `mae_lm.renumber_positions=true` or `model.relative_buckets=0`
+Other arguments are keys of `mlm_jax/config/keys.py`, e.g. `configs/mae_lm.py:base,batch_size=256`.
 
-Not yet run at base size and above.
+The sizes `base` and `large` have not been run yet.
 """
+
+import ml_collections
 
 from mlm_jax import config as config_lib
 
 SIZES = {**config_lib.SIZES, 'base++': config_lib.SIZES['base'], 'large++': config_lib.SIZES['large']}
 
 
-def get_config(argument: str = 'mini'):
+def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
     """The configuration for 'SIZE[,recipe=…][,key=value…]'; the default recipe is `roberta`, as in the paper."""
     size, overrides = config_lib.parse_argument(argument, {'mini': SIZES['mini'], **SIZES})
     config = config_lib.default_config()
     config.objective = 'mae_lm'
     config.model.update(SIZES[size])
     config.model.relative_buckets = 32
-    config.masking.update(mask_fraction=1.0, random_fraction=0.0)  # what the encoder sees of masked positions, if any
+    config.masking.update(
+        mask_fraction=1.0, random_fraction=0.0
+    )  # for the masked positions that the encoder reads, if any
     config.optimizer.update(clip_norm=2.0, decay_mask='all')
     if size.startswith(('base', 'large')):  # for accelerators
         config.update(sequence_length=512, batch_size=2048, vocab_size=32768)

@@ -1,4 +1,4 @@
-"""MLM under other masking strategies: the same encoder and recipe, another choice of tokens.
+"""MLM with other masking strategies: the same encoder and recipe, but another choice of the masked tokens.
 
     python -m mlm_jax.prepare --config=configs/masking.py:spans,data.directory=data/mini
     python -m mlm_jax.train --config=configs/masking.py:spans,data.directory=data/mini --workdir=runs/spans
@@ -6,18 +6,21 @@
 The first argument names the strategy: `words` (whole words), `spans` (SpanBERT's), `ngrams` (GPT-BERT's), `pmi`
 (collocations), `frequency` (rare tokens more often), `least_masked`, `annealed` (30 → 15 %), `diffusion` (ratios from
 0.1 to 100 %, weights 1/ratio), `complementary` (two disjoint masks), `fully_explored` (7 disjoint masks of a text in
-one step) and `successive` (one of them at each visit). Several masks of a text are several rows for the model, and
-`batch_size` counts texts: it is half of the usual for `complementary`, an eighth for `fully_explored`. Further
-arguments are those of `configs/mlm.py`, the size among them as `size=base`.
+one step) and `successive` (one of these 7 masks at each visit of a text). Each mask of a text is a row for the model,
+but `batch_size` counts texts: it is half as large for `complementary`, and an eighth as large for `fully_explored`.
+Other arguments are those of `configs/mlm.py`; the size is given as `size=base`.
 
-Not yet run to the end.
+These configurations have not been run to the end yet.
 """
 
 import pathlib
+from typing import Any
+
+import ml_collections
 
 from mlm_jax import config as config_lib
 
-STRATEGIES = {
+STRATEGIES: dict[str, dict[str, Any]] = {
     'words': dict(unit='word'),
     'spans': dict(unit='span', corruption_unit='unit'),
     'ngrams': dict(unit='ngram'),
@@ -32,14 +35,14 @@ STRATEGIES = {
 }
 
 
-def get_config(argument: str = 'words'):
+def get_config(argument: str = 'words') -> ml_collections.ConfigDict:
     """The configuration for 'STRATEGY[,size=SIZE][,recipe=…][,key=value…]'."""
     name, overrides = config_lib.parse_argument(argument, STRATEGIES)
     size, recipe = overrides.pop('size', 'mini'), overrides.pop('recipe', 'roberta')
     mlm = pathlib.Path(__file__).with_name('mlm.py')
     config = config_lib.load(f'{mlm}:{size},recipe={recipe}')
     config.masking.update(STRATEGIES[name])
-    # At most as many rows for the model as without: each text becomes several.
+    # Each text becomes several rows for the model; the number of these rows is at most that of configs/mlm.py.
     config.batch_size //= {'complementary': 2, 'fully_explored': 8}.get(name, 1)
     config_lib.apply_overrides(config, overrides)
     return config

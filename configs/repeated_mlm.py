@@ -3,22 +3,25 @@
     python -m mlm_jax.prepare --config=configs/repeated_mlm.py:mini,data.directory=data/mini
     python -m mlm_jax.train --config=configs/repeated_mlm.py:mini,data.directory=data/mini --workdir=runs/repeated
 
-It sets apart two things that masking does: p of the inputs are [MASK], which is no word, and p^k of the tokens have no
-copy left to read. By default k = 2 and p = 0.15^(1/2), so that 15 % of the tokens are lost. `corruption=0.15,repeats=4`
-keeps that and raises p to 62 %; `masking.ratio=0.4,repeats=4` gives p itself. The log has both shares as they came out:
-`train/masked_ratio` and `train/corrupted_ratio`. Further arguments are those of `configs/mlm.py`.
+It separates two effects of masking: the share p of the inputs is [MASK], which is not a word, and for the share p^k of
+the tokens no copy is left to read, so that their information is lost. By default, k = 2 and p = 0.15^(1/2), so that
+15 % of the tokens are lost. `corruption=0.15,repeats=4` also loses 15 %, but raises p to 62 %; the arguments
+`masking.ratio=0.4,repeats=4` give p directly. The log has the measured shares, `train/masked_ratio` and
+`train/corrupted_ratio`. Other arguments are those of `configs/mlm.py`.
 
-Held-out losses are those of rows whose copies are masked with `evaluation.ratio`, which is set to p.
+Evaluations mask the copies of held-out rows with probability `evaluation.ratio`, which is set to p.
 
-Not yet run to the end.
+This configuration has not been run to the end yet.
 """
 
 import pathlib
 
+import ml_collections
+
 from mlm_jax import config as config_lib
 
 
-def get_config(argument: str = 'mini'):
+def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
     """The configuration for 'SIZE[,repeats=k][,corruption=c][,recipe=…][,key=value…]'."""
     size, overrides = config_lib.parse_argument(argument, {'mini': config_lib.SIZES['mini'], **config_lib.SIZES})
     config = config_lib.load(f'{pathlib.Path(__file__).with_name("mlm.py")}:{size}')
@@ -30,7 +33,9 @@ def get_config(argument: str = 'mini'):
     except ValueError:
         possible = False
     if not possible:
-        raise config_lib.ConfigError('repeats must be a whole number, 1 or more, and corruption a share within 0 … 1')
+        raise config_lib.ConfigError(
+            'repeats must be a whole number, at least 1, and corruption must lie above 0 and be at most 1'
+        )
     ratio = corruption ** (1 / repeats)
     config.masking.update(strategy='bernoulli', repeats=repeats, ratio=ratio, mask_fraction=1.0, random_fraction=0.0)
     config.evaluation.ratio = ratio

@@ -1,35 +1,37 @@
-"""Pretraining on SMILES: molecules as rows of atoms, bonds and ring closures, with any of the three objectives.
+"""Pretraining on SMILES: rows of molecules, written as atoms, bonds and ring closures, with any of three objectives.
 
     python -m mlm_jax.prepare --config=configs/smiles.py:exlm,data.corpus='smi:smiles/*.smi'
     python -m mlm_jax.train --config=configs/smiles.py:exlm,data.corpus='smi:smiles/*.smi' --workdir=runs/smiles_exlm
 
-The first argument is the objective: `exlm`, `mlm` or `mae_lm`, all with the encoder of ExLM (arXiv 2501.13397: pre-LN,
-two-dimensional rotary positions), 15 % of the tokens masked, all of them by [MASK]: `mlm` is the paper's baseline of
-the same architecture. One directory of rows serves all three. `size=base` (12×768) has the recipe of a sister project
-of the paper's authors, as theirs is not published: 120,000 steps of 256 × 128 tokens, learning rate 5e-4 after 10,000
-steps of warm-up, gradients clipped at 0.1. The other sizes, of which `mini` (4×256) is the default, have that of
-`mlm_jax/config/keys.py`.
+The first argument is the objective: `exlm`, `mlm` or `mae_lm`. All have the encoder of ExLM (arXiv 2501.13397: pre-LN,
+two-dimensional rotary positions) and replace 15 % of the tokens by [MASK]; `mlm` is the paper's baseline with the same
+encoder. All can use the same prepared directory. `size=base` (12×768) has the recipe of another project of the paper's
+authors, as the paper's own recipe is not published: 120,000 steps of 256 × 128 tokens, learning rate 5e-4 after 10,000
+steps of warm-up, gradients clipped at 0.1. The other sizes, of which `mini` (4×256) is the default, have the defaults
+of `mlm_jax/config/keys.py`.
 
-A corpus is lines of SMILES, `smi:GLOB`, or a column of tables, `data.corpus=csv:GLOB,data.text_key=smiles`. The 512
-ids suffice: half a million molecules of ChEMBL, MUV, DUD and HIV have 258 different tokens; other ids are unused. Two
-or three molecules fill a row, and do not see each other; the few of more than 126 tokens (0.6 %) are cut.
-`data.smiles_copies=2` adds two random SMILES of each molecule (extra `smiles`). Further arguments are keys of
-`mlm_jax/config/keys.py`.
+A corpus is lines of SMILES, `smi:GLOB`, or a column of tables, `data.corpus=csv:GLOB,data.text_key=smiles`. A
+vocabulary of 512 ids suffices: half a million molecules of ChEMBL, MUV, DUD and HIV have 258 different tokens; the
+other ids are unused. A row holds two or three molecules, which do not attend to each other; molecules of more than 126
+tokens (0.6 %) are split. `data.smiles_copies=2` adds two random SMILES of each molecule (extra `smiles`). Other
+arguments are keys of `mlm_jax/config/keys.py`.
 
-`RESULTS.md` has a short run of `mlm`, mini; `base` has not been run.
+`docs/results.md` has a short run of `mlm` at size `mini`; `base` has not been run yet.
 """
+
+import ml_collections
 
 from mlm_jax import config as config_lib
 
-OBJECTIVES = {'exlm': {}, 'mlm': {}, 'mae_lm': {}}
+OBJECTIVES: dict[str, dict] = {'exlm': {}, 'mlm': {}, 'mae_lm': {}}
 
 
-def get_config(argument: str = 'exlm'):
+def get_config(argument: str = 'exlm') -> ml_collections.ConfigDict:
     """The configuration for 'OBJECTIVE[,size=SIZE][,key=value…]'."""
     objective, overrides = config_lib.parse_argument(argument, OBJECTIVES)
     size = overrides.pop('size', 'mini')
     if size not in config_lib.SIZES:
-        raise config_lib.ConfigError(f'unknown size {size!r}: it is one of {", ".join(config_lib.SIZES)}')
+        raise config_lib.ConfigError(f'unknown size {size!r}: it must be one of {", ".join(config_lib.SIZES)}')
     config = config_lib.default_config()
     config.update(objective=objective, vocab_size=512, sequence_length=128)
     config.data.update(directory='data/smiles', corpus='smi:smiles/*.smi')
@@ -37,7 +39,7 @@ def get_config(argument: str = 'exlm'):
     config.model.update(config_lib.SIZES[size])
     config.model.update(positions='rotary_2d', norm='pre', embedding_norm=False)
     config.masking.update(mask_fraction=1.0, random_fraction=0.0)
-    config.mae_lm.kept_margin = 0.25  # up to 32 of 128 tokens are [CLS], [SEP] and padding where molecules are short
+    config.mae_lm.kept_margin = 0.25  # with short molecules, up to 32 of 128 tokens are [CLS], [SEP] or padding
     if size in ('base', 'large'):  # for accelerators
         config.batch_size = 256
         config.model.dtype = 'bfloat16'

@@ -240,12 +240,13 @@ environment_key() {
 
 # ------------------------------------------------------------------------------------------------ arguments of programs
 
-# Those of the arguments that change the configuration: prepare takes them as train does.
+# Those of the arguments that change the configuration: prepare takes them as train does, and refuses a spelling that
+# there was once.
 config_arguments() {
   configuration=()
   local argument
   for argument in "$@"; do
-    if [[ $argument == --config[.=]* ]]; then
+    if [[ $argument == --set=* || $argument == --config[.=]* ]]; then
       configuration+=("$argument")
     fi
   done

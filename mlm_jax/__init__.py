@@ -2,7 +2,41 @@
 
 import sys
 
+TYPE_CHECKING = False  # for type checkers, who know the name; `typing` is not imported for it
+if TYPE_CHECKING:
+    import os
+
+    from jax.sharding import Mesh
+
+    from mlm_jax.pretrained.model import Model
+
 __version__ = '0.1.0'
+
+
+def load(source: 'str | os.PathLike', mesh: 'Mesh | None' = None) -> 'Model':
+    """Loads a trained model: its tokenizer, its parameters, and what they do with text.
+
+        model = mlm_jax.load('runs/mlm')
+        model.encode(['One text.', 'Another one.'])         # float32[2, d]
+        model.fill_mask('Paris is the [MASK] of France.')   # for each mask [(piece, probability), …]
+        model.log_likelihood(['One text.'])                 # float64[1], nats
+
+    Args:
+      source: WORKDIR, the newest checkpoint of a run of any objective; WORKDIR@STEP; hf:DIRECTORY, a BERT or RoBERTa
+        as `save_pretrained` of transformers leaves it; or random:SOURCE, the same model without what it has learned.
+      mesh: from `mlm_jax.parallel.mesh.make_mesh`, with the parameters whole on each device; None takes all devices.
+
+    Returns:
+      A `mlm_jax.pretrained.model.Model`.
+
+    Raises:
+      ConfigError: when there is no such model, or it is damaged.
+      FileNotFoundError: without a checkpoint (of that step).
+      ImportError: without the extra `huggingface`, where that is needed.
+    """
+    from mlm_jax.pretrained import loading  # here: JAX takes seconds to import, and this package costs nothing
+
+    return loading.load(source, mesh)
 
 
 def _say_interrupted(kind, error, traceback) -> None:

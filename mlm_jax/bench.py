@@ -1,6 +1,6 @@
 """Measures the speed of training steps, several configurations interleaved in one run.
 
-    python -m mlm_jax.bench --config=configs/mlm.py:mini --config=configs/mae_lm.py:mini
+    python -m mlm_jax.bench --config=configs/mlm.py:mini --config=configs/mae_lm.py:mini --set=batch_size=32
     python -m mlm_jax.bench --config=configs/mlm.py:mini --rows=data/demo          real rows, and the reading of them
     python -m mlm_jax.bench --config=configs/mlm.py:mini --profile=runs/profile    where the time of a step goes
     python -m mlm_jax.bench --config=configs/mlm.py:mini --peer=huggingface        beside transformers on PyTorch
@@ -36,12 +36,13 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
+import ml_collections
 import numpy as np
 from absl import flags
 
-from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError, command_line
 from mlm_jax.files import paths
 from mlm_jax.parallel import topology
@@ -199,8 +200,8 @@ def ratio_table(ratios: dict[str, dict[str, float]], failed: dict[str, str]) -> 
     return '\n'.join(rows)
 
 
-def predict(names: list[str], slice_name: str, full_effort: bool) -> list[dict]:
-    """Compiles the steps of configurations for a TPU slice and says what they ask of it; prints a table.
+def predict(configs: Sequence[tuple[str, ml_collections.ConfigDict]], slice_name: str, full_effort: bool) -> list[dict]:
+    """Compiles the steps of configurations, given with their names, for a TPU slice; prints a table of what they ask.
 
     Raises:
       ConfigError: for a configuration that cannot run there, and a slice that there is not.
@@ -211,10 +212,10 @@ def predict(names: list[str], slice_name: str, full_effort: bool) -> list[dict]:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     options, lines = None if full_effort else ahead_of_time.LOW_EFFORT, []
-    for number, name in enumerate(names, 1):
-        _note(f'compiling {name} for {slice_name} ({number} of {len(names)})')
+    for number, (name, config) in enumerate(configs, 1):
+        _note(f'compiling {name} for {slice_name} ({number} of {len(configs)})')
         start = time.perf_counter()
-        lines.append(prediction.predict(name, config_lib.load(name), devices, options))
+        lines.append(prediction.predict(name, config, devices, options))
         lines[-1] |= {'topology': slice_name, 'compile_seconds': time.perf_counter() - start}
         _note(f'compiled in {lines[-1]["compile_seconds"]:.1f} s')
     print(f'{slice_name}: {len(devices)} × {devices[0].device_kind}, per device and step; times are a PREDICTION from')
@@ -227,11 +228,11 @@ def predict(names: list[str], slice_name: str, full_effort: bool) -> list[dict]:
 
 def main() -> None:
     """Prints tables, and writes JSON where asked."""
-    values = flags.FLAGS
+    values, configs = flags.FLAGS, command_line.configurations()
     if values.topology:
         if values.rows or values.peer or values.profile:
             raise ConfigError('--topology runs nothing: leave out --rows, --peer and --profile')
-        _write(predict(values.config, values.topology, values.full_effort))
+        _write(predict(configs, values.topology, values.full_effort))
         return
     if len(set(values.config)) < len(values.config):
         raise ConfigError('a --config is given twice; measured beside itself, it would say nothing')
@@ -239,9 +240,9 @@ def main() -> None:
         os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # two frameworks share the memory of a GPU
         pytorch_peer.import_torch()
     contestants = []
-    for number, name in enumerate(values.config, 1):
-        _note(f'compiling {name} ({number} of {len(values.config)})')
-        contestants.append(prepare(name, rows=values.rows))
+    for number, (name, config) in enumerate(configs, 1):
+        _note(f'compiling {name} ({number} of {len(configs)})')
+        contestants.append(prepare(name, config, rows=values.rows))
         _note(f'compiled in {contestants[-1].compile_seconds:.1f} s')
     others, failed = peers(contestants[0], values.peer_variants) if values.peer else ([], {})
     everyone = [*contestants, *others]
@@ -252,6 +253,8 @@ def main() -> None:
     progress.note('')
     lines = report(everyone, matmuls)
     print(table(lines))
+    if values.set:
+        print(f'all with {" ".join(f"--set={setting}" for setting in values.set)}')
     for matmul in matmuls.values():
         print(f'{matmul.name}: {matmul.tflops_per_second:.3f} TFLOP/s')
     if values.peer:
@@ -270,6 +273,7 @@ def main() -> None:
 
 
 def _write(lines: list[dict]) -> None:
+    lines = [line | {'settings': flags.FLAGS.set} for line in lines]
     if path := flags.FLAGS.output:
         pathlib.Path(path).expanduser().write_text(json.dumps(lines, indent=2) + '\n', encoding='utf-8')
 
@@ -279,7 +283,8 @@ def _note(text: str) -> None:
 
 
 if __name__ == '__main__':
-    flags.DEFINE_multi_string('config', None, 'FILE.py[:SIZE[,key=value…]]; several are measured in turn.')
+    command_line.define_config_flags()
+    flags.adopt_module_key_flags(command_line)
     paths.define_flag('rows', None, 'A directory that prepare wrote: its rows, and the reading of them.', 'directory')
     flags.DEFINE_integer('rounds', 10, 'Rounds; figures are medians over them.', lower_bound=1)
     flags.DEFINE_integer('steps', 2, 'Steps of each configuration in a round.', lower_bound=1)

@@ -1,7 +1,7 @@
 """Trains the same model under several strategies or objectives at an equal budget, with several seeds each.
 
-    python -m mlm_jax.compare --configs=configs/mlm.py:mini,configs/mae_lm.py:mini --budget=flops --seeds=0,1,2 \\
-        --output=runs/mlm_against_mae_lm
+    python -m mlm_jax.compare --config=configs/mlm.py:mini --config=configs/mae_lm.py:mini --budget=flops \\
+        --seeds=0,1,2 --output=runs/mlm_against_mae_lm
 
 The length of the first configuration is the budget, in FLOPs, in steps or in time; the lengths of the others follow
 from it. Each run is an ordinary one, in `<output>/<label>/seed<k>`. Started again, the program trains what is missing,
@@ -111,8 +111,10 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
     """
     if not (workdir / 'config.json').exists():
         return 0
-    old = read_config(workdir)
-    different = configurations.differences(old, config)
+    manifest = manifest_lib.load(config.data.directory)
+    steps_per_epoch = manifest.split('train').rows / config.batch_size
+    old = config_lib.in_steps(read_config(workdir), steps_per_epoch)
+    different = configurations.differences(old, config_lib.resolve(config, manifest))
     if different:
         lines = (f'  {key}: {a!r} there, {b!r} now' for key, (a, b) in different.items())
         raise ConfigError(
@@ -275,7 +277,7 @@ def main() -> None:
 def compare(values: flags.FlagValues) -> None:
     """The program, in this process and those that it works with."""
     output, seeds = pathlib.Path(values.output).expanduser(), command_line.parse_seeds(values.seeds)
-    candidates = configurations.load_candidates(configurations.split_names(values.configs), values.label, values.set)
+    candidates = configurations.load_candidates(values.config, values.label, values.set)
     command_line.check_file_names([candidate.label for candidate in candidates], 'Give shorter ones with --label=NAME')
     runtime.use_compilation_cache(candidates[0].config.compilation_cache)
 
@@ -293,15 +295,13 @@ def compare(values: flags.FlagValues) -> None:
 
 
 if __name__ == '__main__':
-    flags.DEFINE_multi_string(
-        'configs', None, "FILE.py[:SIZE[,key=value…]],FILE.py…: two or more; ';' separates them too. May be repeated."
-    )
+    command_line.define_config_flags()
+    flags.adopt_module_key_flags(command_line)
     flags.DEFINE_enum('budget', 'flops', list(comparison.UNITS), 'What is equal; the length of the first one sets it.')
     flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of the runs of each configuration.')
-    flags.DEFINE_multi_string('set', [], 'key=value, a setting of all configurations; may be repeated.')
     flags.DEFINE_multi_string('label', [], 'Name of a configuration, repeated in their order; made up unless given.')
     flags.DEFINE_string('metric', '', 'Metric to compare: eval/masked_nll where runs have it, else eval/loss.')
     paths.define_flag('output', None, 'Directory for the runs, the table and the picture.', 'directory')
     runtime.define_distributed_flags()
     flags.adopt_module_key_flags(runtime)
-    command_line.run(main, required=('configs', 'output'))
+    command_line.run(main, required=('config', 'output'))

@@ -199,10 +199,10 @@ def _describe_flops(
 
 def main() -> None:
     """Runs the program."""
-    values, all_fine = flags.FLAGS, True
+    values, config, all_fine = flags.FLAGS, command_line.configuration(), True
     try:
         workdir = pathlib.Path(values.workdir).expanduser()
-        for fine, text in examine(values.config, values.topology, workdir, values.verify):
+        for fine, text in examine(config, values.topology, workdir, values.verify):
             print('✓' if fine else '✗', text.replace('\n', '\n  '), flush=True)
             all_fine = all_fine and fine
     except ValueError as error:  # an unknown topology
@@ -211,7 +211,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    command_line.define_config_flag()
+    command_line.define_config_flags()
     flags.adopt_module_key_flags(command_line)
     flags.DEFINE_bool('verify', False, 'Compare all prepared data with their hashes: about a second for each GB.')
     flags.DEFINE_string('topology', None, 'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64.')

@@ -1,8 +1,11 @@
 """Evaluates trained models: held-out loss at frozen masks, the words they would fill in, or minimal pairs of grammar.
 
-python -m mlm_jax.evaluate --workdir=runs/demo
-python -m mlm_jax.evaluate --workdir=runs/demo --fill_mask='The function returns a [MASK] of integers.'
-python -m mlm_jax.evaluate --workdir=runs/mlm --workdir=runs/mae_lm --blimp=blimp/data --output=runs/blimp
+    python -m mlm_jax.evaluate --model=runs/demo
+    python -m mlm_jax.evaluate --model=runs/demo@1000 --fill_mask='The function returns a [MASK] of integers.'
+    python -m mlm_jax.evaluate --model=runs/mlm --model=hf:models/bert --blimp=blimp/data --output=runs/blimp
+
+Models: a run (WORKDIR or WORKDIR@STEP), hf:DIRECTORY, or random:SOURCE. Held-out rows are those of a run, so hf:
+goes with --fill_mask and --blimp.
 """
 
 import json
@@ -10,27 +13,21 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from mlm_jax.analysis import blimp_report, minimal_pairs
 from mlm_jax.config import ConfigError, command_line
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.shards import Shards
-from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.files import paths
-from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pretrained import loading
+from mlm_jax.pretrained import loading, sources
+from mlm_jax.pretrained.model import MASK, Model
 from mlm_jax.tasks import blimp
 from mlm_jax.training import evaluation
-from mlm_jax.training.workdir import read_config
-
-MASK = '[MASK]'
 
 
-def held_out_metrics(model: loading.TrainedModel, mesh) -> dict[str, float]:
+def held_out_metrics(model: Model, mesh) -> dict[str, float]:
     """Loss in nats, and the other metrics, over the held-out rows at 15 % masks that never change.
 
     Adds `unigram_entropy`, the loss of a model that knows nothing but how often each token occurs.
@@ -46,87 +43,34 @@ def held_out_metrics(model: loading.TrainedModel, mesh) -> dict[str, float]:
     return {**metrics, 'unigram_entropy': manifest.split('validation').unigram_entropy_nats}
 
 
-def encode_with_masks(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """int32[n]: [CLS] text [SEP], every '[MASK]' in the text as one masked token.
-
-    Raises:
-      ConfigError: when the text holds no '[MASK]'.
-    """
-    v = tokenizer.vocabulary
-    if MASK not in text:
-        raise ConfigError(f'the text {text!r} holds no {MASK}; write {MASK} where a word is to be filled in')
-    ids = tokenizer.encode_masked(text, MASK)
-    return np.concatenate([[v.cls_id], ids, [v.sep_id]]).astype(np.int32)
-
-
-def fill_mask(model: loading.TrainedModel, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
-    """The most likely pieces for each '[MASK]' in `text`, with their probabilities.
-
-    Args:
-      model: of any objective.
-      text: with one '[MASK]' or more.
-      top: how many pieces for each.
-
-    Raises:
-      ConfigError: for a text without '[MASK]' or too long, or more pieces than there are.
-    """
-    num_pieces = model.tokenizer.vocabulary.num_ordinary
-    if top > num_pieces:
-        raise ConfigError(f'--top={top}: the vocabulary has {num_pieces} pieces that can be filled in')
-    ids = encode_with_masks(model.tokenizer, text)
-    if len(ids) > model.config.sequence_length:
-        raise ConfigError(f'the text has {len(ids)} tokens; this model takes {model.config.sequence_length} at most')
-    masked = np.flatnonzero(ids == model.tokenizer.vocabulary.mask_id)
-    tokens_1xT = jnp.asarray(ids)[None]
-    batch = MaskedBatch(
-        tokens=tokens_1xT,
-        inputs=tokens_1xT,
-        positions=jnp.asarray(masked, jnp.int32)[None],
-        weights=jnp.ones((1, len(masked))),
-        segments=jnp.ones_like(tokens_1xT),
-    )
-    logits_MxV = model.run.objective.apply({'params': model.params}, batch, method='logits')[0]
-    vocabulary = model.tokenizer.vocabulary.padded(model.config.vocab_size)
-    logits_MxV = logits_MxV.at[:, jnp.asarray(vocabulary.special_ids)].set(-jnp.inf)
-    probability, token = jax.lax.top_k(jax.nn.softmax(logits_MxV), top)
-    return [
-        [(model.tokenizer.id_to_piece(t), float(p)) for t, p in zip(tokens, ps, strict=True)]
-        for tokens, ps in zip(np.asarray(token), np.asarray(probability), strict=True)
-    ]
-
-
 def judge_minimal_pairs(
-    workdirs: Sequence[str], mesh, directory: str, percent: float, within_word: bool, step: int | None
+    models: Sequence[sources.Source], mesh, directory: str, percent: float, within_word: bool
 ) -> dict:
     """Accuracies of trained models on the minimal pairs of BLiMP.
 
     Args:
-      workdirs: of any objectives and tokenizers.
+      models: of any objectives and tokenizers.
       mesh: the pairs are split over it.
       directory: of the published data.
       percent: of the pairs.
       within_word: masks the later pieces of a word together with each piece.
-      step: of the checkpoints; None takes the newest.
 
     Returns:
-      `setting`; `models`: label → `minimal_pairs.Blimp.evaluate` with the checkpoint; `five_gram`, for orientation.
+      `setting`; `models`: label → `minimal_pairs.Blimp.evaluate` with its source; `five_gram`, for orientation.
 
     Raises:
-      ConfigError: when the directory or a workdir is none, or a model cannot take the sentences.
+      ConfigError: when the directory or a model is none, or a model cannot take the sentences.
     """
-    pairs, models = blimp.read(directory, percent), {}
-    labels = command_line.short_names(workdirs)
-    for workdir in workdirs:  # a wrong one is found before the first is judged
-        read_config(pathlib.Path(workdir).expanduser())
-    for workdir, label in zip(workdirs, labels, strict=True):
-        model = loading.load(pathlib.Path(workdir).expanduser(), mesh, step)
-        judged = minimal_pairs.Blimp(
-            pairs, model.run.objective, model.tokenizer, model.config.masking.repeats, within_word=within_word
-        )
+    pairs, results = blimp.read(directory, percent), {}
+    for source in models:  # a wrong one is found before the first is judged
+        loading.check(source)
+    for source, label in zip(models, sources.labels(models), strict=True):
+        model = loading.load(source, mesh)
+        judged = minimal_pairs.Blimp(pairs, model.objective, model.tokenizer, model.repeats, within_word=within_word)
         judged.compile(model.params, mesh)
-        checkpoint = {'workdir': workdir, 'step': model.step, 'objective': model.config.objective}
-        models[label] = checkpoint | judged.evaluate(model.params)
-        print(f'{label}: {models[label]["accuracy"]:.1%} of {len(pairs):,} pairs', flush=True)
+        checkpoint = {'model': str(source), 'step': model.step, 'objective': model.objective_name}
+        results[label] = checkpoint | judged.evaluate(model.params)
+        print(f'{label}: {results[label]["accuracy"]:.1%} of {len(pairs):,} pairs', flush=True)
     setting = {
         'directory': str(directory),
         'percent': percent,
@@ -134,18 +78,16 @@ def judge_minimal_pairs(
         'paradigms': len({pair.paradigm for pair in pairs}),
         'within_word': within_word,
     }
-    return {'setting': setting, 'models': models, 'five_gram': blimp_report.five_gram(pairs)}
+    return {'setting': setting, 'models': results, 'five_gram': blimp_report.five_gram(pairs)}
 
 
-def main_blimp(mesh) -> None:
+def main_blimp(models: Sequence[sources.Source], mesh) -> None:
     """Prints a table; writes blimp.json, blimp.md and blimp.png where there is an --output."""
     values = flags.FLAGS
     output = pathlib.Path(values.output).expanduser()
     if values.output:
         output.mkdir(parents=True, exist_ok=True)
-    report = judge_minimal_pairs(
-        values.workdir, mesh, values.blimp, values.blimp_percent, values.blimp_within_word, values.step
-    )
+    report = judge_minimal_pairs(models, mesh, values.blimp, values.blimp_percent, values.blimp_within_word)
     print(blimp_report.describe(report))
     if values.output:
         (output / 'blimp.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
@@ -159,31 +101,33 @@ def main() -> None:
     values, mesh = flags.FLAGS, mesh_lib.make_mesh()
     if values.output and not values.blimp:
         raise ConfigError('--output is for the report of --blimp=DIRECTORY; the other results are printed')
-    loading.use_compilation_cache_of(values.workdir)
+    if values.blimp or values.fill_mask:
+        models = [sources.parse(name) for name in values.model]
+    else:
+        models = sources.parse_runs(values.model, 'evaluate')
+    labels = sources.labels(models)
+    loading.use_compilation_cache_of(models[0])
     with jax.set_mesh(mesh):
         if values.blimp:
-            main_blimp(mesh)
+            main_blimp(models, mesh)
             return
-        for workdir, label in zip(values.workdir, command_line.short_names(values.workdir), strict=True):
-            model = loading.load(pathlib.Path(workdir).expanduser(), mesh, values.step)
-            name = {'workdir': label} if len(values.workdir) > 1 else {}
+        for source, label in zip(models, labels, strict=True):
+            model = loading.load(source, mesh)
+            name = {'model': label} if len(models) > 1 else {}
             if not values.fill_mask:
                 print(json.dumps({**name, 'step': model.step, **held_out_metrics(model, mesh)}))
             for text in values.fill_mask:
                 print(f'{label}: {text}' if name else text)
-                for candidates in fill_mask(model, text, values.top):
+                for candidates in model.fill_mask(text, values.top):
                     print('    ' + '   '.join(f'{piece.replace("▁", "")} {p:.1%}' for piece, p in candidates))
 
 
 if __name__ == '__main__':
-    paths.define_flag(
-        'workdir', None, 'Workdir of a trained model; several are evaluated one after the other.', 'directory', True
-    )
-    flags.DEFINE_integer('step', None, 'Checkpoint to evaluate; the newest unless given.', lower_bound=0)
+    sources.define_flag('several are evaluated one after the other.')
     flags.DEFINE_multi_string('fill_mask', [], f'Text with {MASK}, to fill in; may be given several times.')
     flags.DEFINE_integer('top', 5, 'Pieces to show for each mask.', lower_bound=1)
     paths.define_flag('blimp', '', "Directory of BLiMP's *.jsonl files: judges its minimal pairs instead.", 'directory')
     flags.DEFINE_float('blimp_percent', 100.0, 'Share of the pairs of each paradigm; always the same ones.')
     flags.DEFINE_bool('blimp_within_word', False, 'Mask the later pieces of a word together with each piece.')
     paths.define_flag('output', '', 'Directory for blimp.json, blimp.md and blimp.png.', 'directory')
-    command_line.run(main, required=('workdir',))
+    command_line.run(main, required=('model',), former=sources.FORMER_FLAGS)

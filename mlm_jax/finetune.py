@@ -3,10 +3,10 @@
     python -m mlm_jax.finetune --model=runs/mlm_mini --model=random:runs/mlm_mini --tasks=glue/sst2,glue/rte \\
         --data=glue=data/glue --seeds=1,2,3 --grid=learning_rate=1e-4,3e-4 --output=runs/mlm_mini/finetune
 
-Models: the workdir of a run of any objective (WORKDIR or WORKDIR@STEP), hf:DIRECTORY, or random:MODEL, the same without
-what it has learned. Tasks: a suite (glue) or some of its tasks (glue/sst2); or files of your own, with --train_file.
-Recipes are those of the tasks; --set=KEY=VALUE changes a key for all, --grid=KEY=VALUE,VALUE,… tries several values.
-`Recipe` in mlm_jax/finetuning/recipe.py lists the keys.
+Models: the workdir of a run of any objective (WORKDIR or WORKDIR@STEP), hf:DIRECTORY, or random:SOURCE, the same
+without what it has learned, drawn anew for each seed. Tasks: a suite (glue) or some of its tasks (glue/sst2); or files
+of your own, with --train_file. Recipes are those of the tasks; --set=KEY=VALUE changes a key for all,
+--grid=KEY=VALUE,VALUE,… tries several values. `Recipe` in mlm_jax/finetuning/recipe.py lists the keys.
 
 The tables hold what the command asks for: for each task and model the setting with the best median on the validation
 split, with the parameters that were best there. Started again, the program runs what is missing. The output holds
@@ -36,12 +36,12 @@ from mlm_jax.files import atomic, paths, progress
 from mlm_jax.finetuning import loop as fine_tuning
 from mlm_jax.finetuning import problems
 from mlm_jax.finetuning import report as fine_tuning_report
-from mlm_jax.finetuning.heads import POOLINGS
 from mlm_jax.finetuning.loop import Outcome
 from mlm_jax.finetuning.recipe import Recipe
+from mlm_jax.models.pooling import POOLINGS
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pretrained import loading
-from mlm_jax.pretrained.warm_start import HUGGING_FACE
+from mlm_jax.pretrained import loading, sources
+from mlm_jax.pretrained.model import Model
 from mlm_jax.tasks import custom, glue, suites
 from mlm_jax.tasks.examples import TaskData
 from mlm_jax.training import runtime
@@ -173,28 +173,31 @@ def finished_seeds(job: Job, seeds: Sequence[int], output: pathlib.Path) -> dict
     return found
 
 
-def make_labels(sources: Sequence[str]) -> list[str]:
-    """Short names of models: the last parts of their paths, with `random-` before those that have learned nothing."""
-    paths = [source.removeprefix(loading.RANDOM).removeprefix(HUGGING_FACE) for source in sources]
-    short = dict(zip(dict.fromkeys(paths), command_line.short_names(list(dict.fromkeys(paths))), strict=True))
-    return [
-        'random-' * source.startswith(loading.RANDOM) + re.sub(r'[^\w.+-]', '-', short[path])
-        for source, path in zip(sources, paths, strict=True)
-    ]
+def make_labels(models: Sequence[sources.Source]) -> list[str]:
+    """Short names of models, as `sources.labels`, that can name directories."""
+    return [re.sub(r'[^\w.+-]', '-', label) for label in sources.labels(models)]
 
 
-def max_length(encoder: loading.PretrainedEncoder, recipe: Recipe, label: str) -> int:
+def load_models(names: Mapping[str, sources.Source], mesh: Mesh) -> dict[str, Model]:
+    """Label → model; ConfigError for one that cannot be fine-tuned."""
+    models = {label: loading.load(source, mesh) for label, source in names.items()}
+    for model in models.values():
+        model.check_reads_once('fine-tuning')
+    return models
+
+
+def max_length(model: Model, recipe: Recipe, label: str) -> int:
     """Tokens of the longest row; ConfigError where the model cannot read so many."""
-    trained = encoder.max_length
-    if recipe.max_length > trained and not encoder.takes_any_length:
+    trained = model.max_length
+    if recipe.max_length > trained and not model.takes_any_length:
         raise ConfigError(f'max_length={recipe.max_length}: {label} knows {trained} positions; set {trained} or less')
     return recipe.max_length or trained
 
 
-def make_problem(job: Job, data: TaskData, encoder: loading.PretrainedEncoder, bar) -> problems.Problem:
+def make_problem(job: Job, data: TaskData, model: Model, bar) -> problems.Problem:
     """The task made ready for the model; says what was dropped, mended or cut."""
-    length = max_length(encoder, job.recipe, job.model)
-    problem, notes = problems.make_problem(data, encoder.tokenizer, job.recipe, length)
+    length = max_length(model, job.recipe, job.model)
+    problem, notes = problems.make_problem(data, model.tokenizer, job.recipe, length)
     for note, count in {**data.notes, **notes}.items():
         bar.write(f'{job.model} {job.task}: {count:,} {note}', file=sys.stderr)
     return problem
@@ -203,7 +206,7 @@ def make_problem(job: Job, data: TaskData, encoder: loading.PretrainedEncoder, b
 def run_job(
     job: Job,
     data: TaskData,
-    encoder: loading.PretrainedEncoder,
+    model: Model,
     problem: problems.Problem,
     seeds: Sequence[int],
     mesh: Mesh,
@@ -219,8 +222,9 @@ def run_job(
         bar.set_postfix(shown, refresh=False)
 
     bar.set_postfix(refresh=False)
+    encoder = None if model.source.is_random else model.params['encoder']  # each seed draws its own
     return fine_tuning.fine_tune(
-        encoder.objective, encoder.params, encoder.tokenizer.vocabulary.pad_id, problem, job.recipe, seeds, mesh,
+        model.objective, encoder, model.tokenizer.vocabulary.pad_id, problem, job.recipe, seeds, mesh,
         lambda updates: advance(bar, updates * per_update * len(seeds)), show, snapshots,
     )  # fmt: skip
 
@@ -338,11 +342,11 @@ def check_names(labels: Sequence[str], tasks: Sequence[str], num_models: int) ->
         raise ConfigError(f'the tasks {", ".join(tasks)} need directories of their own: give --task_name another name')
 
 
-def check_jobs(jobs: Sequence[Job], encoders: Mapping[str, loading.PretrainedEncoder], mesh) -> None:
+def check_jobs(jobs: Sequence[Job], models: Mapping[str, Model], mesh) -> None:
     """Raises ConfigError for what would stop a job when its turn comes."""
     command_line.check_file_names({job.setting for job in jobs}, 'Give several --grid in several calls')
     for job in jobs:
-        max_length(encoders[job.model], job.recipe, job.model)
+        max_length(models[job.model], job.recipe, job.model)
         fine_tuning.check_batch(job.recipe, mesh)
 
 
@@ -350,7 +354,8 @@ def main() -> None:
     """Fine-tunes what is missing, and reports after each task."""
     values, output = flags.FLAGS, pathlib.Path(flags.FLAGS.output).expanduser()
     seeds = command_line.parse_seeds(values.seeds)
-    labels = values.label or make_labels(values.model)
+    named = [sources.parse(name) for name in values.model]
+    labels = values.label or make_labels(named)
     settings, grid = parse_settings(values.set, 'set'), parse_settings(values.grid, 'grid')
     several = [key for key, given in settings.items() if len(given) > 1] or sorted(settings.keys() & grid.keys())
     if several:
@@ -362,35 +367,30 @@ def main() -> None:
     # On a CPU seeds side by side gain nothing; an accelerator is fuller with them.
     side_by_side = values.parallel_seeds or (1 if jax.default_backend() == 'cpu' else len(seeds))
     with jax.set_mesh(mesh):
-        encoders = {
-            label: loading.load_encoder(source, mesh) for label, source in zip(labels, values.model, strict=True)
-        }
-        origins = {
-            label: {'source': source, 'step': encoders[label].step}
-            for label, source in zip(labels, values.model, strict=True)
-        }
+        models = load_models(dict(zip(labels, named, strict=True)), mesh)
+        origins = {label: {'source': str(model.source), 'step': model.step} for label, model in models.items()}
         jobs = make_jobs(data, origins, settings, grid)
-        check_jobs(jobs, encoders, mesh)
+        check_jobs(jobs, models, mesh)
         with held(output):
             missing = {job: [s for s in seeds if s not in finished_seeds(job, seeds, output)] for job in jobs}
-            text, diverged = run_jobs(jobs, missing, data, encoders, seeds, side_by_side, mesh, output)
+            text, diverged = run_jobs(jobs, missing, data, models, seeds, side_by_side, mesh, output)
     print(f'\n{text}\n{output / "results.md"}\n{output / "results.png"}')
     if diverged:
         raise FloatingPointError('not all runs came to their end:\n' + '\n'.join(diverged))
 
 
-def run_jobs(jobs, missing, data, encoders, seeds, side_by_side: int, mesh, output) -> tuple[str, list[str]]:
+def run_jobs(jobs, missing, data, models, seeds, side_by_side: int, mesh, output) -> tuple[str, list[str]]:
     """Runs what is missing; the last report, and what is to be said of runs that diverged."""
     total, text, diverged = sum(_cost(job, data[job.task]) * len(few) for job, few in missing.items()), '', []
     with progress.bar(total=total, unit=' examples', unit_scale=True, disable=not total) as bar:
         for i, job in enumerate(jobs):
-            encoder = encoders[job.model]
-            problem = make_problem(job, data[job.task], encoder, bar) if missing[job] else None
+            model = models[job.model]
+            problem = make_problem(job, data[job.task], model, bar) if missing[job] else None
             for start in range(0, len(missing[job]), side_by_side):
                 some = missing[job][start : start + side_by_side]
                 snapshots = Snapshots(job.unfinished(output, some))
                 try:
-                    outcomes = run_job(job, data[job.task], encoder, problem, some, mesh, bar, snapshots)
+                    outcomes = run_job(job, data[job.task], model, problem, some, mesh, bar, snapshots)
                 except FloatingPointError as error:
                     diverged.append(f'{job.model} {job.task} {job.setting}: {error}')
                     bar.write(diverged[-1], file=sys.stderr)
@@ -410,10 +410,9 @@ def run_jobs(jobs, missing, data, encoders, seeds, side_by_side: int, mesh, outp
     return text, diverged
 
 
-if __name__ == '__main__':
-    paths.define_flag(
-        'model', None, 'WORKDIR[@STEP], hf:DIRECTORY or random:MODEL; several are compared.', multiple=True
-    )
+def define_flags() -> None:
+    """Defines the flags that `main` reads."""
+    sources.define_flag('several are compared.')
     flags.DEFINE_multi_string('label', [], 'Name of a model, repeated in their order; made up unless given.')
     flags.DEFINE_list('tasks', [], 'Suites, or tasks of suites: glue, glue/sst2, …')
     paths.define_flag(
@@ -433,4 +432,8 @@ if __name__ == '__main__':
     flags.DEFINE_list('metrics', [], 'tasks/metrics.py has them; the first chooses.')
     flags.DEFINE_float('held_out_percent', 10.0, 'Of --train_file, without --validation_file.', 0.1, 90.0)
     paths.define_flag('output', None, 'Directory for runs, tables and pictures.', 'directory')
+
+
+if __name__ == '__main__':
+    define_flags()
     command_line.run(main, required=('model', 'output'))

@@ -120,15 +120,16 @@ def _number(value: float) -> str:
 
 def describe(config) -> str:
     """The masking of a configuration in a line."""
-    default = config_lib.default_config().masking
-    changed = config_lib.differences(default, config.masking)
-    return ', '.join(f'{key}={new}' for key, (_, new) in changed.items()) or 'the default masking'
+    default = config_lib.values(config_lib.default_config().masking)
+    changed = {key: value for key, value in config_lib.values(config.masking).items() if value != default[key]}
+    return ', '.join(f'{key}={value}' for key, value in changed.items()) or 'the default masking'
 
 
 def main() -> None:
     """Prints rows and figures, and writes the page where asked."""
-    values, config = flags.FLAGS, flags.FLAGS.config
+    values, config = flags.FLAGS, command_line.configuration()
     config_lib.check(config)
+    masking_in_words = describe(config)
     manifest = manifest_lib.load(config.data.directory)
     config = config_lib.resolve(config, manifest)
     verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
@@ -138,7 +139,7 @@ def main() -> None:
     paint = paint_terminal if coloured else paint_plain
 
     statistics, pages, batches = MaskStatistics.zeros(config.masking.repeats * config.sequence_length), [], []
-    print(describe(config), '\n')
+    print(masking_in_words, '\n')
     print('  '.join(paint(KINDS[kind], kind) for kind in COLOURS), '\n')
     for batch, overflow_B in masked_batches(config, manifest, values.step, values.texts):
         statistics.add(batch, overflow_B, word_starts, manifest.vocabulary, word_marks)
@@ -158,14 +159,14 @@ def main() -> None:
     if values.output:
         directory = pathlib.Path(values.output).expanduser()
         directory.mkdir(parents=True, exist_ok=True)
-        statistics.draw(directory / 'masks.png', describe(config))
-        atomic.write_bytes(directory / 'masks.html', page(describe(config), figures, pages).encode())
+        statistics.draw(directory / 'masks.png', masking_in_words)
+        atomic.write_bytes(directory / 'masks.html', page(masking_in_words, figures, pages).encode())
         atomic.write_bytes(directory / 'statistics.json', f'{json.dumps(figures, indent=2)}\n'.encode())
         print(f'\nwritten: {directory / "masks.html"}')
 
 
 if __name__ == '__main__':
-    command_line.define_config_flag()
+    command_line.define_config_flags()
     flags.adopt_module_key_flags(command_line)
     flags.DEFINE_integer('rows', 6, 'Rows to show.', lower_bound=0)
     flags.DEFINE_integer('texts', 1024, 'Texts to count, in whole batches.', lower_bound=1)

@@ -51,9 +51,11 @@ _VERSIONS = ('array-record', 'numpy', 'tensorflow-datasets')
 def main() -> None:
     """Prepares, and says what to do next."""
     with ending_at_interrupts():
-        run(flags.FLAGS.config, flags.FLAGS.num_workers)
-    arguments = ' '.join(shlex.quote(argument) for argument in sys.argv[1:] if argument.startswith('--config'))
-    workdir = f'runs/{pathlib.Path(flags.FLAGS.config.data.directory).name}'
+        config = command_line.configuration()
+        run(config, flags.FLAGS.num_workers)
+    given = [f'--config={name}' for name in flags.FLAGS.config] + [f'--set={setting}' for setting in flags.FLAGS.set]
+    arguments = ' '.join(map(shlex.quote, given))
+    workdir = f'runs/{pathlib.Path(config.data.directory).name}'
     print(f'\nNext:\n    python -m mlm_jax.train {arguments} --workdir={workdir}')
 
 
@@ -390,7 +392,7 @@ def _in_words(manifest: manifest_lib.Manifest) -> str:
 
 
 if __name__ == '__main__':
-    command_line.define_config_flag()
+    command_line.define_config_flags()
     flags.adopt_module_key_flags(command_line)
     flags.DEFINE_integer('num_workers', None, 'Processes that encode; all cores unless given.', lower_bound=1)
     command_line.run(main, required=('config',))

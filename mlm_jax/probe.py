@@ -1,25 +1,28 @@
 """Analyses of trained encoders; each writes JSON and a picture.
 
-    python -m mlm_jax.probe effective_rank --workdir=runs/mlm --workdir=runs/mae_lm --output=runs/ranks
+    python -m mlm_jax.probe effective_rank --model=runs/mlm --model=runs/mae_lm --output=runs/ranks
 
 effective_rank: how many dimensions the representations of each layer use (analysis/effective_rank.py), for real tokens
 of masked input, [MASK] tokens, all tokens of masked input, and the same text without masks. "Masked input" is what the
 encoder reads in pretraining: of MAE-LM, the kept tokens alone. Several checkpoints are laid over each other.
 
-    python -m mlm_jax.probe gradient_variance --workdir=runs/mlm --steps=0,8000,10000 --output=runs/variance
+    python -m mlm_jax.probe gradient_variance --model=runs/mlm@0 --model=runs/mlm@8000 --output=runs/variance
 
 gradient_variance: how far gradients of one text under different masks agree, by the Hamming distance of the masks, and
 whether disjoint masks make a step less noisy (analysis/gradient_variance.py).
 
-    python -m mlm_jax.probe entropy --workdir=runs/mlm --workdir=runs/exlm --ratios=0.15,0.3,0.5 --output=runs/entropy
+    python -m mlm_jax.probe entropy --model=runs/mlm --model=runs/exlm --ratios=0.15,0.3,0.5 --output=runs/entropy
 
 entropy: how many bits the prediction of a masked token leaves open, how many the token then costs, and whether the two
 agree (analysis/entropy.py), on the same rows and masks for all checkpoints, by mask ratio.
 
-    python -m mlm_jax.probe dag --workdir=runs/exlm --row=3 --output=runs/dag
+    python -m mlm_jax.probe dag --model=runs/exlm --row=3 --output=runs/dag
 
 dag: one held-out row as ExLM sees it: text, states, transitions, and which of them have emitted the masked tokens
 (analysis/alignment.py).
+
+Models are runs, WORKDIR or WORKDIR@STEP, whose step 0 is how the run began; or random:WORKDIR, without what it has
+learned.
 """
 
 import json
@@ -43,14 +46,15 @@ from mlm_jax.files import paths
 from mlm_jax.files.pictures import plain_text
 from mlm_jax.files.progress import bar
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pretrained import loading
+from mlm_jax.pretrained import loading, sources
+from mlm_jax.pretrained.model import Model
 from mlm_jax.training import build
 from mlm_jax.training.step import frozen_masks
 
 CURVES = ('real tokens, masked input', '[MASK] tokens', 'all tokens, masked input', 'all tokens, unmasked input')
 
 
-def layer_outputs(model: loading.TrainedModel, params, *args, method: str) -> tuple[jax.Array, tuple]:
+def layer_outputs(model: Model, params, *args, method: str) -> tuple[jax.Array, tuple]:
     """Runs an encoding method and returns the outputs of all layers, float[L, B, S, d], with the method's result.
 
     The last layer is what downstream sees: of a pre-LN encoder, the output of the final LayerNorm.
@@ -61,7 +65,7 @@ def layer_outputs(model: loading.TrainedModel, params, *args, method: str) -> tu
     return hidden_LxBxSxd.at[-1].set(final_BxSxd), result
 
 
-def rank_sums(model: loading.TrainedModel, mesh, max_rows: int) -> GramSums:
+def rank_sums(model: Model, mesh, max_rows: int) -> GramSums:
     """Gram matrices of all layers for the four `CURVES`, over held-out rows at the frozen evaluation masks."""
     config, vocabulary = model.config, model.tokenizer.vocabulary
     masking = build.evaluation_masking(config, vocabulary)
@@ -143,7 +147,7 @@ def draw_ranks(report: dict[str, dict], threshold: str, path: pathlib.Path) -> N
     figure.savefig(path, dpi=120)
 
 
-def main_effective_rank() -> None:
+def main_effective_rank(models: Sequence[sources.Source]) -> None:
     """Writes effective_rank.json and effective_rank.png, and prints a table."""
     thresholds = sorted({float(t) for t in flags.FLAGS.thresholds})
     if not all(0 < t <= 1 for t in thresholds):
@@ -151,8 +155,8 @@ def main_effective_rank() -> None:
     output, mesh, report = pathlib.Path(flags.FLAGS.output).expanduser(), mesh_lib.make_mesh(), {}
     output.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
-        for workdir, label in zip(flags.FLAGS.workdir, command_line.short_names(flags.FLAGS.workdir), strict=True):
-            model = loading.load(pathlib.Path(workdir).expanduser(), mesh, flags.FLAGS.step)
+        for source, label in zip(models, sources.labels(models), strict=True):
+            model = loading.load(source, mesh)
             curves = describe_ranks(rank_sums(model, mesh, flags.FLAGS.rows), thresholds)
             report[label] = {'step': model.step, 'objective': model.config.objective, 'curves': curves}
     (output / 'effective_rank.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
@@ -166,45 +170,41 @@ def main_effective_rank() -> None:
     print(f'{output / "effective_rank.json"}\n{output / "effective_rank.png"}')
 
 
-def main_gradient_variance() -> None:
+def main_gradient_variance(models: Sequence[sources.Source]) -> None:
     """Writes gradient_variance.json and gradient_variance.png, and prints tables."""
     values, mesh, report = flags.FLAGS, mesh_lib.make_mesh(), {}
     output = pathlib.Path(values.output).expanduser()
-    if not all(step.isdecimal() for step in values.steps):
-        raise ConfigError(f'--steps={",".join(values.steps)} must be steps of checkpoints, such as 0,1000')
-    steps = [int(step) for step in values.steps] or [values.step]
     output.mkdir(parents=True, exist_ok=True)
-    names = command_line.short_names(values.workdir)
+    gradients = {}  # by the run: its checkpoints share a program
     with jax.set_mesh(mesh):
-        for workdir, name in zip(values.workdir, names, strict=True):
-            gradients = None
-            for step in steps:
-                model = loading.load(pathlib.Path(workdir).expanduser(), mesh, step)
-                masking = model.run.masking
-                again = (1.0,) if masking.mask_fraction < 1 else ()
-                design = Design(values.segments, values.draws, (*OVERLAPS, *again))
-                gradients = gradients or make_sketched_gradients(model.run.objective, masking, design, mesh)
-                label = f'{name}, step {model.step:,}'
-                report[label] = gradient_variance_report.measure(model, mesh, values.texts, design, gradients)
-                print(gradient_variance_report.describe(label, report[label]), flush=True)
+        for source, label in zip(models, sources.labels(models), strict=True):
+            model = loading.load(source, mesh)
+            masking = model.run.masking
+            again = (1.0,) if masking.mask_fraction < 1 else ()
+            design = Design(values.segments, values.draws, (*OVERLAPS, *again))
+            if source.directory not in gradients:
+                gradients[source.directory] = make_sketched_gradients(model.objective, masking, design, mesh)
+            measured = gradient_variance_report.measure(model, mesh, values.texts, design, gradients[source.directory])
+            report[label] = measured
+            print(gradient_variance_report.describe(label, measured), flush=True)
     (output / 'gradient_variance.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
     gradient_variance_report.draw(report, output / 'gradient_variance.png')
     print(f'{output / "gradient_variance.json"}\n{output / "gradient_variance.png"}')
 
 
-def main_entropy() -> None:
+def main_entropy(models: Sequence[sources.Source]) -> None:
     """Writes entropy.json and entropy.png, and prints tables."""
     values, mesh, report, first = flags.FLAGS, mesh_lib.make_mesh(), {}, None
     ratios = mask_ratios(values.ratios or ['0.15', '0.3', '0.5'])
     output = pathlib.Path(values.output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
-        for workdir, label in zip(values.workdir, command_line.short_names(values.workdir), strict=True):
-            model = loading.load(pathlib.Path(workdir).expanduser(), mesh, values.step)
+        for source, label in zip(models, sources.labels(models), strict=True):
+            model = loading.load(source, mesh)
             first = first or model
             if not entropy_report.same_text(first, model, values.rows):
                 raise ConfigError(
-                    f'{values.workdir[0]} and {workdir} have other tokenizers or held-out rows: '
+                    f'{models[0]} and {source} have other tokenizers or held-out rows: '
                     'bits per token compare on the same tokens only'
                 )
             report[label] = {
@@ -219,24 +219,22 @@ def main_entropy() -> None:
     print(f'{output / "entropy.json"}\n{output / "entropy.png"}')
 
 
-def main_dag() -> None:
+def main_dag(models: Sequence[sources.Source]) -> None:
     """Writes dag_row<N>.json and dag_row<N>.png."""
     values, mesh = flags.FLAGS, mesh_lib.make_mesh()
     ratios = mask_ratios(values.ratios or [])
-    if len(values.workdir) > 1 or len(ratios) > 1:
-        raise ConfigError(
-            'dag draws one row of one checkpoint at one mask ratio: give one --workdir and one of --ratios'
-        )
+    if len(models) > 1 or len(ratios) > 1:
+        raise ConfigError('dag draws one row of one checkpoint at one mask ratio: give one --model and one of --ratios')
     output = pathlib.Path(values.output).expanduser()
     with jax.set_mesh(mesh):
-        model = loading.load(pathlib.Path(values.workdir[0]).expanduser(), mesh, values.step)
+        model = loading.load(models[0], mesh)
         ratio = ratios[0] if ratios else model.config.evaluation.ratio
         row = alignment.align_row(model, values.row, ratio)
     output.mkdir(parents=True, exist_ok=True)
     path = output / f'dag_row{values.row}.json'
     path.write_text(json.dumps(row, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-    label = command_line.short_names(values.workdir)[0]
-    title = f'{label}, step {model.step:,}: held-out row {values.row}, {ratio:.0%} masked (in brackets)'
+    step = '' if model.step is None else f', step {model.step:,}'
+    title = f'{sources.labels(models)[0]}{step}: held-out row {values.row}, {ratio:.0%} masked (in brackets)'
     alignment_picture.draw(row, title, path.with_suffix('.png'))
     print(f'{path}\n{path.with_suffix(".png")}')
 
@@ -257,8 +255,9 @@ def mask_ratios(texts: Sequence[str]) -> list[float]:
 
 
 def _main(name: str) -> None:
-    loading.use_compilation_cache_of(flags.FLAGS.workdir)
-    PROBES[name]()
+    models = sources.parse_runs(flags.FLAGS.model, f'probe {name}')
+    loading.use_compilation_cache_of(models[0])
+    PROBES[name](models)
 
 
 PROBES = {
@@ -270,13 +269,9 @@ PROBES = {
 
 
 def _define_flags() -> None:
-    paths.define_flag(
-        'workdir', None, 'Workdir of a trained model; several are laid over each other.', 'directory', True
-    )
-    flags.DEFINE_integer('step', None, 'Checkpoint; the newest unless given; 0 is the start of the run.', lower_bound=0)
+    sources.define_flag('several are laid over each other. hf: has no rows to probe.')
     flags.DEFINE_integer('rows', 4096, 'Held-out rows, at most.', lower_bound=1)
     flags.DEFINE_list('thresholds', ['0.8', '0.9', '0.95', '0.99'], 'τ, several.')
-    flags.DEFINE_list('steps', [], 'gradient_variance: several checkpoints, in place of --step.')
     flags.DEFINE_integer('texts', 64, 'gradient_variance: held-out rows.', lower_bound=3)
     flags.DEFINE_integer('segments', 7, 'gradient_variance: disjoint masks of a text, K.', lower_bound=2)
     flags.DEFINE_integer('draws', 8, 'gradient_variance: random orders of each text; K masks each.', lower_bound=3)
@@ -289,7 +284,7 @@ def _define_flags() -> None:
 
 if __name__ == '__main__':
     if len(sys.argv) < 2 or (sys.argv[1] not in PROBES and 'help' not in sys.argv[1]):
-        sys.exit(f'error: say what to probe: python -m mlm_jax.probe {"|".join(PROBES)} --workdir=… --output=…')
+        sys.exit(f'error: say what to probe: python -m mlm_jax.probe {"|".join(PROBES)} --model=… --output=…')
     name = sys.argv.pop(1) if sys.argv[1] in PROBES else None
     _define_flags()
-    command_line.run(lambda: _main(name), required=('workdir', 'output'))
+    command_line.run(lambda: _main(name), required=('model', 'output'), former=sources.FORMER_FLAGS)

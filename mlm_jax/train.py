@@ -3,9 +3,10 @@
     python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mini
     python -m mlm_jax.train --config=configs/mlm.py:mini,data.directory=data/mini --workdir=runs/mlm_mini
 
-Run again with the same workdir, it goes on from the last checkpoint: after a crash, a preemption, or on other devices.
-Overrides: --config=configs/mlm.py:mini,total_epochs=3 or --config.optimizer.learning_rate=1e-3; mlm_jax/config/keys.py
-lists the keys.
+If it is run again with the same workdir, it resumes from the last checkpoint: after a crash, after a preemption, or on
+other devices.
+Single keys: --config=configs/mlm.py:mini,total_epochs=3 or --set=optimizer.learning_rate=1e-3; mlm_jax/config/keys.py
+lists them.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import sys
 import time
 
 import jax
+import ml_collections
 from absl import flags
 
 from mlm_jax import config as config_lib
@@ -37,15 +39,15 @@ from mlm_jax.training.state import abstract_state, create_state, num_parameters
 from mlm_jax.training.step import jit_train_step
 
 
-def train(config, workdir: pathlib.Path) -> dict[str, float]:
-    """Trains to the end of the run and returns the last held-out metrics.
+def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+    """Trains to the end of the run, and returns the metrics of the last evaluation.
 
     Raises:
-      ConfigError: for a configuration that cannot run here, or does not fit the data or the checkpoint.
-      FloatingPointError: for a loss or gradient that is not finite, unless `on_nonfinite` is 'skip'.
-      OSError: when the workdir cannot be written; a note in it says what is saved.
+      ConfigError: if the configuration cannot run on this machine, or does not fit the data or the checkpoint.
+      FloatingPointError: if a loss or gradient is not finite, unless `on_nonfinite` is 'skip'.
+      OSError: if the workdir cannot be written to; a note of the error says which checkpoint is complete.
     """
-    # ---- Configuration and data: all that can be wrong without a device ----------------------------------------------
+    # ---- Configuration and data: every check that needs no device ----------------------------------------------------
     config_lib.check(config)
     manifest = manifest_lib.load(config.data.directory)
     config = config_lib.resolve(config, manifest)
@@ -66,14 +68,14 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
     is_leader = jax.process_index() == 0
     missed_ratio = mask_ratio.warning(run.masking, train_rows, config.seed) if is_leader else ''
     with workdir_lib.held(workdir), jax.set_mesh(mesh):
-        # ---- State: fresh, or from the last checkpoint; laid out on this mesh, whatever the mesh was before ----------
+        # ---- State: new, or from the last checkpoint; sharded over this mesh, whatever the mesh was before -----------
         saver = checkpoints.Checkpoints(
             workdir / 'checkpoints', config.checkpoint.keep_last, config.checkpoint.keep_steps
         )
         position = checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={})
         if resumed := saver.latest_step() is not None:
             position = saver.restore_position()
-            resuming.check_resume(position.config, config, note=lambda text: print(text, file=sys.stderr))
+            resuming.check_resume(position.config, config, lambda text: print(text, file=sys.stderr), steps_per_epoch)
         batches = Batches(train_rows, config.seed, config.batch_size, sharding)
         log = RunLog(
             config, workdir, run.total_steps, run.learning_rate, batches.indices, position, flops.step_flops(config),
@@ -101,7 +103,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         if missed_ratio:
             log.note(missed_ratio)
 
-        # ---- Compile ahead of the loop: its cost is seen, and no step pays it ----------------------------------------
+        # ---- Compile before the loop: the time is reported, and not part of any step ---------------------------------
         start = time.perf_counter()
         comparison = verification.Background(config.data.directory, manifest, jax.process_index(), jax.process_count())
         eval_batch = config.batch_size // config.num_microbatches
@@ -118,21 +120,23 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
         log.start_clock()
 
         # ---- The loop ------------------------------------------------------------------------------------------------
-        # The order is a contract: evaluate the old state → save if due → next batch → step → write the metrics of the
-        # steps before. So a checkpoint at step i means that batch i is not yet consumed, and the device works on step i
-        # while the host waits for the metrics of step i − 1.
+        # The order must not change: evaluate the old state → save if due → next batch → step → write the metrics of
+        # earlier steps. A checkpoint at step i therefore means that batch i is not yet consumed, and the device
+        # computes step i while the host waits for the metrics of step i − 1.
         preemption = runtime.Preemption()
         profiler = runtime.Profiler(config.profile, workdir, first_step)
         prefetcher = Prefetcher(batches, first_step, run.total_steps)
         eval_metrics: dict[str, float] = {}
         with contextlib.ExitStack() as closing:
             closing.enter_context(workdir_lib.saying_what_is_saved(saver))
-            for part in (log, saver, prefetcher, comparison):  # the last one first
+            for part in (log, saver, prefetcher, comparison):  # closed in reverse order
                 closing.callback(part.close)
             for step in range(first_step, run.total_steps + 1):
                 is_last, is_new = step == run.total_steps, step > first_step or not resumed
                 is_logged = is_last or step % config.logging.every_steps == 0
-                comparison.raise_if_damaged(runtime.gather if is_logged else None)  # before anything is kept of it
+                comparison.raise_if_damaged(
+                    runtime.gather if is_logged else None
+                )  # before results of damaged rows are saved
 
                 if evaluate_every and is_new and (step % evaluate_every == 0 or is_last):
                     with log.paused():
@@ -148,7 +152,7 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
                 if is_new and (save_is_due or is_last or is_preempted):
                     saver.save(step, state, log.position(step, prefetcher.stall_seconds))
                 if is_preempted and not is_last:
-                    log.note(f'stopped by a signal at step {step:,}, saved; the same command goes on from here')
+                    log.note(f'stopped by a signal at step {step:,}, which was saved: the same command resumes from it')
                     sys.exit(runtime.PREEMPTED_EXIT_CODE)
                 if is_last:
                     break
@@ -162,7 +166,9 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
                 saver.check()
             log.flush(run.total_steps, prefetcher.stall_seconds)
             if not comparison.is_done:
-                log.note('the run ended before all rows were compared with their hashes; doctor --verify does that')
+                log.note(
+                    'the run ended before all rows were compared with their checksums; doctor --verify compares them'
+                )
 
     if is_leader:
         picture = loss_curve.draw_loss_curve(workdir, manifest.split('validation').unigram_entropy_nats)
@@ -171,17 +177,18 @@ def train(config, workdir: pathlib.Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Runs the program."""
+    """Runs the program with the command-line flags."""
+    config = command_line.configuration()
     with runtime.distributed(flags.FLAGS):
-        train(flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir).expanduser())
+        train(config, pathlib.Path(flags.FLAGS.workdir).expanduser())
 
 
 if __name__ == '__main__':
-    command_line.define_config_flag()
+    command_line.define_config_flags()
     runtime.define_distributed_flags()
     flags.adopt_module_key_flags(command_line)
     flags.adopt_module_key_flags(runtime)
     paths.define_flag(
-        'workdir', None, 'Directory of the run: configuration, metrics, checkpoints, pictures.', 'directory'
+        'workdir', None, 'Directory of the run, for configuration, metrics, checkpoints and pictures.', 'directory'
     )
     command_line.run(main, required=('config', 'workdir'))

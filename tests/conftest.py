@@ -1,5 +1,6 @@
 """Eight fake CPU devices, quick compilation with a cache shared by the whole run, and prepared data to train on."""
 
+import fcntl
 import gc
 import json
 import os
@@ -17,7 +18,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # of PyTorch and NumPy: there is 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 COMPILATION_CACHE = pathlib.Path(tempfile.gettempdir()) / f'mlm_jax_test_cache_{os.getuid()}'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(COMPILATION_CACHE))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 # Most of the suite is compilation of programs that run for milliseconds: leave out LLVM's optimisations. The arithmetic
 # is the same, in a different order of sums at most; subprocesses inherit it. 0 measures what users run.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
@@ -31,11 +32,12 @@ def xla_takes(flag: str) -> bool:
 
 
 # The older of XLA's two ways to write loops for CPUs, where it has both, compiles these programs in less than half the
-# time. Processes that run a part of the tests inherit the flag.
-OLDER_EMITTERS = '--xla_cpu_use_fusion_emitters=false'
+# time; and a program written in one piece, not in one for each of many cores, in two thirds of that. Processes that run
+# a part of the tests inherit the flags.
+QUICK_COMPILATION = ('--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1')
 is_first_process = 'PYTEST_XDIST_WORKER' not in os.environ
-if os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1' and is_first_process and xla_takes(OLDER_EMITTERS):
-    os.environ['XLA_FLAGS'] += f' {OLDER_EMITTERS}'
+if os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1' and is_first_process:
+    os.environ['XLA_FLAGS'] += ''.join(f' {flag}' for flag in QUICK_COMPILATION if xla_takes(flag))
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -63,6 +65,27 @@ def pytest_addoption(parser):
     """How many kills `test_kills.py` does, and which."""
     parser.addoption('--kills', type=int, default=5, help='kills of a training run, in tests/test_kills.py')
     parser.addoption('--kill_seed', type=int, default=0, help='of their moments, and of the damage between them')
+
+
+# Where processes share the files, those that take longest come first: one that begins last is waited for by all others.
+LONG_FILES = (
+    'parallel/test_tpu_compile.py', 'test_train.py', 'training/test_step.py', 'finetuning/test_loop.py',
+    'test_kills.py', 'test_probe.py', 'objectives/test_mae_lm.py', 'config/test_config.py', 'objectives/test_exlm.py',
+    'pretrained/test_fairseq_exlm.py', 'pretrained/test_fairseq.py', 'test_finetune.py', 'test_evaluate.py',
+    'test_prepare.py', 'masking/test_masking.py', 'performance/test_flops.py', 'test_bench.py',
+    'pretrained/test_warm_start.py', 'objectives/test_mlm.py', 'training/test_damage.py', 'test_doctor.py',
+)  # fmt: skip
+
+
+def pytest_configure(config):
+    """Keeps the order of the files, where xdist would begin with those of most tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first."""
+    ranks = {pathlib.Path(__file__).parent / name: rank for rank, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 def pytest_collection_finish():
@@ -160,13 +183,39 @@ def tiny_config(make_tiny_config):
     return make_tiny_config()
 
 
+@pytest.fixture(scope='session')
+def make_once(tmp_path_factory):
+    """(name, make) → a directory that `make(directory)` fills: one for all processes that share the files of tests.
+
+    The first process to want it makes it, and others that want it meanwhile wait; none of them changes it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root if is_first_process else root.parent
+
+    def find_or_make(name, make) -> pathlib.Path:
+        directory, made = root / name, root / f'{name}.made'
+        with (root / f'{name}.lock').open('w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                directory.mkdir(exist_ok=True)  # what an interrupted process has begun goes on
+                make(directory)
+                made.touch()
+        return directory
+
+    return find_or_make
+
+
 ANIMALS = {'cat': 'red', 'dog': 'green', 'bird': 'blue', 'fish': 'black', 'horse': 'white'}
 
 
 @pytest.fixture(scope='session')
-def animals_config(tmp_path_factory):
+def animals_config(make_once):
     """A configuration whose corpus says which animal has which colour; prepared, with a tokenizer of its own."""
-    root = tmp_path_factory.mktemp('animals')
+    return config_lib.from_json((make_once('animals', prepare_animals) / 'config.json').read_text())
+
+
+def prepare_animals(root: pathlib.Path) -> None:
+    """Writes the corpus, prepares it, and stores the configuration beside it."""
     rng = np.random.default_rng(0)
     sentences = [f'the {animal} is {ANIMALS[animal]}.' for animal in rng.choice(list(ANIMALS), 2000)]
     (root / 'text.txt').write_text('\n\n'.join(' '.join(sentences[i : i + 4]) for i in range(0, 2000, 4)))
@@ -182,9 +231,9 @@ def animals_config(tmp_path_factory):
     try:
         prepare.run(config, num_workers=1)
     except config_lib.ConfigError as error:  # the text has few pieces: take as many as it yields
-        config.vocab_size = int(str(error).split('largest that works is ')[1].split('.')[0])
+        config.vocab_size = int(str(error).split('largest possible value is ')[1].split('.')[0])
         prepare.run(config, num_workers=1)
-    return config
+    (root / 'config.json').write_text(config_lib.to_json(config))
 
 
 @pytest.fixture(scope='session')
@@ -204,9 +253,8 @@ def minimal_pairs(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
-def trained(animals_config, tmp_path_factory):
+def trained(animals_config, make_once):
     """A model that has learned the colours: (workdir, mesh, model)."""
-    workdir = tmp_path_factory.mktemp('trained') / 'run'
-    train.train(animals_config, workdir)
+    workdir = make_once('trained', lambda directory: train.train(animals_config, directory / 'run')) / 'run'
     mesh = make_mesh()
     return workdir, mesh, loading.load(workdir, mesh)

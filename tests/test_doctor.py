@@ -124,12 +124,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def test_the_program_ends_with_the_verdict(prepared, tmp_path):
     config = (
         f'--config=configs/mlm.py:tiny,vocab_size=64,sequence_length=32,batch_size=8,compilation_cache=,'
-        f'data.directory={prepared}'
+        f'model.num_layers=1,data.directory={prepared}'
     )
     good = run(config, f'--workdir={tmp_path}')
     assert good.returncode == 0, good.stderr
     assert good.stdout.startswith('✓ configuration: ') and '✗' not in good.stdout
-    bad = run(config, f'--workdir={tmp_path}', '--config.sequence_length=64')
+    bad = run(config, f'--workdir={tmp_path}', '--set=sequence_length=64')
     assert bad.returncode == 1
     assert '✗ the data in' in bad.stdout and 'sequence_length: 64 in the configuration, 32 in the data' in bad.stdout
 

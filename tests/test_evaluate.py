@@ -10,7 +10,8 @@ import pytest
 
 from mlm_jax import evaluate
 from mlm_jax.config import ConfigError
-from mlm_jax.pretrained import loading
+from mlm_jax.pretrained import loading, sources
+from mlm_jax.pretrained.model import tokens_with_masks
 from mlm_jax.training.metrics import read_metrics
 
 
@@ -27,7 +28,7 @@ def test_held_out_loss_is_that_of_training(trained):
 def test_fill_mask_gives_the_word_that_was_learned(trained):
     _, mesh, model = trained
     with jax.set_mesh(mesh):
-        (candidates,) = evaluate.fill_mask(model, 'the dog is green. the cat is [MASK].', top=3)
+        (candidates,) = model.fill_mask('the dog is green. the cat is [MASK].', top=3)
     assert len(candidates) == 3
     assert candidates[0][1] >= candidates[1][1]
     assert candidates[0][0].startswith('▁')
@@ -37,33 +38,33 @@ def test_fill_mask_gives_the_word_that_was_learned(trained):
 def test_a_mask_stands_for_a_word_with_its_space(trained):
     tokenizer = trained[2].tokenizer
     v = tokenizer.vocabulary
-    ids = evaluate.encode_with_masks(tokenizer, '[MASK] dog is [MASK]. the[MASK]').tolist()
+    ids = tokens_with_masks(tokenizer, '[MASK] dog is [MASK]. the[MASK]').tolist()
     assert ids[0] == v.cls_id and ids[-1] == v.sep_id and ids.count(v.mask_id) == 3
     assert tokenizer.decode([i for i in ids if i not in v.special_ids]) == 'dog is. the'
-    assert evaluate.encode_with_masks(tokenizer, 'a [MASK] b [MASK]').tolist().count(v.mask_id) == 2
+    assert tokens_with_masks(tokenizer, 'a [MASK] b [MASK]').tolist().count(v.mask_id) == 2
 
 
 def test_texts_that_cannot_be_filled_are_refused(trained):
     _, _, model = trained
     with pytest.raises(ConfigError, match='holds no'):
-        evaluate.fill_mask(model, 'nothing to fill in')
+        model.fill_mask('nothing to fill in')
     with pytest.raises(ConfigError, match='takes 32 at most'):
-        evaluate.fill_mask(model, 'cat ' * 100 + '[MASK]')
+        model.fill_mask('cat ' * 100 + '[MASK]')
     pieces = model.tokenizer.vocabulary.num_ordinary
-    with pytest.raises(ConfigError, match=f'--top={pieces + 1}: the vocabulary has {pieces} pieces'):
-        evaluate.fill_mask(model, 'the cat is [MASK].', top=pieces + 1)
+    with pytest.raises(ConfigError, match=f'top={pieces + 1}: the vocabulary has {pieces} pieces'):
+        model.fill_mask('the cat is [MASK].', top=pieces + 1)
 
 
 def test_a_missing_checkpoint_is_named(trained):
     workdir, mesh, _ = trained
     with pytest.raises(FileNotFoundError, match='no checkpoint of step 7 '):
-        loading.load(workdir, mesh, step=7)
+        loading.load(f'{workdir}@7', mesh)
 
 
 @pytest.mark.smoke
 def test_the_program_prints_json_or_words(trained):
     workdir, _, model = trained
-    command = [sys.executable, '-m', 'mlm_jax.evaluate', f'--workdir={workdir}']
+    command = [sys.executable, '-m', 'mlm_jax.evaluate', f'--model={workdir}']
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(result.stdout)['step'] == model.step
     result = subprocess.run([*command, '--fill_mask=the cat is [MASK].'], capture_output=True, text=True, timeout=120)
@@ -73,11 +74,11 @@ def test_the_program_prints_json_or_words(trained):
 def test_minimal_pairs_of_what_was_learned_are_right(trained, minimal_pairs):
     workdir, mesh, _ = trained
     with jax.set_mesh(mesh):
-        report = evaluate.judge_minimal_pairs([str(workdir)], mesh, minimal_pairs, 100.0, False, None)
+        report = evaluate.judge_minimal_pairs([sources.parse(str(workdir))], mesh, minimal_pairs, 100.0, False)
     (entry,) = report['models'].values()
     assert entry['accuracy'] > 0.75, 'guessing is rarely that good'
     assert (entry['pairs'], entry['ties']) == (30, 0)
-    assert (entry['step'], entry['objective'], entry['workdir']) == (150, 'mlm', str(workdir))
+    assert (entry['step'], entry['objective'], entry['model']) == (150, 'mlm', str(workdir))
     assert list(entry['fields']) == ['semantics', 'syntax'] and list(entry['paradigms']) == ['article', 'colour']
     assert report['setting']['paradigms'] == 2
 
@@ -87,7 +88,7 @@ def test_the_program_lays_models_side_by_side(trained, minimal_pairs, tmp_path):
     workdir, _, _ = trained
     shutil.copytree(workdir, tmp_path / 'again')
     command = [
-        sys.executable, '-m', 'mlm_jax.evaluate', f'--workdir={workdir}', f'--workdir={tmp_path}/again',
+        sys.executable, '-m', 'mlm_jax.evaluate', f'--model={workdir}', f'--model={tmp_path}/again',
         f'--blimp={minimal_pairs}', '--blimp_percent=50', '--blimp_within_word', f'--output={tmp_path}/out',
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, timeout=240)
@@ -95,7 +96,7 @@ def test_the_program_lays_models_side_by_side(trained, minimal_pairs, tmp_path):
     report = json.loads((tmp_path / 'out' / 'blimp.json').read_text())
     one, two = report['models'].values()
     assert list(report['models']) == [workdir.name, 'again']
-    assert {**one, 'workdir': ''} == {**two, 'workdir': ''}
+    assert {**one, 'model': ''} == {**two, 'model': ''}
     assert one['pairs'] == 15
     assert report['setting'] == {
         'directory': str(minimal_pairs), 'percent': 50.0, 'pairs': 15, 'paradigms': 2, 'within_word': True
@@ -112,9 +113,9 @@ def test_the_program_lays_models_side_by_side(trained, minimal_pairs, tmp_path):
 def test_flags_and_directories_that_do_not_fit_are_refused(trained, minimal_pairs, tmp_path):
     workdir, mesh, _ = trained
     with pytest.raises(ConfigError, match='nowhere is no directory'), jax.set_mesh(mesh):
-        evaluate.judge_minimal_pairs([str(workdir)], mesh, tmp_path / 'nowhere', 100.0, False, None)
+        evaluate.judge_minimal_pairs([sources.parse(str(workdir))], mesh, tmp_path / 'nowhere', 100.0, False)
     with pytest.raises(ConfigError, match='not the workdir of a run'), jax.set_mesh(mesh):
-        evaluate.judge_minimal_pairs([str(workdir), 'none'], mesh, minimal_pairs, 100.0, False, None)
-    command = [sys.executable, '-m', 'mlm_jax.evaluate', f'--workdir={workdir}', f'--output={tmp_path}']
+        evaluate.judge_minimal_pairs([*map(sources.parse, (str(workdir), 'none'))], mesh, minimal_pairs, 100.0, False)
+    command = [sys.executable, '-m', 'mlm_jax.evaluate', f'--model={workdir}', f'--output={tmp_path}']
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1 and result.stderr.startswith('error: --output is for the report of --blimp')

@@ -14,7 +14,7 @@ from mlm_jax import finetune
 from mlm_jax.config import ConfigError
 from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.parallel.mesh import make_mesh
-from mlm_jax.pretrained import loading
+from mlm_jax.pretrained import loading, sources
 
 pytest.importorskip('sklearn')
 WARM = ('red', 'white')
@@ -165,30 +165,25 @@ def test_names_of_directories():
 
 
 def test_a_model_of_repeated_tokens_is_refused(trained, monkeypatch):
-    workdir, mesh, model = trained
+    _, mesh, model = trained
     model.config.masking.repeats = 2
     monkeypatch.setattr(loading, 'load', lambda *_: model)
     try:
-        with pytest.raises(ConfigError, match='every token stands 2 times'):
-            loading.load_encoder(str(workdir), mesh)
+        with pytest.raises(ConfigError, match='every token stands 2 times; fine-tuning reads each once'):
+            finetune.load_models({'it': model.source}, mesh)
     finally:
         model.config.masking.repeats = 1
 
 
 def test_models_by_name(trained):
-    workdir, mesh, model = trained
-    with jax.set_mesh(mesh):
-        encoder = loading.load_encoder(f'{workdir}@{model.step}', mesh)
-        assert encoder.step == model.step and encoder.params.keys() == model.params['encoder'].keys()
-        assert loading.load_encoder(f'random:{workdir}', mesh).params is None
-        with pytest.raises(FileNotFoundError):
-            loading.load_encoder(f'{workdir}@7', mesh)
-    assert finetune.make_labels(['/a/x', 'random:/a/x', '/b/x']) == ['a-x', 'random-a-x', 'b-x']
+    _, _, model = trained
+    named = [sources.parse(text) for text in ('/a/x', 'random:/a/x', '/b/x', '/b/x@7')]
+    assert finetune.make_labels(named) == ['a-x', 'random-a-x', 'b-x', 'b-x-7']
     with pytest.raises(ConfigError, match='max_length=64: it knows 32 positions'):
-        finetune.max_length(encoder, Recipe(max_length=64), 'it')
-    assert finetune.max_length(encoder, Recipe(), 'it') == 32
+        finetune.max_length(model, Recipe(max_length=64), 'it')
+    assert finetune.max_length(model, Recipe(), 'it') == 32
 
 
 def test_a_checkpoint_of_hugging_face_needs_its_tokenizer(tmp_path):
     with jax.set_mesh(mesh := make_mesh()), pytest.raises((ConfigError, FileNotFoundError), match=str(tmp_path)):
-        loading.load_encoder(f'hf:{tmp_path}', mesh)
+        loading.load(f'hf:{tmp_path}', mesh)

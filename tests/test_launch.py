@@ -192,7 +192,7 @@ def test_a_missing_tool_is_named(checkout, tmp_path, monkeypatch, tool, argument
 
 
 def test_printed_commands_read_back(checkout):
-    awkward = ["it's", 'a b', '$HOME', '', 'x;y', '--config.text=two words', '*']
+    awkward = ["it's", 'a b', '$HOME', '', 'x;y', '--set=text=two words', '*']
     text = launch(checkout, 'test', '--dry-run', '--python=' + sys.executable, '--', *awkward)
     assert shlex.split(text.splitlines()[-1])[-len(awkward) :] == awkward
 
@@ -200,12 +200,12 @@ def test_printed_commands_read_back(checkout):
 def test_demo_installs_once_and_hands_arguments_on(checkout, environment, tmp_path):
     venv = environment(checkout / '.venv')
     for _ in range(2):
-        launch(checkout, 'demo', '--config.total_steps=3', '--verbosity=1')
+        launch(checkout, 'demo', '--set=total_steps=3', '--verbosity=1')
     modules = lines(tmp_path / 'modules')
     programs = ['mlm_jax.prepare', 'mlm_jax.train', 'mlm_jax.evaluate']
     assert [m.split()[1] for m in modules] == ['pip', *programs, *programs]
-    assert modules[1] == '-m mlm_jax.prepare --config=configs/demo.py --config.total_steps=3'
-    assert modules[2].endswith('--workdir=runs/demo --config.total_steps=3 --verbosity=1')
+    assert modules[1] == '-m mlm_jax.prepare --config=configs/demo.py --set=total_steps=3'
+    assert modules[2].endswith('--workdir=runs/demo --set=total_steps=3 --verbosity=1')
 
     # More extras are installed when they are asked for; a changed requirement installs again.
     launch(checkout, 'test', f'--venv={venv}')
@@ -250,11 +250,11 @@ def test_a_python_that_only_pretends_is_passed_over(checkout, stand_in):
 def test_gpu_local_asks_the_driver(checkout, environment, stand_in, tmp_path, gpus, extra):
     environment(checkout / '.venv')
     stand_in('nvidia-smi', f'echo {shlex.quote(gpus)}')
-    launch(checkout, 'gpu_local', *RUN, '--', '--config.batch_size=8', '--verbosity=1')
+    launch(checkout, 'gpu_local', *RUN, '--', '--set=batch_size=8', '--verbosity=1')
     pip, prepare, train = lines(tmp_path / 'modules')
     assert f'.[{extra}]' in pip
-    assert prepare.endswith('--config=configs/mlm.py:base --config.batch_size=8')
-    assert '--workdir=runs/base' in train and train.endswith('--config.batch_size=8 --verbosity=1')
+    assert prepare.endswith('--config=configs/mlm.py:base --set=batch_size=8')
+    assert '--workdir=runs/base' in train and train.endswith('--set=batch_size=8 --verbosity=1')
 
 
 def test_gpu_local_refuses_an_old_driver_and_a_silent_one(checkout, stand_in):
@@ -271,7 +271,7 @@ def test_slurm_submits_a_script_that_trains(checkout, environment, stand_in, tmp
     note = 'echo "$JAX_LOCAL_DEVICE_IDS $SETUP" >>$HOME/seen'
     stand_in('srun', f'while [[ $1 == -* ]]; do shift; done; "$@"; {note}')
     options = ['--nodes=2', '--gpus-per-node=4', '--partition=gpu', '--setup=export SETUP=done']
-    corpus = "--config.data.corpus=text:it's here/*.txt"
+    corpus = "--set=data.corpus=text:it's here/*.txt"
     launch(checkout, 'slurm', *RUN, *options, f'--process-per={process_per}', '--', corpus)
     script = checkout / 'runs/base/train.sbatch'
     assert f'sbatch {script.relative_to(checkout)}' in lines(tmp_path / 'calls')
@@ -336,7 +336,7 @@ def test_tpu_pod_copies_installs_and_trains(checkout, environment, stand_in, tmp
     (checkout / 'runs').mkdir()
 
     assert 'exists and is ready' in launch(checkout, 'tpu_pod', 'up', *TPU_POD, '--type=v5litepod-16')
-    further = ['--config.model.dtype=bfloat16', "--note=it's"]
+    further = ['--set=model.dtype=bfloat16', "--note=it's"]
     launch(checkout, 'tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--', *further)
     here = worker / 'mlm_jax'
     assert sorted(p.name for p in (here / 'code').iterdir()) == ['launch', 'mlm_jax', 'setup.py']
@@ -347,7 +347,7 @@ def test_tpu_pod_copies_installs_and_trains(checkout, environment, stand_in, tmp
     pip, train = lines(tmp_path / 'modules')
     assert '.[tpu]' in pip
     assert f'--distributed --config=configs/mlm.py:base --workdir={here}/buckets/bucket/runs/base' in train
-    assert train.endswith(' '.join([f'directory={here}/data', '--config.accelerator=tpu', *further]))
+    assert train.endswith(' '.join([f'directory={here}/data', '--set=accelerator=tpu', *further]))
 
     # What still trains is neither overwritten nor started twice, until it is stopped.
     running = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)', 'mlm_jax.train'])
@@ -380,7 +380,7 @@ def job_set(checkout, stand_in, tmp_path, *arguments):
 
 
 def test_gke_on_tpus(checkout, stand_in, tmp_path):
-    spec, pod = job_set(checkout, stand_in, tmp_path, *GKE_TPU, '--spot', '--', "--config.data.corpus=it's")
+    spec, pod = job_set(checkout, stand_in, tmp_path, *GKE_TPU, '--spot', '--', "--set=data.corpus=it's")
     assert spec['parallelism'] == spec['completions'] == 4
     assert pod['nodeSelector'] == {
         'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
@@ -396,7 +396,7 @@ def test_gke_on_tpus(checkout, stand_in, tmp_path):
     subprocess.run(['bash', '-n', '-c', script], check=True)
     train = shlex.split(script.splitlines()[-1])
     assert train[:4] == ['exec', '/venv/bin/python', '-m', 'mlm_jax.train']
-    assert '--workdir=/buckets/bucket/runs/base' in train and train[-1] == "--config.data.corpus=it's"
+    assert '--workdir=/buckets/bucket/runs/base' in train and train[-1] == "--set=data.corpus=it's"
     assert not any(word.startswith('--process_id') for word in train)
 
 

@@ -152,7 +152,9 @@ def test_a_corpus_changed_at_the_same_size_is_refused(finished, tmp_path):
     (rows / 'manifest.json').write_text(json.dumps(manifest))
     prepare.run(make_config(rows, copy))
     copy.write_text(text.replace('river', 'ocean', 1))
-    with pytest.raises(ConfigError, match=r'corpus.jsonl: as many bytes as then, \d+, and other ones\nGive data.direc'):
+    with pytest.raises(
+        ConfigError, match=r'corpus.jsonl: the same size as then, \d+ bytes, but different content\nGive data.direc'
+    ):
         prepare.run(make_config(rows, copy))
     manifest['sources'] = {
         spec: {f: s['bytes'] for f, s in files.items()} for spec, files in manifest['sources'].items()
@@ -174,14 +176,14 @@ def test_names_that_are_no_utf_8_and_repairs_of_most_documents(tmp_path):
 
 def test_a_directory_of_somebody_else_is_left_alone(finished, tmp_path):
     (tmp_path / 'thesis.tex').write_text('precious')
-    with pytest.raises(ConfigError, match=r'holds thesis.tex and no prepared data'):
+    with pytest.raises(ConfigError, match=r'holds thesis.tex but no prepared data'):
         prepare.run(make_config(tmp_path, finished / 'corpus.jsonl'))
     assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
 
 
 def test_two_at_once_are_refused(finished, tmp_path):
     (tmp_path / 'rows').mkdir()
-    with claim.locked(tmp_path / 'rows'), pytest.raises(ConfigError, match=r'another prepare is at work'):
+    with claim.locked(tmp_path / 'rows'), pytest.raises(ConfigError, match=r'another prepare is running'):
         prepare.run(make_config(tmp_path / 'rows', finished / 'corpus.jsonl'))
 
 
@@ -281,7 +283,7 @@ def test_killed_at_every_phase_and_run_again_gives_the_same_bytes(uninterrupted,
 
 
 def test_the_program_prints_errors_without_a_traceback(tmp_path):
-    overrides = ['--config.data.corpus=jsonl:nothing/*', f'--config.data.directory={tmp_path}/rows']
+    overrides = ['--set=data.corpus=jsonl:nothing/*', f'--set=data.directory={tmp_path}/rows']
     result = subprocess.run(
         [sys.executable, '-m', 'mlm_jax.prepare', '--config=configs/mlm.py:tiny', *overrides],
         cwd=REPOSITORY, capture_output=True, text=True,
@@ -342,7 +344,7 @@ def test_up_to_date_is_said_of_whole_directories_and_others_are_mended(finished,
     prepare.run(config, num_workers=1)
     said = capsys.readouterr().out
     for line in (
-        'train-00000-of-00001.npy has changed since prepare wrote it (by its SHA-256); it is made anew',
+        'train-00000-of-00001.npy has changed since prepare wrote it (its SHA-256 differs); it is made anew',
         'validation-00000-of-00001.npy is missing; it is made anew',
         'tokenizer.model has changed',
         'tables.npz has changed',

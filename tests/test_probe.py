@@ -16,12 +16,12 @@ from absl.testing import flagsaver
 from mlm_jax import probe, train
 from mlm_jax.analysis import alignment, alignment_picture, entropy, entropy_report
 from mlm_jax.analysis.effective_rank import effective_rank
-from mlm_jax.config import ConfigError, command_line
+from mlm_jax.config import ConfigError
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.shards import Shards
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.parallel.mesh import batch_sharding
-from mlm_jax.pretrained import loading
+from mlm_jax.pretrained import batches, loading, sources
 from mlm_jax.training.evaluation import HeldOut
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import write_config
@@ -50,7 +50,7 @@ def exlm(animals_config, trained, tmp_path_factory):
     workdir.mkdir()
     write_config(workdir, config)
     shutil.copy(trained[0] / 'tokenizer.model', workdir)
-    return workdir, loading.load(workdir, trained[1], step=0)
+    return workdir, loading.load(f'{workdir}@0', trained[1])
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +62,7 @@ def run_probe():
     def run(name, *arguments):
         with flagsaver.flagsaver():
             flags.FLAGS(['probe', *arguments])
-            probe.PROBES[name]()
+            probe.PROBES[name](sources.parse_runs(flags.FLAGS.model, f'probe {name}'))
 
     yield run
     for name in set(flags.FLAGS) - before:
@@ -97,7 +97,7 @@ def test_each_token_is_counted_once_in_its_group(trained, mae_lm):
 
 
 def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path, run_probe, capsys):
-    workdirs = [f'--workdir={workdir}' for workdir in (trained[0], mae_lm[0])]
+    workdirs = [f'--model={workdir}' for workdir in (trained[0], mae_lm[0])]
     run_probe('effective_rank', *workdirs, f'--output={tmp_path}', f'--rows={NUM_ROWS}', '--thresholds=0.5,0.9')
     report = json.loads((tmp_path / 'effective_rank.json').read_text())
     assert set(report) == {'run', 'mae_lm'}
@@ -109,15 +109,14 @@ def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path,
     assert 'mae_lm' in capsys.readouterr().out
 
 
-def test_gradient_variance_from_the_start_to_the_newest_checkpoint(mae_lm, tmp_path):
-    command = [sys.executable, '-m', 'mlm_jax.probe', 'gradient_variance', f'--workdir={mae_lm[0]}', '--steps=0,5']
-    command += [f'--output={tmp_path}', '--texts=8', '--segments=3', '--draws=3']
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+def test_gradient_variance_from_the_start_to_the_newest_checkpoint(mae_lm, tmp_path, run_probe, capsys):
+    models = [f'--model={mae_lm[0]}@{step}' for step in (0, 5)]
+    run_probe('gradient_variance', *models, '--texts=8', '--segments=3', '--draws=3', f'--output={tmp_path}')
+    shown = capsys.readouterr().out
     report = json.loads((tmp_path / 'gradient_variance.json').read_text())
     assert [entry['step'] for entry in report.values()] == [0, 5]
     for label, entry in report.items():
-        assert label in result.stdout
+        assert label in shown
         assert len(entry['hamming_distance']) == len(entry['overlap']) == len(entry['covariance_over_variance'])
         assert entry['hamming_distance'] == sorted(entry['hamming_distance'], reverse=True)
         assert entry['variance'][0] > 0 and entry['own_variance'][0] > 0 and entry['texts'] == 8
@@ -134,7 +133,7 @@ def test_entropy_has_the_same_masks_for_every_objective(trained, mae_lm, exlm, m
     mesh = trained[1]
     with jax.set_mesh(mesh):
         for model, at_once in ((trained[2], 8), (mae_lm[1], 16), (exlm[1], 24)):
-            monkeypatch.setattr(entropy, 'rows_at_once', lambda *args, at_once=at_once: at_once)
+            monkeypatch.setattr(batches, 'rows_at_once', lambda *args, at_once=at_once: at_once)
             entropy_report.measure(model, mesh, [0.15, 0.5], NUM_ROWS)
     for i, ratio in enumerate((0.15, 0.5)):
         first, *others = (seen[j]['batch'] for j in (i, i + 2, i + 4))
@@ -147,15 +146,16 @@ def test_entropy_has_the_same_masks_for_every_objective(trained, mae_lm, exlm, m
 
 
 def test_entropy_of_every_objective(trained, mae_lm, exlm, tmp_path, run_probe, capsys):
-    workdirs = [f'--workdir={workdir}' for workdir in (trained[0], mae_lm[0], exlm[0])]
-    run_probe('entropy', *workdirs, f'--output={tmp_path}', f'--rows={NUM_ROWS}', '--ratios=0.5', '--step=0')
+    workdirs = [f'--model={workdir}@0' for workdir in (trained[0], mae_lm[0], exlm[0])]
+    run_probe('entropy', *workdirs, f'--output={tmp_path}', f'--rows={NUM_ROWS}', '--ratios=0.5')
     report = json.loads((tmp_path / 'entropy.json').read_text())
-    assert list(report) == ['run', 'mae_lm', 'exlm']
+    assert list(report) == ['run@0', 'mae_lm@0', 'exlm@0']
     for label, entry in report.items():
         assert list(entry['ratios']) == ['0.5'] and entry['rows'] == NUM_ROWS
         for ratio, summary in entry['ratios'].items():
-            assert summary['tokens'] == report['run']['ratios'][ratio]['tokens'] and summary['left_out'] == 0
-            names = OBJECTIVES[label].distributions
+            assert summary['tokens'] == report['run@0']['ratios'][ratio]['tokens'] and summary['left_out'] == 0
+            name = label.removesuffix('@0')
+            names = OBJECTIVES['mlm' if name == 'run' else name].distributions
             assert tuple(summary['bits']) == names
             for values in summary['bits'].values():
                 assert values['gap'][0] == pytest.approx(values['nll'][0] - values['entropy'][0], abs=1e-9)
@@ -173,7 +173,7 @@ def test_checkpoints_of_other_text_do_not_compare(trained, exlm):
 
 
 def test_the_alignment_of_a_row(exlm, trained, tmp_path, run_probe):
-    run_probe('dag', f'--workdir={exlm[0]}', '--ratios=0.5', '--step=0', '--row=2', f'--output={tmp_path}')
+    run_probe('dag', f'--model={exlm[0]}@0', '--ratios=0.5', '--row=2', f'--output={tmp_path}')
     row = json.loads((tmp_path / 'dag_row2.json').read_text())
     assert (tmp_path / 'dag_row2.png').stat().st_size > 30_000
     tokens = Shards(exlm[1].config.data.directory, 'validation').read(np.array([2]))[0]
@@ -203,7 +203,7 @@ def test_the_lines_of_a_picture():
 
 
 def test_only_a_graph_is_drawn(trained, exlm):
-    with pytest.raises(ConfigError, match='objective=mlm has no states'):
+    with pytest.raises(ConfigError, match='objective=mlm: .* has no states to align'):
         alignment.align_row(trained[2], 0, 0.15)
     with pytest.raises(ConfigError, match='there are [0-9]+ held-out rows'):
         alignment.align_row(exlm[1], 10**6, 0.15)
@@ -214,18 +214,14 @@ def test_only_a_graph_is_drawn(trained, exlm):
         alignment.check_model(types.SimpleNamespace(config=config, run=run))
 
 
-def test_names_tell_workdirs_apart_and_ratios_are_sorted():
+def test_ratios_are_sorted():
     assert probe.mask_ratios(['0.5', '0.15', '.5']) == [0.15, 0.5]
-    assert command_line.short_names(['runs/mlm', 'runs/exlm']) == ['mlm', 'exlm']
-    assert command_line.short_names(['c/mlm/seed1', 'c/exlm/seed1']) == ['mlm/seed1', 'exlm/seed1']
-    with pytest.raises(ConfigError, match='given twice'):
-        command_line.short_names(['runs/mlm', 'runs/mlm'])
 
 
 def test_step_0_is_where_training_started(trained):
     """Its held-out loss is the one that the run wrote before its first update."""
     workdir, mesh, _ = trained
-    first = loading.load(workdir, mesh, step=0)
+    first = loading.load(f'{workdir}@0', mesh)
     line = next(line for line in read_metrics(workdir / 'metrics.jsonl') if 'eval/loss' in line)
     rows = Shards(first.config.data.directory, 'validation')
     with jax.set_mesh(mesh):
@@ -239,8 +235,11 @@ def test_step_0_is_where_training_started(trained):
     ('arguments', 'message'),
     [
         (['rank'], 'say what to probe'),
-        (['effective_rank', '--workdir=x'], 'output'),
-        (['effective_rank', '--workdir=nowhere', '--output={tmp}'], 'not the workdir of a run'),
+        (['effective_rank', '--model=x'], 'output'),
+        (['effective_rank', '--model=nowhere', '--output={tmp}'], 'not the workdir of a run'),
+        (['entropy', '--model=hf:bert', '--output={tmp}'], 'probe entropy reads the held-out rows that a run was'),
+        (['entropy', '--workdir=runs/mlm', '--output={tmp}'], '--workdir is now --model=runs/mlm (runs/mlm@STEP for a'),
+        (['dag', '--model=x', '--step=7'], '--step is now a part of --model, as in --model=WORKDIR@7'),
     ],
 )
 def test_wrong_command_lines_end_in_one_message(tmp_path, arguments, message):
@@ -257,10 +256,9 @@ def test_wrong_command_lines_end_in_one_message(tmp_path, arguments, message):
         ('effective_rank', ['--thresholds=0,2'], 'must lie above 0'),
         ('entropy', ['--ratios=0.15,1'], 'above 0 and below 1'),
         ('entropy', ['--ratios=half'], 'above 0 and below 1'),
-        ('dag', ['--workdir=y'], 'one row of one checkpoint'),
-        ('gradient_variance', ['--steps=0,last'], 'must be steps of checkpoints'),
+        ('dag', ['--model=y'], 'one row of one checkpoint'),
     ],
 )
 def test_wrong_values_are_refused(tmp_path, run_probe, name, arguments, message):
     with pytest.raises(ConfigError, match=message):
-        run_probe(name, '--workdir=x', f'--output={tmp_path}', *arguments)
+        run_probe(name, '--model=x', f'--output={tmp_path}', *arguments)

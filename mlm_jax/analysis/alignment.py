@@ -12,20 +12,20 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.losses.dag import dag_posterior, dag_viterbi
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
 from mlm_jax.objectives.objective import Objective
-from mlm_jax.pretrained.loading import TrainedModel
+from mlm_jax.pretrained.model import Model
 from mlm_jax.training import build
 from mlm_jax.training.step import frozen_masks
 
 LEAST = 0.02  # transitions with a smaller expected number of steps are not shown
 
 
-def check_model(model: TrainedModel) -> None:
+def check_model(model: Model) -> None:
     """Raises ConfigError if the objective of the model has no transitions between states."""
-    if reason := model.run.objective.refuses_alignment():
-        raise ConfigError(f'objective={model.config.objective}: {reason}')
+    if reason := model.objective.refuses_alignment():
+        raise ConfigError(f'objective={model.objective_name}: {reason}')
 
 
-def align_row(model: TrainedModel, row: int, ratio: float) -> dict:
+def align_row(model: Model, row: int, ratio: float) -> dict:
     """The alignment of a held-out row, masked as `analysis/entropy_report.py` masks it.
 
     Args:
@@ -60,9 +60,9 @@ def align_row(model: TrainedModel, row: int, ratio: float) -> dict:
     batch = frozen_masks(masking, tokens_1xT, segments_1xT, jnp.array([row]))
     if not (batch.positions < tokens_1xT.shape[1]).any():
         raise ConfigError(f'--row={row}: at a mask ratio of {ratio:g}, no token of this row is masked')
-    found = jax.device_get(jax.jit(_align, static_argnums=0)(model.run.objective, model.params, batch))
+    found = jax.device_get(jax.jit(_align, static_argnums=0)(model.objective, model.params, batch))
 
-    num_states = model.run.objective.options.num_states
+    num_states = model.objective.options.num_states
     expanded_E = found['expanded'][found['expanded'] < tokens_1xT.shape[1]]
     count = len(expanded_E)
     viterbi_E = found['viterbi'][:count]

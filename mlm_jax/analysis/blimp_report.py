@@ -108,7 +108,8 @@ def markdown(report: dict) -> str:
     titles = ['', *columns]
     lines = ['# BLiMP', '', f'{setting_text(report["setting"])}.', '']
     for label, entry in report['models'].items():
-        parts = [f'{entry["objective"]}, step {entry["step"]:,} of {entry["workdir"]}', remarks(entry)]
+        step = '' if entry['step'] is None else f', step {entry["step"]:,}'
+        parts = [f'{entry["objective"]}{step} of {entry["model"]}', remarks(entry)]
         lines.append(f'* {label}: ' + '; '.join(filter(None, parts)))
     all_pairs = ['all', *(_percent(column) for column in columns.values())]
     lines += ['', '## Percentage of pairs that are judged correctly', '', markdown_lib.table(titles, [all_pairs])]

@@ -29,13 +29,6 @@ from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.objectives import registry
 from mlm_jax.objectives.objective import Distributions, Objective
 
-LARGEST_LOGITS = 1 << 26  # the most logits in a batch: 256 MiB of float32
-
-
-def rows_at_once(objective: Objective, length: int, max_masked: int, vocab_size: int) -> int:
-    """The maximal number of rows in a batch with at most `LARGEST_LOGITS` logits; at least 1."""
-    return max(1, LARGEST_LOGITS // (objective.num_logits(length, max_masked) * vocab_size))
-
 
 def token_bits(objective: Objective, params: Mapping, batch: MaskedBatch) -> Distributions:
     """What `Objective.distributions` returns for a batch and these parameters."""

@@ -16,7 +16,8 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.progress import bar
 from mlm_jax.files.statistics import plus_minus
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pretrained.loading import TrainedModel
+from mlm_jax.pretrained import batches
+from mlm_jax.pretrained.model import Model
 from mlm_jax.training import build
 from mlm_jax.training.step import frozen_masks
 
@@ -25,7 +26,7 @@ STYLES: dict[str, Literal['-', '--', '-.', ':']] = {
 }  # fmt: skip
 
 
-def same_text(first: TrainedModel, other: TrainedModel, max_rows: int) -> bool:
+def same_text(first: Model, other: Model, max_rows: int) -> bool:
     """Whether two models have the same tokenizer and the same first `max_rows` held-out rows, in any directory."""
     if first.tokenizer.model != other.tokenizer.model:
         return False
@@ -36,7 +37,7 @@ def same_text(first: TrainedModel, other: TrainedModel, max_rows: int) -> bool:
     return bool((one.read(few) == two.read(few)).all())
 
 
-def measure(model: TrainedModel, mesh: jax.sharding.Mesh, ratios: Sequence[float], max_rows: int) -> dict[str, dict]:
+def measure(model: Model, mesh: jax.sharding.Mesh, ratios: Sequence[float], max_rows: int) -> dict[str, dict]:
     """Mask ratio → what `entropy.summarize` returns for the first held-out rows.
 
     The mask of a row depends only on its number, its tokens and the ratio, so it is the same for every checkpoint. All
@@ -52,12 +53,12 @@ def measure(model: TrainedModel, mesh: jax.sharding.Mesh, ratios: Sequence[float
       ConfigError: when there are no held-out rows, or no token of these rows is masked.
     """
     rows, vocabulary = model.held_out_rows(), model.tokenizer.vocabulary
-    objective = model.run.objective.at_any_ratio()
+    objective = model.objective.at_any_ratio()
     count = min(len(rows), max_rows)
     found: dict[str, dict] = {}
     for ratio in ratios:
         masking = build.evaluation_masking(model.config, vocabulary, ratio)
-        at_once = entropy.rows_at_once(
+        at_once = batches.rows_at_once(
             objective, rows.sequence_length, masking.max_masked(rows.sequence_length), vocabulary.size
         )
         batch_size = min(at_once, 64, count)

@@ -17,11 +17,11 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.progress import bar
 from mlm_jax.files.statistics import plus_minus
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pretrained.loading import TrainedModel
+from mlm_jax.pretrained.model import Model
 
 
 def measure(
-    model: TrainedModel, mesh: jax.sharding.Mesh, num_texts: int, design: Design, gradients: Callable
+    model: Model, mesh: jax.sharding.Mesh, num_texts: int, design: Design, gradients: Callable
 ) -> dict[str, Any]:
     """The measurement of `analysis/gradient_variance.py` on the first held-out rows that are long enough.
 
@@ -36,6 +36,7 @@ def measure(
       ConfigError: when fewer than 3 rows are long enough.
     """
     rows = model.held_out_rows()
+    assert model.config is not None, 'a model with held-out rows is a run, which has a configuration'
     chosen_S, size_S = _long_rows(rows, model.tokenizer.vocabulary.special_ids, num_texts, design.segments)
     if len(chosen_S) < 3:
         raise ConfigError(
@@ -65,7 +66,7 @@ def measure(
         summary['covariance_over_variance'].append([1.0, 0.0])
     return {
         'step': model.step,
-        'objective': model.config.objective,
+        'objective': model.objective_name,
         'texts': len(texts),
         'draws': design.draws,
         'segments': design.segments,

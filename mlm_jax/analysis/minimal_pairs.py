@@ -8,12 +8,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from mlm_jax.analysis.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.data.manifest import Manifest
 from mlm_jax.data.smiles import SmilesTokenizer
 from mlm_jax.data.tokenizer_json import JSONTokenizer
 from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.objectives.objective import Objective
+from mlm_jax.pretrained.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.tasks import blimp
 
 
@@ -50,7 +50,7 @@ class Blimp:
 
     def evaluate(self, params: Mapping) -> dict[str, Any]:
         """What `tasks.blimp.tally` returns, and `unknown_sentences`, the number of those with unknown pieces."""
-        good_N, bad_N = np.split(self._scorer.scores(params), 2)
+        good_N, bad_N = np.split(self._scorer.scores(params, 'BLiMP'), 2)
         return {**blimp.tally(self._pairs, good_N, bad_N), 'unknown_sentences': int(self._scorer.num_unknown)}
 
     def metrics(self, params: Mapping) -> dict[str, float]:

@@ -51,15 +51,6 @@ class Candidate:
         return config
 
 
-def split_names(texts: Sequence[str]) -> list[str]:
-    """Splits lists of configurations, FILE.py[:ARGUMENT], at ';', and at each ',' that a further FILE.py follows.
-
-    So 'a.py:tiny,batch_size=8,b.py' names a.py:tiny,batch_size=8 and b.py: the parts of an argument hold no file.
-    """
-    parts = (part.strip(' ,') for text in texts for part in re.split(r';|,(?=[^,;=:]*\.py\s*(?:[:,;]|$))', text))
-    return [part for part in parts if part]
-
-
 def make_labels(names: Sequence[str]) -> list[str]:
     """Short labels that tell configurations apart: their files, and the arguments that not all of them have.
 
@@ -98,37 +89,28 @@ def load_candidates(names: Sequence[str], labels: Sequence[str], settings: Seque
     Args:
       names: FILE.py[:ARGUMENT] each.
       labels: one for each name; empty makes them.
-      settings: 'key=value' each.
+      settings: 'KEY=VALUE' each.
 
     Raises:
       ConfigError: for anything that makes the comparison impossible or meaningless.
     """
     if len(names) < 2:
         raise ConfigError(
-            f'a comparison needs two configurations or more, not {len(names)}: --configs=configs/mlm.py:mini,'
-            'configs/mae_lm.py:mini'
+            f'a comparison needs two configurations or more, not {len(names)}: --config=configs/mlm.py:mini '
+            '--config=configs/mae_lm.py:mini'
         )
     if labels and (len(labels) != len(names) or len(set(labels)) < len(labels)):
         raise ConfigError(f'--label={", ".join(labels)}: give {len(names)} different ones, or none')
     for label in labels:
         if not re.fullmatch(r'\w[\w.=+-]*', label):
             raise ConfigError(f'--label={label}: a label names a directory; use letters, digits and . _ = + -')
-    overrides = {}
-    for setting in settings:
-        key, equals, value = setting.partition('=')
-        if not equals:
-            raise ConfigError(f'--set={setting}: give key=value')
-        overrides[key.strip()] = value.strip()
+    overrides = config_lib.parse_settings(settings)
     for text in (*names, *(f':{key}=' for key in overrides)):
         if re.search(r'[:,]seed=', text):
             raise ConfigError(f'{text.strip(":")}: the seeds of a comparison are given by --seeds')
-    if 'slice' in overrides:
-        raise ConfigError('--set=slice=…: give it in each of --configs, where it is fitted to what is given beside it')
     candidates = []
     for label, name in zip(labels or make_labels(names), names, strict=True):
-        config = config_lib.load(name)
-        config_lib.apply_overrides(config, overrides)
-        candidates.append(Candidate(label, name, config))
+        candidates.append(Candidate(label, name, config_lib.load(name, overrides)))
     _check_comparable(candidates)
     return candidates
 

@@ -1,14 +1,18 @@
-"""The values of a configuration by their dotted keys."""
+"""Access to the values of a configuration by dotted keys."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import ml_collections
 
 
-def values(config: ml_collections.ConfigDict) -> dict[str, object]:
-    """Dotted key → value, of every key of `config`."""
+def values(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A dict of dotted key → value with every key of `config`."""
     return dict(leaves(config))
 
 
-def leaves(node: ml_collections.ConfigDict, prefix: str = ''):
+def leaves(node: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Yields every dotted key of `node`, after `prefix`, with its value."""
     for key in node:
         value = node[key]
         if isinstance(value, ml_collections.ConfigDict):
@@ -17,8 +21,8 @@ def leaves(node: ml_collections.ConfigDict, prefix: str = ''):
             yield f'{prefix}{key}', value
 
 
-def get(config: ml_collections.ConfigDict, key: str):
-    """The value of a dotted key."""
+def get(config: ml_collections.ConfigDict, key: str) -> Any:
+    """The value of a dotted key: a number, a text, or a part of the configuration."""
     for part in key.split('.'):
         config = config[part]
     return config

@@ -1,8 +1,9 @@
-"""Whether the keys of a configuration have possible values, and agree with each other."""
+"""Checks that each key of a configuration has a possible value, and that the keys agree with each other."""
 
 import dataclasses
 import math
 from collections.abc import Collection
+from typing import Any
 
 import ml_collections
 
@@ -16,8 +17,9 @@ from mlm_jax.masking.registry import PARTITIONS, RATIO_SCHEDULES, SCHEDULES, STR
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import about, option_fields
 
-# Of a registry, whatever it holds at the time; of the options of objectives, `bounds_of` knows.
-CHOICES = {
+# The possible values of keys with a choice. Registries are read when a key is checked. The choices of the options of
+# objectives are in their specs; see `bounds_of`.
+CHOICES: dict[str, Collection[str]] = {
     'objective': OBJECTIVES,
     'data.packing': ('documents', 'full_sentences', 'one_per_row'),
     'tokenizer.normalization': ('identity', 'nfkc', 'nmt_nfkc'),
@@ -41,24 +43,24 @@ CHOICES = {
     'accelerator': ('auto', 'any', 'cpu', 'gpu', 'tpu'),
 }
 
-# Every key of a configuration that names files, whatever stands before the path.
+# All keys that name files or directories, also those whose value has a prefix before the path.
 PATH_KEYS = (
     'data.directory', 'data.corpus', 'data.validation_corpus', 'tokenizer.model', 'init_from', 'masking.token_weights',
     'evaluation.blimp', 'compilation_cache',
 )  # fmt: skip
-_DIRECTORY_KEYS = ('data.directory', 'evaluation.blimp')  # those of them that are plain directories
+_DIRECTORY_KEYS = ('data.directory', 'evaluation.blimp')  # the ones among PATH_KEYS that must be directories
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers that a key may have.
+    """The range of the numbers that a key may have.
 
     Attributes:
-      low: the smallest.
-      high: the largest; of whole numbers, often only what no run can mean.
-      above: `low` itself is too small.
-      below: `high` itself is too large.
-      must: what is said instead of the bounds, after 'must'.
+      low: the smallest number.
+      high: the largest number; for whole numbers, often just a bound above any sensible value.
+      above: whether `low` itself is excluded.
+      below: whether `high` itself is excluded.
+      must: text after 'must' in the error message, instead of the bounds.
     """
 
     low: float
@@ -68,7 +70,7 @@ class Range:
     must: str = ''
 
     def problem(self, value: float) -> str:
-        """What is wrong with the number; '' where nothing is."""
+        """The error message for a number outside the range; '' for a number within."""
         too_small = value <= self.low if self.above else value < self.low
         too_large = value >= self.high if self.below else value > self.high
         if not too_small and not too_large:
@@ -96,7 +98,7 @@ RANGES = {
     'batch_size': Range(1, 2**24),
     'num_microbatches': Range(1, 2**24),
     'data.validation_percent': Range(0, 100, below=True),
-    'data.smiles_copies': Range(0, 10_000, must='be 0, for none, or more, and 10,000 at most'),
+    'data.smiles_copies': Range(0, 10_000, must='be 0, for none, or more, and at most 10,000'),
     'tokenizer.character_coverage': _POSITIVE_SHARE,
     'tokenizer.training_megabytes': Range(1, 10**6),
     'model.num_layers': _LAYERS,
@@ -111,7 +113,7 @@ RANGES = {
     'model.scan_unroll': Range(0, 4096),
     'masking.ratio': _POSITIVE_SHARE,
     'masking.final_ratio': _POSITIVE_SHARE,
-    'masking.predicted_fraction': Range(0, 1, above=True, must='lie above 0, which predicts nothing, and be 1 at most'),
+    'masking.predicted_fraction': Range(0, 1, above=True, must='lie above 0, which predicts nothing, and be at most 1'),
     'masking.mask_fraction': _SHARE,
     'masking.random_fraction': _SHARE,
     'masking.repeats': Range(1, 1024),
@@ -137,26 +139,25 @@ RANGES = {
     'profile.num_steps': Range(0, MAX_STEPS - 1),
 }  # fmt: skip
 
-ROTARY_MULTIPLE = {'rotary': 2, 'rotary_2d': 4}  # each coordinate turns pairs
+ROTARY_MULTIPLE = {'rotary': 2, 'rotary_2d': 4}  # each coordinate rotates pairs of values
 
-# The largest share of a weight that an update may remove by a decay that does not go by the learning rate: what removes
-# more forgets all that a weight has learned within some thousand updates. AdamW's 0.01 is far above, ModernBERT's 1e-5
-# far below.
+# The largest weight decay for an optimizer that does not multiply it by the learning rate, that is, the share of a
+# weight that an update removes. With a larger share, weights forget everything within some thousand updates. AdamW's
+# 0.01 lies far above, ModernBERT's 1e-5 far below.
 LARGEST_SHARE = 1e-3
 
-
-# A smaller weight decay that is multiplied by a learning rate does nothing in any run.
+# A smaller weight decay that is multiplied by the learning rate has no effect in any run.
 SMALLEST_DECAY = 1e-4
 
 
 def check_together(config: ml_collections.ConfigDict) -> None:
-    """Checks the keys against each other, before anything touches a device.
+    """Checks that the keys agree with each other; this uses no device.
 
     Args:
-      config: which has passed `check_values`, and in which nothing is open.
+      config: a configuration that has passed `check_values` and has no open keys (`resolve.decided`).
 
     Raises:
-      ConfigError: with all that is wrong, each with its cure.
+      ConfigError: with all problems found, a line each; each says what to do.
     """
     problems = _path_problems(config)
     c, m = config, config.model
@@ -179,24 +180,24 @@ def check_together(config: ml_collections.ConfigDict) -> None:
         problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
     problems += _masking_problems(c)
     problems += [
-        f'mesh.{axis}=0 must be -1, for all devices that the others leave, or at least 1'
+        f'mesh.{axis}=0 must be -1, for all devices that the other axes leave, or at least 1'
         for axis, size in c.mesh.items()
         if not size
     ]
     if c.sharding != 'dp' and c.mesh.fsdp == 1 and c.mesh.tensor == 1:
         problems.append(
-            f'sharding={c.sharding} splits the state over mesh.fsdp and mesh.tensor, which are both 1: set mesh.data=1 '
+            f'sharding={c.sharding} splits the state over mesh.fsdp and mesh.tensor, but both are 1: set mesh.data=1 '
             'and mesh.fsdp=-1, or sharding=dp'
         )
     if m.attention_backend in ('cudnn', 'splash'):
         problems += _fused_attention_problems(m)
     if c.accelerator == 'cpu' and m.attention_backend != 'xla':
-        problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU; use xla')
+        problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU: use xla')
     problems += _optimizer_problems(c)
     if c.batch_size * row_length(c) >= 2**31:
         problems.append(
             f'a batch of batch_size={c.batch_size:,} rows of {row_length(c):,} tokens is more than 2³¹ '
-            'tokens, which nothing here can count: lower batch_size'
+            'tokens, and token counts must fit 32 bits: lower batch_size'
         )
     for prefix in DURATIONS:
         try:
@@ -206,41 +207,42 @@ def check_together(config: ml_collections.ConfigDict) -> None:
             problems.append(str(error))
             continue
         if not steps and prefix == 'total':
-            problems.append('the length of the run is missing or 0: set total_steps, or another total_…')
+            problems.append('the length of the run is missing or 0: set total_steps, or another of the keys total_…')
     if problems:
         raise ConfigError('\n'.join(problems))
 
 
 def remarks(config: ml_collections.ConfigDict, num_rows: int) -> list[str]:
-    """What a run can go on with, but can hardly be meant; a line each.
+    """Remarks about settings that are possible but probably a mistake, a line each.
 
     Args:
       config: a checked configuration.
-      num_rows: of an epoch.
+      num_rows: the number of rows of an epoch.
     """
     lines, o, k = [], config.optimizer, config.masking
     decay = weight_decay(o)
     if o.name != 'stable_adamw' and 0 < decay < SMALLEST_DECAY:
         lines.append(
             f'optimizer.weight_decay={decay} is a value for stable_adamw: {o.name} multiplies it by the learning rate, '
-            f'after which it does nothing. The default of {o.name} is {WEIGHT_DECAYS[o.name]}; 0 is no decay'
+            f'and the product is too small to have an effect. The default of {o.name} is {WEIGHT_DECAYS[o.name]}; 0 '
+            'turns weight decay off'
         )
     steps_per_epoch = num_rows / config.batch_size
-    epochs = resolve_steps(config, 'total', steps_per_epoch=steps_per_epoch) / steps_per_epoch
+    epochs = (resolve_steps(config, 'total', steps_per_epoch=steps_per_epoch) or 0) / steps_per_epoch
     follows_visits = STRATEGIES[k.strategy].cycle(min(k.ratio, k.final_ratio), k.fully_explored) > 1
     if follows_visits and k.ratio_schedule not in ('constant', 'diffusion') and epochs < 2:
         lines.append(
-            f'masking.strategy={k.strategy} moves its ratio from epoch to epoch, and this run has {epochs:.2g}: '
-            'masking.strategy=uniform moves it at every step'
+            f'masking.strategy={k.strategy} changes its ratio only from epoch to epoch, and this run has {epochs:.2g} '
+            'epochs: masking.strategy=uniform changes it at every step'
         )
     return lines
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
-    """Checks each key by itself: that it is there, and has a value of its kind and within its choices or its range.
+    """Checks each key by itself: that it exists, and that its value has the right type and is a possible one.
 
     Raises:
-      ConfigError: with all that is wrong.
+      ConfigError: with all problems found, a line each.
     """
     given = values(config)
     problems = [f'the key {key} is missing' for key in kinds() if key not in given]
@@ -254,15 +256,18 @@ def check_values(config: ml_collections.ConfigDict) -> None:
 
 
 def bounds_of(key: str) -> tuple[Collection[str], Range | None]:
-    """The choices that a key has, or none; and the range of its numbers, if any."""
+    """The possible values of a key, empty if any value is possible; and the range of its numbers, if it has one."""
     name, _, option = key.partition('.')
     if name not in OBJECTIVES:
         return CHOICES.get(key, ()), RANGES.get(key)
     known = about(option_fields(OBJECTIVES[name])[option])
-    return known.choices, None if known.low is None else Range(known.low, known.high)
+    if known.low is None:
+        return known.choices, None
+    return known.choices, Range(known.low, math.inf if known.high is None else known.high)
 
 
-def _value_problem(key: str, kind: Kind, value) -> str:
+def _value_problem(key: str, kind: Kind, value: Any) -> str:
+    """The error message for an impossible value, without the key; '' for a possible one."""
     choices, range_ = bounds_of(key)
     if choices:
         return '' if value in choices else f'must be one of {", ".join(choices)}'
@@ -272,7 +277,7 @@ def _value_problem(key: str, kind: Kind, value) -> str:
         return f'must be {_KIND_NAMES[kind.type]}'
     if isinstance(value, float) and not math.isfinite(value):
         return 'must be a finite number'
-    if is_duration(key):  # the rest by `resolve_steps`
+    if is_duration(key):  # `resolve_steps` checks everything else
         return 'must be 100 at most' if key.endswith('_percent') and value > 100 else ''
     return range_.problem(value) if range_ else ''
 
@@ -281,7 +286,7 @@ _KIND_NAMES = {int: 'a whole number', float: 'a number', bool: 'true or false', 
 
 
 def _path_problems(config: ml_collections.ConfigDict) -> list[str]:
-    """What is wrong with the paths in a configuration: a line each."""
+    """The problems of the paths in a configuration, a line each."""
     found = []
     for key in PATH_KEYS:
         path = get(config, key)
@@ -302,8 +307,8 @@ def _optimizer_problems(c: ml_collections.ConfigDict) -> list[str]:
     return [
         f'optimizer.weight_decay={share} is a value for adamw, which multiplies it by the learning rate. '
         f'stable_adamw does not: each update would remove {share:.2%} of every weight, and {math.ceil(1 / share):,} '
-        f'updates most of what it has learned. Leave it out, for the default of {WEIGHT_DECAYS[o.name]}, or set '
-        f'{LARGEST_SHARE} at most'
+        'updates would remove most of what the model has learned. Leave optimizer.weight_decay unset, for the default '
+        f'of {WEIGHT_DECAYS[o.name]}, or set it to at most {LARGEST_SHARE}'
     ]
 
 
@@ -312,21 +317,23 @@ def _objective_problems(c: ml_collections.ConfigDict) -> list[str]:
     readers = ' or '.join(name for name, other in OBJECTIVES.items() if other.reads_inputs)
     if k.predicted_fraction < 1 and not spec.reads_inputs:
         problems.append(
-            f'masking.predicted_fraction={k.predicted_fraction} leaves tokens replaced that are not predicted, which '
-            f'only {readers} reads: set masking.predicted_fraction=1, not objective={c.objective}'
+            f'masking.predicted_fraction={k.predicted_fraction} corrupts tokens without predicting them, which has an '
+            f'effect only with objective={readers}: set masking.predicted_fraction=1 for objective={c.objective}'
         )
     if k.repeats > 1 and (not spec.reads_inputs or k.unit != 'token'):
         problems.append(
-            f'masking.repeats={k.repeats} masks copies of tokens one by one, for {readers}: set objective={readers} '
-            'and masking.unit=token, or masking.repeats=1'
+            f'masking.repeats={k.repeats} masks the copies of a token independently, which needs objective={readers} '
+            'and masking.unit=token: set both, or set masking.repeats=1'
         )
     if m.positions not in spec.positions:
         problems.append(
-            f'{c.objective} does not work with model.positions={m.positions}: set model.positions='
+            f'objective={c.objective} does not support model.positions={m.positions}: set model.positions='
             f'{" or ".join(reversed(spec.positions))}'
         )
     if m.relative_buckets and not spec.relative_bias:
-        problems.append(f'{c.objective} has no relative position bias: set model.relative_buckets=0')
+        problems.append(
+            f'objective={c.objective} does not support a relative position bias: set model.relative_buckets=0'
+        )
     has_fixed_count = k.ratio_schedule == 'constant' and STRATEGIES[k.strategy].has_fixed_count(UNITS[k.unit])
     return problems + spec.problems(c, c.get(c.objective), has_fixed_count)
 
@@ -338,16 +345,17 @@ def _masking_problems(c: ml_collections.ConfigDict) -> list[str]:
         problems.append('masking.mask_fraction + masking.random_fraction must not exceed 1')
     if k.ratio_schedule == 'diffusion' and not 0 < k.final_ratio <= k.ratio:
         problems.append(
-            f'masking.ratio_schedule=diffusion draws ratios from final_ratio={k.final_ratio} to ratio={k.ratio}: set '
-            'masking.ratio=1.0 and a smaller masking.final_ratio above 0, such as 0.001'
+            f'masking.ratio_schedule=diffusion draws ratios between masking.final_ratio={k.final_ratio} and '
+            f'masking.ratio={k.ratio}: set masking.ratio=1.0 and a smaller masking.final_ratio above 0, such as 0.001'
         )
     if _largest_ratio(k) > strategy.max_ratio:
         problems.append(
-            f'{k.strategy} masks of ratio {_largest_ratio(k)} would overlap: use at most {strategy.max_ratio}'
+            f'with masking.strategy={k.strategy}, masks of ratio {_largest_ratio(k)} would overlap: set masking.ratio '
+            f'and masking.final_ratio to at most {strategy.max_ratio}'
         )
     problems += strategy.problems(k)
     if k.static_masks and strategy.cycle(_largest_ratio(k), k.fully_explored) > 1:
-        problems.append('masks that follow from earlier visits cannot be static: set masking.static_masks=0')
+        problems.append('masks that depend on earlier visits of a row cannot be static: set masking.static_masks=0')
     return problems
 
 

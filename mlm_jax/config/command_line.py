@@ -3,13 +3,12 @@
 import ctypes
 import errno
 import os
-import pathlib
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import ml_collections
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
@@ -33,20 +32,50 @@ _DISK_CURES = {
 }
 
 LONGEST_NAME = 255  # bytes, of one file or directory, on all common file systems
+_FORMER_CONFIGS = '--configs is now --config, given once for each configuration: --config=mlm:mini --config=mae_lm:mini'
 
 
-def define_config_flag() -> None:
-    """Defines `--config`; unknown keys, and overrides of the wrong type, are errors."""
-    config_flags.DEFINE_config_file(
+def define_config_flags() -> None:
+    """Defines `--config`, which may be repeated, and `--set`, which changes single keys of each configuration.
+
+    A program reads them by `configuration` or `configurations`.
+    """
+    flags.DEFINE_multi_string(
         'config',
         None,
-        'Configuration: NAME or FILE.py, then [:SIZE[,key=value…]], such as mlm:mini,batch_size=128. Single keys: '
-        '--config.KEY=VALUE. mlm_jax/config/keys.py explains them.',
-        lock_config=True,
+        'Configuration: NAME or FILE.py, then [:SIZE[,key=value…]], such as mlm:mini,batch_size=128. Repeated where '
+        'a program takes several.',
+    )
+    flags.DEFINE_multi_string(
+        'set',
+        [],
+        'KEY=VALUE, a single key of the configuration, or of each of several; may be repeated. '
+        'mlm_jax/config/keys.py explains the keys.',
     )
 
 
-def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
+def configurations() -> list[tuple[str, ml_collections.ConfigDict]]:
+    """The configurations of `--config`, by their names as given, each changed by `--set`.
+
+    Raises:
+      ConfigError: for a configuration that there is not, an unknown key, or a value of the wrong type.
+    """
+    settings = config_lib.parse_settings(flags.FLAGS.set)
+    return [(name, config_lib.load(name, settings).lock()) for name in flags.FLAGS.config]
+
+
+def configuration() -> ml_collections.ConfigDict:
+    """The configuration of a program that takes one; ConfigError as `configurations`, and where several are given."""
+    if len(flags.FLAGS.config) > 1:
+        raise ConfigError(
+            f'--config is given {len(flags.FLAGS.config)} times, but this program takes one configuration; single keys '
+            'of it are changed by --set=KEY=VALUE'
+        )
+    ((_, config),) = configurations()
+    return config
+
+
+def run(main: Callable[[], None], required: Sequence[str] = (), former: Mapping[str, str] | None = None) -> None:
     """Parses the flags and runs `main`; exits with the message of an error that is the user's to mend.
 
     Programs define their flags just before this, and not when they are imported: so each can use the others.
@@ -54,12 +83,14 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ()) -> None:
     Args:
       main: reads its flags itself.
       required: the flags that must be given.
+      former: name of a flag that there was once → the sentence that names its successor; `{value}` stands in it for
+        what is given.
     """
     flags.mark_flags_as_required(required)
     keep_freed_memory()
     sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: of names and texts that it cannot write
     try:
-        app.run(lambda argv: _guarded(main), flags_parser=_parse_flags)
+        app.run(lambda argv: _guarded(main), flags_parser=lambda argv: _parse_flags(argv, former or {}))
     except KeyboardInterrupt:
         print('\ninterrupted; the same command goes on from here', file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
@@ -99,16 +130,6 @@ def check_file_names(names: Iterable[str], cure: str) -> None:
             )
 
 
-def short_names(workdirs: Sequence[str]) -> list[str]:
-    """The last parts of paths, as many as it takes to tell them apart; ConfigError where two are the same."""
-    parts = [pathlib.Path(workdir).expanduser().absolute().parts for workdir in workdirs]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ['/'.join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise ConfigError(f'a --workdir is given twice: {", ".join(workdirs)}')
-
-
 def _guarded(main: Callable[[], None]) -> None:
     if not flags.FLAGS['verbosity'].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of each of its threads otherwise
@@ -130,43 +151,39 @@ def describe_disk_error(error: OSError) -> str:
     return ' '.join([f'{error.strerror}{where}.', _DISK_CURES[error.errno], *getattr(error, '__notes__', ())])
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str], former: Mapping[str, str]) -> list[str]:
     if any(argument.lstrip('-') in ('help', 'helpshort', 'helpfull') for argument in argv):
         return app.parse_flags_with_usage(argv)
+    if sentence := former_spelling(argv[1:], former):
+        sys.exit(f'error: {sentence}')
     try:
-        unparsed = flags.FLAGS(list(_with_paths(argv)))[1:]
-        if 'config' in flags.FLAGS and flags.FLAGS['config'].present:
-            # A file that does not load says so only when somebody reads from it.
-            getattr(flags.FLAGS.config, 'keys', None)
-    except AttributeError as error:  # how a locked ConfigDict refuses an override
-        sys.exit(f'error: unknown configuration key {_plain(str(error))}')
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        sys.exit(f'error: {_plain(str(error))}\n--help lists the flags')
+        unparsed = flags.FLAGS(argv)[1:]
+    except (flags.Error, ValueError) as error:
+        sys.exit(f'error: {error}\n--help lists the flags')
     if unparsed:
         sys.exit(f'error: unexpected arguments: {" ".join(unparsed)}\n--help lists the flags')
     return argv[:1]
 
 
-def _with_paths(argv: Sequence[str]) -> Iterator[str]:
-    """The arguments, in which `--config=mlm:mini` has become the path of the file that is shipped under that name."""
-    # A flag that takes several names hands them to `config.load`, which finds the files itself.
-    takes_path = 'config' in flags.FLAGS and not isinstance(flags.FLAGS['config'], flags.MultiFlag)
-    is_name = False  # the word behind `--config`
-    for argument in argv:
-        flag, equals, name = argument.partition('=')
-        is_flag = takes_path and flag.startswith('-') and flag.lstrip('-') == 'config'
-        if is_name:
-            yield config_lib.with_path(argument)
-        else:
-            yield f'{flag}={config_lib.with_path(name)}' if is_flag and equals else argument
-        is_name = is_flag and not equals
+def former_spelling(arguments: Sequence[str], former: Mapping[str, str]) -> str:
+    """The sentence that names the successor of the first flag that there was once; '' where there is none.
 
-
-def _plain(message: str) -> str:
-    """The message without the traceback and the quotes in which ml_collections hands it on."""
-    if 'ConfigError: ' in message:
-        message = message.rsplit('ConfigError: ', 1)[1]
-    message = message.replace("\\'", "'").replace('\\n', '\n').strip()
-    while len(message) > 1 and message[0] == message[-1] and message[0] in '\'"':
-        message = message[1:-1].strip()
-    return message
+    Args:
+      arguments: of the command line, without the program.
+      former: as for `run`. Programs with `--config` add `--config.KEY=VALUE` and `--configs` to it.
+    """
+    for place, argument in enumerate(arguments):
+        if argument == '--':
+            break
+        if not argument.startswith('-'):
+            continue
+        name, equals, value = argument.lstrip('-').partition('=')
+        value = value if equals else next(iter(arguments[place + 1 : place + 2]), 'VALUE')
+        if name in former:
+            return former[name].format(value=value)
+        if 'config' in flags.FLAGS and name.startswith('config.'):
+            key = name.removeprefix('config.')
+            return f'--config.{key}={value} is now --set={key}={value}'
+        if 'config' in flags.FLAGS and name == 'configs':
+            return _FORMER_CONFIGS
+    return ''

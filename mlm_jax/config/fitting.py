@@ -1,11 +1,12 @@
-"""What a configuration is fitted to by `slice=v5e-16`: to run well on a TPU slice.
+"""`slice=v5e-16` and the like: chooses the keys that are left open so that a run suits a TPU slice.
 
-The choices come from compiling BERT-base and -large, of each objective, for slices that were not there (`bench
---topology`; RESULTS.md has the figures), and from published peaks; no TPU has run them. A key that the user has set
-stays as it is, and the others follow.
+The choices come from compiling BERT-base and BERT-large with each objective for TPU slices ahead of time (`bench
+--topology`; RESULTS.md has the figures) and from published peak performance; they were not run on a TPU. Keys that the
+user has set do not change, and the other keys are chosen to go with them.
 """
 
 import math
+from typing import Any
 
 import ml_collections
 
@@ -16,24 +17,24 @@ from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.parallel import slices
 from mlm_jax.parallel.layout import mesh_shape
 
-FSDP = 16  # devices over which the state is split; more would make its parts thin, and gathering them slow
-# The memory of a step, bytes, about what compiled: for each token, layer and unit of width in two bytes a number; for
-# each pair of tokens, layer and head, where attention keeps its probabilities; for each logit; for each parameter with
-# its gradient and its optimizer state; and a constant.
+FSDP = 16  # over how many devices the state is split; with more, its shards would be thin and slow to gather
+# An estimate of the memory of a step, close to that of compiled programs, in bytes: for each token, layer and unit of
+# the width, if activations have two bytes; for each pair of tokens, layer and head, if attention stores its
+# probabilities; for each logit; for each parameter, with gradient and optimizer state; and a constant.
 BYTES_OF_UNIT, BYTES_OF_PAIR, BYTES_OF_LOGIT, BYTES_OF_PARAMETER = 50, 4, 8, 16
 FIXED_BYTES = 1.5 * 2**30
-USABLE = 0.85  # of a device's memory
+USABLE = 0.85  # the share of a device's memory to fill
 
 
 def fit_layout(config: ml_collections.ConfigDict, num_devices: int) -> None:
-    """Decides, in place, where these are open: attention, the mesh, and how the state lies on it.
+    """Chooses, in place, the open keys of the accelerator, attention and the mesh.
 
     Args:
-      config: with `slice` set.
-      num_devices: of the slice.
+      config: a configuration with `slice`.
+      num_devices: the number of devices of the slice.
 
     Raises:
-      ConfigError: when `mesh.tensor` does not fit the devices.
+      ConfigError: if `mesh.tensor` exceeds the number of devices.
     """
     m, mesh = config.model, config.mesh
     _choose(config, 'accelerator', 'tpu', open_value='auto')
@@ -51,15 +52,15 @@ def fit_layout(config: ml_collections.ConfigDict, num_devices: int) -> None:
 
 
 def fit_microbatches(config: ml_collections.ConfigDict, num_devices: int, memory_bytes: int) -> None:
-    """Decides, in place, in how few parts a batch passes through the model, where that is open.
+    """Sets `num_microbatches`, in place, to the smallest number with which a step fits into memory, if it is open.
 
     Args:
-      config: with everything else decided.
-      num_devices: of the slice.
-      memory_bytes: of one device.
+      config: a configuration in which all other keys are decided.
+      num_devices: the number of devices of the slice.
+      memory_bytes: the memory of one device.
 
     Raises:
-      ConfigError: when the devices do not divide the batch, or do not fit the mesh.
+      ConfigError: if the devices do not divide the batch, or do not fit the mesh.
     """
     num_shards = num_devices // max(1, config.mesh.tensor)
     if config.batch_size % num_shards:
@@ -74,20 +75,21 @@ def fit_microbatches(config: ml_collections.ConfigDict, num_devices: int, memory
 
 
 def devices_of(name: str) -> tuple[int, int]:
-    """The number of devices of a slice, and the memory of one in bytes; ConfigError for a slice that there is not."""
+    """The number of devices of a slice, and the memory of each in bytes; ConfigError if there is no such slice."""
     try:
         return slices.size_of(name)
     except ValueError as error:
         raise ConfigError(f'slice={name}: {error}') from None
 
 
-def _choose(node: ml_collections.ConfigDict, key: str, value, open_value=None) -> None:
+def _choose(node: ml_collections.ConfigDict, key: str, value: Any, open_value: Any = None) -> None:
+    """Sets a key to `value` if it is open, that is, if it has the value `open_value`."""
     if node[key] == open_value:
         node[key] = value
 
 
 def step_bytes(config: ml_collections.ConfigDict, num_devices: int) -> tuple[float, float]:
-    """The memory of each device, estimated: whatever it has to do, and for each row of text that it has at a time."""
+    """Estimates the memory of each device in bytes: a fixed part, and a part for each row of text in a microbatch."""
     m, sizes = config.model, flops.slot_sizes(config)
     spec, options = OBJECTIVES[config.objective], config.get(config.objective)
     parameters = m.width * config.vocab_size
@@ -102,7 +104,7 @@ def step_bytes(config: ml_collections.ConfigDict, num_devices: int) -> tuple[flo
 
 
 def _parts_of_state(config: ml_collections.ConfigDict, num_devices: int) -> int:
-    """Over how many devices parameters and optimizer state are split; ConfigError for a mesh that does not fit them."""
+    """Over how many devices the state is split; ConfigError if the mesh does not fit the devices."""
     try:
         _, fsdp, tensor = mesh_shape(num_devices, **config.mesh)
     except ValueError as error:

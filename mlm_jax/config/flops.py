@@ -1,14 +1,14 @@
-"""Floating-point operations of the model's matrix products, a multiply-add being two.
+"""Floating-point operations (FLOPs) of the model's matrix products. A multiply-add counts as two operations.
 
-A step counts as 3 forward passes: each product has two in the backward pass, for its input and for its weights. That
-holds everywhere here: the input of the first layer is made of embeddings, which learn, and the products in attention
-have two inputs. The exceptions are named where they are.
+A training step counts as 3 forward passes: each product has two products in its backward pass, one for the gradient of
+each operand. This holds for every product here: the input of the first layer consists of embeddings, which are trained,
+and in attention both operands are activations. Exceptions are noted where they occur.
 
-Two counts. What an objective *needs* is the measure of comparisons and of MFU: rows in full, padded or packed, the head
-on the masked positions alone, the encoder of MAE-LM on the kept ones, that of ExLM on expanded rows, and no unused
-slots. What its *slots* compute is the same with the static shapes in place of the means, and what XLA really compiles,
-up to a few per mille. Attention counts as over whole rows, since every backend computes them and masks; what attention
-within documents would need is the same with `document_share`.
+There are two counts. The FLOPs that an objective *needs* are the measure for comparisons and for MFU: full rows, padded
+or packed; the head only on masked positions; the encoder of MAE-LM on kept tokens and that of ExLM on expanded rows; no
+unused slots. The FLOPs of its *slots* have the static shapes in place of the means; they are what XLA compiles, up to a
+few per mille. Attention counts over whole rows, since every backend computes whole rows and masks the scores; the count
+for attention within documents takes `document_share`.
 """
 
 import ml_collections
@@ -16,6 +16,7 @@ import numpy as np
 
 from mlm_jax.config.durations import resolve_steps
 from mlm_jax.config.keys import row_length
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking import registry
 from mlm_jax.masking.registry import FullyExplored
 from mlm_jax.objectives.costs import Sizes
@@ -23,13 +24,12 @@ from mlm_jax.objectives.registry import OBJECTIVES
 
 
 def step_flops(config: ml_collections.ConfigDict, *, slots: bool = False, document_share: float = 1.0) -> float:
-    """FLOPs of the products of one optimizer step.
+    """The FLOPs of the matrix products of one optimizer step, or their mean over the run if the mask ratio changes.
 
     Args:
-      config: a checked configuration. Each mask of a text is a row; where the ratio of masked tokens moves, this is the
-        mean over the run.
-      slots: counts what the static shapes compute, unused slots too; else what the objective needs.
-      document_share: Σ n² over documents by Σ T² over rows, of attention; see `document_share`.
+      config: a checked configuration. If masking makes several masks of a text, each counts as a row.
+      slots: whether to count what the static shapes compute, with unused slots, instead of what the objective needs.
+      document_share: the share of attention that is counted; see the function `document_share`.
     """
     sizes = slot_sizes(config) if slots else needed_sizes(config)
     spec, options = OBJECTIVES[config.objective], config.get(config.objective)
@@ -38,10 +38,13 @@ def step_flops(config: ml_collections.ConfigDict, *, slots: bool = False, docume
 
 
 def document_share(segments_BxT: np.ndarray) -> float:
-    """Σ n² over the documents of rows, padding not among them, by Σ T² over the rows.
+    """Σ n² over the documents of the rows, without padding, divided by Σ T² over the rows.
 
-    The share of attention over whole rows that attention within documents needs. Tokens are masked everywhere alike, so
-    it holds for MAE-LM's kept tokens and for ExLM's expanded rows too.
+    This is the share of attention over whole rows that attention within documents needs. As all documents are masked at
+    the same ratio, it also holds for MAE-LM's kept tokens and for ExLM's expanded rows.
+
+    Args:
+      segments_BxT: int[B, T], the document of each token; 0 is padding.
     """
     segments_BxT = np.asarray(segments_BxT)
     rows, length = segments_BxT.shape
@@ -51,19 +54,19 @@ def document_share(segments_BxT: np.ndarray) -> float:
 
 
 def needed_sizes(config: ml_collections.ConfigDict) -> Sizes:
-    """What the objective needs, on average over the run."""
+    """The numbers of tokens that the objective needs for a row, on average over the run."""
     n = row_length(config)
     masked = masked_ratio(config) * n * config.masking.predicted_fraction
     return OBJECTIVES[config.objective].sizes(config.get(config.objective), n, masked)
 
 
 def slot_sizes(config: ml_collections.ConfigDict) -> Sizes:
-    """What the static shapes hold."""
+    """The static shapes for a row."""
     return OBJECTIVES[config.objective].slots(config.get(config.objective), row_length(config), max_masked(config))
 
 
 def max_masked(config: ml_collections.ConfigDict) -> int:
-    """M, the slots of a row for predictions, as `Masking.max_masked`."""
+    """M, the number of slots of a row for predictions, as `Masking.max_masked` computes it."""
     k, length = config.masking, row_length(config)
     largest = k.ratio if k.ratio_schedule == 'constant' else max(k.ratio, k.final_ratio)
     unit, options = registry.UNITS[k.unit], FullyExplored(**k.fully_explored)
@@ -72,7 +75,7 @@ def max_masked(config: ml_collections.ConfigDict) -> int:
 
 
 def num_views(config: ml_collections.ConfigDict) -> int:
-    """How many masks of each text a step has: rows of the model for each row of text."""
+    """The number of masks of each text in a step; each is a row for the model."""
     k = config.masking
     return registry.STRATEGIES[k.strategy].num_views(FullyExplored(**k.fully_explored))
 
@@ -84,13 +87,16 @@ def masked_ratio(config: ml_collections.ConfigDict) -> float:
         return registry.STRATEGIES[k.strategy].ratio(k.ratio, k.fully_explored)
     if k.ratio_schedule == 'diffusion':
         return (k.ratio + k.final_ratio) / 2
-    # The length of an epoch is not known here: it matters only where one duration is given in epochs, and one is not.
+    # The length of an epoch is not known here. It matters only if one of the two durations is given in epochs, and the
+    # other is not.
     total_steps = resolve_steps(config, 'total', steps_per_epoch=1000.0)
+    if not total_steps:
+        raise ConfigError('the length of the run is missing or 0: set total_steps, or another of the keys total_…')
     anneal_steps = resolve_steps(config, 'masking.anneal', total_steps=total_steps, steps_per_epoch=1000.0) or 0
     share = min(1.0, anneal_steps / total_steps) * (1 if k.ratio_schedule == 'staged' else 0.5)
     return (1 - share) * k.ratio + share * k.final_ratio
 
 
 def attention_flops(config: ml_collections.ConfigDict) -> float:
-    """Of the encoder and the decoder, the part of `step_flops` that is attention: what fused kernels hide."""
+    """The part of `step_flops` for attention scores and their products with values, in encoder and decoder."""
     return step_flops(config) - step_flops(config, document_share=0.0)

@@ -1,7 +1,8 @@
-"""The keys of a configuration, their defaults, and what they mean."""
+"""The keys of a configuration, with their defaults and their meaning."""
 
 import dataclasses
 import functools
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
@@ -27,37 +28,40 @@ def default_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.objective = 'mlm'
-    c.init_from = ''  # start from the parameters of another run, by its workdir; or hf:DIRECTORY, of Hugging Face
-    # Ids of the tokenizer, specials included; also the rows of the embedding. Where a tokenizer is given, it may be up
-    # to 1024 more than its pieces: the other ids are special, as embeddings have them that are padded.
+    c.init_from = (
+        ''  # start from the parameters of another run, WORKDIR[@STEP], or of a Hugging Face model, hf:DIRECTORY
+    )
+    # The number of ids of the tokenizer, with special ids; also the number of rows of the token embedding. If a
+    # tokenizer is given, it may exceed the number of pieces by up to 1024: the remaining ids are special and unused,
+    # as in a padded embedding.
     c.vocab_size = 8192
-    c.sequence_length = 128  # T: tokens in a packed row
-    c.batch_size = 64  # rows of text of one optimizer step, over all devices; some masking makes several of each
-    c.num_microbatches = config_dict.placeholder(int)  # parts in which a batch passes through the model; None: 1
+    c.sequence_length = 128  # T: the number of tokens of a packed row
+    c.batch_size = 64  # rows of text in one optimizer step, over all devices; some strategies mask each several times
+    c.num_microbatches = config_dict.placeholder(int)  # parts in which a batch is processed; None: 1
     duration_keys(c, 'total', steps=10_000)
-    # The name of a TPU slice, such as v5e-16: what is left open, as None or 'auto', is then fitted to its devices and
-    # their memory (config/fitting.py). Otherwise it has the value that its comment gives.
+    # The name of a TPU slice, such as v5e-16: open keys (None or 'auto') are then chosen for its devices and their
+    # memory (config/fitting.py). Without a slice, open keys get the values in their comments.
     c.slice = ''
-    c.sharding = 'auto'  # dp; parallel/sharding.py: how the state lies on the mesh
-    c.accelerator = 'auto'  # any; another value refuses to start on another kind of device
-    c.on_nonfinite = 'stop'  # or 'skip': leave the state as it was and count
-    c.compilation_cache = '~/.cache/mlm_jax/xla'  # '' compiles afresh every time
+    c.sharding = 'auto'  # auto: dp; how the state is sharded over the mesh (parallel/sharding.py)
+    c.accelerator = 'auto'  # auto: any; with another value, a run does not start on other devices
+    c.on_nonfinite = 'stop'  # or 'skip': skip the update and count it
+    c.compilation_cache = '~/.cache/mlm_jax/xla'  # '': no cache
 
     c.data = d = ml_collections.ConfigDict()
-    d.directory = 'data/demo'  # written by prepare, read by train
+    d.directory = 'data/demo'  # prepare writes it, train reads it
     d.corpus = 'demo'  # demo | text:GLOB | lines:GLOB | files:GLOB | jsonl:GLOB | csv:GLOB | smi:GLOB | tfds:NAME
-    d.text_key = 'text'  # the field of a JSON line (a.b: of its object a), the column of a table, the feature of TFDS
-    d.validation_corpus = ''  # held-out text of its own; '' holds out a part of the corpus
-    d.validation_percent = 1.0  # the share held out, by a hash of each document, where the corpus has no such split
-    d.smiles_copies = 0  # training molecules are written so many more times, with their atoms in random orders
-    d.packing = 'documents'  # rows attend within documents | across them | hold one document each
+    d.text_key = 'text'  # the field of a JSON line (a.b: b in its object a), column of a table, or feature of TFDS
+    d.validation_corpus = ''  # a separate corpus to hold out; '' holds out a part of data.corpus
+    d.validation_percent = 1.0  # held out by a hash of each document, if the corpus has no validation split
+    d.smiles_copies = 0  # additional copies of each training molecule, with its atoms in random order
+    d.packing = 'documents'  # attention within documents | full_sentences: across them | one_per_row: one document
 
     c.tokenizer = t = ml_collections.ConfigDict()
-    t.model = 'unigram'  # 'bpe', 'smiles': trained on the corpus; PATH of SentencePiece or tokenizer.json; extend:PATH
+    t.model = 'unigram'  # or bpe, smiles: trained on the corpus; PATH of SentencePiece or tokenizer.json; extend:PATH
     t.normalization = 'nmt_nfkc'
     t.byte_fallback = True  # characters outside the vocabulary become bytes, not [UNK]
     t.character_coverage = 0.9995
-    t.training_megabytes = 50  # text from the start of the corpus on which a tokenizer is trained
+    t.training_megabytes = 50  # how much text, from the start of the corpus, the tokenizer is trained on
 
     c.model = m = ml_collections.ConfigDict()
     m.update(SIZES['mini'])
@@ -68,35 +72,35 @@ def default_config() -> ml_collections.ConfigDict:
     m.embedding_norm = True
     m.bias = True
     m.mlp = 'gelu'
-    m.norm_epsilon = 1e-5  # of LayerNorm; BERT's is 1e-12
-    m.dropout = 0.1  # in steps of 1/256
+    m.norm_epsilon = 1e-5  # ε of LayerNorm; 1e-12 in BERT
+    m.dropout = 0.1  # rounded to a multiple of 1/256
     m.attention_dropout = config_dict.placeholder(float)  # None: 0.1
     m.dtype = 'float32'  # of activations and matmuls; parameters are always float32
-    m.attention_backend = 'auto'  # xla
-    m.scan_unroll = 0  # layers per iteration of the scan over them; 0: all of up to four, else 1
-    m.remat = 'none'  # recompute in the backward pass: nothing | everything | all but matmul outputs
+    m.attention_backend = 'auto'  # auto: xla
+    m.scan_unroll = 0  # layers in one iteration of the scan over layers; 0: all if at most four, else 1
+    m.remat = 'none'  # recomputed in the backward pass: none | full | matmuls: everything but matmul outputs
 
     c.masking = k = ml_collections.ConfigDict()
-    k.strategy = 'uniform'  # masking/selection.py: which units are chosen
-    k.unit = 'token'  # masking/units.py: what is chosen together: token | word | span | ngram | pmi
-    k.ratio = 0.15  # of the tokens of a row; at the start of the run, where it moves
-    k.ratio_schedule = 'constant'  # linear, cosine, staged: to final_ratio; diffusion: drawn for each row
-    k.final_ratio = 0.15  # at the end of the run; of diffusion, the smallest
-    duration_keys(k, 'anneal', percent=100.0)  # the end of the run, in which the ratio moves; staged jumps at once
-    k.predicted_fraction = 1.0  # of the chosen positions; the others are replaced and not predicted
-    k.mask_fraction = 0.8  # of the chosen positions: [MASK];
-    k.random_fraction = 0.1  # a random ordinary token; the others stay as they are
-    k.corruption_unit = 'token'  # or 'unit': that is drawn once for all tokens of a unit (SpanBERT)
-    k.repeats = 1  # k: rows hold k copies of each token, masked one by one (repeated MLM)
-    k.static_masks = 0  # 0: a new mask at every visit of a row; n: each row has n masks, in turn
-    k.token_weights = 'frequency'  # of the strategy weighted: 1/√count; or PATH.npy, float [vocab_size]
-    k.fully_explored = f = ml_collections.ConfigDict()  # of that strategy alone, in place of the ratio
-    f.segments = 7  # K: 1/K of the tokens are masked
+    k.strategy = 'uniform'  # which units are chosen (masking/selection.py)
+    k.unit = 'token'  # what is chosen together (masking/units.py): token | word | span | ngram | pmi
+    k.ratio = 0.15  # share of the tokens of a row; if it changes, the share at the start of the run
+    k.ratio_schedule = 'constant'  # linear, cosine, staged: change to final_ratio; diffusion: random for each row
+    k.final_ratio = 0.15  # at the end of the run; for diffusion, the smallest
+    duration_keys(k, 'anneal', percent=100.0)  # the part at the end of the run in which the ratio changes
+    k.predicted_fraction = 1.0  # share of the chosen positions; the others are corrupted, but not predicted
+    k.mask_fraction = 0.8  # share of the chosen positions that become [MASK]
+    k.random_fraction = 0.1  # share that become a random ordinary token; the others stay unchanged
+    k.corruption_unit = 'token'  # or unit: all tokens of a unit become [MASK], random, or stay unchanged (SpanBERT)
+    k.repeats = 1  # k: rows hold k copies of each token, masked independently (repeated MLM)
+    k.static_masks = 0  # 0: a new mask at every visit of a row; n: each row has n masks, used in turn
+    k.token_weights = 'frequency'  # for strategy weighted: 1/√count of each token; or PATH.npy, float [vocab_size]
+    k.fully_explored = f = ml_collections.ConfigDict()  # only for strategy fully_explored
+    f.segments = 7  # K: each mask covers 1/K of the tokens, whatever masking.ratio
     f.partition = 'random'  # or contiguous, stratified
-    f.schedule = 'one_step'  # K rows for each row of text | successive: one, the next at its next visit | subset: some
-    f.views = 2  # of subset: how many
+    f.schedule = 'one_step'  # all K masks of a row | successive: one at each visit of the row | subset: some
+    f.views = 2  # for subset: how many masks
 
-    for name, spec in OBJECTIVES.items():  # the options of each: objectives/<name>_spec.py
+    for name, spec in OBJECTIVES.items():  # options: objectives/<name>_spec.py
         if options := option_fields(spec):
             c[name] = ml_collections.ConfigDict({key: field.default for key, field in options.items()})
 
@@ -106,32 +110,32 @@ def default_config() -> ml_collections.ConfigDict:
     o.b1 = 0.9
     o.b2 = 0.98
     o.eps = 1e-6
-    o.momentum = 0.95  # of 'muon' alone, for matrices; its other parameters have b1, b2 and eps
-    o.weight_decay = config_dict.placeholder(float)  # None: the optimizer's own, in WEIGHT_DECAYS
-    o.decay_mask = 'matrices'  # or 'all': biases and norms too
-    o.clip_norm = 1.0  # of the global gradient; 0 clips nothing
+    o.momentum = 0.95  # only for the matrices of muon; its other parameters use b1, b2 and eps
+    o.weight_decay = config_dict.placeholder(float)  # None: the optimizer's default, in WEIGHT_DECAYS
+    o.decay_mask = 'matrices'  # or all: biases and norms, too
+    o.clip_norm = 1.0  # of the gradient of all parameters; 0: no clipping
 
     c.schedule = s = ml_collections.ConfigDict()
     s.name = 'linear'
     duration_keys(s, 'warmup', percent=6.0)
-    duration_keys(s, 'decay', percent=20.0)  # of 'wsd' alone; the others decay from the warm-up on
+    duration_keys(s, 'decay', percent=20.0)  # only for wsd; other schedules decay from the end of the warm-up
 
     c.mesh = h = ml_collections.ConfigDict()
-    h.data = config_dict.placeholder(int)  # None: −1, all devices that the others leave
+    h.data = config_dict.placeholder(int)  # None: −1, all devices that the other axes leave
     h.fsdp = config_dict.placeholder(int)  # None: 1
     h.tensor = 1
 
     c.evaluation = e = ml_collections.ConfigDict()
     duration_keys(e, 'every', percent=10.0)
-    e.rows = 1024  # held-out rows, at most
-    e.ratio = 0.15  # masked, all by [MASK], the same at every evaluation, whatever the training masks
-    e.blimp = ''  # the directory of BLiMP: its minimal pairs are judged too, eval/blimp being the share that is right
-    e.blimp_percent = 10.0  # of the pairs of each paradigm, always the same ones
+    e.rows = 1024  # the largest number of held-out rows
+    e.ratio = 0.15  # share of the tokens that become [MASK], the same in every evaluation of every run
+    e.blimp = ''  # directory of BLiMP; the metric eval/blimp is then the accuracy on its minimal pairs
+    e.blimp_percent = 10.0  # share of the pairs of each paradigm, always the same pairs
 
     c.checkpoint = p = ml_collections.ConfigDict()
     duration_keys(p, 'every', percent=10.0)
     p.keep_last = 3
-    duration_keys(p, 'keep')  # besides, keep one for good at every multiple of this
+    duration_keys(p, 'keep')  # checkpoints at multiples of this are kept in addition
 
     c.logging = g = ml_collections.ConfigDict()
     g.every_steps = 20
@@ -140,26 +144,29 @@ def default_config() -> ml_collections.ConfigDict:
 
     c.profile = f = ml_collections.ConfigDict()
     f.start_step = 20
-    f.num_steps = 0  # > 0 writes a trace of so many steps to <workdir>/profile
+    f.num_steps = 0  # > 0: write a profiler trace of this many steps to <workdir>/profile
     return c
 
 
 def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
-    """Turns a default `config` to a recipe.
+    """Changes a default `config` to a recipe.
 
     Args:
-      config: with the sizes of the model set; changed in place.
-      recipe: 'roberta' (post-LN, learned positions, GELU, dropout 0.1: the defaults), or 'modern' (ModernBERT, NeoBERT
-        and MosaicBERT: pre-LN, RoPE, GeGLU, no biases, no dropout, StableAdamW, which decays no norms, 1 − √ decay of
-        the learning rate).
+      config: a configuration in which the sizes of the model are set; it is changed in place.
+      recipe: 'roberta' (post-LN, learned positions, GELU, dropout 0.1: the defaults), or 'modern' (as ModernBERT,
+        NeoBERT and MosaicBERT: pre-LN, RoPE, GeGLU, no biases, no dropout, StableAdamW without weight decay of norms,
+        1 − √ decay of the learning rate).
+
+    Raises:
+      ConfigError: for another recipe.
     """
     if recipe == 'roberta':
         return
     if recipe != 'modern':
-        raise ConfigError(f'unknown recipe {recipe!r}: it is roberta or modern')
+        raise ConfigError(f'unknown recipe {recipe!r}: it must be roberta or modern')
     m = config.model
     m.update(positions='rotary', norm='pre', mlp='geglu', bias=False, dropout=0.0, attention_dropout=0.0)
-    two_thirds = 2 * m.ffn_width // 3  # three matrices instead of two: as many parameters
+    two_thirds = 2 * m.ffn_width // 3  # as many parameters in three matrices as in two
     m.ffn_width = two_thirds // 64 * 64 or two_thirds
     config.optimizer.update(name='stable_adamw', decay_mask='matrices')
     config.schedule.name = 'wsd'
@@ -167,25 +174,25 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What values a key takes: those of a type, and None where `optional`."""
+    """The values that a key can have: those of a type, and None if `optional`."""
 
     type: type
     optional: bool
 
-    def takes(self, value) -> bool:
-        """Whether a value has the type; whether None may stand there is `optional`."""
+    def takes(self, value: Any) -> bool:
+        """Whether a value has the type. None always passes: the caller checks `optional`."""
         allowed = (int, float) if self.type is float else self.type
         return value is None or (isinstance(value, allowed) and (self.type is bool or not isinstance(value, bool)))
 
 
 def kinds() -> dict[str, Kind]:
-    """Dotted key → Kind, of every key there is."""
+    """A dict of dotted key → Kind with every key of a configuration."""
     return _kinds(tuple(OBJECTIVES))
 
 
 @functools.cache
 def _kinds(objectives: tuple[str, ...]) -> dict[str, Kind]:
-    del objectives  # which decide what keys there are
+    del objectives  # the cache needs them, as the keys depend on them
     config = default_config()
 
     def kind(key, value):
@@ -197,5 +204,5 @@ def _kinds(objectives: tuple[str, ...]) -> dict[str, Kind]:
 
 
 def row_length(config: ml_collections.ConfigDict) -> int:
-    """Tokens in a row of the model: those of the text, and their copies where masking repeats them."""
+    """The number of tokens in a row of the model: `sequence_length`, times `masking.repeats`."""
     return config.masking.repeats * config.sequence_length

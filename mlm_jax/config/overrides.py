@@ -3,10 +3,9 @@
 The files in `configs/` choose values, and a user changes them in one of two ways, which both refuse unknown keys:
 
     --config=configs/mlm.py:mini,batch_size=64,model.dropout=0.0     arguments of the configuration file
-    --config.optimizer.learning_rate=1e-3                            overrides, applied last
+    --set=optimizer.learning_rate=1e-3                               settings, applied last
 
-One argument is no key: `recipe` (see `keys.apply_recipe`).
-
+A value with a comma is given by `--set`. One argument of the file is no key: `recipe` (see `keys.apply_recipe`).
 """
 
 import ast
@@ -14,7 +13,8 @@ import difflib
 import importlib.util
 import math
 import pathlib
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 
@@ -22,6 +22,8 @@ from mlm_jax.config.access import get, leaves
 from mlm_jax.config.durations import DURATION_UNITS, is_duration
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
+
+_ARGUMENTS_OF_FILES = ('recipe',)  # which are no keys
 
 
 def shipped() -> dict[str, pathlib.Path]:
@@ -47,17 +49,51 @@ def with_path(name: str) -> str:
     return f'{path}{colon}{argument}'
 
 
-def load(name: str) -> ml_collections.ConfigDict:
+def load(name: str, settings: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
     """The configuration that `--config=NAME` names: FILE.py or FILE.py:ARGUMENT; without `.py`, of a shipped file.
 
+    Args:
+      name: of the configuration.
+      settings: dotted key → value as written, set last.
+
     Raises:
-      ConfigError: when there is no such file, or its argument is wrong.
+      ConfigError: when there is no such file, it does not load, its argument is wrong, or a setting is.
     """
     path, _, argument = with_path(name).partition(':')
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(argument) if argument else module.get_config()
+    except (ConfigError, OSError, ImportError):
+        raise
+    except Exception as error:  # the file is the user's, and can raise anything
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = lines[-1] if lines else getattr(error, 'lineno', 0)
+        raise ConfigError(f'{path}, line {line}: {type(error).__name__}: {error}') from error
+    apply_overrides(config, settings or {})
+    return config
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, str]:
+    """Dotted key → value as written, from the 'KEY=VALUE' of `--set`; of a key that is given twice, the last value.
+
+    Raises:
+      ConfigError: for a text without '=', and for arguments of a configuration file that are no keys.
+    """
+    settings = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition('='))
+        if not equals:
+            raise ConfigError(f'--set={text}: give KEY=VALUE')
+        if key in _ARGUMENTS_OF_FILES:
+            raise ConfigError(
+                f'--set={text}: {key} is an argument of the configuration file, which fits the rest to it: '
+                f'--config=FILE.py:SIZE,{key}={value}'
+            )
+        settings.pop(key, None)  # the last one also comes last: of two units of a duration it counts
+        settings[key] = value
+    return settings
 
 
 def parse_argument(argument: str, sizes: Mapping[str, Mapping]) -> tuple[str, dict[str, str]]:
@@ -84,7 +120,7 @@ def parse_argument(argument: str, sizes: Mapping[str, Mapping]) -> tuple[str, di
             raise ConfigError(
                 f'{part!r} in the configuration argument {argument!r} is neither a size '
                 f'({", ".join(sizes)}; first if given) nor key=value. Commas separate these; '
-                'a value that holds one is given by itself, as in --config.data.corpus=text:b,c.txt'
+                'a value that holds one is given by itself, as in --set=data.corpus=text:b,c.txt'
             )
     return size, overrides
 

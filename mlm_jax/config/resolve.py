@@ -1,37 +1,66 @@
-"""From the configuration that a user gives to the one that runs.
+"""From the configuration that a user gives to the configuration that runs.
 
-After `resolve` everything has passed every check that needs no device, what was left open has a value, and durations
-are steps: this is what runs, and what `config.json` in a workdir holds.
+The result of `resolve` has passed all checks that need no device, every open key (None or 'auto') has a value, and all
+durations are in steps. This is the configuration that runs, and that `config.json` in a workdir holds.
 """
 
 import copy
+from typing import Protocol
 
 import ml_collections
 
 from mlm_jax.config import checks, fitting
 from mlm_jax.config.access import get
 from mlm_jax.config.durations import DURATION_UNITS, DURATIONS, resolve_steps
-from mlm_jax.config.optimizer_defaults import weight_decay
+from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
 from mlm_jax.files.errors import ConfigError
+from mlm_jax.masking.vocabulary import Vocabulary
 
-# Where no data are at hand, as for benchmarks: only durations in epochs depend on it.
+# For configurations without prepared data, as in benchmarks; only durations in epochs depend on it.
 NOMINAL_STEPS_PER_EPOCH = 1000.0
-# Values that are chosen elsewhere where they are open, and what they are without a slice to fit to.
+# The open keys that `config/fitting.py` chooses for a slice, with their values if there is no slice.
 _WITHOUT_SLICE = {
     'accelerator': 'any', 'sharding': 'dp', 'num_microbatches': 1, 'model.attention_backend': 'xla',
     'model.attention_dropout': 0.1, 'mesh.data': -1, 'mesh.fsdp': 1,
 }  # fmt: skip
 
 
-def resolve(config: ml_collections.ConfigDict, manifest=None) -> ml_collections.ConfigDict:
+class Split(Protocol):
+    """What a configuration must know about a split of prepared data."""
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+
+
+class Manifest(Protocol):
+    """What a configuration must know about prepared data: a part of `data.manifest.Manifest`."""
+
+    @property
+    def sequence_length(self) -> int:
+        """The number of tokens of a row."""
+
+    @property
+    def packing(self) -> str:
+        """How documents were packed into rows: a value of `data.packing`."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The special ids and the number of ids."""
+
+    def split(self, name: str) -> Split:
+        """The split 'train' or 'validation'."""
+
+
+def resolve(config: ml_collections.ConfigDict, manifest: Manifest | None = None) -> ml_collections.ConfigDict:
     """The configuration that runs, as a copy.
 
     Args:
-      config: as the user gives it.
-      manifest: a `data.manifest.Manifest` of the prepared rows; None where there are none, as for benchmarks.
+      config: the configuration that the user gives.
+      manifest: the manifest of the prepared rows; None if there are none, as in benchmarks.
 
     Raises:
-      ConfigError: with all that is wrong, each with its cure.
+      ConfigError: with all problems found, a line each; each says what to do.
     """
     checks.check_values(config)
     config = decided(config)
@@ -43,18 +72,19 @@ def resolve(config: ml_collections.ConfigDict, manifest=None) -> ml_collections.
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError with all that is wrong with a configuration, whatever the data."""
+    """Raises ConfigError with all problems of a configuration that do not depend on the data."""
     resolve(config)
 
 
 def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy in which a value stands wherever a key leaves the choice to others; as it was, where none is open.
+    """A copy in which every open key (None or 'auto', except durations) has a value.
 
     Raises:
-      ConfigError: when the configuration does not fit its `slice`.
+      ConfigError: if the configuration does not fit its `slice`.
     """
     config = copy.deepcopy(config)
-    config.optimizer.weight_decay = weight_decay(config.optimizer)
+    if config.optimizer.name in WEIGHT_DECAYS:  # stored configurations may name an optimizer that no longer exists
+        config.optimizer.weight_decay = weight_decay(config.optimizer)
     if not config.slice:
         for key, value in _WITHOUT_SLICE.items():
             parent, _, name = key.rpartition('.')
@@ -77,7 +107,7 @@ def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def in_steps(config: ml_collections.ConfigDict, steps_per_epoch: float) -> ml_collections.ConfigDict:
-    """A copy in which every duration is given in steps, or not at all."""
+    """A copy in which every duration that is set is given in steps."""
     config, total_steps = copy.deepcopy(config), None
     for prefix in DURATIONS:  # the length of the run comes first
         steps = resolve_steps(config, prefix, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
@@ -89,7 +119,7 @@ def in_steps(config: ml_collections.ConfigDict, steps_per_epoch: float) -> ml_co
     return config
 
 
-def _check_data(config: ml_collections.ConfigDict, manifest) -> None:
+def _check_data(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     pairs = {
         'sequence_length': (config.sequence_length, manifest.sequence_length),
         'vocab_size': (config.vocab_size, manifest.vocabulary.size),
@@ -103,6 +133,6 @@ def _check_data(config: ml_collections.ConfigDict, manifest) -> None:
     if different:
         raise ConfigError(
             f'the data in {config.data.directory} were prepared with other settings:\n' + '\n'.join(different) + '\n'
-            'Use the configuration they were prepared with, or prepare others: set data.directory and run\n'
+            'Use the configuration with which they were prepared, or prepare new data: set data.directory and run\n'
             '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>'
         )

@@ -1,6 +1,7 @@
-"""Configurations as runs record them, and what differs between two."""
+"""Configurations as runs record them, and the differences between two configurations."""
 
 import json
+from typing import Any
 
 import ml_collections
 
@@ -9,26 +10,31 @@ from mlm_jax.config.keys import default_config, kinds
 from mlm_jax.config.resolve import decided
 from mlm_jax.files.errors import ConfigError
 
-SCALARS = (bool, int, float, str, type(None))  # what a key can hold
+SCALARS = (bool, int, float, str, type(None))  # the types of values that a key can have
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
-    """The configuration as indented JSON, keys sorted, as `config.json` in a workdir holds it."""
+    """The configuration as indented JSON with sorted keys, the format of `config.json` in a workdir."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-    """The configuration that `to_json` wrote; keys that came later take their defaults.
+    """Reads a configuration that `to_json` has written; keys that it does not have get their defaults.
 
     Raises:
-      ConfigError: for text that is no such configuration, or one with keys that there are not.
+      ConfigError: if the text is not a configuration, or has unknown keys.
     """
     config = default_config()
     try:
         stored = values(ml_collections.ConfigDict(json.loads(text)))
         if wrong := [key for key, value in stored.items() if not isinstance(value, SCALARS)]:
-            raise ValueError(f'{wrong[0]} is {type(stored[wrong[0]]).__name__}, no single value')
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:  # no JSON, or no object with plain names
+            raise ValueError(f'{wrong[0]} is of type {type(stored[wrong[0]]).__name__}, not a single value')
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # not JSON, or not an object with suitable names
         raise ConfigError(f'the stored configuration is damaged: {error}') from None
     for key, _ in list(leaves(config)):
         if key in stored:
@@ -44,7 +50,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     return config
 
 
-def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> dict[str, tuple]:
-    """Dotted key → (old value, new value) of the keys in which two configurations differ, as they are `decided`."""
+def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """A dict of dotted key → (old value, new value) with the keys that differ after open keys are `decided`."""
     a, b = (values(decided(config)) for config in (old, new))
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}

@@ -1,4 +1,4 @@
-"""A directory of prepared rows belongs to one set of settings and one corpus, and to one `prepare` at a time."""
+"""Reserves a directory of prepared rows for one set of settings, for one corpus, and for one `prepare` at a time."""
 
 import contextlib
 import fcntl
@@ -18,7 +18,7 @@ WORKING_DIRECTORY = '.prepare'
 
 
 def settings(config: ml_collections.ConfigDict) -> dict:
-    """The keys that shape the rows, dotted, with their values."""
+    """The configuration keys that determine the rows, with dots in their names, and their values."""
     keys = {'vocab_size': config.vocab_size, 'sequence_length': config.sequence_length}
     keys |= {f'data.{key}': value for key, value in config.data.items() if key != 'directory'}
     keys |= {f'tokenizer.{key}': value for key, value in config.tokenizer.items()}
@@ -26,46 +26,46 @@ def settings(config: ml_collections.ConfigDict) -> dict:
 
 
 def claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None:
-    """Marks a directory as being prepared with these settings, or refuses it."""
+    """Marks a directory as being prepared with these settings; raises ConfigError if it is used for other data."""
     mark = working / 'settings.json'
     if mark.exists():
         refuse_changes(directory, _read_intent(mark), intent)
         for leftover in (working, *working.glob('corpus/**/')):
             atomic.remove_leftovers(leftover)
-        for leftover in working.glob('corpus/**/*.incomplete*'):  # of TFDS
+        for leftover in working.glob('corpus/**/*.incomplete*'):  # left by TFDS
             shutil.rmtree(leftover, ignore_errors=True)
-        print(f'going on with what lies in {directory}')
+        print(f'resuming   the unfinished preparation in {directory}')
         return
-    strangers = sorted(f.name for f in directory.iterdir() if f.name != WORKING_DIRECTORY)
-    if strangers:
+    others = sorted(f.name for f in directory.iterdir() if f.name != WORKING_DIRECTORY)
+    if others:
         raise ConfigError(
-            f'{directory} holds {", ".join(strangers[:3])}{" …" * (len(strangers) > 3)} and no prepared data: let '
-            'data.directory name a new or empty directory'
+            f'{directory} holds {", ".join(others[:3])}{" …" * (len(others) > 3)} but no prepared data: set '
+            'data.directory to a new or empty directory'
         )
     working.mkdir(exist_ok=True)
     atomic.write_bytes(mark, sealed.dumps(intent))
 
 
 def _read_intent(mark: pathlib.Path) -> dict:
-    """Settings and sources of a preparation under way; ConfigError where nothing tells what they were."""
+    """The settings and sources of an unfinished preparation; raises ConfigError if they cannot be read."""
     try:
         stored = sealed.parse(mark.read_bytes())
-        stored.pop(sealed.KEY, None)  # every difference is told in any case
+        stored.pop(sealed.KEY, None)  # not verified: any damage shows up as a difference
         if not all(isinstance(stored[key], dict) for key in ('settings', 'sources')):
-            raise ValueError('it holds other things')
+            raise ValueError('it lacks the settings or the sources')
         if not all(isinstance(files, dict) for files in stored['sources'].values()):
-            raise ValueError('its sources are no files')
+            raise ValueError('its sources do not list files')
     except (ValueError, KeyError) as error:
         raise ConfigError(
-            f'{mark} is damaged ({error}), so nothing tells with which settings the preparation there has begun: '
-            f'delete {mark.parents[1]}, and run this again'
+            f'{mark} is damaged ({error}), so the settings of the unfinished preparation there are unknown: delete '
+            f'{mark.parents[1]}, and run this again'
         ) from None
     return stored
 
 
 def refuse_changes(directory: pathlib.Path, old: dict, new: dict) -> None:
-    """Raises ConfigError, with every difference, unless old and new settings and sources are equal."""
-    changed, defaults = [], settings(config_lib.default_config())  # of keys that came later
+    """Raises ConfigError, which lists every difference, unless the old and new settings and sources are equal."""
+    changed, defaults = [], settings(config_lib.default_config())  # for keys that newer versions have added
     for key in sorted(old['settings'].keys() | new['settings'].keys()):
         then, now = old['settings'].get(key, defaults.get(key)), new['settings'].get(key)
         if then != now:
@@ -82,13 +82,13 @@ def refuse_changes(directory: pathlib.Path, old: dict, new: dict) -> None:
 
 @contextlib.contextmanager
 def locked(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps a second `prepare` out of the directory; free again when this process ends, however it does."""
+    """Locks the directory against a second `prepare`; the lock is released when this process ends, even if killed."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise ConfigError(f'another prepare is at work in {directory}; wait for it, or stop it') from None
+        raise ConfigError(f'another prepare is running in {directory}; wait until it ends, or stop it') from None
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Which n-grams of words belong together: the list behind the masking unit `pmi`."""
+"""Finds collocations, n-grams of words that belong together, for the masking unit `pmi`."""
 
 from collections.abc import Iterable, Iterator
 
@@ -7,10 +7,10 @@ import numpy as np
 from mlm_jax.masking.tables import MAX_NGRAM, find_word_starts, span_hashes
 from mlm_jax.masking.vocabulary import Vocabulary
 
-MAX_TOKENS = 20_000_000  # of the corpus that are looked at
+MAX_TOKENS = 20_000_000  # only so many tokens of the corpus are read
 MIN_COUNT = 10
-MIN_PMI = 4.0  # nats: e⁴ = 55 times as often as the likeliest parts would meet by chance
-_REPRESENTATIVES = 20_000  # n-grams whose parts are looked up at a time
+MIN_PMI = 4.0  # nats: e⁴ = 55 times as often as the most likely parts would co-occur by chance
+_REPRESENTATIVES = 20_000  # number of n-grams whose parts are looked up at a time
 
 
 def collocations(
@@ -22,24 +22,25 @@ def collocations(
 ) -> np.ndarray:
     """The n-grams of 2 to 5 words with a high pointwise mutual information (Levine et al., arXiv 2010.01825).
 
-    That of n words is log p(w₁…wₙ) − max Σ log p(part) over all ways to cut them into two parts or more: so "the United
-    States of" is no collocation for the sake of "United States". How many are kept is a choice of ours, `MIN_PMI`.
+    The mutual information of n words is log p(w₁…wₙ) − max Σ log p(part), where the maximum is over all ways to divide
+    them into two or more parts. So "the United States of" does not become a collocation merely because it contains
+    "United States". The paper does not say how many n-grams to keep; `MIN_PMI` decides that here.
 
     Args:
-      blocks: packed rows, int[R, T] each; read until `MAX_TOKENS`.
+      blocks: packed rows, int[R, T] each; reading stops after `MAX_TOKENS`.
       word_starts: bool[V], whether a piece starts a word.
       vocabulary: the special ids.
-      min_count: rarer n-grams are no collocations.
-      word_marks: uint8[V], what else pieces say of words; as `masking.tables.Tables`.
+      min_count: n-grams that occur less often are not collocations.
+      word_marks: uint8[V], further word marks of the pieces, as in `masking.tables.Tables`.
 
     Returns:
-      uint32[P], ascending: their hashes, by `masking.tables.span_hashes`.
+      uint32[P], ascending: the hashes of the collocations, by `masking.tables.span_hashes`.
     """
     tokens = np.concatenate(list(_limited(blocks)))
     starts = find_word_starts(tokens, word_starts, word_marks)
     bounds_WxN, row_W = _words(tokens, starts, vocabulary)
-    seen = {}  # n → the hashes of all n-grams, ascending, and the logarithm of their frequency
-    candidates = {}  # n → an occurrence of each n-gram that is frequent enough
+    seen = {}  # n → the hashes of all n-grams, ascending, and the logarithms of their frequencies
+    candidates = {}  # n → one occurrence of each n-gram that is frequent enough
     hashes = span_hashes(tokens.reshape(1, -1))  # the whole corpus as one row
     flat_WxN = bounds_WxN + (row_W * tokens.shape[1])[:, None]
     for n in range(1, MAX_NGRAM + 1):
@@ -67,10 +68,11 @@ def _limited(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _words(tokens: np.ndarray, starts: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """The places in its row where each word, and the n words from it on, start and end; and its row.
+    """Where each word starts, where the spans of 1 … 5 words from it on end, and the row of each word.
 
     Returns:
-      int64[W, 6]: the start, the end of 1, 2, … 5 words; −1 where the text ends before. int64[W].
+      int64[W, 6]: for each word its start and the ends of the spans of 1, 2, … 5 words, as positions in its row; an end
+      is −1 if the text ends earlier. int64[W]: the row of each word.
     """
     ordinary = ~np.isin(tokens, vocabulary.special_ids)
     run_starts = ordinary & ~np.pad(ordinary[:, :-1], ((0, 0), (1, 0)))
@@ -80,7 +82,7 @@ def _words(tokens: np.ndarray, starts: np.ndarray, vocabulary: Vocabulary) -> tu
     following = np.pad(following[:, 1:], ((0, 0), (0, 1)), constant_values=tokens.shape[1])
     row_W, start_W = np.nonzero(starts)
     bounds = [start_W.astype(np.int64), following[row_W, start_W].astype(np.int64)]
-    # Words stand in order: the end of n words is that of the (n − 1)-th next one, if nothing lies between.
+    # Words are in order, so n words end where the (n − 1)-th following word ends, if they are contiguous.
     for n in range(2, MAX_NGRAM + 1):
         last = np.minimum(np.arange(len(row_W)) + n - 1, len(row_W) - 1)
         joined = (bounds[-1] >= 0) & (row_W[last] == row_W) & (start_W[last] == bounds[-1])
@@ -90,14 +92,14 @@ def _words(tokens: np.ndarray, starts: np.ndarray, vocabulary: Vocabulary) -> tu
 
 
 def _pmi(bounds_PxN: np.ndarray, hashes, seen: dict) -> np.ndarray:
-    """float64[P]: the pointwise mutual information of n-grams whose words are bounded by `bounds_PxN`, n + 1 each."""
+    """float64[P]: the pointwise mutual information of n-grams; `bounds_PxN` has the n + 1 bounds of their words."""
     n = bounds_PxN.shape[1] - 1
 
     def log_probability(i: int, j: int) -> np.ndarray:
         known, value = seen[j - i]
         return value[np.searchsorted(known, hashes(bounds_PxN[:, i], bounds_PxN[:, j])[0])]
 
-    best = [np.zeros(len(bounds_PxN))]  # of the first j words, cut in the likeliest way
+    best = [np.zeros(len(bounds_PxN))]  # log probability of the first j words, divided in the most likely way
     for j in range(1, n + 1):
         cuts = [best[i] + log_probability(i, j) for i in range(j) if j - i < n]
         best.append(np.max(cuts, axis=0))

@@ -1,4 +1,4 @@
-"""Corpora: where text comes from, as TFDS data sets that are read at random without TensorFlow.
+"""Corpora: the sources of text, as TFDS data sets with random access that are read without TensorFlow.
 
 `data.corpus` names one:
 
@@ -8,16 +8,18 @@
     files:GLOB             plain text; each file is a document
     jsonl:GLOB             JSON lines; each object is a document, its text under `data.text_key`
     csv:GLOB               CSV with a header (TSV in .tsv files; `delimited.py`); each record is a document
-    smi:GLOB               SMILES; each line is a document, up to the first white space (a name may follow)
+    smi:GLOB               SMILES; each line is a document, up to the first whitespace (a name may follow)
     tfds:NAME[/CONFIG]     a TFDS data set by name; its text is the feature `data.text_key`
 
-Files may be compressed (gzip, xz, bzip2, zstandard) and in UTF-16 with a byte order mark: their first bytes tell
-(`streams.py`). A file of exactly that name comes before its reading as a glob. Local text becomes a TFDS data set in a
-cache first: ArrayRecord, in the order of a hash, so that the start of a corpus is a random sample of it.
+Files may be compressed (gzip, xz, bzip2, zstandard) or encoded in UTF-16 with a byte order mark; the first bytes of a
+file determine its format (`streams.py`). If a file of exactly the given name exists, the name is not read as a glob.
+Local text is first converted to a TFDS data set in a cache: ArrayRecord files in the order of a hash, so that the start
+of a corpus is a random sample of it.
 
-Held-out text: `data.validation_corpus` if given; else the validation split of a TFDS data set; else
-`data.validation_percent` of the documents: those whose text has a low hash, so that equal documents fall on
-one side (of a TFDS data set without such a split: its first examples).
+Held-out text comes from `data.validation_corpus` if that is given. Otherwise it is the validation split of a TFDS data
+set, or the first `data.validation_percent` of a TFDS data set without such a split. From other corpora,
+`data.validation_percent` of the documents are held out: those whose text has a low hash, so that equal documents are in
+the same split.
 """
 
 import collections
@@ -47,18 +49,18 @@ from mlm_jax.files import atomic, progress, text_files
 from mlm_jax.files.errors import ConfigError
 
 KINDS = ('demo', *text_files.READERS, 'tfds')
-MAX_DOCUMENT_CHARACTERS = 1_000_000  # longer documents are cut: SentencePiece needs memory in proportion
+MAX_DOCUMENT_CHARACTERS = 1_000_000  # longer documents are split, because SentencePiece's memory use is proportional
 INVALID_UTF8 = 'documents with invalid UTF-8, replaced by �'
 NUL_CHARACTERS = 'documents with NUL characters, replaced by spaces'
-# Repairs that most documents of a corpus do not need by chance → what it will be, and the cure.
+# Repairs that most documents of a corpus need only if the corpus has a systematic problem → its likely cause and cure.
 _CAUSES = {
     INVALID_UTF8: (
-        'The text is probably in another encoding: find out which one, convert it, as by '
+        'The text is probably in another encoding: find out which one, convert the file, for example with '
         '`iconv -f LATIN1 -t UTF-8 OLD > NEW` (or CP1252, SHIFT_JIS, GB18030, KOI8-R), and name the new file'
     ),
     NUL_CHARACTERS: (
-        'The text is probably in UTF-16, or no text at all: convert it, as by `iconv -f UTF-16LE -t UTF-8 OLD > NEW`, '
-        'and name the new file'
+        'The file is probably in UTF-16, or not a text file: convert it, for example with '
+        '`iconv -f UTF-16LE -t UTF-8 OLD > NEW`, and name the new file'
     ),
 }
 MIN_DOCUMENTS_TO_JUDGE = 20
@@ -67,14 +69,14 @@ _TFDS_HOST = 'https://storage.googleapis.com'
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The documents of one split; small, and usable in another process.
+    """The documents of one split, as a small object that can be sent to another process.
 
     Attributes:
-      directory: of the prepared TFDS data set.
+      directory: the directory of the prepared TFDS data set.
       split: a TFDS split, or part of one.
       text_key: the feature that holds the text.
-      num_documents: how many there are.
-      num_bytes: about how much they take.
+      num_documents: the number of documents.
+      num_bytes: their approximate size.
     """
 
     directory: str
@@ -84,14 +86,14 @@ class Source:
     num_bytes: int
 
     def read(self, start: int, stop: int) -> list[bytes]:
-        """The documents start … stop − 1, as they are stored; `clean` makes text of them."""
+        """The documents start … stop − 1 as they are stored; `clean` converts them to text."""
         records = _open_source(self.directory, self.split).__getitems__(range(start, stop))
-        # TFDS decodes every feature, at several times the price: a fifth of the time of all on short documents.
+        # Decoding by TFDS takes several times as long: a fifth of the total time of `prepare` on short documents.
         examples = map(tf_example_pb2.Example.FromString, records)
         return [example.features.feature[self.text_key].bytes_list.value[0] for example in examples]
 
     def texts(self) -> Iterator[str]:
-        """All documents in order, cleaned."""
+        """The text of all documents, in order, as `clean` returns it."""
         for start in range(0, self.num_documents, 256):
             for document in self.read(start, min(start + 256, self.num_documents)):
                 yield from (text.decode() for text in clean(document, collections.Counter()))
@@ -99,20 +101,20 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Text to train on and text held out: splits['train'] and splits['validation']."""
+    """The training text, splits['train'], and the held-out text, splits['validation']."""
 
     splits: dict[str, Source]
 
 
 def open_corpus(data: ml_collections.ConfigDict, cache_directory: str | pathlib.Path) -> Corpus:
-    """Opens the corpus of a configuration; converts local text and downloads TFDS data sets, once.
+    """Opens the corpus of a configuration; converts local text or downloads a TFDS data set if that is not yet done.
 
     Args:
       data: `config.data`.
-      cache_directory: receives the converted local text; for one setting of `data` only.
+      cache_directory: where converted local text is stored; each setting of `data` needs its own directory.
 
     Raises:
-      ConfigError: for text that is missing or cannot be read, with the cure.
+      ConfigError: if text is missing or cannot be read; the message says what to do.
     """
     cache = pathlib.Path(cache_directory)
     if not data.validation_corpus:
@@ -123,13 +125,13 @@ def open_corpus(data: ml_collections.ConfigDict, cache_directory: str | pathlib.
 
 
 def describe(spec: str) -> dict[str, Any]:
-    """What identifies the state of a corpus: of each of its files, if it has any, `bytes` and `sha256`.
+    """Identifies the content of a corpus: maps each of its files, if it has any, to its `bytes` and `sha256`.
 
-    All is read for it, once and with all cores: what the clock says of a file changes when it is copied, and what its
-    size says does not change with a word.
+    This reads all files, on all cores: the time stamp of a file would change when the file is copied, and its size
+    would not change when a word is replaced.
 
     Raises:
-      ConfigError: when the specification is none, or no file matches, or one cannot be read.
+      ConfigError: if `spec` is not valid, no file matches, or a file cannot be read.
     """
     kind, rest = parse(spec)
     if kind not in text_files.READERS:
@@ -151,42 +153,41 @@ def describe(spec: str) -> dict[str, Any]:
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In which files two states of corpora differ, in words; `now` is of `describe`, `then` may hold sizes alone."""
+    """Messages about files that differ; `now` comes from `describe`, `then` may hold only the sizes of files."""
     found = []
     for file in sorted(then.keys() | now.keys()):
-        old, new = then.get(file), now.get(file)
-        if not isinstance(old, Mapping) and old is not None:  # of an earlier version: the size
+        old, new = then.get(file, {}), now.get(file, {})
+        if not isinstance(old, Mapping):  # earlier versions stored only the size
             old = {'bytes': old}
-        sizes = [state.get('bytes') if state else 'no' for state in (old, new)]
+        sizes = [state.get('bytes', 'no') for state in (old, new)]
         if sizes[0] != sizes[1]:
             found.append(f'{file}: {sizes[0]} bytes then, {sizes[1]} now')
         elif old.get('sha256', new['sha256']) != new['sha256']:
-            found.append(f'{file}: as many bytes as then, {sizes[1]}, and other ones')
+            found.append(f'{file}: the same size as then, {sizes[1]} bytes, but different content')
     return found
 
 
 def parse(spec: str) -> tuple[str, str]:
-    """Splits 'jsonl:a/*.jsonl' into kind and the rest; ConfigError for an unknown kind."""
+    """Splits a specification such as 'jsonl:a/*.jsonl' at the colon; raises ConfigError for an unknown kind."""
     kind, _, rest = spec.partition(':')
     if kind not in KINDS or (kind == 'demo') == bool(rest):
         raise ConfigError(
-            f'{spec!r} is no corpus. Write demo, tfds:NAME[/CONFIG], or one of '
-            f'{", ".join(text_files.READERS)} with globs, '
-            'such as jsonl:corpus/*.jsonl.gz'
+            f'{spec!r} does not specify a corpus. Write demo, tfds:NAME[/CONFIG], or one of '
+            f'{", ".join(text_files.READERS)} with globs, such as jsonl:corpus/*.jsonl.gz'
         )
     return kind, rest
 
 
-def clean(document: bytes, repairs: collections.Counter) -> list[bytes]:
-    """Makes text of a stored document.
+def clean(document: bytes, repairs: collections.Counter[str]) -> list[bytes]:
+    """Converts a stored document to text.
 
     Args:
-      document: should be UTF-8.
-      repairs: counts what had to be mended.
+      document: the bytes of the document, which should be UTF-8.
+      repairs: counts what had to be repaired.
 
     Returns:
-      The text in UTF-8 (which SentencePiece takes as it is: a Python string would cost it a copy), cut into several
-      where it exceeds `MAX_DOCUMENT_CHARACTERS`; nothing for an empty document.
+      The text in UTF-8 (SentencePiece reads that directly, but would have to copy a Python string), split into several
+      parts if it exceeds `MAX_DOCUMENT_CHARACTERS`; an empty list for an empty document.
     """
     try:
         text = document.decode()
@@ -202,20 +203,20 @@ def clean(document: bytes, repairs: collections.Counter) -> list[bytes]:
         return []
     if len(text) <= MAX_DOCUMENT_CHARACTERS:
         return [document]
-    repairs[f'documents over {MAX_DOCUMENT_CHARACTERS:,} characters, cut'] += 1
+    repairs[f'documents over {MAX_DOCUMENT_CHARACTERS:,} characters, split'] += 1
     return [part.encode() for part in _cut(text)]
 
 
 def check_repairs(repairs: Mapping[str, int], num_documents: int, where: str) -> None:
-    """Raises ConfigError where most documents needed the same repair, of `MIN_DOCUMENTS_TO_JUDGE` or more."""
+    """Raises ConfigError if most of at least `MIN_DOCUMENTS_TO_JUDGE` documents needed the same repair."""
     for repair, cause in _CAUSES.items():
         times = repairs.get(repair, 0)
         if num_documents >= MIN_DOCUMENTS_TO_JUDGE and times > num_documents / 2:
             raise ConfigError(f'{where}: {times:,} of {num_documents:,} {repair}. {cause}')
 
 
-def _count_repairs(document: bytes, repairs: collections.Counter) -> None:
-    """Counts what `clean` will have to mend that may have one cause."""
+def _count_repairs(document: bytes, repairs: collections.Counter[str]) -> None:
+    """Counts those repairs that `clean` will make and that may have a common cause."""
     if not document.isascii():
         try:
             document.decode()
@@ -256,7 +257,7 @@ def _open(spec: str, data: ml_collections.ConfigDict, cache: pathlib.Path, perce
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without TFDS's talk of downloads, where there are none, and of configurations it does not know."""
+    """Silences TFDS, which would report downloads that do not happen and configurations that it does not know."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -280,22 +281,23 @@ def _source(builder: tfds.core.DatasetBuilder, split: str, text_key: str) -> Sou
 
 @dataclasses.dataclass
 class HeldOutConfig(tfds.core.BuilderConfig):
-    """`percent` of the documents make the validation split; 0 makes none."""
+    """The builder puts `percent` of the documents into the validation split; 0 means that there is no such split."""
 
     percent: float = 1.0
 
 
 @dataclasses.dataclass
 class TextFilesConfig(HeldOutConfig):
-    """The other attributes are those of `text_files.find` and `text_files.read`."""
+    """The other attributes are the arguments of `text_files.find` and `text_files.read`."""
 
     kind: str = 'text'
     patterns: str = ''
     text_key: str = 'text'
 
 
-class HeldOutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Documents, divided into training and validation by a hash of their bytes."""
+# mypy does not see the argument `skip_registration` of the base class of TFDS, which is behind a lazy import.
+class HeldOutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Builds a data set of documents; a hash of its bytes assigns each document to training or validation."""
 
     VERSION = tfds.core.Version('1.0.0')
 
@@ -306,8 +308,8 @@ class HeldOutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({'text': tfds.features.Text()}))
 
     def prepare(self) -> None:
-        """Converts the documents, where that has not been done."""
-        # Text is read once: what is held out waits in a file that vanishes with the process.
+        """Converts the documents, unless that has been done before."""
+        # The text is read only once, so held-out documents wait in a file that disappears with the process.
         pathlib.Path(self._data_dir_root).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self._data_dir_root) as self._held_out:
             self.download_and_prepare(file_format='array_record')
@@ -327,11 +329,10 @@ class HeldOutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 kept += 1
                 yield number, {'text': document}
         if number < 0:
-            raise ConfigError('the corpus is empty: its files hold no document')
+            raise ConfigError('the corpus is empty: its files contain no documents')
         if not kept:
             raise ConfigError(
-                f'all documents fell into the {self.builder_config.percent} % to hold out: the corpus has '
-                'too few. '
+                f'all documents fell into the {self.builder_config.percent} % to hold out: the corpus has too few. '
                 'Lower data.validation_percent, or name a data.validation_corpus'
             )
 
@@ -340,23 +341,24 @@ class HeldOutBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._held_out.seek(0)
         if not end:
             raise ConfigError(
-                f'no document fell into the {self.builder_config.percent} % to hold out: the corpus has '
-                'too few. Raise '
-                'data.validation_percent, or name a data.validation_corpus'
+                f'no document fell into the {self.builder_config.percent} % to hold out: the corpus has too few. '
+                'Raise data.validation_percent, or name a data.validation_corpus'
             )
         while self._held_out.tell() < end:
             number, document = pickle.load(self._held_out)
             yield number, {'text': document}
 
 
-class TextFiles(HeldOutBuilder, skip_registration=True):
+class TextFiles(HeldOutBuilder, skip_registration=True):  # type: ignore[call-arg]  # as above
     """Documents in local files."""
 
     def _documents(self) -> Iterator[bytes]:
         c = self.builder_config
-        all_repairs, all_documents = collections.Counter(), 0
+        all_repairs: collections.Counter[str] = collections.Counter()
+        all_documents = 0
         for path in text_files.find(c.patterns):
-            repairs, num_documents = collections.Counter(), 0
+            repairs: collections.Counter[str] = collections.Counter()
+            num_documents = 0
             for document in text_files.read(path, c.kind, c.text_key):
                 num_documents += not (document.isspace() or not document)
                 _count_repairs(document, repairs)
@@ -366,7 +368,7 @@ class TextFiles(HeldOutBuilder, skip_registration=True):
         check_repairs(all_repairs, all_documents, 'the corpus')
 
 
-class DemoCorpus(HeldOutBuilder, skip_registration=True):
+class DemoCorpus(HeldOutBuilder, skip_registration=True):  # type: ignore[call-arg]  # as above
     """English prose from the Python installation."""
 
     def _documents(self) -> Iterator[bytes]:
@@ -383,11 +385,11 @@ def _open_tfds(name: str, text_key: str, percent: float) -> dict[str, Source]:
     features = builder.info.features
     if text_key not in features or features[text_key].np_dtype != np.object_ or features[text_key].shape != ():
         raise ConfigError(
-            f'the data set {name} has no text feature {text_key!r}; its features are '
-            f'{", ".join(features)}. Set data.text_key'
+            f'the data set {name} has no text feature {text_key!r}; its features are {", ".join(features)}. Set '
+            'data.text_key'
         )
     if 'train' not in splits:
-        raise ConfigError(f'the data set {name} has no split train; its splits are {", ".join(splits)}')
+        raise ConfigError(f'the data set {name} has no train split; its splits are {", ".join(splits)}')
     if 'validation' in splits:
         return {split: _source(builder, split, text_key) for split in ('train', 'validation')}
     if not percent:
@@ -400,29 +402,27 @@ def _open_tfds(name: str, text_key: str, percent: float) -> dict[str, Source]:
 
 
 def prepared_builder(name: str) -> tfds.core.DatasetBuilder:
-    """The builder of a data set that is on disk as ArrayRecord; downloads it if need be."""
+    """The builder of a data set that is on disk as ArrayRecord; downloads the data set if necessary."""
     try:
         builder = _builder(name)
     except tfds.core.DatasetNotFoundError:
         raise ConfigError(
-            f'TFDS can neither find {name} in {tfds.core.constants.DATA_DIR} nor make it. Check the name '
-            '(tensorflow.org/datasets/catalog); the builders of some data sets (wikipedia, wiki40b, c4, '
-            'glue) need '
-            f'TensorFlow: run `tfds build {name} --file_format=array_record` where that is installed, '
-            'copy the '
-            'result here, and let the environment variable TFDS_DATA_DIR name its parent directory'
+            f'TFDS can neither find {name} in {tfds.core.constants.DATA_DIR} nor build it. Check the name '
+            '(tensorflow.org/datasets/catalog). The builders of some data sets (wikipedia, wiki40b, c4, glue) need '
+            f'TensorFlow: run `tfds build {name} --file_format=array_record` on a machine that has TensorFlow, copy '
+            'the result here, and set the environment variable TFDS_DATA_DIR to its parent directory'
         ) from None
     except (ValueError, RuntimeError, TypeError) as error:  # an unknown config or version
-        raise ConfigError(f'TFDS refuses {name}: {error}') from error
+        raise ConfigError(f'TFDS rejects {name}: {error}') from error
     if builder.data_path.exists():
         formats = builder.info.available_file_formats()
         if tfds.core.FileFormat.ARRAY_RECORD not in formats:
             listed = ', '.join(f.value for f in formats)
             raise ConfigError(
-                f'the data set {name} in {builder.data_path} is stored as {listed}, which only TensorFlow '
-                'reads. Where '
-                f'that is installed run\n    tfds convert_format --dataset_version_dir={builder.data_path} '
-                '--out_file_format=array_record\nor delete that directory, and it is prepared anew'
+                f'the data set {name} in {builder.data_path} is stored as {listed}, which only TensorFlow can read. '
+                f'On a machine that has TensorFlow, run\n'
+                f'    tfds convert_format --dataset_version_dir={builder.data_path} --out_file_format=array_record\n'
+                'or delete that directory, so that the data set is prepared again'
             )
         return builder
     _check_reachable(name, builder.data_path)
@@ -435,16 +435,15 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
 
 
 def _check_reachable(name: str, directory: Any) -> None:
-    """Fails within seconds where a download would fail after minutes."""
+    """Fails within seconds if the download would fail only after minutes."""
     try:
         urllib.request.urlopen(_TFDS_HOST, timeout=5).close()
     except urllib.error.HTTPError:
-        pass  # it answered
+        pass  # the host answered
     except OSError as error:
         raise ConfigError(
-            f'the data set {name} is not in {directory}, and {_TFDS_HOST} cannot be reached to download '
-            f'it ({error}). '
-            'Run this where there is a network, or copy the directory here from a machine that has it '
-            '(stored as '
-            'array_record), or let the environment variable TFDS_DATA_DIR name the directory where it lies'
+            f'the data set {name} is not in {directory}, and {_TFDS_HOST} cannot be reached to download it '
+            f'({error}). Run this on a machine with network access, or copy the directory here from a machine that '
+            'has it (stored as array_record), or set the environment variable TFDS_DATA_DIR to the directory that '
+            'holds it'
         ) from None

@@ -1,13 +1,11 @@
 """English prose from the Python installation: a corpus that needs no download.
 
-The sources are Python's own reference (`pydoc_data.topics`), the docstrings and comments of the standard
-library, and the docstrings and descriptions of the libraries that this package depends on. Source files are
-parsed, never imported. A document is what one file or description has to say, in its order. Code, doctests,
-tables, lists of parameters, markup, licences and paragraphs that were seen before are dropped; `_is_prose`
-decides what reads as English.
+The sources are the Python reference (`pydoc_data.topics`), the docstrings and comments of the standard library, and the
+docstrings and descriptions of the libraries that this package depends on. Source files are parsed, never imported. A
+document is the prose of one file or description, in its order. Code, doctests, tables, lists of parameters, markup,
+licenses and repeated paragraphs are dropped; `_is_prose` decides what reads as English.
 
-The text depends on the versions of Python and of the libraries, and on nothing else that happens to be
-installed.
+The text depends only on the versions of Python and of these libraries, not on other installed packages.
 """
 
 import ast
@@ -18,8 +16,9 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 from importlib import metadata
+from typing import Any
 
-# The direct dependencies; what these require in turn counts too.
+# The direct dependencies of this package; their own dependencies are included too.
 DISTRIBUTIONS = (
     'absl-py', 'array-record', 'flax', 'grain', 'jax', 'matplotlib', 'ml-collections', 'numpy', 'optax',
     'orbax-checkpoint', 'sentencepiece', 'tensorflow-datasets', 'tqdm',
@@ -38,10 +37,10 @@ _SKIPPED_FOLDERS = frozenset(
         '_vendor',
         'mlir',
         'lexers',
-    )  # tables; code made by a program
+    )  # the last folders hold tables and generated code
 )
 _MIN_WORDS = 8
-_SHINGLE = 6  # words; a paragraph of which more than half the shingles were seen is a repetition
+_SHINGLE = 6  # words; a paragraph is a repetition if more than half of its shingles have been seen before
 _STOP_WORDS = frozenset(
     [
         'a',
@@ -147,7 +146,7 @@ _CODE_LINE = re.compile(
     r':(?:param|type|returns?|rtype|raises|keyword|arg|[ic]?var|author|copyright|license)[^:`]*:)'
 )
 _MARKUP = (
-    (re.compile(r'!\[[^\]]*\]\([^)]*\)|<[^<>\s]+@[^<>\s]+>|<https?:[^>]*>'), ''),  # pictures, addresses
+    (re.compile(r'!\[[^\]]*\]\([^)]*\)|<[^<>\s]+@[^<>\s]+>|<https?:[^>]*>'), ''),  # images, addresses
     (re.compile(r'\[([^\]]+)\]\([^)]*\)'), r'\1'),  # Markdown links
     (re.compile(r'\[\d+\]_'), ''),  # rst references
     (re.compile(r'`([^`<]+?)\s*<[^`>]*>`_{0,2}'), r'\1'),  # rst links
@@ -156,7 +155,7 @@ _MARKUP = (
     (re.compile(r'(?<![\w*])\*{1,3}([^*\s](?:[^*]*[^*\s])?)\*{1,3}(?![\w*])'), r'\1'),
 )
 _MARKED = re.compile(r'[`*\[<]')
-_HOLE = re.compile(r' [.,;:!?)](?:\s|$)|\(\)(?!\w)\s*\(|``|\( ')  # where markup was taken out
+_HOLE = re.compile(r' [.,;:!?)](?:\s|$)|\(\)(?!\w)\s*\(|``|\( ')  # a gap where markup was removed
 _WORD = re.compile(
     r"[\"'“‘(]*[A-Za-z][a-z]*(?:['’-][A-Za-z]?[a-z]*)*[\"'”’)]*[.,;:!?]*[\"'”’)]*|[A-Z]{2,5}s?[.,;:!?)]*|--|[–—]|\d+[.,;:]?"
 )
@@ -164,8 +163,8 @@ _SYMBOLS = re.compile(r'[=_{}\[\]<>\\/|@#$%^*~`+]')
 
 
 def documents() -> Iterator[str]:
-    """The documents, always in the same order; each holds paragraphs with a blank line between."""
-    seen = set()
+    """The documents, always in the same order; blank lines separate the paragraphs of a document."""
+    seen: set[str] = set()
     for blocks in _sources():
         paragraphs = [p for block in blocks for p in paragraphs_of(block)]
         fresh = [p for p in paragraphs if not _is_repetition(p, seen)]
@@ -174,7 +173,7 @@ def documents() -> Iterator[str]:
 
 
 def paragraphs_of(text: str) -> list[str]:
-    """The paragraphs of a docstring, comment or description that read as English; each on one line."""
+    """The paragraphs of a docstring, comment or description that read as English, each as one line."""
     found = []
     for block in re.split(r'\n\s*\n', inspect.cleandoc(text)):
         lines = block.split('\n')
@@ -186,7 +185,7 @@ def paragraphs_of(text: str) -> list[str]:
 
 
 def _join(lines: Iterable[str]) -> list[str]:
-    """Lines → paragraphs: a list item, or a line less indented than the one before, starts a new one."""
+    """Joins lines to paragraphs; a list item, or a line with less indentation than the last, starts a paragraph."""
     paragraphs, indent = [], None
     for line in lines:
         depth = len(line) - len(line.lstrip())
@@ -197,7 +196,7 @@ def _join(lines: Iterable[str]) -> list[str]:
         if indent is None or depth < indent or _ENTRY.match(line) or is_parameter:
             paragraphs.append('')
         elif depth > indent and len(paragraphs[-1].split()) <= 5:
-            paragraphs[-1] = ''  # the name of what is explained here
+            paragraphs[-1] = ''  # drops the name of the parameter that is explained here
         indent = depth
         text = _ENTRY.sub('', line).strip()
         paragraphs[-1] += f' {text}' if paragraphs[-1] else _PARAMETER.sub('', text, count=1)
@@ -228,8 +227,8 @@ def _is_prose(paragraph: str) -> bool:
     )
 
 
-def _is_repetition(paragraph: str, seen: set[int]) -> bool:
-    """Whether most of a paragraph was seen; remembers it."""
+def _is_repetition(paragraph: str, seen: set[str]) -> bool:
+    """Whether most of a paragraph has been seen before; adds the paragraph to `seen`."""
     words = re.findall('[a-z]+', paragraph.lower())
     shingles = {' '.join(words[i : i + _SHINGLE]) for i in range(max(1, len(words) - _SHINGLE + 1))}
     known = len(shingles & seen)
@@ -237,11 +236,11 @@ def _is_repetition(paragraph: str, seen: set[int]) -> bool:
     return 2 * known > len(shingles)
 
 
-# ---- Where prose is found ------------------------------------------------------------
+# ---- Sources of prose ------------------------------------------------------------
 
 
 def _sources() -> Iterator[list[str]]:
-    """For each document its docstrings, comments or description, as written."""
+    """Yields for each document its docstrings, comments or description, as they are written."""
     library = pathlib.Path(sysconfig.get_path('stdlib'))
     yield from ([topic] for _, topic in sorted(_topics(library).items()))
     for path in _python_files(library):
@@ -263,8 +262,9 @@ def _python_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _distributions() -> list[metadata.Distribution]:
-    """The installed distributions that this package needs, directly or not, by name."""
-    found, names = {}, list(DISTRIBUTIONS)
+    """The installed distributions on which this package depends, directly or indirectly, sorted by name."""
+    found: dict[str, metadata.Distribution] = {}
+    names = list(DISTRIBUTIONS)
     while names:
         name = re.sub(r'[-_.]+', '-', names.pop()).lower()
         if name in found:
@@ -272,16 +272,16 @@ def _distributions() -> list[metadata.Distribution]:
         try:
             found[name] = metadata.distribution(name)
         except metadata.PackageNotFoundError:
-            continue  # needed on another system only
+            continue  # needed only on other systems
         requirements = [r for r in found[name].requires or () if 'extra ==' not in r]
-        names += [re.match(r'[\w.-]+', r)[0] for r in requirements]
+        names += [match[0] for r in requirements if (match := re.match(r'[\w.-]+', r))]
     return [found[name] for name in sorted(found)]
 
 
 def _distribution_files(distribution: metadata.Distribution) -> list[pathlib.Path]:
-    files = (f for f in distribution.files or () if f.suffix == '.py' and not _SKIPPED_FOLDERS & set(f.parts))
-    files = [pathlib.Path(f.locate()) for f in sorted(files) if not re.search(r'(^|_)(test|pb2)(_|\.)', f.name)]
-    return [f for f in files if f.is_file()]
+    listed = (f for f in distribution.files or () if f.suffix == '.py' and not _SKIPPED_FOLDERS & set(f.parts))
+    kept = (f for f in sorted(listed) if not re.search(r'(^|_)(test|pb2)(_|\.)', f.name))
+    return [path for path in (pathlib.Path(f.locate()) for f in kept) if path.is_file()]
 
 
 def _blocks(path: pathlib.Path) -> list[str]:
@@ -289,17 +289,17 @@ def _blocks(path: pathlib.Path) -> list[str]:
     source = path.read_text(encoding='utf-8', errors='replace')
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # about the escapes in somebody's strings
+            warnings.simplefilter('ignore')  # about invalid escapes in strings
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
-        return []  # a template, or for another version of Python
+        return []  # a template, or a file for another version of Python
     blocks = [*_docstrings(tree), *_comments(source)]
     return [text for _, text in sorted(blocks)]
 
 
 def _docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [tree]
+    nodes: list[Any] = [tree]
     while nodes:
         node = nodes.pop()
         if isinstance(node, kinds) and node.body and (text := ast.get_docstring(node)):
@@ -308,8 +308,9 @@ def _docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def _comments(source: str) -> Iterator[tuple[int, str]]:
-    """The blocks of whole-line comments."""
-    block, first = [], 0
+    """Yields the blocks of whole-line comments, each with its first line number."""
+    block: list[str] = []
+    first = 0
     for number, line in enumerate((*source.split('\n'), ''), start=1):
         text = line.strip()
         if text.startswith('#') and not text.startswith(('#!', '#:')):

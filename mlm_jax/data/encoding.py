@@ -1,38 +1,39 @@
-"""Documents → one shard of packed rows: the work of one process at a time, the same whichever does it.
+"""Encodes documents into one shard of packed rows; the result does not depend on which process does the work.
 
-A shard is done when its counts lie beside it in the working directory; they are written last.
+A shard is finished when its counts exist in the working directory; they are written last.
 """
 
 import collections
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mlm_jax.data import corpora, molecules, packing, shards, tokenizers
 from mlm_jax.files import atomic, sealed
 
-SHARD_BYTES = 16 << 20  # of text; ~4 million tokens, about a second of work
+SHARD_BYTES = 16 << 20  # bytes of text per shard: ~4 million tokens, about a second of work
 MAX_SHARDS = 4096  # a larger corpus has larger shards
-_BATCH_BYTES = 4 << 20  # read and encoded at a time
+_BATCH_BYTES = 4 << 20  # bytes of text that are read and encoded at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One shard to make: documents start … stop − 1 of a split."""
+    """One shard to be written: the documents start … stop − 1 of a split."""
 
     source: corpora.Source
     split: str
     index: int
     count: int
-    directory: str  # receives the rows
-    working_directory: str  # receives the counts
-    tokenizer: str  # its path
+    directory: str  # where the rows are written
+    working_directory: str  # where the counts are written
+    tokenizer: str  # the path of the tokenizer
     sequence_length: int
     packing: str
-    smiles_copies: int = 0  # so many variants of each molecule besides
-    tokenizer_sha256: str = ''  # of its file
+    smiles_copies: int = 0  # the number of additional SMILES of each molecule
+    tokenizer_sha256: str = ''  # the checksum of the tokenizer file
 
     @property
     def start(self) -> int:
@@ -44,7 +45,7 @@ class Job:
 
     @property
     def num_bytes(self) -> int:
-        """About how much text it takes."""
+        """The approximate size of its text."""
         return self.source.num_bytes // self.count
 
     @property
@@ -58,7 +59,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a shard holds; as `manifest.Split` says, how often each id occurs in its text, and what encoded it."""
+    """Statistics of a shard, as in `manifest.Split`; also how often each id occurs in its text, and its tokenizer."""
 
     rows: int
     real_tokens: int
@@ -73,25 +74,27 @@ class Counts:
 
 
 def num_shards(source: corpora.Source) -> int:
-    """How many shards a split is divided into: a function of the text, not of the machine."""
+    """The number of shards of a split; it depends only on the text, not on the machine."""
     return max(1, min(-(-source.num_bytes // SHARD_BYTES), MAX_SHARDS, source.num_documents))
 
 
 def finished(job: Job) -> Counts | None:
-    """The counts of a shard that has been made with this tokenizer, and is there as it was written; else None."""
+    """The counts of a shard if it was made with this tokenizer and is undamaged; else None."""
     try:
         counts = Counts(**sealed.loads(job.counts_path.read_bytes()))
         is_whole = counts.sha256 == atomic.sha256(pathlib.Path(job.directory) / job.name)
-    except (FileNotFoundError, ValueError, TypeError):  # not made yet; damaged; of an earlier version
+    except (FileNotFoundError, ValueError, TypeError):  # not made yet, damaged, or written by an earlier version
         return None
     return counts if is_whole and counts.tokenizer_sha256 == job.tokenizer_sha256 else None
 
 
 def encode_shard(job: Job) -> Counts:
-    """Reads, tokenises, packs and writes one shard."""
+    """Reads, tokenizes, packs and writes one shard."""
     tokenizer = _tokenizer(job.tokenizer)
     vocabulary = tokenizer.vocabulary
-    documents, totals, repairs = [], collections.Counter(), collections.Counter()
+    documents: list[np.ndarray] = []
+    totals: collections.Counter[str] = collections.Counter()
+    repairs: collections.Counter[str] = collections.Counter()
     dtype = shards.row_dtype(vocabulary.size)
     histogram = np.zeros(vocabulary.size, np.int64)
     for texts in _batches(job, tokenizer, repairs):
@@ -108,7 +111,7 @@ def encode_shard(job: Job) -> Counts:
         totals['bytes'] += sum(len(text) for text, _ in kept)
         totals['text_tokens'] += int(times.sum())
     rows = packing.pack(documents, job.sequence_length, vocabulary, job.packing, dtype)
-    # The first rows of a split are then a random sample of its first shard, whatever order packing made.
+    # Shuffled, so that the first rows of a split are a random sample of its first shard, however packing orders rows.
     rows = rows[np.random.Generator(np.random.PCG64(job.index)).permutation(len(rows))]
     path = pathlib.Path(job.directory) / job.name
     shards.write_rows(path, rows, pathlib.Path(job.working_directory))
@@ -126,24 +129,26 @@ def encode_shard(job: Job) -> Counts:
 
 
 def count_words(utf8: bytes) -> int:
-    """Runs of bytes other than ASCII white space; five times as quick as `len(text.split())`."""
+    """The number of runs of bytes other than ASCII whitespace; five times as fast as `len(text.split())`."""
     space = np.frombuffer(utf8, np.uint8) <= 32
     return int(np.count_nonzero(space[:-1] & ~space[1:])) + int(not space[0]) if len(space) else 0
 
 
-def _batches(job: Job, tokenizer: tokenizers.Tokenizer, repairs: collections.Counter):
-    """Lists of texts in UTF-8; about `_BATCH_BYTES` of documents at a time: each reading has a fixed cost."""
+def _batches(
+    job: Job, tokenizer: tokenizers.AnyTokenizer, repairs: collections.Counter[str]
+) -> Iterator[Sequence[bytes]]:
+    """Yields texts in UTF-8, about `_BATCH_BYTES` of documents at a time, because each read has a fixed cost."""
     step = max(1, _BATCH_BYTES * job.source.num_documents // max(1, job.source.num_bytes))
     for start in range(job.start, job.stop, step):
         documents = job.source.read(start, min(start + step, job.stop))
         texts = [text for document in documents for text in corpora.clean(document, repairs)]
-        texts = tokenizer.readable(texts, repairs)
+        kept = tokenizer.readable(texts, repairs)
         if job.smiles_copies:
-            texts = [*texts, *molecules.copies(texts, job.smiles_copies, repairs)]
-        if texts:
-            yield texts
+            kept = [*kept, *molecules.copies(kept, job.smiles_copies, repairs)]
+        if kept:
+            yield kept
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(path: str) -> tokenizers.Tokenizer:
+def _tokenizer(path: str) -> tokenizers.AnyTokenizer:
     return tokenizers.Tokenizer.from_file(path)

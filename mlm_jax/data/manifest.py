@@ -1,4 +1,4 @@
-"""`manifest.json`: what a directory of prepared rows holds. Written last: with it, all is there."""
+"""`manifest.json` describes a directory of prepared rows. It is written last, so it marks a complete directory."""
 
 import dataclasses
 import json
@@ -12,15 +12,16 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
 FILE = 'manifest.json'
-CHANGED = 'has changed since prepare wrote it (by its SHA-256)'  # what is said of a file with another hash
+CHANGED = 'has changed since prepare wrote it (its SHA-256 differs)'  # said of a file whose checksum is wrong
 DTYPES = ('uint16', 'uint32')
-# What readers of the rows go by. Settings and sources are compared with those of a configuration in any case.
+# The checksum of the manifest covers what readers of rows need. Settings and sources are not covered, because they are
+# always compared with those of a configuration.
 _SEALED = ('vocabulary', 'tokenizer', 'tokenizer_sha256', 'sequence_length', 'packing', 'dtype', 'splits')
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file of rows; `sha256` is '' where nobody knows it."""
+    """One file of rows; `sha256` is '' if it is unknown."""
 
     file: str
     rows: int
@@ -29,18 +30,18 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The rows of one split, and the text they were made of.
+    """The rows of one split, and the text from which they were made.
 
     Attributes:
-      rows: of T tokens.
-      real_tokens: those that are no padding, [CLS] and [SEP] included.
-      text_tokens: those of the text alone.
-      documents: with any text.
-      words: runs of characters other than ASCII white space.
-      bytes: of the text in UTF-8.
-      unigram_entropy_nats: −Σ p ln p over the text tokens of this split, in nats a token: the loss of a model
-        that knows how often each token occurs here, and nothing else.
-      repairs: what was mended in the text → how many times.
+      rows: the number of rows of T tokens.
+      real_tokens: the number of tokens that are not padding, including [CLS] and [SEP].
+      text_tokens: the number of tokens of the text, without [CLS] and [SEP].
+      documents: the number of documents that are not empty.
+      words: the number of runs of characters other than ASCII whitespace.
+      bytes: the size of the text in UTF-8.
+      unigram_entropy_nats: −Σ p ln p over the text tokens of this split, in nats per token: the loss of a model that
+        knows only the frequency of each token in this split.
+      repairs: a repair of the text → how many times it was made.
       shards: the files.
     """
 
@@ -57,22 +58,22 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What `prepare` made, and of what.
+    """What `prepare` made, and from what.
 
     Attributes:
-      settings: the keys of the configuration that shaped the rows, dotted, with their values.
-      sources: corpus → what identifies its state: each file with its `bytes` and `sha256` (in directories of
-        earlier versions with its size alone); nothing of a corpus that has no files.
+      settings: the configuration keys that determine the rows, with dots in their names, and their values.
+      sources: corpus → what identifies its content: each file with its `bytes` and `sha256` (earlier versions stored
+        only the size of a file). It is empty for a corpus without files.
       vocabulary: the special ids of the tokenizer.
-      tokenizer: the file name of the SentencePiece model, SMILES tokens or tokenizer.json.
-      tokenizer_sha256: its hash.
-      sequence_length: T.
+      tokenizer: the file name of the SentencePiece model, SMILES vocabulary or tokenizer.json.
+      tokenizer_sha256: the SHA-256 of that file.
+      sequence_length: T, the number of tokens in a row.
       packing: as in `data.packing`.
-      dtype: of the rows.
+      dtype: the dtype of the rows.
       splits: 'train' and 'validation'.
-      versions: of Python and of the libraries that had a part.
-      tables: the file name of what masking must know; '' in directories of earlier versions.
-      tables_sha256: its hash; '' in directories of earlier versions.
+      versions: the versions of Python and of the libraries that were used.
+      tables: the file name of the masking tables; '' in directories of earlier versions.
+      tables_sha256: the SHA-256 of that file; '' in directories of earlier versions.
     """
 
     settings: dict[str, Any]
@@ -89,7 +90,7 @@ class Manifest:
     tables_sha256: str = ''
 
     def split(self, name: str) -> Split:
-        """The split of that name; ConfigError when there is none."""
+        """The split of that name; raises ConfigError if there is none."""
         if name not in self.splits:
             raise ConfigError(f'there is no split {name!r}; the splits are {", ".join(self.splits)}')
         return self.splits[name]
@@ -100,7 +101,7 @@ def save(manifest: Manifest, directory: pathlib.Path, scratch: pathlib.Path | No
     content = dataclasses.asdict(manifest)
     content[sealed.KEY] = _seal(content)
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    # A byte of a file name that is no UTF-8 is half a character in Python, and written as JSON writes it.
+    # Python represents a byte of a file name that is not UTF-8 as a lone surrogate; it is written as a JSON escape.
     atomic.write_bytes(directory / FILE, f'{text}\n'.encode(errors='backslashreplace'), scratch)
 
 
@@ -108,20 +109,21 @@ def load(directory: str | pathlib.Path) -> Manifest:
     """Reads the manifest of a directory.
 
     Raises:
-      ConfigError: when nothing has been prepared there (or not to the end), or the file is damaged or none of ours.
+      ConfigError: if there is no manifest, because nothing has been prepared or `prepare` has not finished; or if the
+        manifest is not valid.
     """
     paths.check_local(str(directory))
     path = pathlib.Path(directory).expanduser() / FILE
     try:
         stored = sealed.parse(path.read_bytes())
-        stated = stored.pop(sealed.KEY, None)  # earlier versions wrote none
+        stated = stored.pop(sealed.KEY, None)  # earlier versions wrote no checksum
         if stated is not None and stated != _seal(stored):
-            raise ValueError('its content does not have the hash that it names')
+            raise ValueError('its content does not match its checksum')
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
-            f'{directory} holds no prepared data ({FILE} is missing there). Make it with\n'
+            f'{directory} holds no prepared data ({FILE} is missing there). Prepare the data with\n'
             '    python -m mlm_jax.prepare --config=<the same configuration, with the same overrides>\n'
-            'or let data.directory name the directory that has it'
+            'or set data.directory to the directory that has the prepared data'
         ) from None
     except OSError as error:
         raise ConfigError(f'cannot read {path}: {error.strerror or error}') from None
@@ -142,14 +144,14 @@ def _seal(content: dict) -> str:
     return sealed.seal({key: content.get(key) for key in _SEALED})
 
 
-def _build(kind, value):
-    """A value of the type `kind` from JSON; KeyError or TypeError where it is none."""
+def _build(kind: Any, value: Any) -> Any:
+    """Converts a JSON value to the type `kind`; raises KeyError or TypeError if it does not fit."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind) or origin is dict:
         if not isinstance(value, dict):
-            raise TypeError(f'{value!r:.80} is no object')
+            raise TypeError(f'{value!r:.80} is not an object')
         if origin is dict:
             return {key: _build(arguments[1], item) for key, item in value.items()}
         types = typing.get_type_hints(kind)
@@ -159,23 +161,23 @@ def _build(kind, value):
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not (origin or kind):
-        raise TypeError(f'{value!r:.80} is no {(origin or kind).__name__}')
+        raise TypeError(f'{value!r:.80} is not of type {(origin or kind).__name__}')
     return value
 
 
 def _check(manifest: Manifest) -> None:
-    """Raises ValueError for values that no preparation has."""
+    """Raises ValueError for values that `prepare` never writes."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     names = [manifest.tokenizer, *([manifest.tables] if manifest.tables else []), *(shard.file for shard in shards)]
     strange = [name for name in names if not re.fullmatch(r'\w[\w.-]*', name)]
     if strange:
-        raise ValueError(f'{strange[0]!r:.80} is no name of a file in this directory')
+        raise ValueError(f'{strange[0]!r:.80} is not the name of a file in this directory')
     hashes = [manifest.tokenizer_sha256, manifest.tables_sha256, *(shard.sha256 for shard in shards)]
     strange = [text for text in hashes if text and not re.fullmatch(r'[0-9a-f]{64}', text)]
     if strange:
-        raise ValueError(f'{strange[0]!r:.80} is no SHA-256')
+        raise ValueError(f'{strange[0]!r:.80} is not a SHA-256')
     if manifest.dtype not in DTYPES or manifest.vocabulary.size > 1 << int(manifest.dtype[4:]):
-        raise ValueError(f'{manifest.dtype!r:.80} does not hold {manifest.vocabulary.size} ids')
+        raise ValueError(f'{manifest.dtype!r:.80} cannot represent {manifest.vocabulary.size} ids')
     for name, split in manifest.splits.items():
         counts = [shard.rows for shard in split.shards]
         if not counts or min(counts) < 0 or sum(counts) != split.rows:

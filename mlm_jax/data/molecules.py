@@ -1,8 +1,8 @@
-"""Molecules behind SMILES: which can be read, and other ways to write the same one. Needs RDKit (extra `smiles`).
+"""Parses SMILES and writes other SMILES of the same molecule. Needs RDKit (extra `smiles`).
 
-One molecule has many SMILES: they start at another atom, and go round rings and into branches in another order. The
-canonical one is what corpora mostly hold. Which one that is depends on the version of RDKit: where you can, write a
-corpus with the version that will write what the model reads later.
+A molecule has many SMILES, which start at different atoms and visit rings and branches in different orders. Most
+corpora hold the canonical SMILES. It depends on the version of RDKit: if possible, write a corpus with the same version
+that will later write the inputs of the model.
 """
 
 import collections
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def parse(smiles: str) -> Any:
-    """RDKit's molecule, or None where RDKit refuses the SMILES, whose complaints are not printed.
+    """The RDKit molecule, or None if RDKit rejects the SMILES; RDKit's own messages are not printed.
 
     Raises:
       ImportError: without the extra `smiles`.
@@ -23,7 +23,7 @@ def parse(smiles: str) -> Any:
 
 
 def canonical(smiles: str) -> str | None:
-    """RDKit's canonical SMILES of the same molecule, with its stereochemistry; None where it cannot be parsed."""
+    """RDKit's canonical SMILES of the same molecule, with its stereochemistry; None if `smiles` cannot be parsed."""
     molecule = parse(smiles)
     return None if molecule is None else _rdkit().Chem.MolToSmiles(molecule)
 
@@ -32,12 +32,15 @@ def variants(smiles: str, count: int, seed: int = 0) -> list[str] | None:
     """Random SMILES of the same molecule.
 
     Args:
-      smiles: of the molecule.
-      count: how many; those of a small molecule repeat.
-      seed: gives others. They depend on it and on `smiles` alone, and on the version of RDKit.
+      smiles: the SMILES of the molecule.
+      count: the number of variants; small molecules have few variants, so some repeat.
+      seed: the variants depend only on this seed, on `smiles`, and on the version of RDKit.
 
     Returns:
-      `count` SMILES; None where the given one cannot be parsed.
+      `count` SMILES, or None if `smiles` cannot be parsed.
+
+    Raises:
+      ImportError: without the extra `smiles`.
     """
     molecule = parse(smiles)
     if molecule is None:
@@ -47,12 +50,12 @@ def variants(smiles: str, count: int, seed: int = 0) -> list[str] | None:
     return list(_rdkit().Chem.MolToRandomSmilesVect(molecule, count, randomSeed=positive_int32))
 
 
-def copies(documents: Sequence[bytes], count: int, repairs: collections.Counter) -> Iterator[bytes]:
-    """`count` variants of each document, a SMILES in UTF-8; those that cannot be parsed have none, and are counted."""
+def copies(documents: Sequence[bytes], count: int, repairs: collections.Counter[str]) -> Iterator[bytes]:
+    """Yields `count` variants of each document, a SMILES in UTF-8; counts those that cannot be parsed in `repairs`."""
     for document in documents:
         written = variants(document.decode().strip(), count)
         if written is None:
-            repairs['SMILES that RDKit does not parse, without copies'] += 1
+            repairs['SMILES that RDKit cannot parse, for which no variants were added'] += 1
         else:
             yield from (smiles.encode() for smiles in written)
 

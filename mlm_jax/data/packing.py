@@ -1,20 +1,27 @@
-"""Documents → rows of exactly T tokens, and which document a token of a row belongs to.
+"""Packs documents into rows of exactly T tokens, and finds to which document each token of a row belongs.
 
-A document is cut into pieces of at most T − 2 tokens, and a piece is written as `[CLS] piece [SEP]`. Three
-ways:
+A document is divided into pieces of at most T − 2 tokens, and each piece is written as `[CLS] piece [SEP]`. There are
+three ways to pack:
 
-    documents        several whole pieces in a row; attention stays within a piece (`segment_ids` tells them
-    apart) full_sentences   one stream over all documents, `[SEP]` after each; a row is `[CLS]` and the next T
-    − 1 of the stream one_per_row      one piece in a row
+    documents        a row holds several whole pieces; attention stays within a piece (`segment_ids`)
+    full_sentences   all documents form one stream, with `[SEP]` after each; a row is `[CLS]` and the next T − 1 tokens
+    one_per_row      a row holds one piece
 
-Nothing but the tokens is stored: `[CLS]` never comes from text, so each one starts a segment.
+Only the tokens are stored. Text never produces `[CLS]`, so each `[CLS]` starts a segment.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mlm_jax.masking import vocabulary as vocabulary_lib
+
+if TYPE_CHECKING:  # `prepare` starts without JAX
+    import jax
+
+Array = TypeVar('Array', 'jax.Array', np.ndarray)
 
 
 def pack(
@@ -22,19 +29,22 @@ def pack(
     sequence_length: int,
     vocabulary: vocabulary_lib.Vocabulary,
     packing: str,
-    dtype: np.dtype = np.int32,
+    dtype: DTypeLike = np.int32,
 ) -> np.ndarray:
-    """Packs tokenised documents into rows; every token of every document lands in exactly one place.
+    """Packs tokenized documents into rows; every token of every document is stored exactly once.
 
     Args:
-      documents: int[n] each, ids of ordinary text; empty ones vanish.
+      documents: int[n] each, ids of ordinary text; empty documents are dropped.
       sequence_length: T, at least 3.
-      vocabulary: the ids of [CLS], [SEP] and the padding.
+      vocabulary: the ids of [CLS], [SEP] and padding.
       packing: 'documents', 'full_sentences' or 'one_per_row'.
-      dtype: of the rows.
+      dtype: the dtype of the rows.
 
     Returns:
-      dtype[R, T]; the padding stands at the end of rows.
+      dtype[R, T], with padding at the end of rows.
+
+    Raises:
+      ValueError: if `sequence_length` is too small or `packing` is unknown.
     """
     if sequence_length < 3:
         raise ValueError(
@@ -55,63 +65,63 @@ def pack(
     num_rows = int(bins_P.max()) + 1 if len(bins_P) else 0
     rows = np.full(num_rows * sequence_length, vocabulary.pad_id, dtype)
     at_P = bins_P * sequence_length + offsets_P
-    index = np.int32 if len(rows) < 1 << 31 else np.int64  # memory traffic is what this costs
+    index = np.int32 if len(rows) < 1 << 31 else np.int64  # memory traffic dominates the cost of this function
     rows[at_P] = vocabulary.cls_id
     rows[at_P + 1 + lengths_P] = vocabulary.sep_id
-    # The pieces cover the tokens in order, so token n of the whole stands at n plus a shift of its piece.
+    # The pieces cover the tokens in order, so token n of all tokens goes to n plus an offset of its piece.
     places_N = np.repeat((at_P + 1 - starts_P).astype(index), lengths_P)
     places_N += np.arange(len(tokens_N), dtype=index)
     rows[places_N] = tokens_N
     return rows.reshape(num_rows, sequence_length)
 
 
-def segment_ids(tokens, vocabulary: vocabulary_lib.Vocabulary):
-    """Which document within its row a token belongs to.
+def segment_ids(tokens: Array, vocabulary: vocabulary_lib.Vocabulary) -> Array:
+    """The document within its row to which each token belongs.
 
     Args:
-      tokens: int[..., T], NumPy or JAX, as `pack` made them.
-      vocabulary: the ids of [CLS] and the padding.
+      tokens: int[..., T], a NumPy or JAX array as returned by `pack`.
+      vocabulary: the ids of [CLS] and padding.
 
     Returns:
-      int32[..., T] of the same kind: 0 for padding; 1, 2, … for the segments that [CLS] tokens start.
+      int32[..., T], an array of the same library: 0 for padding, and 1, 2, … for the segments that [CLS] starts.
     """
     starts = (tokens == vocabulary.cls_id).astype('int32')
     return starts.cumsum(axis=-1, dtype='int32') * (tokens != vocabulary.pad_id)
 
 
 def cut(lengths: np.ndarray, piece_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts documents that lie one behind the other into pieces; only the last of a document may be short.
+    """Divides concatenated documents into pieces; only the last piece of a document may be short.
 
     Args:
-      lengths: int64[D], tokens of each document, all positive.
-      piece_length: the most tokens of a piece.
+      lengths: int64[D], the number of tokens of each document, all positive.
+      piece_length: the maximum number of tokens of a piece.
 
     Returns:
-      The starts and lengths of the pieces in the whole, int64[P] each, in order.
+      The starts of the pieces in the concatenation, and their lengths: int64[P] each, in order.
     """
     counts_D = -(-lengths // piece_length)
     ends_D = np.cumsum(lengths)
-    first_D = np.cumsum(counts_D) - counts_D  # the number of each document's first piece
+    first_D = np.cumsum(counts_D) - counts_D  # the index of each document's first piece
     place_P = np.arange(counts_D.sum()) - np.repeat(first_D, counts_D)  # 0, 1, … within the document
     starts_P = np.repeat(ends_D - lengths, counts_D) + place_P * piece_length
     return starts_P, np.minimum(piece_length, np.repeat(ends_D, counts_D) - starts_P)
 
 
 def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    """Puts items, the largest first, each into the fullest bin that still takes it.
+    """Puts items into bins: each item, the largest first, goes into the fullest bin that still has room for it.
 
     Args:
-      sizes: int[P], 1 … capacity.
-      capacity: of a bin.
+      sizes: int[P], the sizes of the items, 1 … capacity.
+      capacity: the size of a bin.
 
     Returns:
-      The bin of each item, and its offset in the bin: int64[P] each.
+      The bin of each item and its offset in the bin: int64[P] each.
     """
     order_P = np.argsort(-sizes, kind='stable')
     bins_P, offsets_P = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
-    open_bins = [[] for _ in range(capacity + 1)]  # by what they have free
-    free_mask = 0  # bit f is set where open_bins[f] holds any: the best fit is the lowest set bit from `size` on
-    num_bins = int(np.count_nonzero(sizes == capacity))  # most pieces of long documents fill a bin
+    open_bins: list[list[int]] = [[] for _ in range(capacity + 1)]  # bins by their free space
+    free_mask = 0  # bit f is set if open_bins[f] is not empty: the best fit is the lowest set bit from `size` on
+    num_bins = int(np.count_nonzero(sizes == capacity))  # most pieces of long documents fill a whole bin
     bins_P[order_P[:num_bins]] = np.arange(num_bins)
     rest_P = order_P[num_bins:]
     for item, size in zip(rest_P.tolist(), sizes[rest_P].tolist(), strict=True):
@@ -130,7 +140,13 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, n
     return bins_P, offsets_P
 
 
-def _pack_stream(tokens_N, lengths_D, sequence_length, vocabulary, dtype):
+def _pack_stream(
+    tokens_N: np.ndarray,
+    lengths_D: np.ndarray,
+    sequence_length: int,
+    vocabulary: vocabulary_lib.Vocabulary,
+    dtype: DTypeLike,
+) -> np.ndarray:
     stream = np.insert(tokens_N, np.cumsum(lengths_D), vocabulary.sep_id)
     num_rows = -(-len(stream) // (sequence_length - 1))
     body = np.full(num_rows * (sequence_length - 1), vocabulary.pad_id, dtype)

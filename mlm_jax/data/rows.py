@@ -1,8 +1,8 @@
-"""Batches as a function of the step: batch i is decided by (seed, i) alone.
+"""Batches as a function of the step: the seed and the step alone determine a batch.
 
-No shuffle buffer and no iterator state: a run resumes at any step, on any number of processes, with the same rows.
-Example p of the run, p = i · batch_size + j, is row `permutation_epoch(p mod N)` with epoch = p div N: an epoch may end
-inside a batch, and no row is dropped.
+There is no shuffle buffer and no iterator state, so a run resumes at any step and on any number of processes with the
+same rows. Example j of batch i has the number p = i · batch_size + j in the run; it is row `permutation_epoch(p mod N)`
+of the N rows, where epoch = p div N. An epoch may end inside a batch, and no row is dropped.
 """
 
 import queue
@@ -16,10 +16,10 @@ import numpy as np
 
 
 class RowSource(Protocol):
-    """Rows on disk, or made up, with random access.
+    """Rows with random access, on disk or synthetic.
 
     Attributes:
-      sequence_length: T, tokens in a row.
+      sequence_length: T, the number of tokens in a row.
     """
 
     sequence_length: int
@@ -31,13 +31,13 @@ class RowSource(Protocol):
 
 
 class Batches:
-    """The global batches of a run, each process reading only the rows of its own devices."""
+    """The global batches of a run; each process reads only the rows of its own devices."""
 
     def __init__(self, rows: RowSource, seed: int, batch_size: int, sharding: jax.sharding.NamedSharding):
-        """Batches of `batch_size` rows over all processes, laid out by `sharding`."""
+        """Global batches of `batch_size` rows, over all processes, with the given sharding."""
         if not len(rows):
             raise ValueError('there are no rows to train on')
-        import grain  # here, as benchmarks on synthetic rows need none of it
+        import grain  # imported here, because benchmarks on synthetic rows do not need it
 
         self._rows, self._batch_size, self._sharding = rows, batch_size, sharding
         self._permutation = grain.MapDataset.range(len(rows)).shuffle(seed=seed).repeat()
@@ -53,12 +53,13 @@ class Batches:
 
 
 def place_rows(rows: RowSource, indices_B: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
-    """int32[B, T] on the mesh: each device's share is read by the process that owns it, and by no other."""
+    """int32[B, T] on the mesh; each process reads only the rows of its own devices."""
     read: dict[tuple[int, int], np.ndarray] = {}
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # only shardings of unknown layout have none
         start, stop, _ = index[0].indices(len(indices_B))
-        if (start, stop) not in read:  # devices along `tensor` hold the same rows
+        if (start, stop) not in read:  # several devices may hold the same rows, such as those along `tensor`
             read[start, stop] = rows.read(indices_B[start:stop])
         return read[start, stop]
 
@@ -66,29 +67,29 @@ def place_rows(rows: RowSource, indices_B: np.ndarray, sharding: jax.sharding.Na
 
 
 class Prefetcher:
-    """Produces batches in a thread, ahead of their use, and measures how long the consumer waited.
+    """Produces batches ahead of their use in a thread, and measures how long the consumer waits for them.
 
     Attributes:
-      stall_seconds: total time that `next` waited for a batch.
+      stall_seconds: the total time that `next` has waited for batches.
     """
 
     def __init__(self, make_batch: Callable[[int], jax.Array], start: int, stop: int, size: int = 3):
-        """Batches `start` … `stop` − 1, at most `size` of them ahead."""
+        """Produces the batches `start` … `stop` − 1, at most `size` of them ahead."""
         self.stall_seconds = 0.0
-        self._queue: queue.Queue = queue.Queue(maxsize=size)
+        self._queue: queue.Queue[jax.Array | Exception] = queue.Queue(maxsize=size)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._produce, args=(make_batch, start, stop), daemon=True)
         self._thread.start()
 
-    def _produce(self, make_batch, start, stop):
+    def _produce(self, make_batch: Callable[[int], jax.Array], start: int, stop: int) -> None:
         try:
             for step in range(start, stop):
                 if not self._offer(make_batch(step)):
                     return
-        except Exception as error:  # handed to the consumer, which raises it
+        except Exception as error:  # passed to the consumer, which raises it
             self._offer(error)
 
-    def _offer(self, item) -> bool:
+    def _offer(self, item: jax.Array | Exception) -> bool:
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -109,6 +110,6 @@ class Prefetcher:
         return item
 
     def close(self) -> None:
-        """Stops the thread; batches not yet taken are dropped."""
+        """Stops the thread and drops the batches that have not been used."""
         self._closed.set()
         self._thread.join()

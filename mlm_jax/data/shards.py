@@ -1,19 +1,20 @@
 """Packed rows on disk: `.npy` files of [rows, T], read through memory maps.
 
-Why not ArrayRecord, in which TFDS keeps the texts: reading 256 rows of T = 128 at random (2 cores, median of
-10–50 reads, pages cached) took
+ArrayRecord, in which TFDS stores the texts, is slower. Reading 256 random rows of T = 128 (2 cores, median of 10–50
+reads, pages cached) took
 
-    rows in the file                20 thousand      1 million
-    .npy, memory-mapped                 0.02 ms        0.03 ms
-    ArrayRecord, a row a record           30 ms          38 ms      (one by one: 65 and 639 ms)
-    ArrayRecord, 256 rows a record       108 ms          17 ms
+    rows in the file                     20 thousand      1 million
+    .npy, memory-mapped                      0.02 ms        0.03 ms
+    ArrayRecord, one row per record            30 ms          38 ms      (rows read one by one: 65 and 639 ms)
+    ArrayRecord, 256 rows per record          108 ms          17 ms
 
-and a row of 16-bit ids takes 256 bytes against 324 (a row a record) or 232 (compressed blocks).
+and a row of 16-bit ids takes 256 bytes, compared with 324 (one row per record) or 232 (compressed blocks).
 """
 
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from mlm_jax.files.errors import ConfigError
 
 
 def row_dtype(vocab_size: int) -> np.dtype:
-    """The smallest of uint16 and uint32 that holds all ids."""
+    """uint16 if it can represent all ids, else uint32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
@@ -35,7 +36,7 @@ def shard_name(split: str, index: int, count: int) -> str:
 def write_rows(path: pathlib.Path, rows: np.ndarray, scratch: pathlib.Path | None = None) -> None:
     """Writes rows, uint16 or uint32 [R, T], as one shard; `atomic.write` explains `scratch`."""
 
-    def fill(file):  # as np.save does, which does not say why it could not write
+    def fill(file: BinaryIO) -> None:  # instead of np.save, whose errors do not say why writing failed
         header = {'descr': rows.dtype.newbyteorder('<').str, 'fortran_order': False, 'shape': rows.shape}
         np.lib.format.write_array_header_1_0(file, header)
         file.write(np.ascontiguousarray(rows, rows.dtype.newbyteorder('<')).data.cast('B') if rows.size else b'')
@@ -50,15 +51,15 @@ _HEADER = re.compile(
 
 
 def layout(path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> tuple[int, str]:
-    """Where the rows of a file begin, and what is wrong with it; of its content, the header alone is read.
+    """Reads the header of a file: where its rows begin, and what is wrong with the file.
 
     Args:
-      path: of a shard.
-      shape: [R, T] that it should have.
-      dtype: of its ids.
+      path: the path of a shard.
+      shape: the expected shape, [R, T].
+      dtype: the expected dtype of the ids.
 
     Returns:
-      The offset in bytes, and '' or a clause about the file ('is missing').
+      The offset of the rows in bytes, and what is wrong as a clause such as 'is missing', or ''.
     """
     try:
         with open(path, 'rb') as file:
@@ -72,23 +73,27 @@ def layout(path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> tuple
         return 0, f'cannot be read: {error.strerror or error}'
     header = _HEADER.match(start)
     if not header or header.end() != 10 + int.from_bytes(header[1], 'little'):
-        return 0, f'is no file of rows: it has {size:,} bytes, and they do not begin as those of NumPy do'
+        return 0, f'is not a file of rows: it has {size:,} bytes, which do not begin with the header of a NumPy array'
     found_shape = tuple(int(n) for n in header[4].decode().replace(',', ' ').split())
     found_dtype = header[2].decode(errors='replace')
     if found_shape != shape:
-        return 0, f'holds {found_shape} ids, its manifest says {shape}'
+        return 0, f'holds {found_shape} ids, but the manifest says {shape}'
     if found_dtype != dtype.newbyteorder('<').str or header[3] != b'False':
-        return 0, f'holds numbers of type {found_dtype}, its manifest says {dtype.name}'
+        return 0, f'holds numbers of type {found_dtype}, but the manifest says {dtype.name}'
     expected = header.end() + shape[0] * shape[1] * dtype.itemsize
     if size != expected:
-        return 0, f'has {size:,} bytes and not {expected:,}: it was cut off, or something was added'
+        return 0, f'has {size:,} bytes instead of {expected:,}: it was truncated, or something was appended'
     return header.end(), ''
 
 
 class Shards:
-    """Random access to the rows of one split, which are not trusted: what no preparation writes is refused.
+    """Random access to the rows of one split. Rows that `prepare` cannot have written are an error.
 
-    Cheap to construct and to pickle: of the files, headers and sizes are looked at; they are mapped when first read.
+    Objects are cheap to construct and to pickle: the constructor checks only the headers and sizes of the files, and a
+    file is mapped into memory when it is first read.
+
+    Attributes:
+      sequence_length: T, the number of tokens in a row.
     """
 
     def __init__(
@@ -101,14 +106,14 @@ class Shards:
         """Finds the shards of `split` in the manifest of `directory`.
 
         Args:
-          directory: that `prepare` wrote.
+          directory: a directory that `prepare` wrote.
           split: 'train' or 'validation'.
-          verify: compares each file with its hash before its first row is read: for splits of which little is read.
-          manifest: of the directory, where it is at hand.
+          verify: whether to compare each file with its checksum before its first row is read, which takes a full read.
+          manifest: the manifest of the directory, if the caller has loaded it.
 
         Raises:
-          ConfigError: when nothing has been prepared there, there is no such split, or a file is not that of the
-            manifest by its size, shape or dtype.
+          ConfigError: if nothing has been prepared in the directory, there is no such split, or the size, shape or
+            dtype of a file differs from the manifest.
         """
         directory = pathlib.Path(directory).expanduser()
         manifest = manifest or manifest_lib.load(directory)
@@ -119,28 +124,28 @@ class Shards:
         for shard in range(len(shards)):
             self._offset(shard)
         self._ends = np.cumsum([shard.rows for shard in shards])
-        self._maps = {}
+        self._maps: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         """The number of rows."""
         return int(self._ends[-1])
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_maps': {}}
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Reads rows.
 
         Args:
-          indices: int[n], each 0 … len − 1, in any order.
+          indices: int[n], each in 0 … len − 1, in any order.
 
         Returns:
           int32[n, T].
 
         Raises:
-          IndexError: for an index outside.
-          ConfigError: when a file is missing or is not the one of the manifest, or one of the rows holds an id
-            outside the vocabulary, or nothing.
+          IndexError: if an index is out of range.
+          ConfigError: if a file is missing or differs from the manifest, or a row is empty or holds an id outside the
+            vocabulary.
         """
         indices = np.asarray(indices)
         if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
@@ -155,24 +160,26 @@ class Shards:
         return rows
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All rows in order, uint16 or uint32 [R, T], a shard at a time."""
+        """Yields all rows in order, one shard at a time: uint16 or uint32 [R, T]."""
         for shard in range(len(self._shards)):
             mapped = self._open(shard)
             yield self._checked(shard, mapped, np.arange(len(mapped)))
 
     def _checked(self, shard: int, rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """The rows; ConfigError when one of them cannot come from a preparation. `numbers` are theirs in the shard."""
+        """The rows, whose indices are `numbers`; raises ConfigError if `prepare` cannot have written one of them."""
         if not rows.size:
             return rows
         if rows.max() >= self._vocabulary.size:
             number = numbers[rows.max(axis=1).argmax()]
             raise self._damaged(
-                shard, f'holds the id {rows.max()} in row {number}, and there are {self._vocabulary.size} ids'
+                shard, f'holds the id {rows.max()} in row {number}, but there are only {self._vocabulary.size} ids'
             )
-        empty = np.flatnonzero(rows[:, 0] == self._vocabulary.pad_id)  # few begin so, and those are looked at whole
+        empty = np.flatnonzero(
+            rows[:, 0] == self._vocabulary.pad_id
+        )  # few rows begin so; only these are examined whole
         empty = empty[(rows[empty] == self._vocabulary.pad_id).all(axis=1)]
         if len(empty):
-            raise self._damaged(shard, f'holds nothing but padding in row {numbers[empty[0]]}')
+            raise self._damaged(shard, f'holds only padding in row {numbers[empty[0]]}')
         return rows
 
     def _open(self, shard: int) -> np.ndarray:
@@ -184,13 +191,13 @@ class Shards:
                     raise self._damaged(shard, manifest_lib.CHANGED)
                 dtype = self._dtype.newbyteorder('<')
                 mapped = np.memmap(path, dtype, 'r', offset, shape) if count else np.empty(shape, self._dtype)
-            except OSError as error:  # it was there a moment ago
+            except OSError as error:  # the file existed when its header was read
                 raise self._damaged(shard, error.strerror or str(error)) from error
             self._maps[shard] = mapped
         return self._maps[shard]
 
     def _offset(self, shard: int) -> int:
-        """Where the rows begin in a file; ConfigError when it is not that of the manifest."""
+        """The offset of the rows in a file; raises ConfigError if the file differs from the manifest."""
         path, shape = self._directory / self._shards[shard].file, (self._shards[shard].rows, self.sequence_length)
         offset, wrong = layout(path, shape, self._dtype)
         if wrong:
@@ -200,5 +207,5 @@ class Shards:
     def _damaged(self, shard: int, wrong: str) -> ConfigError:
         return ConfigError(
             f'cannot read {self._directory / self._shards[shard].file}: it {wrong}; copy it again, or run the same '
-            'prepare again, which makes anew what is damaged'
+            'prepare again, which makes damaged files again'
         )

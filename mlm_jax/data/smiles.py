@@ -1,13 +1,14 @@
-"""Tokens of SMILES: one atom, bond, branch or ring closure each; molecules in, ids without specials out.
+"""A tokenizer for SMILES with one token for each atom, bond, branch or ring closure.
 
-A token is what OpenSMILES (opensmiles.org) writes for one thing: an atom in brackets, whole, with its isotope,
-chirality, hydrogens and charge; an atom of the organic subset, Cl and Br included; an aromatic one; a bond; either end
-of a branch; a ring closure, of two digits with its %; the dot between molecules. RDKit's extensions are known: dative
-bonds (-> and <-), `~`, ring closures %(123) and atoms by number, [#6]. Reactions are not molecules: `>` is no token.
+A token is one element of OpenSMILES (opensmiles.org): a whole bracket atom with its isotope, chirality, hydrogens and
+charge; an atom of the organic subset, including Cl and Br; an aromatic atom; a bond; the start or the end of a branch;
+a ring closure, including the % of one with two digits; or the dot between molecules. RDKit's extensions are supported:
+dative bonds (-> and <-), `~`, ring closures such as %(123), and atoms by number, such as [#6]. Reactions are not
+molecules, so `>` is not a token.
 
-`tokenizer.model=smiles` collects the vocabulary from the corpus, the most frequent tokens first. Ids that are left over
-up to `vocab_size` are unused: special, so that masking never puts one into a molecule. Tokens outside the vocabulary,
-such as an ion that the corpus does not hold, become [UNK].
+`tokenizer.model=smiles` collects the vocabulary from the corpus, the most frequent tokens first. If fewer than
+`vocab_size` ids are needed, the remaining ids are unused; they count as special, so that masking never puts one into a
+molecule. Tokens outside the vocabulary, such as an ion that does not occur in the corpus, become [UNK].
 """
 
 import collections
@@ -22,8 +23,8 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.vocabulary import Vocabulary
 
 SPECIALS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
-_LARGEST = 1 << 20  # ids: more come of a damaged number
-_FORMAT = 'mlm_jax SMILES tokens'  # tells the file from a tokenizer.json of Hugging Face
+_LARGEST = 1 << 20  # number of ids; a larger number is damaged
+_FORMAT = 'mlm_jax SMILES tokens'  # distinguishes the file from a Hugging Face tokenizer.json
 _BRACKET_ATOM = (
     r'\[\d*'  # isotope
     r'(?:[A-Z][a-z]?|[bcnops]|se|as|te|si|\*|#\d+)'  # element, aromatic atom, any atom, atomic number
@@ -33,17 +34,17 @@ _BRACKET_ATOM = (
     r'(?::\d+)?\]'  # class
 )
 _TOKEN = rf'{_BRACKET_ATOM}|Br|Cl|[BCNOPSFI*]|[bcnops]|->|<-|%\d\d|%\(\d{{3,5}}\)|[0-9()=#$:~/\\.-]'
-_SPLIT = re.compile(rf'{_TOKEN}|(?s:.)', re.ASCII)  # what is no token falls to pieces of one character
+_SPLIT = re.compile(rf'{_TOKEN}|(?s:.)', re.ASCII)  # text that is not a token is split into single characters
 _WHOLE = re.compile(rf'(?:{_TOKEN})++', re.ASCII)
 
 
 def split(text: str) -> list[str]:
-    """The tokens of a SMILES, in order; they make up the text. Characters that belong to none stand alone."""
+    """Splits a text into the tokens of a SMILES; each character that belongs to no token is a part of its own."""
     return _SPLIT.findall(text)
 
 
 def is_smiles(text: str) -> bool:
-    """Whether a text is made of tokens of SMILES alone; whether rings close and valences hold is RDKit's to say."""
+    """Whether a text consists of SMILES tokens only; this does not check that rings close and valences are valid."""
     return _WHOLE.fullmatch(text) is not None
 
 
@@ -51,20 +52,20 @@ class SmilesTokenizer:
     """A vocabulary of SMILES tokens, with the interface of `tokenizers.Tokenizer`.
 
     Attributes:
-      vocabulary: the special ids, those of unused pieces among them.
+      vocabulary: the special ids, which include the ids of unused pieces.
       model: the vocabulary as JSON, as `tokenizers.Tokenizer.from_file` reads it.
-      package: none: nothing but this file reads it.
-      unknown_id: stands for tokens outside the vocabulary, and for characters that no SMILES has.
+      package: empty, because no other package is needed to read the vocabulary.
+      unknown_id: the id for tokens outside the vocabulary and for characters that no SMILES contains.
     """
 
     package = ''
     unknown_id = SPECIALS.index('[UNK]')
 
     def __init__(self, model: bytes, name: str = 'the SMILES vocabulary'):
-        """Reads a vocabulary; `name` stands for it in errors.
+        """Reads a vocabulary; error messages call it `name`.
 
         Raises:
-          ConfigError: when it is none, or damaged.
+          ConfigError: if it is not a vocabulary of SMILES tokens, or is damaged.
         """
         try:
             stored = json.loads(model)
@@ -72,11 +73,11 @@ class SmilesTokenizer:
             if stored['format'] != _FORMAT or pieces[: len(SPECIALS)] != SPECIALS or len(set(pieces)) < len(pieces):
                 raise ValueError('its pieces are not those of a vocabulary')
             if strange := [p for p in pieces[len(SPECIALS) :] if not is_smiles(p) or split(p) != [p]]:
-                raise ValueError(f'{strange[0]!r} is no token of SMILES')
+                raise ValueError(f'{strange[0]!r} is not a SMILES token')
             if not len(SPECIALS) < len(pieces) <= size <= _LARGEST:
                 raise ValueError(f'it has {len(pieces)} pieces and {size} ids')
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise ConfigError(f'{name} is no vocabulary of SMILES tokens: {error}') from error
+            raise ConfigError(f'{name} is not a vocabulary of SMILES tokens: {error}') from error
         self.model = model
         self._pieces = (*pieces, *(f'[unused{i}]' for i in range(len(pieces), size)))
         self._ids = {piece: i for i, piece in enumerate(pieces) if i >= len(SPECIALS)}
@@ -88,7 +89,7 @@ class SmilesTokenizer:
         )
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of a SMILES, int32[n], without [CLS] or [SEP]; white space around it does not count."""
+        """The ids of a SMILES, int32[n], without [CLS] or [SEP]; whitespace around it is ignored."""
         return np.array([self._ids.get(piece, self.unknown_id) for piece in split(text.strip())], np.int32)
 
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
@@ -102,28 +103,28 @@ class SmilesTokenizer:
         return np.concatenate([*masked, last])
 
     def readable(self, texts: Sequence[bytes], repairs: collections.Counter) -> list[bytes]:
-        """The texts that are SMILES; the others are counted in `repairs`."""
+        """Returns the texts that are SMILES, and counts the others in `repairs`."""
         kept = []
         for utf8 in texts:
             text = utf8.decode().strip()
             if is_smiles(text):
                 kept.append(utf8)
             elif len(text.split()) > 1:
-                repairs['documents with white space inside a SMILES, dropped (smi:GLOB reads names behind it)'] += 1
+                repairs['documents with whitespace inside a SMILES, dropped (smi:GLOB ignores names after it)'] += 1
             else:
-                repairs['documents with characters that no SMILES has, dropped'] += 1
+                repairs['documents with characters that no SMILES contains, dropped'] += 1
         return kept
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The SMILES of ids; special ones are left out."""
+        """The SMILES of ids; special ids are omitted."""
         return ''.join(self._pieces[i] for i in np.asarray(ids).tolist() if self._pieces[i] in self._ids)
 
     def id_to_piece(self, token: int) -> str:
-        """The token of one id."""
+        """The token of an id."""
         return self._pieces[int(token)]
 
     def text_of(self, token: int) -> bytes:
-        """What one id stands for in text; b'' for a special one."""
+        """The text of an id; b'' for a special id."""
         return b'' if token in self.vocabulary.special_ids else self._pieces[int(token)].encode()
 
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
@@ -132,7 +133,7 @@ class SmilesTokenizer:
 
 
 def is_model(model: bytes) -> bool:
-    """Whether JSON holds a vocabulary of SMILES tokens, rather than a tokenizer of Hugging Face."""
+    """Whether JSON is a vocabulary of SMILES tokens rather than a Hugging Face tokenizer."""
     try:
         stored = json.loads(model)
     except (ValueError, RecursionError):
@@ -141,28 +142,29 @@ def is_model(model: bytes) -> bool:
 
 
 def train(texts: Iterable[str], vocab_size: int) -> SmilesTokenizer:
-    """Collects a vocabulary; the same texts in any order give the same bytes.
+    """Collects a vocabulary; the result does not depend on the order of the texts.
 
     Args:
-      texts: SMILES; what is none is passed over.
-      vocab_size: ids, specials and unused ones included. With fewer tokens in the texts, the last ids are unused; with
-        more, the rarest tokens are left out.
+      texts: SMILES; other texts are ignored.
+      vocab_size: the number of ids, including special and unused ids. If the texts have fewer tokens, the last ids are
+        unused; if they have more, the rarest tokens are omitted.
 
     Raises:
-      ConfigError: when no text is a SMILES, or the vocabulary has no room for any token.
+      ConfigError: if no text is a SMILES, or the vocabulary has no room for any token.
     """
     molecules = filter(is_smiles, (text.strip() for text in texts))
     counts = collections.Counter(itertools.chain.from_iterable(map(split, molecules)))
     if not counts:
         raise ConfigError(
-            'the training text holds no SMILES: each document must be one, and nothing else. Check data.corpus, such '
-            'as smi:GLOB, or csv:GLOB with data.text_key; tokenizer.model=unigram is for other text'
+            'the training text contains no SMILES: each document must be one SMILES and nothing else. Check '
+            'data.corpus, for example smi:GLOB, or csv:GLOB with data.text_key; for other text, set '
+            'tokenizer.model=unigram'
         )
     room = vocab_size - len(SPECIALS)
     if room < 1:
         raise ConfigError(
             f'vocab_size={vocab_size} leaves no room for tokens beside {", ".join(SPECIALS)}; the text has '
-            f'{len(counts)}: set vocab_size={len(counts) + len(SPECIALS)}, or more'
+            f'{len(counts)} tokens: set vocab_size={len(counts) + len(SPECIALS)} or more'
         )
     ranked = sorted(counts, key=lambda piece: (-counts[piece], piece))
     stored = {'format': _FORMAT, 'size': vocab_size, 'pieces': [*SPECIALS, *ranked[:room]]}

@@ -1,8 +1,8 @@
-"""`tables.npz` in a prepared directory: what masking must know about the tokenizer and the corpus.
+"""`tables.npz` in a prepared directory: what masking needs to know about the tokenizer and the corpus.
 
-`prepare` writes it: of every corpus, what pieces say of where words start, and how often each id occurs; with
-`masking.unit=pmi`, the collocations too. It is made of the tokenizer and the rows alone, so a directory that lacks a
-table gets it by preparing once more.
+`prepare` always writes which pieces start words and how often each id occurs, and with `masking.unit=pmi` also the
+collocations. The tables depend only on the tokenizer and the rows, so running `prepare` again adds a missing table to a
+directory.
 """
 
 import io
@@ -11,6 +11,8 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -23,12 +25,12 @@ from mlm_jax.masking.registry import STRATEGIES, UNITS
 from mlm_jax.masking.tables import NEXT_STARTS, STARTS, Tables, find_word_starts
 
 FILE = 'tables.npz'
-_LOOKED_AT = 1000  # rows, for what is said of words
-_TOLERATED = 0.1  # of the tokens, in words that are too long to be masked
+_LOOKED_AT = 1000  # number of rows from which word lengths are estimated
+_TOLERATED = 0.1  # fraction of the tokens that may be in words too long to be masked
 
 
 def required(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """The arrays of the file that the masking of `config` needs."""
+    """The names of the arrays that the masking of `config` needs."""
     k = config.masking
     by_frequency = _reads_weights(config) and k.token_weights == 'frequency'
     return (*UNITS[k.unit].tables, *(('counts',) if by_frequency else ()))
@@ -42,20 +44,25 @@ def _reads_words(config: ml_collections.ConfigDict) -> bool:
     return 'word_starts' in UNITS[config.masking.unit].tables
 
 
-def write_missing(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: Manifest, scratch=None) -> bool:
-    """Writes the file if it is not there, or lacks what `config` needs.
+def write_missing(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    manifest: Manifest,
+    scratch: pathlib.Path | None = None,
+) -> bool:
+    """Writes the file if it does not exist or lacks an array that `config` needs.
 
     Args:
-      config: `config.masking` matters.
-      directory: holds the rows and the tokenizer.
-      manifest: of the directory.
+      config: the configuration, of which `config.masking` is used.
+      directory: the directory that holds the rows and the tokenizer.
+      manifest: the manifest of the directory.
       scratch: as in `atomic.write`.
 
     Returns:
-      Whether it wrote anything.
+      Whether the file was written.
 
     Raises:
-      ConfigError: for a masking that the tokenizer rules out.
+      ConfigError: if the masking is impossible with this tokenizer.
     """
     path = directory / FILE
     vocabulary = manifest.vocabulary
@@ -65,7 +72,7 @@ def write_missing(config: ml_collections.ConfigDict, directory: pathlib.Path, ma
         return False
     if missing & {'word_starts', 'word_marks'}:
         arrays |= _of_words(directory, manifest)
-        if 'collocations' in arrays:  # of the words of an earlier version
+        if 'collocations' in arrays:  # they were computed with the word starts of an earlier version
             missing.add('collocations')
     if required(config):
         _check_words(config, arrays)
@@ -78,27 +85,28 @@ def write_missing(config: ml_collections.ConfigDict, directory: pathlib.Path, ma
             _blocks(directory, manifest), arrays['word_starts'], vocabulary, word_marks=arrays['word_marks']
         )
         print(f'tables     {len(arrays["collocations"]):,} collocations of 2 to 5 words')
-    atomic.write(path, lambda file: np.savez(file, **dict(sorted(arrays.items()))), scratch)
+    named: dict[str, Any] = dict(sorted(arrays.items()))
+    atomic.write(path, lambda file: np.savez(file, **named), scratch)
     return True
 
 
-def word_starts(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """bool[V]: whether a piece is written with a space before it, for which `pieces` has ▁."""
+def word_starts(tokenizer: tokenizers.AnyTokenizer) -> np.ndarray:
+    """bool[V]: whether a piece begins with a space, which `pieces` writes as ▁."""
     ids = np.arange(tokenizer.vocabulary.size)
     starts = np.array([piece.startswith('▁') for piece in tokenizer.pieces(ids)])
     return starts & ~np.isin(ids, tokenizer.vocabulary.special_ids)
 
 
-def word_marks(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """uint8[V]: what else pieces say of words, as `masking.tables` has it."""
+def word_marks(tokenizer: tokenizers.AnyTokenizer) -> np.ndarray:
+    """uint8[V]: the other word marks of the pieces, as `masking.tables` defines them."""
     ids = range(tokenizer.vocabulary.size)
     if hasattr(tokenizer, 'text_of'):
         return words.marks(map(tokenizer.text_of, ids))
     return words.marks(piece.replace('▁', ' ').encode() for piece in tokenizer.pieces(ids))
 
 
-def of_words(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> list[np.ndarray]:
-    """`word_starts` and `word_marks` for `vocab_size` ids, of which the last may have no piece."""
+def of_words(tokenizer: tokenizers.AnyTokenizer, vocab_size: int) -> list[np.ndarray]:
+    """`word_starts` and `word_marks` for `vocab_size` ids; the last ids may have no piece."""
     padding = vocab_size - tokenizer.vocabulary.size
     return [np.pad(array, (0, padding)) for array in (word_starts(tokenizer), word_marks(tokenizer))]
 
@@ -109,12 +117,15 @@ def _of_words(directory: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarr
 
 
 def describe_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: Manifest) -> str:
-    """A line on the words of the training rows, and a warning where many are too long to be masked; '' without words.
+    """A line about the words of the training rows, with a warning if many words are too long to be masked.
 
     Args:
-      config: `config.masking` matters.
-      directory: holds the rows and the tables.
-      manifest: of the directory.
+      config: the configuration, of which `config.masking` is used.
+      directory: the directory that holds the rows and the tables.
+      manifest: the manifest of the directory.
+
+    Returns:
+      The line, or '' if the masking does not use words.
     """
     if not _reads_words(config):
         return ''
@@ -123,27 +134,27 @@ def describe_words(config: ml_collections.ConfigDict, directory: pathlib.Path, m
     ordinary = ~np.isin(tokens, manifest.vocabulary.special_ids)
     starts = find_word_starts(tokens, arrays['word_starts'], arrays['word_marks'])
     starts |= ~np.pad(ordinary[:, :-1], ((0, 0), (1, 0)))
-    word = np.cumsum(starts | ~ordinary).reshape(tokens.shape)  # the number of the word of each token
+    word = np.cumsum(starts | ~ordinary).reshape(tokens.shape)  # the index of the word of each token
     size = np.bincount(word[ordinary], minlength=word[-1, -1] + 1)[word]
     k = config.masking
     largest = k.ratio if k.ratio_schedule == 'constant' else max(k.ratio, k.final_ratio)
     too_long = ordinary & (size > largest * ordinary.sum(1, keepdims=True) + 1)
     share = too_long.sum() / max(1, ordinary.sum())
-    line = f'words      of {ordinary.sum() / max(1, (starts & ordinary).sum()):.2f} tokens'
+    line = f'words      {ordinary.sum() / max(1, (starts & ordinary).sum()):.2f} tokens on average'
     if share <= _TOLERATED:
         return line
     return (
-        f'{line}\nWARNING: {share:.0%} of the tokens are in words longer than the share of a row that is masked, '
-        f'{largest:.0%}: masking.unit={config.masking.unit} leaves them out. Use masking.unit=token or ngram, which '
-        'need no other rows, or a tokenizer that marks where words start'
+        f'{line}\nWARNING: {share:.0%} of the tokens are in words that are longer than the fraction of a row that is '
+        f'masked, {largest:.0%}: masking.unit={config.masking.unit} never masks such words. Use masking.unit=token or '
+        'ngram, which work with the same rows, or a tokenizer that marks where words start'
     )
 
 
 def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:
-    """The tables that the masking of `config` needs, from its prepared directory.
+    """Loads the tables that the masking of `config` needs from its prepared directory.
 
     Raises:
-      ConfigError: when one is missing or of no use, with the cure.
+      ConfigError: if a table is missing or cannot be used; the message says what to do.
     """
     needed = required(config)
     arrays = {}
@@ -151,27 +162,27 @@ def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:
         directory = pathlib.Path(config.data.directory).expanduser()
         path = directory / FILE
         arrays = read(path, manifest.vocabulary.size) if path.exists() else {}
-        if 'word_starts' in arrays and 'word_marks' not in arrays and 'word_marks' in needed:  # of an earlier version
+        if 'word_starts' in arrays and 'word_marks' not in arrays and 'word_marks' in needed:  # from an earlier version
             _check_words(config, arrays)
             arrays = _of_words(directory, manifest) | arrays
         missing = [name for name in needed if name not in arrays]
         if missing:
             raise ConfigError(
                 f'{config.data.directory} lacks the masking tables {", ".join(missing)}, which masking.unit='
-                f'{config.masking.unit}, masking.strategy={config.masking.strategy} need. Run\n'
-                '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>\n'
-                'once more: it adds them to the rows that are there'
+                f'{config.masking.unit} and masking.strategy={config.masking.strategy} need. To add them to the '
+                'prepared rows, run\n'
+                '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>'
             )
         _check_words(config, arrays)
         if manifest.tables and manifest.tables_sha256 and atomic.sha256(path) != manifest.tables_sha256:
-            raise _unreadable(path, 'it has changed since prepare wrote it, by its SHA-256')
+            raise _unreadable(path, 'its SHA-256 differs from that in the manifest')
     weights = None
     if _reads_weights(config):
-        weights = _weights(config.masking.token_weights, arrays.get('counts'), manifest.vocabulary.size)
+        weights = _weights(config.masking.token_weights, arrays, manifest.vocabulary.size)
     return Tables(arrays.get('word_starts'), weights, arrays.get('collocations'), arrays.get('word_marks'))
 
 
-# What NumPy and zipfile raise at files that are cut off, or made of other bytes.
+# Exceptions that NumPy and zipfile raise for truncated or damaged files.
 _DAMAGED = (
     OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, OverflowError, NotImplementedError,
     RuntimeError, UserWarning, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
@@ -179,18 +190,21 @@ _DAMAGED = (
 
 
 def read(path: pathlib.Path, vocab_size: int) -> dict[str, np.ndarray]:
-    """The arrays of the file, for a vocabulary of that size.
+    """Reads the arrays of the file `path` for a vocabulary of `vocab_size` ids.
 
     Raises:
-      ConfigError: when it cannot be read, or holds other arrays.
+      ConfigError: if the file cannot be read, or an array has a wrong shape or dtype.
     """
     try:
-        # From memory: an array whose header lies about its size would be as large as the header says.
+        # Reading from memory, because NumPy would allocate an array of any size that a damaged header states.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             arrays = {name: np.asarray(stored[name]) for name in stored}
-        kinds = {'word_starts': (np.bool_, (vocab_size,)), 'word_marks': (np.uint8, (vocab_size,))}
-        kinds['counts'] = (np.int64, (vocab_size,))
-        kinds['collocations'] = (np.uint32, (np.size(arrays.get('collocations')),))
+        kinds: dict[str, tuple[type, tuple[int, ...]]] = {
+            'word_starts': (np.bool_, (vocab_size,)),
+            'word_marks': (np.uint8, (vocab_size,)),
+            'counts': (np.int64, (vocab_size,)),
+            'collocations': (np.uint32, (arrays['collocations'].size if 'collocations' in arrays else 0,)),
+        }
         for name, array in arrays.items():
             if (array.dtype, array.shape) != kinds.get(name, (array.dtype, array.shape)):
                 raise ValueError(f'{name} is {array.dtype}{list(array.shape)}, for a vocabulary of {vocab_size}')
@@ -200,11 +214,11 @@ def read(path: pathlib.Path, vocab_size: int) -> dict[str, np.ndarray]:
 
 
 def _unreadable(path: pathlib.Path, reason: str) -> ConfigError:
-    return ConfigError(f'cannot read {path} ({reason}); delete it, and run prepare once more')
+    return ConfigError(f'cannot read {path} ({reason}); delete that file and run prepare again')
 
 
-def _blocks(directory: pathlib.Path, manifest: Manifest):
-    """The training rows, a shard at a time."""
+def _blocks(directory: pathlib.Path, manifest: Manifest) -> Iterator[np.ndarray]:
+    """The training rows, one shard at a time."""
     return shards.Shards(directory, 'train', manifest=manifest).blocks()
 
 
@@ -214,26 +228,26 @@ def _check_words(config: ml_collections.ConfigDict, arrays: dict[str, np.ndarray
     marks = arrays.get('word_marks', np.zeros(1, np.uint8))
     if not arrays['word_starts'].any() and not (marks & (STARTS | NEXT_STARTS)).any():
         raise ConfigError(
-            f'masking.unit={config.masking.unit} is made of words, but no piece of this tokenizer starts with ▁, the '
-            'sign of a space before it; use masking.unit=ngram, or token'
+            f'masking.unit={config.masking.unit} masks words, but no piece of this tokenizer starts with ▁, which '
+            'marks a space before a word; use masking.unit=ngram or masking.unit=token'
         )
 
 
-def _weights(name: str, counts: np.ndarray | None, vocab_size: int) -> np.ndarray:
-    """float32[V]: how gladly each id is chosen."""
+def _weights(name: str, arrays: dict[str, np.ndarray], vocab_size: int) -> np.ndarray:
+    """float32[V]: the sampling weight of each id."""
     if name == 'frequency':
-        return (1 / np.sqrt(counts + 1.0)).astype(np.float32)
+        return (1 / np.sqrt(arrays['counts'] + 1.0)).astype(np.float32)
     try:
         weights = np.load(pathlib.Path(name).expanduser(), allow_pickle=False)
         if not isinstance(weights, np.ndarray) or weights.dtype.kind not in 'fiu':
-            raise ValueError('it holds no array of numbers')
+            raise ValueError('it does not hold an array of numbers')
     except _DAMAGED as error:
         raise ConfigError(
-            f'cannot read masking.token_weights={name} ({error}); it is frequency, or the path of a .npy file'
+            f'cannot read masking.token_weights={name} ({error}); set it to frequency or to the path of a .npy file'
         ) from error
     if weights.shape != (vocab_size,) or not np.all(np.isfinite(weights)) or weights.min() < 0 or not weights.max():
         raise ConfigError(
             f'masking.token_weights={name} must hold {vocab_size} finite numbers, one for each id, none of them '
-            f'negative and not all 0; it holds {weights.dtype}{list(weights.shape)}'
+            f'negative and not all of them 0; it holds {weights.dtype}{list(weights.shape)}'
         )
     return weights.astype(np.float32)

@@ -1,7 +1,7 @@
-"""Tokenizers of Hugging Face: a given `tokenizer.json`; text in, ids without specials out.
+"""Hugging Face tokenizers from a given `tokenizer.json`; they encode text to ids without special tokens.
 
-Special tokens are never made from text, as in `tokenizers.py`: a document that contains "[MASK]" or "<s>" is encoded as
-the ordinary characters it consists of. Needs the package tokenizers (extra `huggingface`).
+As in `tokenizers.py`, text never produces special tokens: a document that contains "[MASK]" or "<s>" is encoded as the
+ordinary characters of which that consists. Needs the package tokenizers (extra `huggingface`).
 """
 
 import collections
@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +20,12 @@ from mlm_jax.data import offsets
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.vocabulary import SYMBOL_NAMES, Vocabulary
 
-_MAX_GAPS = 1 << 20  # ids without a piece: more come of a damaged number
-_NEEDS_WORDS = ('WordPiece', 'WordLevel')  # models that know words alone, and cut no text
+_MAX_GAPS = 1 << 20  # number of ids without a piece; a larger number is due to a damaged id
+_NEEDS_WORDS = ('WordPiece', 'WordLevel')  # models that need text already split into words
 
 
 def looks_like_json(content: bytes) -> bool:
-    """Whether a file is JSON and not a SentencePiece model, which never starts so. A byte order mark does not count."""
+    """Whether a file is JSON, possibly with a byte order mark; SentencePiece models never start like JSON."""
     return _decoded(content[:1000])[:1] in ('{', '[', '"')
 
 
@@ -32,33 +33,33 @@ class JSONTokenizer:
     """A `tokenizer.json` whose special ids are known, with the interface of `tokenizers.Tokenizer`.
 
     Attributes:
-      vocabulary: the special ids: of the four symbols, of the unknown token, and of all that the file calls special.
-        BERT's [unused…] are not among them.
-      model: the file, as `from_file` reads it.
-      package: what reads it.
-      unknown_id: the id of what the pieces cannot express; None where there is nothing like that.
+      vocabulary: the special ids: those of the four symbols, of the unknown token, and of all tokens that the file
+        declares as special. BERT's [unused…] tokens are not special.
+      model: the content of the file, as `from_file` reads it.
+      package: the Python package that reads the file.
+      unknown_id: the id for text that the pieces cannot express; None if there is no such id.
     """
 
     package = 'tokenizers'
 
     def __init__(self, model: bytes, name: str = 'the tokenizer.json'):
-        """Reads the content of a file; `name` stands for it in errors.
+        """Reads the content of a file; error messages call it `name`.
 
         Raises:
-          ConfigError: when it is no tokenizer.json, lacks a special symbol, or makes one from text.
+          ConfigError: if it is not a tokenizer.json, lacks a special symbol, or produces one from text.
           ImportError: without the extra `huggingface`.
         """
-        # One thread: whoever wants more runs several processes, which scale better.
+        # One thread, because several processes scale better than several threads.
         os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
         self.model, self._name = model, name
         self._tokenizer, parts = _read(model, name)
         reader = self._tokenizer.model
-        kind = type(reader).__name__  # which files of versions before 0.9 do not say
+        kind = type(reader).__name__  # files of versions before 0.9 do not name it
         normalizer, pre_tokenizer = (_described(getattr(self._tokenizer, n)) for n in ('normalizer', 'pre_tokenizer'))
         if kind in _NEEDS_WORDS and not pre_tokenizer:
             raise ConfigError(
-                f'{name} has no pre_tokenizer, and so its {kind} model would take every text for one word. Add the one '
-                'that it was trained with, which for BERT is "pre_tokenizer": {"type": "BertPreTokenizer"}'
+                f'{name} has no pre_tokenizer, so its {kind} model would treat every text as one word. Add the '
+                'pre_tokenizer with which it was trained; for BERT, "pre_tokenizer": {"type": "BertPreTokenizer"}'
             )
         self.vocabulary = _vocabulary(self._tokenizer, parts['model'], name)
         self.unknown_id = _unknown_id(self._tokenizer, parts['model'])
@@ -81,18 +82,18 @@ class JSONTokenizer:
 
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
         """The ids of several texts (or their UTF-8), int32[n] each."""
-        texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
+        decoded = [text.decode() if isinstance(text, bytes) else text for text in texts]
         with _errors_in_words(f'{self._name} cannot encode a text'):
-            encodings = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = self._encoder.encode_batch_fast(decoded, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The ids of a text, and where in it each of them starts and ends: as `tokenizers.Tokenizer.encode_offsets`."""
+        """The ids of a text and their starts and ends in it, as in `tokenizers.Tokenizer.encode_offsets`."""
         with _errors_in_words(f'{self._name} cannot encode a text'):
             encoding = self._encoder.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int32)
         starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
-        # Whoever searches in them relies on their order, which nothing in a tokenizer.json promises.
+        # Callers search in the offsets and need them to ascend, which a tokenizer.json does not guarantee.
         starts, ends = np.maximum.accumulate(starts), np.maximum.accumulate(ends)
         return ids, *offsets.trim(text, starts, ends)
 
@@ -105,20 +106,19 @@ class JSONTokenizer:
         masked = [np.append(part, np.int32(self.vocabulary.mask_id)) for part in before]
         return np.concatenate([*masked, last])
 
-    def readable(self, texts: Sequence[bytes], repairs: collections.Counter) -> Sequence[bytes]:
-        """The texts that can be encoded: all. Others would be counted in `repairs`."""
+    def readable(self, texts: Sequence[bytes], repairs: collections.Counter[str]) -> Sequence[bytes]:
+        """Returns the texts that can be encoded, which are all texts; others would be counted in `repairs`."""
         return texts
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of ids; special ones are left out."""
-        ids = [i for i in np.asarray(ids).tolist() if i not in self._special_ids]
-        return self._tokenizer.decode(ids)
+        """The text of ids; special ids are omitted."""
+        return self._tokenizer.decode([i for i in np.asarray(ids).tolist() if i not in self._special_ids])
 
     def id_to_piece(self, token: int) -> str:
-        """The piece of one id, as SentencePiece would write it: ▁ is the space before a word.
+        """The piece of an id, as SentencePiece would write it: ▁ is the space before a word.
 
-        WordPiece marks the pieces that go on with a word instead, and a word is there what stands between spaces or
-        punctuation; bytes that are no character by themselves stay as the file writes them.
+        WordPiece instead marks the pieces that continue a word, where a word is the text between spaces or punctuation.
+        Bytes that are only a part of a character remain as the file writes them.
         """
         token = int(token)
         piece = self._tokenizer.id_to_token(token)
@@ -127,15 +127,15 @@ class JSONTokenizer:
         if token in self._special_ids or token in self._added:
             return piece
         if self._begins_words:
-            goes_on = self._continuation and piece.startswith(self._continuation)
-            return piece.removeprefix(self._continuation) if goes_on else f'▁{piece}'
+            continues = self._continuation and piece.startswith(self._continuation)
+            return piece.removeprefix(self._continuation) if continues else f'▁{piece}'
         if self._is_byte_level:
             text = _bytes_of(piece).decode(errors='replace')
             return piece.replace('Ġ', '▁') if '\ufffd' in text else text.replace(' ', '▁')
         return piece.replace(self._space, '▁')
 
     def text_of(self, token: int) -> bytes:
-        """What one id stands for in text, UTF-8, perhaps no whole character; b'' for a special one."""
+        """The text of an id in UTF-8, which may be a partial character; b'' for a special id."""
         token = int(token)
         piece = self._tokenizer.id_to_token(token)
         if piece is None or token in self._special_ids:
@@ -155,28 +155,28 @@ class JSONTokenizer:
         return [self.id_to_piece(i) for i in np.asarray(ids).tolist()]
 
     def _made_from_text(self, special_ids: Iterable[int]) -> list[str]:
-        """Those of the special tokens that a text becomes which holds them."""
+        """Those of the special tokens that a text containing their names produces."""
         symbols = {i: self._tokenizer.id_to_token(i) for i in sorted(special_ids)}
         return [symbol for i, symbol in symbols.items() if symbol is not None and i in self.encode(symbol)]
 
     def _check_specials_are_never_text(self) -> None:
-        """A [CLS] from text would start a document (data/packing.py)."""
+        """Raises ConfigError if text can produce special tokens: a [CLS] would start a document (data/packing.py)."""
         v = self.vocabulary
         if made := self._made_from_text((v.pad_id, v.cls_id, v.sep_id, v.mask_id)):
             raise ConfigError(
-                f'{self._name} makes the special token {made[0]} from text that contains it. Declare it among its '
-                'added_tokens with "special": true, and split punctuation or bytes off words'
+                f'{self._name} produces the special token {made[0]} from text that contains its name. Declare it '
+                'in added_tokens with "special": true, and split punctuation or bytes from words'
             )
 
 
 def _decoded(content: bytes) -> str:
-    """JSON as text, in whichever encoding of Unicode it is, without byte order mark and white space before it."""
+    """Decodes JSON in any Unicode encoding, without a byte order mark and leading whitespace."""
     encoding = json.detect_encoding(content)
     return content.decode(encoding, 'replace').lstrip('\ufeff \t\r\n')
 
 
-def _read(model: bytes, name: str):
-    """The tokenizer of the package, with nothing cut, padded or made special; and the file as JSON."""
+def _read(model: bytes, name: str) -> tuple[Any, dict]:
+    """The `tokenizers.Tokenizer`, without truncation, padding or special tokens, and the parsed JSON of the file."""
     try:
         import tokenizers
     except ImportError:
@@ -185,25 +185,27 @@ def _read(model: bytes, name: str):
     try:
         stored = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f'{name} is no tokenizer.json of Hugging Face, or is cut off or damaged: {error}') from error
+        raise ConfigError(
+            f'{name} is not a Hugging Face tokenizer.json, or is truncated or damaged: {error}'
+        ) from error
     if not isinstance(stored, dict) or not isinstance(stored.get('model'), dict):
         keys = ', '.join(map(repr, list(stored)[:5])) if isinstance(stored, dict) else type(stored).__name__
         raise ConfigError(
-            f'{name} is no tokenizer.json of Hugging Face: it has no "model" ({keys}). Of the files of a tokenizer, '
-            'take the one of that name; vocab.json, tokenizer_config.json and others do not say enough'
+            f'{name} is not a Hugging Face tokenizer.json: it has no "model" ({keys}). Use the file tokenizer.json of '
+            'a tokenizer; vocab.json, tokenizer_config.json and other files do not describe it completely'
         )
     if _breaks_prefix(stored['model']):
-        raise ConfigError(f'{name} is damaged: its merges do not go on with words by its "continuing_subword_prefix"')
-    with _errors_in_words(f'{name} is no tokenizer.json of Hugging Face'):
+        raise ConfigError(f'{name} is damaged: in its merges, a second part lacks the "continuing_subword_prefix"')
+    with _errors_in_words(f'{name} is not a Hugging Face tokenizer.json'):
         tokenizer = tokenizers.Tokenizer.from_str(text)
         tokenizer.no_padding()
         tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True  # as text, where text contains them
+    tokenizer.encode_special_tokens = True  # if text contains the name of a special token, encode it as text
     return tokenizer, stored
 
 
 def _breaks_prefix(model: dict) -> bool:
-    """Whether a second part of a merge lacks the prefix of pieces within words, at which the package panics."""
+    """Whether the second part of a merge lacks the prefix of pieces within words, which makes the package panic."""
     prefix, merges = model.get('continuing_subword_prefix'), model.get('merges')
     if not isinstance(prefix, str) or not prefix or not isinstance(merges, list):
         return False
@@ -213,23 +215,22 @@ def _breaks_prefix(model: dict) -> bool:
 
 @contextlib.contextmanager
 def _errors_in_words(what: str) -> Iterator[None]:
-    """Turns errors of the package, which raises nothing more specific, and panics of its Rust into ConfigError."""
+    """Converts exceptions of the package, which have no specific type, and panics of its Rust code to ConfigError."""
     try:
         yield
     except Exception as error:
         raise ConfigError(f'{what}: {error}') from error
     except BaseException as error:
-        if type(error).__name__ != 'PanicException':  # which has no public home
+        if type(error).__name__ != 'PanicException':  # a type that is not public
             raise
         raise ConfigError(f'{what}: {error}') from error
 
 
-def _without_names(tokenizer, parts: dict, special_ids: Iterable[int]):
-    """The tokenizer under whose special ids there are pieces that no text can spell.
+def _without_names(tokenizer: Any, parts: dict, special_ids: Iterable[int]) -> Any:
+    """A copy of the tokenizer in which the special tokens have names that no text contains.
 
-    That special tokens are not to be looked for in text does not keep a model from finding them among its pieces, as
-    Unigram does with its <s>. Pieces that the file does not call special keep their names, and so does what the model
-    itself names as unknown.
+    Even if special tokens are not searched for in text, a model may find them among its pieces, as Unigram does with
+    <s>. Pieces that the file does not declare as special keep their names, and so does the unknown token of the model.
     """
     import tokenizers
 
@@ -239,7 +240,8 @@ def _without_names(tokenizer, parts: dict, special_ids: Iterable[int]):
         for i, token in tokenizer.get_added_tokens_decoder().items()
         if token.special and i in special_ids and token.content != getattr(tokenizer.model, 'unk_token', None)
     }
-    if isinstance(model['vocab'], list):  # of Unigram
+    vocab: list | dict
+    if isinstance(model['vocab'], list):  # the format of Unigram
         vocab = [[names.get(piece, piece), score] for piece, score in model['vocab']]
     else:
         vocab = {names.get(piece, piece): i for piece, i in model['vocab'].items()}
@@ -250,7 +252,7 @@ def _without_names(tokenizer, parts: dict, special_ids: Iterable[int]):
         token | {'content': names.get(token['content'], token['content'])} for token in parts.get('added_tokens', [])
     ]
     renamed = parts | {'model': model | {'vocab': vocab}, 'added_tokens': added, 'post_processor': None}
-    with _errors_in_words('the special tokens of a tokenizer.json cannot be told from its text'):
+    with _errors_in_words('the special tokens of a tokenizer.json cannot be distinguished from its text'):
         encoder = tokenizers.Tokenizer.from_str(json.dumps(renamed))
         encoder.no_padding()
         encoder.no_truncation()
@@ -258,7 +260,7 @@ def _without_names(tokenizer, parts: dict, special_ids: Iterable[int]):
     return encoder
 
 
-def _vocabulary(tokenizer, model: dict, name: str) -> Vocabulary:
+def _vocabulary(tokenizer: Any, model: dict, name: str) -> Vocabulary:
     ids, missing = {}, []
     for symbol, names in SYMBOL_NAMES.items():
         found = [i for n in names if (i := tokenizer.token_to_id(n)) is not None]
@@ -268,7 +270,7 @@ def _vocabulary(tokenizer, model: dict, name: str) -> Vocabulary:
             missing.append(f'{symbol} ({" or ".join(names)})')
     if missing:
         raise ConfigError(
-            f'{name} has no symbol for {", ".join(missing)}: take the tokenizer of a masked language model'
+            f'{name} has no symbol for {", ".join(missing)}: use the tokenizer of a masked language model'
         )
     if len(set(ids.values())) < len(ids):
         raise ConfigError(f'{name} uses one id for several of {ids}; they must differ')
@@ -284,29 +286,29 @@ def _vocabulary(tokenizer, model: dict, name: str) -> Vocabulary:
     unknown = {unknown_id} | {tokenizer.token_to_id(n) for n in ('[UNK]', '<unk>')}
     declared = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     gaps = set(range(size)) - by_id
-    special = declared | gaps | set(ids.values()) | (unknown - {None})
+    special = declared | gaps | set(ids.values()) | {i for i in unknown if i is not None}
     if len(special) == size:
-        raise ConfigError(f'{name} holds no pieces of text, only special tokens')
+        raise ConfigError(f'{name} has no pieces for text, only special tokens')
     return Vocabulary(size=size, special_ids=tuple(sorted(special)), **ids)
 
 
-def _unknown_id(tokenizer, model: dict) -> int | None:
+def _unknown_id(tokenizer: Any, model: dict) -> int | None:
     if type(tokenizer.model).__name__ == 'Unigram':
         return model.get('unk_id')
-    name = getattr(tokenizer.model, 'unk_token', None)  # the other models name it
+    name = getattr(tokenizer.model, 'unk_token', None)  # the other models give its name
     return tokenizer.token_to_id(name) if name else None
 
 
-def _described(component) -> dict | None:
-    """A normalizer or pre_tokenizer as the package writes it: files may lack its type."""
+def _described(component: Any) -> dict | None:
+    """The JSON of a normalizer or pre_tokenizer as the package writes it; in the file, its type may be missing."""
     return json.loads(component.__getstate__()) if component else None
 
 
 def _parts_of(component: dict | None) -> list[dict]:
-    """A normalizer or pre_tokenizer, and all that it consists of."""
+    """A normalizer or pre_tokenizer and all of its parts."""
     if not component:
         return []
-    inner = component.get('pretokenizers') or component.get('normalizers') or []  # of a Sequence
+    inner = component.get('pretokenizers') or component.get('normalizers') or []  # if it is a Sequence
     return [component, *(part for one in inner for part in _parts_of(one))]
 
 
@@ -315,19 +317,19 @@ def _has(component: dict | None, kind: str) -> bool:
 
 
 def _metaspace(pre_tokenizer: dict | None) -> str | None:
-    """What stands for a space in pieces."""
+    """The character that represents a space in pieces."""
     return next((part['replacement'] for part in _parts_of(pre_tokenizer) if part['type'] == 'Metaspace'), None)
 
 
 @functools.cache
 def _byte_of_character() -> dict[str, int]:
-    """Byte-level pieces write each byte as a character that can be seen: GPT-2's table."""
+    """Maps the visible character by which byte-level pieces write a byte to that byte (the table of GPT-2)."""
     seen = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
     others = [byte for byte in range(256) if byte not in seen]
     return {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _bytes_of(piece: str) -> bytes:
-    """What a byte-level piece stands for; characters of no byte stand for themselves."""
+    """The bytes of a byte-level piece; characters that are not in the table are encoded in UTF-8."""
     table = _byte_of_character()
     return b''.join(bytes([table[c]]) if c in table else c.encode() for c in piece)

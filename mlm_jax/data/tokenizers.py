@@ -1,10 +1,10 @@
-"""SentencePiece tokenizers: trained on a corpus, or given; text in, ids without specials out.
+"""SentencePiece tokenizers, which are trained on a corpus or given; they encode text to ids without special tokens.
 
-`Tokenizer.from_file` reads those of Hugging Face (`tokenizer_json.py`) and the tokens of SMILES (`smiles.py`) too.
+`Tokenizer.from_file` also reads the tokenizers of Hugging Face (`tokenizer_json.py`) and of SMILES (`smiles.py`).
 
-The special symbols are CONTROL symbols, whatever the model that was given says: SentencePiece never makes one
-of those from text, so a document that contains "[MASK]" or "<s>" is encoded as the ordinary characters it
-consists of.
+The special symbols become CONTROL symbols, even if a given model declares them otherwise. SentencePiece never produces
+CONTROL symbols from text, so a document that contains "[MASK]" or "<s>" is encoded as the ordinary characters of which
+that consists.
 """
 
 import collections
@@ -13,6 +13,7 @@ import io
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -26,9 +27,9 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
 SENTENCEPIECE = ('unigram', 'bpe')
-TRAINED = (*SENTENCEPIECE, 'smiles')  # values of tokenizer.model that mean: train one
-LARGEST_PADDING = 1024  # ids beyond a given tokenizer: embeddings are padded to a multiple of 8, 64, 128 or so
-EXTEND = 'extend:'  # and before the path of one: add pieces of this corpus to it
+TRAINED = (*SENTENCEPIECE, 'smiles')  # the values of tokenizer.model for which a tokenizer is trained
+LARGEST_PADDING = 1024  # maximum number of ids without a piece: embeddings are padded to a multiple of, say, 8 or 128
+EXTEND = 'extend:'  # before the path of a tokenizer, it means: add pieces of this corpus to that tokenizer
 
 _PIECE_TYPES = sentencepiece_model_pb2.ModelProto.SentencePiece
 _CURES = {
@@ -37,8 +38,8 @@ _CURES = {
     'sep': '--eos_id=3 --eos_piece=[SEP]',
     'mask': '--control_symbols=[MASK]',
 }
-_RESERVED = '\u2585'  # ▅: SentencePiece leaves out lines with it, in silence; this one is never learned
-_SENTENCE_CHARACTERS = 1000  # longer lines are cut for training: SentencePiece would drop them
+_RESERVED = '\u2585'  # ▅: SentencePiece silently skips lines that contain this character; it is never learned
+_SENTENCE_CHARACTERS = 1000  # longer lines are split for training, because SentencePiece would drop them
 
 
 class Tokenizer:
@@ -46,18 +47,18 @@ class Tokenizer:
 
     Attributes:
       vocabulary: the special ids.
-      model: the serialised model, as `from_file` reads it.
-      package: what reads it.
-      unknown_id: stands for what the pieces cannot express; None where there is nothing like that.
+      model: the serialized model, as `from_file` reads it.
+      package: the Python package that reads the model.
+      unknown_id: the id for text that the pieces cannot express.
     """
 
     package = 'sentencepiece'
 
     def __init__(self, model: bytes, name: str = 'the SentencePiece model'):
-        """Reads a serialised model; `name` stands for it in errors.
+        """Reads a serialized model; error messages call it `name`.
 
         Raises:
-          ConfigError: when it is no SentencePiece model, is damaged, or lacks a special symbol.
+          ConfigError: if it is not a SentencePiece model, is damaged, or lacks a special symbol.
         """
         proto = _parse(model, name)
         ids = _special_ids(proto, name)
@@ -67,7 +68,7 @@ class Tokenizer:
         apart = (_PIECE_TYPES.CONTROL, _PIECE_TYPES.UNKNOWN, _PIECE_TYPES.UNUSED)
         special_ids = tuple(i for i, piece in enumerate(proto.pieces) if piece.type in apart)
         if len(special_ids) == len(proto.pieces):
-            raise ConfigError(f'{name} holds no pieces of text, only special symbols')
+            raise ConfigError(f'{name} has no pieces for text, only special symbols')
         self.vocabulary = vocabulary_lib.Vocabulary(
             size=len(proto.pieces),
             special_ids=special_ids,
@@ -76,31 +77,31 @@ class Tokenizer:
         self._special_ids = frozenset(special_ids)
         self._byte_ids = frozenset(i for i, piece in enumerate(proto.pieces) if piece.type == _PIECE_TYPES.BYTE)
         self.model = proto.SerializeToString(deterministic=True)
-        # One thread: whoever wants more runs several processes, which scale better.
+        # One thread, because several processes scale better than several threads.
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model, num_threads=1)
         except (RuntimeError, OSError, ValueError) as error:
             raise ConfigError(f'{name} is a damaged SentencePiece model: {error}') from error
-        self.unknown_id = self._processor.unk_id()
+        self.unknown_id: int | None = self._processor.unk_id()
 
     @classmethod
-    def from_file(cls, path: str | pathlib.Path) -> 'Tokenizer | JSONTokenizer | smiles.SmilesTokenizer':
-        """Reads a SentencePiece model, a tokenizer.json of Hugging Face, or SMILES tokens, whatever the file's name.
+    def from_file(cls, path: str | pathlib.Path) -> 'AnyTokenizer':
+        """Reads a SentencePiece model, a Hugging Face tokenizer.json, or a SMILES vocabulary, under any file name.
 
         Raises:
-          ConfigError: when it is missing, is none of these, or lacks a special symbol.
+          ConfigError: if the file is missing, is none of these, or lacks a special symbol.
           ImportError: for a tokenizer.json without the extra `huggingface`.
         """
         try:
             model = pathlib.Path(path).expanduser().read_bytes()
         except OSError as error:
             raise ConfigError(
-                f'cannot read the tokenizer {path}: {error.strerror}. tokenizer.model is '
-                f'{", ".join(TRAINED[:-1])} or {TRAINED[-1]}, to train one on the corpus, or the path of a '
-                'SentencePiece model or of a tokenizer.json of Hugging Face'
+                f'cannot read the tokenizer {path}: {error.strerror}. Set tokenizer.model to '
+                f'{", ".join(TRAINED[:-1])} or {TRAINED[-1]} to train a tokenizer on the corpus, or to the path of a '
+                'SentencePiece model or of a Hugging Face tokenizer.json'
             ) from error
         if git_lfs.is_pointer(model):
-            raise ConfigError(f'{path} is no tokenizer: {git_lfs.REASON}')
+            raise ConfigError(f'{path} is not a tokenizer: {git_lfs.REASON}')
         if looks_like_json(model):
             return (smiles.SmilesTokenizer if smiles.is_model(model) else JSONTokenizer)(model, str(path))
         return cls(model, str(path))
@@ -110,21 +111,22 @@ class Tokenizer:
         return self._processor.encode(text, return_type='numpy')
 
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
-        """The ids of several texts (or their UTF-8), int32[n] each; quicker than one by one."""
-        return self._processor.encode(list(texts), return_type='numpy')
+        """The ids of several texts (or their UTF-8), int32[n] each; faster than encoding them one by one."""
+        batch: list[Any] = list(texts)  # SentencePiece is annotated for lists of one type
+        return self._processor.encode(batch, return_type='numpy')
 
     def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The ids of a text, as `encode` gives them, and where in it each of them starts and ends.
+        """The ids of a text, as `encode` returns them, and the position in the text where each token starts and ends.
 
         Returns:
-          ids, starts and ends: int32[n] each. `text[starts[i] : ends[j]]` is what the tokens i … j stand for: starts
-          and ends ascend, cut no character, and leave out white space at both ends (data/offsets.py).
+          ids, starts and ends: int32[n] each. `text[starts[i] : ends[j]]` is the text of the tokens i … j. Starts and
+          ends ascend, never split a character, and exclude whitespace at both ends (data/offsets.py).
         """
         encoded = self._processor.encode(text, return_type='offset_mapping')
         ids = np.array(encoded['ids'], np.int32)
         if not len(ids):
             return ids, ids, ids
-        # SentencePiece's own offsets give a character that is taken apart to its last piece alone.
+        # SentencePiece's own offsets assign a character that is split into several pieces to the last of them only.
         normalized, positions = self._processor.Normalize(text, with_offsets=True)
         byte_ids, pieces = self._byte_ids, zip(encoded['ids'], encoded['pieces'])
         sizes = np.array([1 if i in byte_ids else len(piece.encode()) for i, piece in pieces])
@@ -134,30 +136,33 @@ class Tokenizer:
     def encode_masked(self, text: str, marker: str) -> np.ndarray:
         """The ids of a text in which every `marker` becomes [MASK], int32[n], without [CLS] or [SEP].
 
-        A word in the place of the marker would be tokenised with the space before it, and without the text after it: so
-        a character that occurs nowhere stands in while the text is encoded, and its pieces are replaced.
+        A word in place of the marker would be tokenized together with the space before it, but not with the text after
+        it. So the text is encoded with an otherwise unused character in place of the marker, and the pieces of that
+        character are replaced.
         """
         stand_in = '\ue000'
-        start, *core = self.encode(stand_in).tolist()  # a space, and then the character: bytes, or unknown
+        start, *core = self.encode(
+            stand_in
+        ).tolist()  # a space and then the character, as byte pieces or as the unknown piece
         ids = ' '.join(map(str, self.encode(text.replace(marker, stand_in)).tolist()))
         pattern = rf'(?<!\d)(?:{start} )?{" ".join(map(str, core))}(?!\d)'
         ids = re.sub(pattern, str(self.vocabulary.mask_id), ids)
         return np.array(list(map(int, ids.split())), np.int32)
 
-    def readable(self, texts: Sequence[bytes], repairs: collections.Counter) -> Sequence[bytes]:
-        """The texts that can be encoded: all. Others would be counted in `repairs`."""
+    def readable(self, texts: Sequence[bytes], repairs: collections.Counter[str]) -> Sequence[bytes]:
+        """Returns the texts that can be encoded, which are all texts; others would be counted in `repairs`."""
         return texts
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of ids; special ones are left out."""
+        """The text of ids; special ids are omitted."""
         return self._processor.decode(np.asarray(ids).tolist())
 
     def id_to_piece(self, token: int) -> str:
-        """The piece of one id, as the model writes it: ▁ is a space."""
+        """The piece of an id, as the model writes it; ▁ is a space."""
         return self._processor.id_to_piece(int(token))
 
     def text_of(self, token: int) -> bytes:
-        """What one id stands for in text, UTF-8, perhaps no whole character; b'' for a special one."""
+        """The text of an id in UTF-8, which may be a partial character; b'' for a special id."""
         token = int(token)
         if token in self._special_ids:
             return b''
@@ -169,18 +174,21 @@ class Tokenizer:
         return [self.id_to_piece(i) for i in np.asarray(ids).tolist()]
 
 
+AnyTokenizer = Tokenizer | JSONTokenizer | smiles.SmilesTokenizer
+
+
 def train(
     texts: Iterable[str], config: ml_collections.ConfigDict, exact_size: bool = True
 ) -> Tokenizer | smiles.SmilesTokenizer:
-    """Trains a tokenizer; the same texts and settings give the same bytes on any number of cores.
+    """Trains a tokenizer; the result is the same to the byte on any number of cores.
 
     Args:
       texts: the text to learn from; only the first `config.tokenizer.training_megabytes` are consumed.
-      config: the whole configuration; `config.tokenizer` and `config.vocab_size` matter.
-      exact_size: False lets a unigram tokenizer have fewer pieces than `config.vocab_size`, where the text has fewer.
+      config: the whole configuration, of which `config.tokenizer` and `config.vocab_size` are used.
+      exact_size: if False, a unigram tokenizer may have fewer pieces than `config.vocab_size` if the text has too few.
 
     Raises:
-      ConfigError: when the text is too small, or the vocabulary too small for its characters.
+      ConfigError: if the text is too small, or the vocabulary is too small for the characters of the text.
     """
     settings, model = config.tokenizer, io.BytesIO()
     texts = _limited(texts, settings.training_megabytes * 1_000_000)
@@ -203,34 +211,34 @@ def train(
             control_symbols=['[MASK]'],
             max_sentence_length=8 * _SENTENCE_CHARACTERS,  # in bytes
             train_extremely_large_corpus=settings.training_megabytes > 1000,  # 64-bit positions
-            num_threads=16,  # fixed: sums of floats depend on it
-            hard_vocab_limit=exact_size or settings.model == 'bpe',  # which has none that is soft
+            num_threads=16,  # fixed, because floating-point sums depend on it
+            hard_vocab_limit=exact_size or settings.model == 'bpe',  # BPE has no soft limit
             minloglevel=2,
         )  # fmt: skip
     except (RuntimeError, OSError) as error:
         raise ConfigError(_explain(str(error), config)) from error
     tokenizer = Tokenizer(model.getvalue())
     if exact_size:
-        check_size(tokenizer, config, 'the tokenizer trained')
+        check_size(tokenizer, config, 'the trained tokenizer')
     return tokenizer
 
 
-def extend(old: Tokenizer, texts: Iterable[str], config: ml_collections.ConfigDict) -> Tokenizer:
-    """Adds pieces of other texts to a tokenizer: `config.vocab_size` in all, and the old ones keep their ids.
+def extend(old: AnyTokenizer, texts: Iterable[str], config: ml_collections.ConfigDict) -> Tokenizer:
+    """Adds pieces from other texts to a tokenizer, up to `config.vocab_size` pieces; old pieces keep their ids.
 
-    The new pieces are the best of a tokenizer of the same kind that is trained on `texts`, with its scores; of BPE they
-    come behind all old ones, in the order in which that one merges.
+    The new pieces are the best pieces of a tokenizer of the same kind that is trained on `texts`. New unigram pieces
+    have the scores of that tokenizer; new BPE merges come after all old merges, in the order of that tokenizer.
 
     Args:
-      old: SentencePiece, unigram or BPE.
+      old: a SentencePiece tokenizer, unigram or BPE.
       texts: as for `train`.
-      config: as for `train`; the kind and the normalisation are those of `old`.
+      config: as for `train`, except that the kind and the normalization are those of `old`.
 
     Raises:
-      ConfigError: when `old` is of another kind, or the texts do not yield that many pieces.
+      ConfigError: if `old` is of another kind, or the texts do not have enough new pieces.
     """
     if not isinstance(old, Tokenizer):
-        raise ConfigError('only SentencePiece tokenizers can be extended; use this one as it is')
+        raise ConfigError('only SentencePiece tokenizers can be extended; use this tokenizer without extend:')
     proto = sentencepiece_model_pb2.ModelProto.FromString(old.model)
     kind = {1: 'unigram', 2: 'bpe'}.get(proto.trainer_spec.model_type)
     if kind is None:
@@ -238,7 +246,7 @@ def extend(old: Tokenizer, texts: Iterable[str], config: ml_collections.ConfigDi
     num_new = config.vocab_size - len(proto.pieces)
     if num_new <= 0:
         raise ConfigError(
-            f'vocab_size={config.vocab_size}, and the tokenizer to extend has {len(proto.pieces)} pieces already; '
+            f'vocab_size={config.vocab_size}, but the tokenizer to extend already has {len(proto.pieces)} pieces; '
             'set a larger vocab_size'
         )
     settings = config.copy_and_resolve_references()
@@ -249,7 +257,7 @@ def extend(old: Tokenizer, texts: Iterable[str], config: ml_collections.ConfigDi
     found = found[:num_new]
     if len(found) < num_new:
         raise ConfigError(
-            f'the corpus has {len(found):,} frequent pieces that the tokenizer lacks, and not {num_new:,}: set '
+            f'the corpus has only {len(found):,} frequent pieces that the tokenizer lacks, not {num_new:,}: set '
             f'vocab_size={len(proto.pieces) + len(found)}'
         )
     lowest = min(piece.score for piece in proto.pieces)
@@ -258,8 +266,8 @@ def extend(old: Tokenizer, texts: Iterable[str], config: ml_collections.ConfigDi
     return Tokenizer(proto.SerializeToString(deterministic=True))
 
 
-def extends(new: 'Tokenizer | JSONTokenizer', old: 'Tokenizer | JSONTokenizer') -> bool:
-    """Whether all pieces of `old` have the same ids in `new`, which may have more."""
+def extends(new: AnyTokenizer, old: AnyTokenizer) -> bool:
+    """Whether all pieces of `old` have the same ids in `new`, which may have more pieces."""
     size = old.vocabulary.size
     if size > new.vocabulary.size or dataclasses.replace(old.vocabulary, size=new.vocabulary.size) != new.vocabulary:
         return False
@@ -267,37 +275,37 @@ def extends(new: 'Tokenizer | JSONTokenizer', old: 'Tokenizer | JSONTokenizer') 
 
 
 def check_size(
-    tokenizer: Tokenizer, config: ml_collections.ConfigDict, name: str, padding: int = 0
+    tokenizer: AnyTokenizer, config: ml_collections.ConfigDict, name: str, padding: int = 0
 ) -> vocabulary_lib.Vocabulary:
-    """The vocabulary of `config.vocab_size` ids: those of the tokenizer, and at most `padding` that no text has.
+    """The vocabulary of `config.vocab_size` ids: those of the tokenizer, and at most `padding` ids without a piece.
 
     Raises:
-      ConfigError: where `config.vocab_size` is smaller than the tokenizer, or too large.
+      ConfigError: if `config.vocab_size` is smaller than the tokenizer or too large.
     """
     size = tokenizer.vocabulary.size
     if not size <= config.vocab_size <= size + padding:
-        more = f', or up to {size + padding} where the embedding has rows that no piece uses' if padding else ''
+        more = f', or up to {size + padding} if the embedding has rows that no piece uses' if padding else ''
         raise ConfigError(f'vocab_size={config.vocab_size}, but {name} has {size} pieces; set vocab_size={size}{more}')
     return tokenizer.vocabulary.padded(config.vocab_size)
 
 
-def _parse(model: bytes, name: str) -> sentencepiece_model_pb2.ModelProto:
-    """A serialised model; ConfigError where it is none, or its pieces are no text."""
+def _parse(model: bytes, name: str) -> Any:
+    """Parses a serialized `ModelProto`; raises ConfigError if it is not one or its pieces are not valid text."""
     proto = sentencepiece_model_pb2.ModelProto()
     try:
         proto.ParseFromString(model)
         _ = [piece.piece.encode() for piece in proto.pieces]
-    except Exception as error:  # protobuf's DecodeError has no public home of its own
+    except Exception as error:  # DecodeError of protobuf is not public
         raise ConfigError(
-            f'{name} is not a SentencePiece model: {error}. A vocab.txt or merges.txt alone is no tokenizer: '
-            'save_pretrained of the fast tokenizer of transformers writes the tokenizer.json that is needed'
+            f'{name} is not a SentencePiece model: {error}. A vocab.txt or merges.txt alone is not sufficient: '
+            'save_pretrained of a fast tokenizer of transformers writes the tokenizer.json that is needed'
         ) from error
     if not proto.pieces:
-        raise ConfigError(f'{name} is not a SentencePiece model: it holds no pieces')
+        raise ConfigError(f'{name} is not a SentencePiece model: it has no pieces')
     return proto
 
 
-def _special_ids(proto: sentencepiece_model_pb2.ModelProto, name: str) -> dict[str, int]:
+def _special_ids(proto: Any, name: str) -> dict[str, int]:
     declared = {
         'pad': proto.trainer_spec.pad_id,
         'cls': proto.trainer_spec.bos_id,
@@ -317,7 +325,8 @@ def _special_ids(proto: sentencepiece_model_pb2.ModelProto, name: str) -> dict[s
         listed = ', '.join(f'{symbol} ({" or ".join(vocabulary_lib.SYMBOL_NAMES[symbol])})' for symbol in missing)
         cure = ' '.join(_CURES[symbol] for symbol in missing)
         raise ConfigError(
-            f'{name} has no symbol for {listed}. Train it with {cure}, or set tokenizer.model=unigram to train one here'
+            f'{name} has no symbol for {listed}. Train the model with {cure}, or set tokenizer.model=unigram to '
+            'train one here'
         )
     if len(set(ids.values())) < len(ids):
         raise ConfigError(f'{name} uses one id for several of {ids}; they must differ')
@@ -325,7 +334,7 @@ def _special_ids(proto: sentencepiece_model_pb2.ModelProto, name: str) -> dict[s
 
 
 def _limited(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """The first texts, until they reach `limit` bytes."""
+    """Yields the first texts, until they reach `limit` bytes."""
     size = 0
     for text in texts:
         if size >= limit:
@@ -335,7 +344,7 @@ def _limited(texts: Iterable[str], limit: int) -> Iterator[str]:
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """The lines of texts; longer ones are cut, at a space where there is one."""
+    """Yields the lines of texts; long lines are split, at a space if possible."""
     for text in texts:
         for line in text.replace(_RESERVED, ' ').splitlines():
             start = 0
@@ -349,21 +358,19 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _explain(error: str, config: ml_collections.ConfigDict) -> str:
-    """SentencePiece's error in terms of the configuration."""
+    """Expresses an error of SentencePiece in terms of the configuration."""
     size = config.vocab_size
     if 'sentences_.empty()' in error or 'required_chars_.empty()' in error:
         return 'the training text is empty: there is nothing to learn a tokenizer from'
     if found := re.search(r'too high.*?<= ?(\d+)', error):
         return (
-            f'the training text is too small for vocab_size={size}: the largest that works is {found[1]}. '
-            'Use more text, '
-            f'or vocab_size={found[1]} or less'
+            f'the training text is too small for vocab_size={size}: the largest possible value is {found[1]}. Use '
+            f'more text, or set vocab_size={found[1]} or less'
         )
     if found := re.search(r'smaller than required_chars[^\d]*(\d+) vs (\d+)', error):
         return (
-            f'vocab_size={size} is too small: the '
-            f'characters{" and bytes" * config.tokenizer.byte_fallback} of the '
-            f'text alone need {found[2]}. Use a larger one, or a smaller tokenizer.character_coverage '
+            f'vocab_size={size} is too small: the characters{" and bytes" * config.tokenizer.byte_fallback} of the '
+            f'text alone need {found[2]} pieces. Set a larger vocab_size, or a smaller tokenizer.character_coverage '
             f'(now {config.tokenizer.character_coverage})'
         )
     return f'SentencePiece could not train a {config.tokenizer.model} tokenizer of {size} pieces: {error}'

@@ -1,6 +1,6 @@
-"""Whether a prepared directory still holds what its manifest says.
+"""Checks that a prepared directory still matches its manifest.
 
-Sizes, shapes and dtypes are looked at in no time; the content takes as long as reading it (SHA-256, about 1 GB/s).
+Checking sizes, shapes and dtypes is fast; checking the content means reading it (SHA-256, about 1 GB/s).
 """
 
 import contextlib
@@ -22,18 +22,18 @@ from mlm_jax.files import progress
 from mlm_jax.files.errors import ConfigError
 
 _CHUNK_BYTES = 1 << 20
-_NAMED = 20  # so many damaged files are named at most
+_NAMED = 20  # messages name at most so many damaged files
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What was looked at, and what is wrong.
+    """The result of a check.
 
     Attributes:
-      wrong: file → a clause about it ('is missing'), in the order of the manifest.
-      verified: how many files have been compared with their hashes.
-      unknown: how many could not be, since the manifest has no hash of them.
-      surplus: shards that the manifest does not name; nobody reads them.
+      wrong: file → what is wrong with it, as a clause such as 'is missing', in the order of the manifest.
+      verified: the number of files that were compared with their checksums.
+      unknown: the number of files for which the manifest has no checksum.
+      surplus: shards that the manifest does not list and that are therefore never read.
     """
 
     wrong: dict[str, str]
@@ -43,7 +43,7 @@ class Findings:
 
 
 def hashes(manifest: Manifest) -> dict[str, str]:
-    """Every file of a prepared directory besides the manifest → its SHA-256; '' where that is unknown."""
+    """Maps every file of a prepared directory except the manifest to its SHA-256, or to '' if that is unknown."""
     known = {manifest.tokenizer: manifest.tokenizer_sha256}
     if manifest.tables:
         known[manifest.tables] = manifest.tables_sha256
@@ -54,9 +54,9 @@ def examine(directory: pathlib.Path, manifest: Manifest, content: bool) -> Findi
     """Compares the files of a directory with its manifest.
 
     Args:
-      directory: that `prepare` wrote.
-      manifest: of it.
-      content: whether hashes are compared too; a bar shows how far that is, where it takes more than seconds.
+      directory: a directory that `prepare` wrote.
+      manifest: its manifest.
+      content: whether to compare checksums too; a progress bar appears if that takes more than a few seconds.
     """
     wrong = {name: clause for name, clause in _layouts(directory, manifest) if clause}
     known = {name: sha256 for name, sha256 in hashes(manifest).items() if name not in wrong}
@@ -80,8 +80,8 @@ def examine(directory: pathlib.Path, manifest: Manifest, content: bool) -> Findi
 
 
 def describe(directory: pathlib.Path | str, wrong: dict[str, str]) -> str:
-    """Findings in a user's words, with the cure."""
-    cure = 'copy {0} there again, or run the same prepare again, which makes {0} anew from the corpus'
+    """A message for the user about what is wrong and what to do."""
+    cure = 'copy {0} there again, or run the same prepare again, which makes {0} again from the corpus'
     if set(wrong.values()) == {'is missing'}:
         return f'{directory} lacks {_listed(list(wrong))}; ' + cure.format('it' if len(wrong) == 1 else 'them')
     lines = [f'    {name} {clause}' for name, clause in list(wrong.items())[:_NAMED]]
@@ -90,7 +90,7 @@ def describe(directory: pathlib.Path | str, wrong: dict[str, str]) -> str:
 
 
 def check_tokenizer(directory: pathlib.Path, manifest: Manifest) -> None:
-    """Raises ConfigError unless the tokenizer is the one that the rows were made with."""
+    """Raises ConfigError unless the tokenizer is the one with which the rows were made."""
     path = directory / manifest.tokenizer
     clause = _difference(path, manifest.tokenizer_sha256) if manifest.tokenizer_sha256 else ''
     if clause:
@@ -98,15 +98,15 @@ def check_tokenizer(directory: pathlib.Path, manifest: Manifest) -> None:
 
 
 def progress_bar(what: str, num_bytes: int) -> tqdm.tqdm:
-    """A bar for work on bytes, which appears where the work takes more than seconds."""
+    """A progress bar in bytes that appears only if the work takes more than a few seconds."""
     return progress.bar(total=num_bytes, desc=what, unit='B', unit_scale=True, delay=3)
 
 
 class Background:
-    """Compares the hashes of shards in a thread of the lowest priority, while training goes on.
+    """Compares shards with their checksums in a thread of the lowest priority, while training runs.
 
-    Every start of a run does it anew: a file may have changed since. Of several processes, each takes its share of the
-    shards, as if they read the same disk; where each has a copy of its own, that is a sample of the copies.
+    Every start of a run repeats this, because a file may have changed in the meantime. Several processes divide the
+    shards among them, which is complete if they read the same disk; if each has its own copy, it checks only a part.
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class Background:
         num_processes: int = 1,
         share_of_core: float = 0.1,
     ):
-        """Starts at once.
+        """Starts the thread.
 
         Args:
-          directory: that `prepare` wrote.
-          manifest: of it.
-          process: the number of this process.
-          num_processes: of the run.
-          share_of_core: how much of the time the thread works; it bounds what it reads, too.
+          directory: a directory that `prepare` wrote.
+          manifest: its manifest.
+          process: the index of this process.
+          num_processes: the number of processes of the run.
+          share_of_core: the fraction of the time during which the thread works, which also limits how fast it reads.
         """
         self._directory = pathlib.Path(directory).expanduser()
         self._shards = [shard for split in manifest.splits.values() for shard in split.shards]
@@ -137,15 +137,16 @@ class Background:
 
     @property
     def is_done(self) -> bool:
-        """Whether the share of this process has been looked at."""
+        """Whether this process has finished its part of the shards."""
         return self._done
 
     def raise_if_damaged(self, agree: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
-        """Raises ConfigError where a shard is not the one that was prepared.
+        """Raises ConfigError if a shard is not the one that was prepared.
 
         Args:
-          agree: int32[1] of this process → int32[P, 1] of all, for several processes, which must end at the same step:
-            all call it then, at the same steps. Without it, several processes say nothing.
+          agree: gathers int32[1] of this process to int32[P, 1] of all processes. Several processes need it, so that
+            all of them raise at the same step; all must then call this method at the same steps. Without it, several
+            processes never raise.
         """
         if not self._several:
             wrong = next(iter(self._wrong), None)
@@ -160,8 +161,9 @@ class Background:
         if wrong is not None:
             name = self._shards[wrong].file
             raise ConfigError(
-                f'{describe(self._directory, {name: self._wrong.get(wrong, CHANGED)})}. Rows of it may have been '
-                'trained on since this start: delete the checkpoints written since, and run the same command again'
+                f'{describe(self._directory, {name: self._wrong.get(wrong, CHANGED)})}. This run may have trained on '
+                'damaged rows since its start: delete the checkpoints written since then, and run the same command '
+                'again'
             )
 
     def close(self) -> None:
@@ -170,7 +172,7 @@ class Background:
         self._thread.join()
 
     def _work(self) -> None:
-        if sys.platform == 'linux':  # elsewhere, priorities are those of whole processes
+        if sys.platform == 'linux':  # other systems set priorities only for whole processes
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         for number in self._mine:
@@ -184,12 +186,12 @@ class Background:
         self._done = True
 
     def _pause(self, worked_seconds: float) -> bool:
-        """Rests in proportion; whether to go on."""
+        """Sleeps in proportion to the time worked; returns whether to continue."""
         return not self._stopped.wait(worked_seconds * (1 / self._share - 1))
 
 
 def _difference(path: pathlib.Path, sha256: str, pause: Callable[[float], bool] | None = None) -> str:
-    """A clause about a file whose content does not have that hash; '' where it has. Ends early where `pause` says."""
+    """What is wrong with a file compared with its checksum; '' if nothing is, or if `pause` returned False."""
     digest, start = hashlib.sha256(), time.perf_counter()
     try:
         with open(path, 'rb') as file:
@@ -207,10 +209,10 @@ def _difference(path: pathlib.Path, sha256: str, pause: Callable[[float], bool] 
 
 
 def _layouts(directory: pathlib.Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Each file with a clause about what is wrong at first sight, or ''."""
+    """Yields each file with what is wrong with it, as far as that shows without reading its content, or ''."""
     for name in filter(None, (manifest.tokenizer, manifest.tables)):
         path = directory / name
-        yield name, '' if path.is_file() else 'is no file' if path.exists() else 'is missing'
+        yield name, '' if path.is_file() else 'is not a file' if path.exists() else 'is missing'
     for split in manifest.splits.values():
         for shard in split.shards:
             shape = shard.rows, manifest.sequence_length
@@ -221,7 +223,7 @@ def _unreadable_tables(directory: pathlib.Path, manifest: Manifest) -> dict[str,
     try:
         tables.read(directory / manifest.tables, manifest.vocabulary.size)
     except ConfigError as error:
-        return {manifest.tables: f'is no file of tables: {error}'}
+        return {manifest.tables: f'is not a valid file of tables: {error}'}
     return {}
 
 

@@ -1,8 +1,9 @@
-"""Where words start, told by what the pieces of a tokenizer stand for in text.
+"""Finds where words start, from the text of the pieces of a tokenizer.
 
-`masking.tables` defines the marks. White space separates words, wherever a tokenizer puts it: before a piece (▁the),
-behind it (the▁), in it, or into a piece of its own, as line breaks often are. Scripts without spaces between words have
-no such sign: there a piece that holds one of their letters starts a word, as every Chinese character does for BERT.
+`masking.tables` defines the marks. Whitespace separates words, wherever a tokenizer puts it: before a piece (▁the),
+after it (the▁), inside it, or in a piece of its own, as is common for line breaks. Scripts without spaces between words
+have no such separator: a piece that contains a letter of such a script starts a word, as every Chinese character does
+for BERT.
 """
 
 import re
@@ -13,15 +14,15 @@ import numpy as np
 
 from mlm_jax.masking.tables import NEXT_CONTINUES, NEXT_STARTS, STARTS
 
-# The letters between which Unicode's UAX #14 lets lines break, or leaves that to a dictionary: classes ID, CJ and SA.
+# Letters between which UAX #14 of Unicode allows a line break or leaves it to a dictionary: classes ID, CJ and SA.
 _RANGES = (
     (0x0E00, 0x0EFF),  # Thai, Lao
-    (0x0F00, 0x0FFF),  # Tibetan, which marks syllables
+    (0x0F00, 0x0FFF),  # Tibetan, which separates syllables
     (0x1000, 0x109F),  # Myanmar
     (0x1780, 0x17FF),  # Khmer
-    (0x1950, 0x19FF),  # Tai Le, New Tai Lue, signs of Khmer
+    (0x1950, 0x19FF),  # Tai Le, New Tai Lue, Khmer symbols
     (0x1A20, 0x1AAF),  # Tai Tham
-    (0x2E80, 0x2FDF),  # radicals
+    (0x2E80, 0x2FDF),  # CJK radicals
     (0x3005, 0x3007),
     (0x3021, 0x3029),
     (0x3040, 0x312F),  # Hiragana, Katakana, Bopomofo
@@ -32,23 +33,23 @@ _RANGES = (
     (0xA9E0, 0xA9FF),
     (0xAA60, 0xAADF),  # Myanmar, Tai Viet
     (0xF900, 0xFAFF),
-    (0xFF66, 0xFF9F),  # Katakana of half width
+    (0xFF66, 0xFF9F),  # halfwidth Katakana
     (0x1B000, 0x1B16F),
     (0x20000, 0x323AF),
 )
 _CANDIDATE = re.compile('[' + ''.join(f'{chr(first)}-{chr(last)}' for first, last in _RANGES) + ']')
-# Of the last character of bytes in UTF-8: all that is there where it is cut off.
+# Matches an incomplete character at the end of bytes in UTF-8.
 _CUT_OFF = re.compile(rb'(?:[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})$')
 
 
 def marks(pieces: Iterable[bytes]) -> np.ndarray:
-    """What pieces say of words, as `masking.tables` has it.
+    """The word marks of pieces, as `masking.tables` defines them.
 
     Args:
-      pieces: what each stands for in text: UTF-8, though not whole characters perhaps; b'' says nothing.
+      pieces: the text of each piece in UTF-8, which may begin or end within a character; b'' has no marks.
 
     Returns:
-      uint8[N].
+      uint8[N], a mark for each piece.
     """
     return np.array([_mark(piece) for piece in pieces], np.uint8)
 
@@ -64,12 +65,12 @@ def _mark(piece: bytes) -> int:
 
 
 def _has_spaceless_letter(text: str) -> bool:
-    """Whether one is there that can start a word: no vowel sign, no sign of length or repetition."""
+    """Whether `text` has such a letter that can start a word, unlike vowel signs and marks of length or repetition."""
     return any(unicodedata.category(c) in ('Lo', 'Nl') for c in _CANDIDATE.findall(text))
 
 
 def _begins_spaceless(piece: bytes) -> bool:
-    """Whether a character is cut off at the end, and at least half of those that it may be are such letters."""
+    """Whether the piece ends within a character, and at least half of its possible completions are such letters."""
     found = _CUT_OFF.search(piece)
     if not found:
         return False
@@ -81,7 +82,7 @@ def _begins_spaceless(piece: bytes) -> bool:
 
 
 def _code_point(character: bytes) -> int:
-    """Of UTF-8 that need not be a valid character."""
+    """The code point that bytes in UTF-8 encode, even if there is no such character."""
     value = character[0] & (0x7F >> len(character))
     for byte in character[1:]:
         value = value << 6 | byte & 0x3F

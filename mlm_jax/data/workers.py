@@ -1,4 +1,4 @@
-"""The processes that encode shards: as many as there are cores, ended with their parent, deaf to Ctrl-C."""
+"""Worker processes that encode shards. They end when their parent process ends, and ignore Ctrl-C."""
 
 import concurrent.futures
 import contextlib
@@ -16,7 +16,7 @@ from mlm_jax.files.errors import ConfigError
 
 
 def encode(jobs: list[encoding.Job], num_workers: int) -> dict[encoding.Job, encoding.Counts]:
-    """Makes the shards that are missing or damaged; the counts of all of them."""
+    """Writes the shards that are missing or damaged, and returns the counts of all shards."""
     begun = [job for job in jobs if job.counts_path.exists()]
     with verification.progress_bar('verifying', sum(job.num_bytes for job in begun)) as bar:
         done = {}
@@ -24,7 +24,7 @@ def encode(jobs: list[encoding.Job], num_workers: int) -> dict[encoding.Job, enc
             if counts := encoding.finished(job):
                 done[job] = counts
             else:
-                print(f'damaged    {job.name}, or what is known of it; it is made anew')
+                print(f'damaged    {job.name} or its counts: the shard is made again')
             bar.update(job.num_bytes)
     missing = [job for job in jobs if job not in done]
     start = time.monotonic()
@@ -38,18 +38,18 @@ def encode(jobs: list[encoding.Job], num_workers: int) -> dict[encoding.Job, enc
     seconds, megabytes = time.monotonic() - start, sum(done[job].bytes for job in missing) / 1e6
     if missing:
         print(
-            f'rows       {megabytes:.1f} MB in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, {num_workers} at work'
+            f'rows       {megabytes:.1f} MB in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, {num_workers} workers'
         )
     return done
 
 
 def num_cores() -> int:
-    """Those this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    """The number of cores that this process may use, or of all cores if the system cannot tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _each(jobs: list[encoding.Job], num_workers: int) -> Iterator[tuple[encoding.Job, encoding.Counts]]:
-    """Makes shards, in this process or in several others; yields them as they are finished."""
+    """Encodes shards, in this process or in several others, and yields each one when it is finished."""
     if num_workers <= 1:
         yield from ((job, encoding.encode_shard(job)) for job in jobs)
         return
@@ -57,17 +57,17 @@ def _each(jobs: list[encoding.Job], num_workers: int) -> Iterator[tuple[encoding
         num_workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker
     ) as pool:
         try:
-            with _interrupts_held():  # workers inherit that, so Ctrl-C never reaches them
+            with _interrupts_held():  # workers inherit the blocked signal, so Ctrl-C never interrupts them
                 futures = {pool.submit(encoding.encode_shard, job): job for job in jobs}
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
         except concurrent.futures.process.BrokenProcessPool:
             raise ConfigError(
-                'a worker was killed, probably for want of memory: run this again with a smaller --num_workers; '
+                'a worker was killed, probably because memory ran out: run this again with a smaller --num_workers; '
                 'finished shards are kept'
             ) from None
         except KeyboardInterrupt:
-            for worker in multiprocessing.active_children():  # what they were writing is made anew
+            for worker in multiprocessing.active_children():  # the next run makes their unfinished shards again
                 worker.terminate()
             raise
         finally:
@@ -76,7 +76,7 @@ def _each(jobs: list[encoding.Job], num_workers: int) -> Iterator[tuple[encoding
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block."""
+    """Delays Ctrl-C until the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -85,7 +85,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    """Ends with the parent, even where that is killed."""
+    """Makes this process end with its parent, even if the parent is killed."""
 
     def follow():
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])

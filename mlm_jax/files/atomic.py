@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whenever the program is killed."""
+"""Writes files so that each one appears complete or not at all, even when the program is killed."""
 
 import contextlib
 import hashlib
@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 
-def write(path: pathlib.Path, fill: Callable[[BinaryIO], None], scratch: pathlib.Path | None = None) -> None:
-    """Writes a file under a temporary name, flushes it to the disk, and only then gives it its name.
+def write(path: pathlib.Path, fill: Callable[[BinaryIO], object], scratch: pathlib.Path | None = None) -> None:
+    """Writes a file under a temporary name, flushes it to the disk, and only then renames it to `path`.
 
     Args:
-      path: the file; an older one of that name is replaced.
-      fill: writes the content to the open binary file it is given.
-      scratch: where the temporary file lies, on the same disk; beside `path` unless given. A killed program
-        leaves it to `remove_leftovers`.
+      path: the file; an existing file of that name is replaced.
+      fill: receives the open binary file and writes the content to it; its result is ignored.
+      scratch: the directory of the temporary file, on the same disk as `path`; by default the directory of `path`.
+        When the program is killed, the temporary file stays there until `remove_leftovers` deletes it.
     """
     temporary = (scratch or path.parent) / f'{path.name}.{os.getpid()}.tmp'
     try:
@@ -32,19 +32,19 @@ def write(path: pathlib.Path, fill: Callable[[BinaryIO], None], scratch: pathlib
 
 
 def write_bytes(path: pathlib.Path, content: bytes, scratch: pathlib.Path | None = None) -> None:
-    """`write` for content that is at hand."""
+    """Writes bytes as `write` does."""
     write(path, lambda file: file.write(content), scratch)
 
 
 def remove_leftovers(directory: pathlib.Path) -> None:
-    """Removes the temporary files below a directory that killed programs have left; nobody must be writing there."""
+    """Removes temporary files that killed programs left below `directory`; no program may be writing there."""
     for path in directory.rglob('*.tmp'):
         if re.fullmatch(r'.+\.\d+\.tmp', path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
 def sync_directory(directory: pathlib.Path) -> None:
-    """Makes the names in a directory durable, where the system offers that."""
+    """Flushes the file names in a directory to the disk, where the system supports that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:

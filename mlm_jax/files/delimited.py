@@ -1,14 +1,15 @@
-"""Tables in text files: fields separated by commas (CSV) or tabs (TSV), below a line of names.
+"""Tables in text files: fields separated by commas (CSV) or tabs (TSV), below a line of column names.
 
-One reader for corpora and for downstream tasks. No field is cut and no record guessed at: a record with more or fewer
-fields than there are names, a quotation mark that never closes, and a column named twice are errors that name the line.
+This reader serves both corpora and downstream tasks. It never truncates a field and never guesses at a record: a record
+with more or fewer fields than there are column names, a quotation mark that never closes, and two columns of the same
+name are errors that name the line.
 
-A CSV file quotes fields as RFC 4180 says ("He said ""yes""."). Two other habits are recognised, each by a sign that no
-file of RFC 4180 has and after the whole file has been parsed so: quotation marks behind a backslash (\\"), and blanks
-between the comma and the quotation mark (, ").
+CSV files quote fields as RFC 4180 prescribes ("He said ""yes""."). Two other conventions are supported: quotation marks
+escaped by a backslash (\\"), and spaces between a comma and a quotation mark (, "). Each is recognized by a pattern
+that no RFC 4180 file contains, and is used only if the whole file can be parsed that way.
 
-Some TSV files quote fields (those of pandas and of spreadsheets), and in others a quotation mark is a character like
-any other (GLUE's). Where fields begin with one, the whole file decides; see `_tsv_is_quoted`.
+Some TSV files quote fields (those written by pandas and by spreadsheets); in others (GLUE's), a quotation mark is an
+ordinary character. If fields begin with a quotation mark, the whole file is examined to decide; see `_tsv_is_quoted`.
 """
 
 import csv
@@ -26,20 +27,20 @@ import tqdm
 from mlm_jax.files import streams
 from mlm_jax.files.errors import ConfigError
 
-MAX_FIELD_CHARACTERS = 1 << 28  # a longer field is one whose quotation mark never closes
-_EARLIER_BYTES = 64  # of the piece before, which a pattern may need
+MAX_FIELD_CHARACTERS = 1 << 28  # a longer field means that a quotation mark never closes
+_EARLIER_BYTES = 64  # kept from the previous piece, because a match may begin there
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """How a file writes its fields.
+    """The conventions by which a file writes its fields.
 
     Attributes:
       delimiter: ',' or a tab.
-      quoted: whether a field may stand between quotation marks.
-      escaped: whether a quotation mark in such a field may stand behind a backslash.
-      padded: whether blanks may stand before the quotation mark that opens a field.
-      returns: whether a carriage return may stand in a field without quotation marks, as pandas writes it.
+      quoted: whether a field may be enclosed in quotation marks.
+      escaped: whether a quotation mark inside a quoted field may be escaped by a backslash.
+      padded: whether spaces may precede the quotation mark that opens a field.
+      returns: whether an unquoted field may contain a carriage return, as pandas writes it.
     """
 
     delimiter: str
@@ -56,18 +57,18 @@ def records(
     errors: str = 'strict',
     left_out: Counter[str] | None = None,
 ) -> Iterator[tuple[int, list[str]]]:
-    """The names of the columns, and then each record, with the number of the line where it ends, from 1.
+    """Yields the column names and then each record, each with the number (from 1) of the line on which it ends.
 
     Args:
-      path: with .tsv in its name it is TSV, with .txt one of both, else CSV.
-      columns: their names, where the file has no line of names.
-      quoted: of TSV, where it is known; None finds out.
-      errors: what becomes of bytes that are not UTF-8, as `bytes.decode` says.
-      left_out: where given, records with a wrong number of fields are left out and counted here.
+      path: the file. The suffix .tsv means TSV, .txt means either TSV or CSV, anything else means CSV.
+      columns: the column names, if the file has no line of column names.
+      quoted: whether a TSV file quotes fields; None means that the file is examined to find out.
+      errors: how to treat bytes that are not UTF-8, as in `bytes.decode`.
+      left_out: if given, records with a wrong number of fields are skipped and counted here.
 
     Raises:
-      ConfigError: for a file that is no table, with the line.
-      OSError: for a file that cannot be read.
+      ConfigError: if the file is not a valid table; the message names the line.
+      OSError: if the file cannot be read.
     """
     form = _format(path, quoted)
     found = _parse(path, form, errors)
@@ -92,7 +93,7 @@ def records(
 
 
 def _parse(path: pathlib.Path, form: Format, errors: str) -> Iterator[tuple[int, list[str]]]:
-    """Records that are not blank, and the lines where they end; raises csv.Error."""
+    """Yields the line on which each non-blank record ends, and the record; raises csv.Error."""
     with streams.open_text(path) as file:
         if not form.quoted:
             for number, line in enumerate(lines(file, path), start=1):
@@ -111,14 +112,14 @@ def _parse(path: pathlib.Path, form: Format, errors: str) -> Iterator[tuple[int,
                 yield rows.line_num, row
 
 
-_RETURN = '\udc0d'  # stands for a carriage return on its way through the module csv; text does not hold it
+_RETURN = '\udc0d'  # replaces a carriage return while the module csv parses; it never occurs in text
 
 
 def _text_lines(file: BinaryIO, form: Format, errors: str) -> Iterable[str]:
-    """The lines of a quoted table, with their ends."""
+    """The lines of a quoted table, including their line endings."""
     if not form.returns or _ends_lines_by_returns(file):
-        # newline='' ends lines at \r too, and leaves those of quoted fields as they are.
-        text = io.TextIOWrapper(file, encoding='utf-8', errors=errors, newline='')
+        # newline='' also ends lines at \r, and leaves line breaks inside quoted fields unchanged.
+        text: Iterable[str] = io.TextIOWrapper(file, encoding='utf-8', errors=errors, newline='')
     else:
         text = (re.sub('\r(?!\n)', _RETURN, line.decode(errors=errors)) for line in file)
     return map(_doubled, text) if form.escaped else text
@@ -130,10 +131,10 @@ def _ends_lines_by_returns(file: BinaryIO) -> bool:
 
 
 def lines(file: BinaryIO, path: pathlib.Path) -> Iterator[bytes]:
-    """The lines of a file that `streams.open_text` opened: ended by '\\n', or in old files all by '\\r'.
+    """The lines of a file opened by `streams.open_text`: they end with '\\n' or, throughout an old file, with '\\r'.
 
     Raises:
-      ConfigError: where lines end by '\\r' at first and by '\\n' later.
+      ConfigError: if the first lines end with '\\r' and later ones with '\\n'.
     """
     if not _ends_lines_by_returns(file):
         yield from file
@@ -148,7 +149,7 @@ def lines(file: BinaryIO, path: pathlib.Path) -> Iterator[bytes]:
         yield rest
 
 
-# ---- Which format ---------------------------------------------------------------------------------------------------
+# ---- Choosing the format --------------------------------------------------------------------------------------------
 
 
 def _format(path: pathlib.Path, quoted: bool | None) -> Format:
@@ -159,7 +160,7 @@ def _format(path: pathlib.Path, quoted: bool | None) -> Format:
 
 
 def _delimiter(path: pathlib.Path, quoted: bool | None) -> str:
-    """By the name; a .txt may be both, and its first line decides."""
+    """The delimiter, from the suffix of the file; a .txt file may use either, so its first line decides."""
     kind = streams.suffix(path, ('.tsv', '.txt', '.csv'))
     if kind != '.txt' or quoted is not None:
         return ',' if kind in ('.csv', '') else '\t'
@@ -168,15 +169,16 @@ def _delimiter(path: pathlib.Path, quoted: bool | None) -> str:
     return ',' if b',' in first and b'\t' not in first else '\t'
 
 
-# A quotation mark in a field of RFC 4180 is doubled, or ends the field. So none stands behind a backslash and before
-# something else, nor does one open a field behind a comma and blanks. With each pattern go bytes of all its matches.
+# In RFC 4180, a quotation mark inside a quoted field is doubled or ends the field. So a valid file never has one that
+# follows a backslash and precedes ordinary text, nor one that opens a field after a comma and spaces. Beside each
+# pattern are bytes that all its matches contain, because a search for plain bytes is faster.
 _BEHIND_BACKSLASH = (b'\\"', rb'\\"[^",\r\n]')
 _RETURN_WITHIN_LINE = (b'\r', rb'\r[^\n]')
 _BEHIND_BLANKS = (b' "', rb', +"[^",\r\n]'), (b'\n ', rb'\n +"[^",\r\n]')
 
 
 def _csv_format(path: pathlib.Path) -> Format:
-    """RFC 4180, unless the file shows a sign of another habit: then the first format in which it parses."""
+    """RFC 4180, unless the file shows signs of another convention; then the first format in which the file parses."""
     returns, has_escapes, *has_blanks = _holds(path, [_RETURN_WITHIN_LINE, _BEHIND_BACKSLASH, *_BEHIND_BLANKS])
     forms = [Format(',', padded=True, returns=returns)] * any(has_blanks) + [Format(',', returns=returns)]
     forms += [dataclasses.replace(form, escaped=True) for form in forms] * has_escapes
@@ -186,21 +188,21 @@ def _csv_format(path: pathlib.Path) -> Format:
 
 
 def _holds(path: pathlib.Path, wanted: Sequence[tuple[bytes, bytes]]) -> list[bool]:
-    """Whether the file holds a match of each pattern; each is given with bytes that are in every match."""
+    """Whether the file contains a match of each pattern; each pattern comes with bytes that every match contains."""
     patterns, found = [(part, re.compile(pattern)) for part, pattern in wanted], [False] * len(wanted)
     with streams.open_text(path) as file:
         earlier = b''
         while not all(found) and (piece := file.read(streams.BUFFER_BYTES)):
             piece = earlier + piece
             for i, (part, pattern) in enumerate(patterns):
-                # '^' is the start of the file: no later piece is searched from its first byte.
+                # '^' must match only at the start of the file, so later pieces are not searched from their first byte.
                 found[i] = found[i] or (part in piece and pattern.search(piece, len(earlier) > 0) is not None)
             earlier = piece[-_EARLIER_BYTES:]
     return found
 
 
 def _parses(path: pathlib.Path, form: Format) -> bool:
-    """Whether the whole file is a table of that format."""
+    """Whether the whole file is a table in that format."""
     try:
         return len({len(fields) for _, fields in _parse(path, form, 'replace')}) <= 1
     except csv.Error:
@@ -208,7 +210,7 @@ def _parses(path: pathlib.Path, form: Format) -> bool:
 
 
 def _doubled(line: str) -> str:
-    r"""The line with `\"` written as `""`. Of several backslashes before a quotation mark each pair is one."""
+    r"""The line with `\"` replaced by `""`; each pair of backslashes before a quotation mark becomes one backslash."""
     if '\\"' not in line:
         return line
     return re.sub(r'(\\+)"', lambda found: '\\' * (len(found[1]) // 2) + '"' * (1 + len(found[1]) % 2), line)
@@ -217,10 +219,10 @@ def _doubled(line: str) -> str:
 def _tsv_is_quoted(path: pathlib.Path) -> bool:
     """Whether a TSV file quotes fields.
 
-    It does if all fields that begin with a quotation mark are quoted fields as they should be, and one of these says
-    so: without it records would have different numbers of fields; such a field holds a doubled quotation mark or a
-    carriage return; all names are quoted; or commas are in quoted fields alone, and in each of them, as spreadsheets
-    write it.
+    It does if every field that begins with a quotation mark is a well-formed quoted field and at least one of these
+    holds: without quoting, records would have different numbers of fields; a quoted field contains a doubled quotation
+    mark or a carriage return; all column names are quoted; or exactly those fields are quoted that contain a comma, as
+    spreadsheets write them.
     """
     if not _holds(path, [(b'"', rb'(?:^|[\t\r\n])"')])[0]:
         return False
@@ -229,21 +231,21 @@ def _tsv_is_quoted(path: pathlib.Path) -> bool:
         is_quoted = _parses(path, Format('\t', returns=_holds(path, [_RETURN_WITHIN_LINE])[0]))
     else:
         is_quoted = not signs.is_open and (signs.is_needed or signs.in_names or signs.for_commas)
-    how = 'are quoted' if is_quoted else 'are read as they stand, the marks included'
+    how = 'are read as quoted fields' if is_quoted else 'are read unchanged, including the quotation marks'
     tqdm.tqdm.write(f'{path}: fields that begin with a quotation mark {how}', file=sys.stderr)
     return is_quoted
 
 
 @dataclasses.dataclass(frozen=True)
 class _Signs:
-    """What a TSV file shows when it is read without quoting.
+    """Properties of a TSV file that is read without quoting.
 
     Attributes:
-      is_ragged: its records have different numbers of fields.
-      is_open: a field begins with a quotation mark and does not end as a quoted field should.
-      is_needed: a quoted field holds a doubled quotation mark, or a carriage return.
-      in_names: all names are quoted.
-      for_commas: just those fields are quoted that hold a comma.
+      is_ragged: the records have different numbers of fields.
+      is_open: some field begins with a quotation mark but does not end as a quoted field should.
+      is_needed: some quoted field contains a doubled quotation mark or a carriage return.
+      in_names: all column names are quoted.
+      for_commas: exactly those fields are quoted that contain a comma.
     """
 
     is_ragged: bool
@@ -254,7 +256,9 @@ class _Signs:
 
 
 def _quoting_signs(path: pathlib.Path) -> _Signs:
-    widths, seen, in_names = set(), Counter(), None
+    widths: set[int] = set()
+    seen: Counter[str] = Counter()
+    in_names = None
     for _, fields in _parse(path, Format('\t', quoted=False), 'replace'):
         widths.add(len(fields))
         kinds = [_kind_of_field(field) for field in fields]
@@ -280,7 +284,7 @@ def _kind_of_field(field: str) -> str:
     return 'quoted, comma' if ',' in field else 'quoted'
 
 
-# ---- What is wrong --------------------------------------------------------------------------------------------------
+# ---- Error messages -------------------------------------------------------------------------------------------------
 
 
 def _check_names(names: Sequence[str], path: pathlib.Path, form: Format) -> None:
@@ -294,24 +298,24 @@ def _check_names(names: Sequence[str], path: pathlib.Path, form: Format) -> None
     other = next((mark for mark in ';\t|' if len(names) == 1 and mark in names[0] and form.delimiter == ','), None)
     if other:
         raise ConfigError(
-            f'{path} separates its names by {other!r}, and not by commas: {names[0][:80]!r}. Write it with commas, or '
-            'with tabs and a name that ends in .tsv'
+            f'{path} separates its column names with {other!r}, not with commas: {names[0][:80]!r}. Write the file '
+            'with commas, or with tabs and a name that ends in .tsv'
         )
 
 
 def _mixed_ends(path: pathlib.Path) -> ConfigError:
     return ConfigError(
-        f'{path} ends its first lines by a carriage return, and later ones by a line feed: write the same everywhere, '
-        "as tr '\\r' '\\n' does"
+        f'the first lines of {path} end with a carriage return, and later ones with a line feed: use the same line '
+        "ending everywhere, for example with tr '\\r' '\\n'"
     )
 
 
 def _ragged(path: pathlib.Path, line: int, fields: Sequence[str], names: Sequence[str], form: Format) -> str:
-    message = f'line {line} of {path} has {len(fields)} fields, and not {len(names)}: {", ".join(names)}'
+    message = f'line {line} of {path} has {len(fields)} fields instead of {len(names)} ({", ".join(names)})'
     if not form.quoted or len(fields) < len(names):
         return message
     mark = 'tabs' if form.delimiter == '\t' else 'commas'
-    return f'{message}. Fields that hold {mark} must stand between quotation marks, as csv.writer and pandas write them'
+    return f'{message}. Fields that contain {mark} must be quoted, as csv.writer and pandas write them'
 
 
 def _not_utf8(path: pathlib.Path) -> str:
@@ -320,32 +324,34 @@ def _not_utf8(path: pathlib.Path) -> str:
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                return f'{path} is not UTF-8: line {number}: {error}. If it is Latin-1: iconv -f LATIN1 -t UTF-8'
+                return f'{path} is not UTF-8: line {number}: {error}. If it is Latin-1, run iconv -f LATIN1 -t UTF-8'
     return f'{path} is not UTF-8'
 
 
 def _unparsed(path: pathlib.Path, form: Format, first: int, error: csv.Error) -> str:
-    """Why the record that begins on line `first` does not parse: mostly a quotation mark that does not close."""
+    """Explains why the record that begins on line `first` does not parse; mostly, a quotation mark is not closed."""
     start, end, behind = _last_quoted_field(path, form, first)
     if start is None:
-        return f'line {first} of {path} does not parse: {error}'
-    cure = 'Write a quotation mark within a field twice ("")'
+        return f'line {first} of {path} cannot be parsed: {error}'
+    cure = 'Double each quotation mark inside a field ("")'
     if end is None:
-        return f'line {start} of {path} opens a quotation mark that never closes. {cure}, or delete it'
+        return f'line {start} of {path} opens a quotation mark that is never closed. {cure}, or delete it'
     return (
-        f'line {start} of {path} opens a quotation mark, and that which closes it, on line {end}, is followed by '
-        f'{behind!r} and not by the end of the field. {cure}'
+        f'line {start} of {path} opens a quotation mark, and the closing quotation mark on line {end} is followed by '
+        f'{behind!r} instead of the end of the field. {cure}'
     )
 
 
 def _last_quoted_field(path: pathlib.Path, form: Format, first: int) -> tuple[int | None, int | None, str]:
-    """Of the record that begins on line `first`: the quoted field at which it goes wrong, or its last one.
+    """Finds the invalid quoted field of the record that begins on line `first`, or else its last quoted field.
 
     Returns:
-      The line where the field opens, None where no field does; the line where it closes, None where it does not; and
-      what stands behind it.
+      The line on which the field opens (None if the record has no quoted field), the line on which it closes (None if
+      it does not close), and the text that follows its closing quotation mark.
     """
-    start, end, blanks = None, None, ' ' * form.padded
+    start: int | None = None
+    end: int | None = None
+    blanks = ' ' * form.padded
     for number, line in _lines_from(path, form, first):
         line, at = line.rstrip('\r\n'), 0
         while at <= len(line):
@@ -370,7 +376,7 @@ def _last_quoted_field(path: pathlib.Path, form: Format, first: int) -> tuple[in
 
 
 def _closing(line: str, at: int) -> int:
-    """Where the quotation mark stands that closes the field in which `at` is; −1 where none does on this line."""
+    """The index of the quotation mark that closes the field containing index `at`; −1 if this line has none."""
     while (at := line.find('"', at)) >= 0 and line.startswith('"', at + 1):
         at += 2
     return at
@@ -378,7 +384,7 @@ def _closing(line: str, at: int) -> int:
 
 def _lines_from(path: pathlib.Path, form: Format, first: int) -> Iterable[tuple[int, str]]:
     with streams.open_text(path) as file:
-        text = _text_lines(file, form, 'replace')  # named, to be alive when the file is closed below it
+        text = _text_lines(file, form, 'replace')  # bound to a name so that it stays alive until the file is closed
         for number, line in enumerate(text, start=1):
             if number >= first:
                 yield number, line

@@ -1,5 +1,5 @@
-"""The error of a user, which ends a program in its own words."""
+"""The error for mistakes of a user: programs print its message, without a traceback, and exit."""
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run: what is wrong, and its cure."""
+    """A configuration that cannot run; the message says what is wrong and how to fix it."""

@@ -1,12 +1,10 @@
-"""Pointers of Git LFS: a clone without `git lfs pull` has a few lines of text in the place of each large file."""
+"""Git LFS pointers: until `git lfs pull` is run, a clone holds a few lines of text in place of each large file."""
 
 FIRST_LINE = b'version https://git-lfs'
 
-REASON = (
-    'it is a pointer of Git LFS and not the file itself: run `git lfs pull` where it was cloned, or download it again'
-)
+REASON = 'it is a Git LFS pointer, not the file itself: run `git lfs pull` in the clone, or download the file again'
 
 
 def is_pointer(start: bytes) -> bool:
-    """Whether a file that begins with `start`, 23 bytes or more, stands for another one."""
+    """Whether a file is a Git LFS pointer; `start` holds at least its first 23 bytes."""
     return start.startswith(FIRST_LINE)

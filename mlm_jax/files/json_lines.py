@@ -1,4 +1,4 @@
-"""JSON lines: an object on each line, whatever people have in them."""
+"""Reads JSON lines (one object on each line), including the irregular files that occur in practice."""
 
 import json
 import pathlib
@@ -9,22 +9,22 @@ from typing import Any, BinaryIO
 from mlm_jax.files.errors import ConfigError
 
 MISSING = object()
-# Half of a character beyond U+FFFF, which JSON may write by itself (\ud83d), and which UTF-8 does not have.
+# Half of a surrogate pair, which JSON may write by itself (\ud83d) but UTF-8 cannot encode.
 LONE_SURROGATE = re.compile('[\ud800-\udfff]')
 
 _AS_LINES = 'python -c "import json,sys; [print(json.dumps(x)) for x in json.load(sys.stdin)]"'
 
 
 def records(lines: Iterable[bytes] | BinaryIO, path: pathlib.Path, errors: str = 'strict') -> Iterator[tuple[int, Any]]:
-    """What stands on each line that is not blank, and the number of the line, from 1.
+    """Yields the number (from 1) and the JSON value of each line that is not blank.
 
     Args:
-      lines: in UTF-8, each ended by '\\n'; other characters that end lines elsewhere end none here.
-      path: of the file, for errors.
-      errors: what becomes of bytes that are not UTF-8, as `bytes.decode` says.
+      lines: the lines, in UTF-8. Only '\\n' ends a line; other Unicode line separators do not.
+      path: the path of the file, for error messages.
+      errors: how to treat bytes that are not UTF-8, as in `bytes.decode`.
 
     Raises:
-      ConfigError: for a line that is not JSON or, with 'strict', not UTF-8; and where the whole file is one array.
+      ConfigError: if a line is not JSON or, with 'strict', not UTF-8, or if the whole file is one JSON array.
     """
     is_first = True
     for number, line in enumerate(lines, start=1):
@@ -36,12 +36,12 @@ def records(lines: Iterable[bytes] | BinaryIO, path: pathlib.Path, errors: str =
 
 
 def parse(line: bytes, where: str, errors: str = 'strict') -> Any:
-    """What a line of JSON stands for.
+    """The value of a line of JSON.
 
-    A whole number of more digits than Python reads comes as text.
+    An integer with more digits than Python can parse is returned as text.
 
     Raises:
-      ConfigError: for what is not JSON, or nested too deeply; `where` names it.
+      ConfigError: if the line is not JSON or is nested too deeply; the message calls the line `where`.
     """
     try:
         text = line.decode(errors=errors)
@@ -49,18 +49,18 @@ def parse(line: bytes, where: str, errors: str = 'strict') -> Any:
             return json.loads(text)
         except json.JSONDecodeError:
             raise
-        except ValueError:  # Python reads no integer of more than 4,300 digits
+        except ValueError:  # Python refuses to parse integers of more than 4,300 digits
             return json.loads(text, parse_int=_whole_number)
     except UnicodeDecodeError as error:
-        raise ConfigError(f'{where} is not UTF-8: {error}. If it is Latin-1: iconv -f LATIN1 -t UTF-8') from None
+        raise ConfigError(f'{where} is not UTF-8: {error}. If it is Latin-1, run iconv -f LATIN1 -t UTF-8') from None
     except json.JSONDecodeError as error:
         raise ConfigError(f'{where} is not JSON: {error}') from None
     except RecursionError:
-        raise ConfigError(f'{where} is nested too deeply to be read; leave that line out') from None
+        raise ConfigError(f'{where} is nested too deeply to be read; remove that line') from None
 
 
 def lookup(record: dict, key: str) -> Any:
-    """`record[key]`; where there is none, 'a.b' is b of the object a; else `MISSING`."""
+    """`record[key]`; if there is none, 'a.b' means the key b of the object a; `MISSING` if neither exists."""
     if key in record:
         return record[key]
     node = record
@@ -72,7 +72,7 @@ def lookup(record: dict, key: str) -> Any:
 
 
 def _first(line: bytes, path: pathlib.Path, where: str, errors: str) -> Any:
-    """The first line: it shows where the file is no JSON lines at all."""
+    """Parses the first line, which shows whether the file is something other than JSON lines."""
     begin = line.lstrip()
     try:
         value = parse(line, where, errors)
@@ -80,10 +80,10 @@ def _first(line: bytes, path: pathlib.Path, where: str, errors: str) -> Any:
         if begin.startswith(b'['):
             raise _array(path) from None
         if begin.startswith(b'<'):
-            raise ConfigError(f'{path} is a web page or XML, not JSON lines; was its address the right one?') from None
+            raise ConfigError(f'{path} is a web page or XML, not JSON lines; check where it came from') from None
         if begin.startswith(b'{') and b'}' not in begin:
             raise ConfigError(
-                f'{error}. JSON lines hold an object on each line, and this file spreads one over several'
+                f'{error}. JSON lines hold one object on each line, but this file spreads an object over several lines'
             ) from None
         raise
     if isinstance(value, list) and any(isinstance(element, dict) for element in value):
@@ -93,7 +93,7 @@ def _first(line: bytes, path: pathlib.Path, where: str, errors: str) -> Any:
 
 def _array(path: pathlib.Path) -> ConfigError:
     return ConfigError(
-        f'{path} is one JSON array, not JSON lines, which hold an object on each line. Convert it:\n'
+        f'{path} is one JSON array, not JSON lines, which hold one object on each line. Convert it:\n'
         f"    {_AS_LINES} < '{path}' > '{path.with_suffix('.jsonl').name}'"
     )
 

@@ -1,4 +1,4 @@
-"""A directory into which one program writes at a time."""
+"""Locks a directory so that only one program writes into it at a time."""
 
 import contextlib
 import errno
@@ -18,18 +18,19 @@ from mlm_jax.files.errors import ConfigError
 LOCK_FILE = '.lock'
 _PROBE_FILE = '.probe'
 _PROBE_BYTES = 65536
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of file systems that have none
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # errors of file systems without locks
 
 
 @contextlib.contextmanager
 def sole_writer(directory: pathlib.Path) -> Iterator[None]:
-    """Makes `directory`, keeps other programs out of it, removes what killed ones left, and tries to write.
+    """Creates and locks `directory`, removes what killed programs left there, and tests that it can be written to.
 
-    The kernel frees the lock when its holder ends, however it does: a lock is never left behind, only its file is.
+    The kernel releases the lock when its holder ends, however that happens. So a lock is never left behind; only the
+    lock file is.
 
     Raises:
-      ConfigError: when another process is at work in the directory.
-      OSError: when nothing can be written there.
+      ConfigError: if another process is using the directory.
+      OSError: if the directory cannot be written to.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / LOCK_FILE, 'a+b') as file:
@@ -48,8 +49,8 @@ def _lock(file: BinaryIO, directory: pathlib.Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(
-            f'{directory} is in use by {_describe(_holder(file))}: wait for its end, or stop it. Two programs would '
-            'overwrite what the other has written'
+            f'{directory} is in use by {_describe(_holder(file))}: wait until that process ends, or stop it. Two '
+            "programs would overwrite each other's files"
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -57,8 +58,8 @@ def _lock(file: BinaryIO, directory: pathlib.Path) -> None:
         holder = _holder(file)
         if holder and not _is_over(holder):
             raise ConfigError(
-                f'{directory} seems to be in use by {_describe(holder)}; its file system has no locks that would tell. '
-                f'If that process is over, delete {directory / LOCK_FILE}'
+                f'{directory} seems to be in use by {_describe(holder)}; its file system has no locks, so this cannot '
+                f'be checked. If that process has ended, delete {directory / LOCK_FILE}'
             ) from None
 
 
@@ -101,7 +102,7 @@ def _write_holder(file: BinaryIO) -> None:
 
 
 def _try_to_write(directory: pathlib.Path) -> None:
-    """Raises what a disk that is full or may not be written says, before hours of work."""
+    """Raises the OSError of a full or read-only disk now, before hours of work."""
     path = directory / _PROBE_FILE
     try:
         with open(path, 'wb') as file:
@@ -109,7 +110,7 @@ def _try_to_write(directory: pathlib.Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno), str(directory)) from error
+        raise OSError(error.errno, error.strerror, str(directory)) from error
     finally:
         with contextlib.suppress(OSError):
             path.unlink()

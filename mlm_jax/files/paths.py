@@ -1,4 +1,4 @@
-"""Paths that people give: on a disk, and of the kind that is wanted."""
+"""Checks of paths that users give: a path must be on a disk and be a file or a directory as required."""
 
 import importlib.util
 import pathlib
@@ -8,25 +8,25 @@ from absl import flags
 
 from mlm_jax.files.errors import ConfigError
 
-flags.disclaim_key_flags()  # what `define_flag` defines belongs to the program that calls it
+flags.disclaim_key_flags()  # a flag defined by `define_flag` belongs to the program that calls it
 
-# What may stand before a path here and is no scheme: the kinds of corpora, extend: of tokenizers, random: of models.
+# Prefixes of paths that are not URL schemes: the kinds of corpora, extend: for tokenizers, and random: for models.
 PREFIXES = ('text', 'lines', 'files', 'jsonl', 'csv', 'smi', 'extend', 'random')
-# A scheme with its slashes; of those that cannot be meant otherwise also with one slash, to which tools shorten two.
+# A scheme with two slashes, or, if the scheme is unmistakable, with the single slash to which some tools shorten two.
 _URL = re.compile(
     r'(?<![A-Za-z0-9+.-])(?:([A-Za-z][A-Za-z0-9+.-]*)://|(gs|gcs|s3|s3a|az|abfss?|hdfs|file):/)([^;,\s]*)'
 )
 _CURES = {
-    'hf': 'download it, and write hf:DIRECTORY',
-    'http': 'download it, and give the path of that copy',
-    'https': 'download it, and give the path of that copy',
-    'gs': 'copy it to a local directory, or mount the bucket with gcsfuse, and give that path',
+    'hf': 'download it and write hf:DIRECTORY',
+    'http': 'download it and give the path of the copy',
+    'https': 'download it and give the path of the copy',
+    'gs': 'copy it to a local directory or mount the bucket with gcsfuse, and give that path',
 }
-_OTHER_CURE = 'copy it to a local directory, or mount it as one, and give that path'
+_OTHER_CURE = 'copy it to a local directory or mount it as a directory, and give that path'
 
 
 def check_local(text: str) -> None:
-    """Raises ConfigError where a path, or what stands for several, holds a URL: it would become a directory `gs:`."""
+    """Raises ConfigError if a path or a list of globs contains a URL, which would create a directory such as `gs:`."""
     for match in _URL.finditer(text):
         scheme = (match[1] or match[2]).lower()
         if scheme in PREFIXES:  # jsonl://data is the path //data
@@ -40,40 +40,40 @@ def check_local(text: str) -> None:
 
 
 def check_configuration_name(name: str) -> None:
-    """As `check_local`, of the file in FILE.py[:ARGUMENT]; what the argument sets is for `config.checks`."""
+    """Applies `check_local` to FILE.py of FILE.py[:ARGUMENT]; `config.checks` checks what the argument sets."""
     check_local(name.partition('.py')[0])
 
 
 def check_kind(path: str, kind: str) -> None:
-    """Checks that what exists under a path is of a kind.
+    """Checks that a path, if it exists, is of the required kind.
 
     Args:
-      path: of something that need not be there.
+      path: the path of a file or directory that need not exist.
       kind: 'directory' or 'file'.
 
     Raises:
-      ConfigError: for the other kind, a symbolic link that leads nowhere, and a path that the system refuses.
+      ConfigError: for the other kind, for a dangling symbolic link, and for a path that the system rejects.
     """
     try:
         found = pathlib.Path(path).expanduser()
         is_dangling = found.is_symlink() and not found.exists()
         is_other = found.is_file() if kind == 'directory' else found.is_dir()
-    except (OSError, RuntimeError) as error:  # a name that is too long; a home directory of nobody
+    except (OSError, RuntimeError) as error:  # the name is too long, or the user of a home directory does not exist
         raise ConfigError(f'{path} cannot be used: {getattr(error, "strerror", None) or error}') from None
     if is_dangling:
-        raise ConfigError(f'{path} is a symbolic link to {found.readlink()}, which is not there')
+        raise ConfigError(f'{path} is a symbolic link to {found.readlink()}, which does not exist')
     if is_other:
         raise ConfigError(f'{path} is a {"file" if kind == "directory" else "directory"}; give a {kind}')
 
 
 def check_compilation_cache(directory: str) -> None:
-    """As `check_local`, but for gs://, which JAX itself reads and writes where the package gcsfs is installed."""
+    """Like `check_local`, but allows gs:// if gcsfs is installed, because JAX can then read and write such URLs."""
     if not (directory.startswith('gs://') and importlib.util.find_spec('gcsfs')):
         check_local(directory)
 
 
 class PathParser(flags.ArgumentParser):
-    """Flags whose values are paths; `kind` is 'directory', 'file', or '' where more than a path may stand there."""
+    """Parses flags whose values are paths; `kind` is 'directory', 'file', or '' if a value may be more than a path."""
 
     syntactic_help = 'a path'
 
@@ -81,22 +81,22 @@ class PathParser(flags.ArgumentParser):
         self.kind = kind
 
     def parse(self, argument: str) -> str:
-        """The path as it is given; ConfigError, which absl reports with the flag, where it cannot be used."""
+        """Returns the path unchanged; raises ConfigError, which absl reports with the flag, if it cannot be used."""
         check_local(argument)
         if self.kind and argument:
             check_kind(argument, self.kind)
         return argument
 
 
-def define_flag(name: str, default, text: str, kind: str = '', multiple: bool = False) -> None:
-    """Defines a flag that names files; every program defines those here.
+def define_flag(name: str, default: str | list[str] | None, text: str, kind: str = '', multiple: bool = False) -> None:
+    """Defines a flag whose value is a path; all programs define such flags with this function.
 
     Args:
-      name: of the flag.
-      default: its value where it is not given.
-      text: its help.
-      kind: 'directory' or 'file'; '' where more than a path may stand there.
-      multiple: whether it may be given several times; its value is a list then.
+      name: the name of the flag.
+      default: the value of the flag if it is not given.
+      text: the help text.
+      kind: 'directory' or 'file'; '' if the value may be more than a path.
+      multiple: whether the flag may be given several times; its value is then a list.
     """
     if multiple:
         flags.DEFINE_multi(PathParser(kind), flags.ArgumentSerializer(), name, default, text)

@@ -1,4 +1,4 @@
-"""What the pictures share."""
+"""What all figures share."""
 
 import pathlib
 from typing import TYPE_CHECKING
@@ -26,5 +26,5 @@ def save(figure: 'Figure', path: pathlib.Path) -> None:
 
 
 def plain_text(text: str) -> str:
-    """`text` with its dollar signs escaped: Matplotlib reads what stands between two of them as mathematics."""
+    """Escapes dollar signs, because Matplotlib would typeset the text between two of them as mathematics."""
     return text.replace('$', r'\$')

@@ -1,20 +1,21 @@
-"""Progress of long work: a bar that moves on a terminal; in a log, a line every half a minute."""
+"""Shows the progress of long work: a moving bar on a terminal, and a line every 30 seconds in a log file."""
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import tqdm
 
-LOG_SECONDS = 30.0  # between two lines where nobody watches
+LOG_SECONDS = 30.0  # between two lines of a log
 
 
 class _Lines(tqdm.tqdm):
-    """A bar as whole lines: one every `LOG_SECONDS` at most, and a last one."""
+    """A progress bar that writes whole lines: at most one every `LOG_SECONDS`, and a last one."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         self._shown_at, self._shown_n = time.monotonic(), None
-        self._first = self._shown_at + kwargs.get('delay', 0)  # work that ends before that needs no line
+        self._first = self._shown_at + kwargs.get('delay', 0)  # work that ends earlier needs no line
         super().__init__(*args, **{**kwargs, 'delay': float('inf')})  # tqdm itself shows nothing
 
     def __iter__(self) -> Iterator:
@@ -26,7 +27,7 @@ class _Lines(tqdm.tqdm):
             self.close()
 
     def update(self, n: float = 1) -> None:
-        """Counts; shows a line when one is due."""
+        """Counts `n` more units, and writes a line when one is due."""
         super().update(n)
         if self.disable:
             self.n += n
@@ -34,13 +35,13 @@ class _Lines(tqdm.tqdm):
             self._show()
 
     def close(self) -> None:
-        """Shows how it ended."""
+        """Writes a last line with the final state."""
         if not self.disable and self.leave and self.n != self._shown_n and time.monotonic() >= self._first:
             self._show()
         super().close()
 
-    def refresh(self, *args, **kwargs) -> None:
-        """Does nothing: a line that is out stays."""
+    def refresh(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing, because a line that has been written cannot be redrawn."""
 
     clear = display = refresh
 
@@ -50,7 +51,7 @@ class _Lines(tqdm.tqdm):
         self.fp.flush()
 
 
-def bar(iterable: Iterable | None = None, **options) -> tqdm.tqdm:
-    """A progress bar with the options of `tqdm.tqdm`; of whole lines where its file is no terminal."""
+def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
+    """A progress bar with the options of `tqdm.tqdm`; it writes whole lines if its file is not a terminal."""
     file = options.get('file') or sys.stderr
     return (tqdm.tqdm if file.isatty() else _Lines)(iterable, **options)

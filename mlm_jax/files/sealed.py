@@ -1,4 +1,4 @@
-"""JSON that carries a hash of itself, so that damage to it is found where it would still be JSON."""
+"""JSON files that contain their own checksum, so that damage is detected even if the file is still valid JSON."""
 
 import hashlib
 import json
@@ -8,25 +8,25 @@ KEY = 'seal'
 
 
 def seal(content: dict[str, Any]) -> str:
-    """The SHA-256 of the content, whatever the order of its keys and the layout of the file."""
+    """The SHA-256 of the content, independent of the order of its keys and of the layout of the file."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def dumps(content: dict[str, Any]) -> bytes:
-    """The content with its seal, on one line of JSON."""
+    """The content and its checksum as one line of JSON."""
     return json.dumps({**content, KEY: seal(content)}).encode()
 
 
 def loads(raw: bytes) -> dict[str, Any]:
-    """The content of what `dumps` wrote; ValueError where it is anything else."""
+    """The content that `dumps` wrote; raises ValueError for anything else."""
     content = parse(raw)
     if content.pop(KEY, None) != seal(content):
-        raise ValueError('its content does not have the hash that it names')
+        raise ValueError('its content does not match its checksum')
     return content
 
 
 def parse(raw: bytes) -> dict[str, Any]:
-    """The object that JSON of any origin holds; ValueError where it is no JSON, or no object."""
+    """The object in a JSON file of any origin; raises ValueError if it is not JSON or not an object."""
     try:
         content = json.loads(raw.decode())
     except RecursionError:

@@ -1,45 +1,44 @@
-"""Documents from files: plain text, JSON lines, CSV and SMILES, compressed or not (`streams.py`).
+"""Reads documents from files of plain text, JSON lines, CSV and SMILES, compressed or not (`streams.py`).
 
-Documents come as the bytes in the file; `corpora.clean` decodes them.
+A document is returned as the bytes in the file; `corpora.clean` decodes it.
 """
 
 import glob
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mlm_jax.files import delimited, json_lines, streams
 from mlm_jax.files.errors import ConfigError
 
-# A block of text without a blank line ends here, so that memory is bounded.
+# A longer block of text without a blank line is split, so that memory use is bounded.
 MAX_BLOCK_BYTES = 64 << 20
 
 
 def find(patterns: str) -> list[pathlib.Path]:
-    """The files that match any of several globs, separated by ';' (`**` descends), sorted.
+    """The files, sorted, that match any of several globs separated by ';' (`**` matches directories at any depth).
 
-    A file of exactly that name comes before what its characters mean in a glob, and before ';' as a separator.
+    If a file of exactly the given name exists, that file is meant, even if its name has wildcards or a ';'.
 
     Raises:
-      ConfigError: when a glob matches no file.
+      ConfigError: if a glob matches no file.
     """
-    files = set()
+    files: set[pathlib.Path] = set()
     for pattern in _separated(patterns):
         found = _matches(pattern)
         if not found:
             raise ConfigError(
-                f'no file matches {pattern!r}, seen from {pathlib.Path.cwd()}. Quote a glob in the shell, '
-                'and name files, '
-                'not directories'
+                f'no file matches {pattern!r} in the working directory {pathlib.Path.cwd()}. Quote globs in the '
+                'shell, and name files, not directories'
             )
         files.update(found)
     if not files:
-        raise ConfigError('data.corpus names no file: write one or several globs behind the colon')
+        raise ConfigError('data.corpus names no file: write one or more globs after the colon')
     return sorted(files)
 
 
 def _separated(patterns: str) -> Iterator[str]:
-    """The globs between semicolons; a semicolon in the name of a file that exists is none."""
+    """The globs between semicolons; a semicolon in the name of an existing file does not separate globs."""
     parts = patterns.split(';')
     while parts:
         joined = (';'.join(parts[:count]) for count in range(len(parts), 1, -1))
@@ -53,7 +52,7 @@ def _matches(pattern: str) -> list[pathlib.Path]:
     if _is_file(pattern):
         return [pathlib.Path(pattern).expanduser()]
     path = str(pathlib.Path(pattern).expanduser())
-    # Brackets that match nothing as a set of characters may stand for themselves, as in the name of a directory.
+    # If a pattern with brackets matches nothing, the brackets may belong to the name of a file or directory.
     globs = (path, path.replace('[', '[[]'))
     found = ([f for f in map(pathlib.Path, glob.glob(g, recursive=True)) if f.is_file()] for g in globs)
     return next(filter(None, found), [])
@@ -62,20 +61,21 @@ def _matches(pattern: str) -> list[pathlib.Path]:
 def _is_file(name: str) -> bool:
     try:
         return pathlib.Path(name).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, of a user who does not exist
+    except (OSError, ValueError, RuntimeError):  # a name that is too long, has a zero byte, or begins with ~nobody
         return False
 
 
 def read(path: pathlib.Path, kind: str, text_key: str) -> Iterator[bytes]:
-    """The documents of one file.
+    """Yields the documents of one file.
 
     Args:
-      path: of the file.
+      path: the file.
       kind: a key of `READERS`.
-      text_key: the field of a JSON object or column of a CSV file that holds the text; of nested objects, 'meta.text'.
+      text_key: the field of a JSON object or the column of a CSV file that holds the text; 'meta.text' reads the
+        field `text` of the nested object `meta`.
 
     Raises:
-      ConfigError: for a file that cannot be read, is damaged, or lacks the key.
+      ConfigError: if the file cannot be read, is damaged, or lacks the key.
     """
     try:
         yield from READERS[kind](path, text_key)
@@ -89,7 +89,8 @@ def _lines(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def _read_blocks(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
-    block, size = [], 0
+    block: list[bytes] = []
+    size = 0
     for line in _lines(path):
         if line.strip():
             block.append(line)
@@ -108,7 +109,7 @@ def _read_lines(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
 
 def _read_smiles(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
     for line in _lines(path):
-        yield b''.join(line.split(maxsplit=1)[:1])  # a name may follow
+        yield b''.join(line.split(maxsplit=1)[:1])  # a name may follow the SMILES
 
 
 def _read_whole(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
@@ -134,9 +135,9 @@ def _read_csv(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
 
 
 def _field(example: Any, key: str, where: str) -> bytes:
-    """The text of an example as bytes; a null is an empty document."""
+    """The text of an example as bytes; null means an empty document."""
     if not isinstance(example, dict):
-        raise ConfigError(_without([f'none: it is a {type(example).__name__}'], key, where))
+        raise ConfigError(f'{where} has no {key!r}: it is a {type(example).__name__}, not an object. Set data.text_key')
     text = json_lines.lookup(example, key)
     if text is json_lines.MISSING:
         raise ConfigError(_without(example, key, where))
@@ -147,14 +148,14 @@ def _field(example: Any, key: str, where: str) -> bytes:
     return _encoded(text)
 
 
-def _without(names, key: str, where: str) -> str:
+def _without(names: Iterable[str], key: str, where: str) -> str:
     return f'{where} has no {key!r}; its fields are {", ".join(names)}. Set data.text_key'
 
 
 def _encoded(text: str) -> bytes:
     try:
-        return text.encode(errors='surrogateescape')  # the bytes as they were in the file
-    except UnicodeEncodeError:  # half a surrogate pair, written as \uD8…
+        return text.encode(errors='surrogateescape')  # restores the bytes of the file
+    except UnicodeEncodeError:  # a lone surrogate, written as \uD8…
         return text.encode(errors='surrogatepass')
 
 

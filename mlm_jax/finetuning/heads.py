@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-POOLINGS = ('cls', 'mean')
+from mlm_jax.models import pooling as pooling_lib
 
 
 class Downstream(nn.Module):
@@ -23,7 +23,7 @@ class Downstream(nn.Module):
     kind: str
     num_outputs: int
     dropout: float
-    pooling: str = POOLINGS[0]
+    pooling: str = pooling_lib.POOLINGS[0]
 
     @nn.compact
     def __call__(self, tokens_BxT: jax.Array, segments_BxT: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -46,11 +46,6 @@ class Downstream(nn.Module):
             return linear(2, 'output')(x_BxTxd.astype(jnp.float32))
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         x_BxTxd = x_BxTxd.astype(jnp.float32)
-        x_Bxd = drop(x_BxTxd[:, 0] if reads_cls else _mean(x_BxTxd, segments_BxT))
+        x_Bxd = drop(x_BxTxd[:, 0] if reads_cls else pooling_lib.mean(x_BxTxd, segments_BxT))
         x_Bxd = drop(jnp.tanh(linear(c.width, 'dense')(x_Bxd)))
         return linear(self.num_outputs, 'output')(x_Bxd)
-
-
-def _mean(x_BxTxd: jax.Array, segments_BxT: jax.Array) -> jax.Array:
-    real_BxTx1 = (segments_BxT > 0)[..., None]
-    return jnp.where(real_BxTx1, x_BxTxd, 0.0).sum(1) / jnp.maximum(real_BxTx1.sum(1), 1)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mlm_jax.data.sequences import join, pad, padded_length
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.vocabulary import Vocabulary
 from mlm_jax.tasks.examples import Example
@@ -78,31 +79,12 @@ def encode(examples: Sequence[Example], tokenizer: BatchTokenizer, max_length: i
     return Inputs(rows, np.array([example.targets for example in examples], np.float32), max_length)
 
 
-def join(pieces: Sequence[np.ndarray], vocabulary: Vocabulary) -> np.ndarray:
-    """int32[n]: `[CLS] A [SEP]` or `[CLS] A [SEP] [SEP] B [SEP]`, as in RoBERTa and in MAE-LM's release."""
-    v = vocabulary
-    row: list[np.ndarray] = []
-    for piece in pieces:
-        row += [np.array([v.sep_id if row else v.cls_id]), piece, np.array([v.sep_id])]
-    return np.concatenate(row).astype(np.int32)
-
-
 def _lengths_that_fit(lengths: list[int], room: int) -> list[int]:
     if sum(lengths) <= room or len(lengths) == 1:
         return [min(n, room) for n in lengths]
     short = min(min(lengths), room // 2)
     rest = min(max(lengths), room - short)
     return [short, rest] if lengths[0] <= lengths[1] else [rest, short]
-
-
-def padded_length(length: int, smallest_step: int, max_length: int) -> int:
-    """`length` rounded up to a multiple of a step: the larger of `smallest_step` and ¼ · 2^⌊log₂ length⌋.
-
-    A program is compiled for each padded length, so there are few of them; padding costs computation, so it is short.
-    The result is at most `max_length`: a model has no position embeddings behind that, and would read NaN there.
-    """
-    step = max(smallest_step, (1 << length.bit_length() - 1) // 4)
-    return min(-(-length // step) * step, max_length)
 
 
 def batch_length(inputs: Inputs, longest: int) -> int:
@@ -141,9 +123,6 @@ def pad_rows(
     Returns:
       The tokens, int32[B, T], and the targets, float32[B, C].
     """
-    tokens_BxT = np.full((batch_size, length), pad_id, np.int32)
     targets_BxC = np.full((batch_size, inputs.targets.shape[1]), np.nan, np.float32)
     targets_BxC[: len(rows)] = inputs.targets[rows]
-    for i, row in enumerate(rows):
-        tokens_BxT[i, : len(inputs.tokens[row])] = inputs.tokens[row]
-    return tokens_BxT, targets_BxC
+    return pad([inputs.tokens[row] for row in rows], batch_size, length, pad_id), targets_BxC

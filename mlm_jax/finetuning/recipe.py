@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mlm_jax.finetuning.heads import POOLINGS
+from mlm_jax.models.pooling import POOLINGS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ def negative_log_likelihood(logits_BxMxV: jax.Array, targets_BxM: jax.Array) -> 
 
 
 def is_most_likely(logits_BxMxV: jax.Array, targets_BxM: jax.Array) -> jax.Array:
-    """bool[B, M]: whether no logit but the target's own reaches it. On CPUs much faster than an argmax."""
+    """bool[B, M]: whether the target has the largest logit, without a tie. Much faster than an argmax on CPUs."""
     target_BxMx1 = jnp.take_along_axis(logits_BxMxV, targets_BxM[..., None], axis=-1)
     return jnp.sum(logits_BxMxV >= target_BxMx1, axis=-1) == 1
 
@@ -24,12 +24,12 @@ def cross_entropy_terms(logits_BxMxV: jax.Array, targets_BxM: jax.Array, weights
 
     Args:
       logits_BxMxV: float[B, M, V].
-      targets_BxM: int32[B, M]; any id in unused slots.
+      targets_BxM: int32[B, M]; unused slots may hold any id.
       weights_BxM: f32[B, M], 0 in unused slots.
 
     Returns:
-      LossTerms with the metrics `accuracy`, the share of the positions where the target alone is most likely, and
-      `masked_nll`, the mean without weights, which compares objectives and strategies.
+      LossTerms with the metrics `accuracy`, the share of the positions whose target is the most likely token, and
+      `masked_nll`, the unweighted mean of the loss, by which objectives and strategies can be compared.
     """
     nll_BxM = negative_log_likelihood(logits_BxMxV, targets_BxM)
     used_BxM = (weights_BxM > 0).astype(jnp.float32)

@@ -8,34 +8,37 @@ Zheng et al., ExLM, ICML 2025, arXiv 2501.13397; the recursion is that of direct
     forward:   α_i(u) = exp(match[i, u]) Σ_v α_{i−1}(v) exp(links[v, u]),  from α_0(0) = exp(match[0, 0])
     backward:  ω_i(v) = exp(match[i, v]) Σ_u exp(links[v, u]) ω_{i+1}(u),  from ω_{M−1}(S−1) = exp(match[M−1, S−1])
 
-so that α_i(u) ω_i(u) / exp(match[i, u]) / Z is the probability that state u emits target i, and α_i(v) exp(links[v, u])
-ω_{i+1}(u) / Z that of the step from v to u after it (ω is β with the emission of its own state).
+so that α_i(u) ω_i(u) / exp(match[i, u]) / Z is the posterior probability that state u emits target i, and
+α_i(v) exp(links[v, u]) ω_{i+1}(u) / Z is the posterior probability that v emits target i and u emits target i + 1 (ω is
+the usual β times the emission of its own state).
 
-A state is reached from earlier ones only, so states are computed in blocks, each for all targets: what flows into it
-from the blocks before is one product of matrices, and `links` are read once. The recursion over targets is left to the
-steps within a block. The backward recursion goes through blocks and targets from the end, in the same loop.
+A state is reached only from earlier states, so the states are computed in blocks, each for all targets: the inflow into
+a block from all earlier blocks is one matrix product, and `links` are read once. Only the transitions within a block
+need the recursion over targets. The backward recursion runs through blocks and targets in reverse, in the same loop.
 
-The numbers are far outside of float32. Those of a block and target have a power of two as their common scale, which
-takes no digits from them. One scale for all states would lose those that lie further below the best than float32
-reaches, 87 nats, though the only way to the end may pass them. What flows into a block is summed in the largest of the
-scales up to it. Sums that are still too small to be sure of are raised by more than what can be lost, which makes α and
-ω upper bounds, and count as unsure. If the unsure states have no posterior worth mentioning, nothing was lost; if they
-have, the row is computed again in log space. Which way a row takes depends on the row alone, and so do its results, to
-the bit.
+The numbers lie far outside the range of float32. All numbers of one block and one target share a scale, a power of two,
+which costs no precision. A single scale for all states would let states underflow that lie more than 87 nats below the
+best one, although every path to the end may pass through them. The inflow into a block is summed at the largest scale
+of the earlier blocks. A sum that is still so small that underflow may have changed it is raised by more than underflow
+can have taken from it, which makes α and ω upper bounds, and is marked as unsure. If the unsure states together have a
+negligible posterior, the result is exact; otherwise the row is computed again in log space. Which of the two methods a
+row takes depends on that row alone, and so do the bits of its results.
 """
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-IMPOSSIBLE = -1e30  # log 0: finite, so that differences are no NaN
-BLOCK = 80  # states with a common scale, at most
+IMPOSSIBLE = -1e30  # stands for log 0; finite, so that a difference of two of them is not NaN
+BLOCK = 80  # the largest number of states that share a scale
 LN2 = 0.6931471805599453
-NOTHING = -1e6  # the power of two of a block of zeros: finite too
-# In units of its scale, a sum of S terms loses at most 3·S·exp(−87): smaller float32 numbers become 0.
+NOTHING = -1e6  # the power of two of a block of zeros; finite for the same reason
+# Relative to its scale, a sum of S terms loses at most 3·S·exp(−87) to underflow. LOST is above that; sums below UNSURE
+# are marked as unsure; possible emissions are at least FAINTEST, so that 0 always means impossible.
 UNSURE, LOST, FAINTEST = 1e-27, 1e-34, 1e-37
-NEGLIGIBLE = 1e-7  # posterior of all states that are unsure
-LARGEST_POWER = 86.0  # of two, of the best pair of states of two blocks, relative to Z
+NEGLIGIBLE = 1e-7  # the total posterior of unsure states below which a row counts as exact
+# If a pair of states of two blocks reaches this power of two relative to Z, float32 may overflow.
+LARGEST_POWER = 86.0
 
 
 def dag_log_likelihood(
@@ -43,18 +46,20 @@ def dag_log_likelihood(
 ) -> jax.Array:
     """log Z of each row, differentiable in `match_BxMxS` and `links_BxSxS`.
 
-    The gradients are posteriors: that of `match_BxMxS` is the probability that state u emits target i, that of
-    `links_BxSxS` the expected number of transitions from v to u. Memory is O(M·S + S²) per row, forward and backward.
+    The gradients are posteriors: the gradient of `match_BxMxS` is the probability that state u emits target i, and the
+    gradient of `links_BxSxS` is the expected number of transitions from v to u. Memory is O(M·S + S²) per row, forward
+    and backward.
 
     Args:
-      match_BxMxS: float, log-probability of target i under state u. What lies behind the numbers of targets and states
-        has no influence.
-      links_BxSxS: float, log-probability of the transition from v to u; read for u > v only; −inf forbids it.
-      num_targets_B: int32, M of each row.
-      num_states_B: int32, S of each row.
+      match_BxMxS: float, the log-probability of target i under state u. Entries beyond a row's number of targets or
+        states have no effect.
+      links_BxSxS: float, the log-probability of the transition from v to u; only entries with u > v are read; −inf
+        forbids the transition.
+      num_targets_B: int32, the number of targets of each row.
+      num_states_B: int32, the number of states of each row.
 
     Returns:
-      f32[B]; −inf, with zero gradients, for rows without an alignment.
+      f32[B]; −inf, with zero gradients, for rows without a possible alignment.
     """
     return dag_forward_backward(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)[0]
 
@@ -63,11 +68,11 @@ def dag_log_likelihood(
 def dag_forward_backward(
     match_BxMxS: jax.Array, links_BxSxS: jax.Array, num_targets_B: jax.Array, num_states_B: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`dag_log_likelihood`, and which state emitted which target; arguments as there.
+    """log Z, and the posterior of which state emits which target; arguments as for `dag_log_likelihood`.
 
     Returns:
-      f32[B], log Z, and f32[B, M, S], the probability that target i is emitted by state u given all targets: zeros in
-      rows without an alignment. No gradient flows through the latter.
+      f32[B], log Z, and f32[B, M, S], the probability, given all targets, that state u emits target i; zeros in rows
+      without a possible alignment. No gradient flows through the posterior.
     """
     return _posterior(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)[:2]
 
@@ -75,11 +80,11 @@ def dag_forward_backward(
 def dag_posterior(
     match_BxMxS: jax.Array, links_BxSxS: jax.Array, num_targets_B: jax.Array, num_states_B: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradients of `dag_log_likelihood`: posteriors of states and transitions; arguments as there.
+    """The gradients of `dag_log_likelihood`: the posteriors of states and of transitions; arguments as there.
 
     Returns:
-      f32[B, M, S], the probability that target i is emitted by state u, and f32[B, S, S], that the alignment steps from
-      v to u.
+      f32[B, M, S], the probability that state u emits target i, and f32[B, S, S], the probability that the alignment
+      goes from v directly to u.
     """
     return _posterior(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)[1:]
 
@@ -90,7 +95,7 @@ def dag_viterbi(
     """The most likely alignment; arguments as for `dag_log_likelihood`.
 
     Returns:
-      int32[B, M], the state of each target; −1 behind the last target, and for rows without an alignment.
+      int32[B, M], the state of each target; −1 beyond the last target and in rows without a possible alignment.
     """
     match_BxMxS, links_BxSxS = _allowed(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
     match_MxBxS = jnp.moveaxis(match_BxMxS, 1, 0)
@@ -100,7 +105,7 @@ def dag_viterbi(
         i, match_BxS = xs
         score_BxSxS = best_BxS[:, :, None] + links_BxSxS
         new_BxS = jnp.maximum(match_BxS + score_BxSxS.max(1), IMPOSSIBLE)
-        best_BxS = jnp.where((i < num_targets_B)[:, None], new_BxS, best_BxS)  # rows that have ended stay
+        best_BxS = jnp.where((i < num_targets_B)[:, None], new_BxS, best_BxS)  # no change after the last target
         return best_BxS, score_BxSxS.argmax(1).astype(jnp.int32)
 
     best_BxS, source_MxBxS = jax.lax.scan(step, match_MxBxS[0], (index_M[1:], match_MxBxS[1:]))
@@ -119,7 +124,7 @@ def dag_viterbi(
 
 
 def _posterior(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
-    """log Z f32[B], the posterior of states f32[B, M, S] and of transitions f32[B, S, S]."""
+    """f32[B], log Z; f32[B, M, S], the posterior of states; f32[B, S, S], the posterior of transitions."""
     row = match_BxMxS, links_BxSxS, num_targets_B, num_states_B
     exact_B, fast = _in_linear_space(*row)
 
@@ -139,7 +144,8 @@ def _forward(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
 
 
 def _backward(gradients, grads):
-    # An infeasible row has no gradient, whatever the loss makes of its log Z: zeros, and no 0 · inf.
+    # A row without a possible alignment has zero gradients, even if the gradient of the loss by its log Z is infinite:
+    # 0 · inf would be NaN.
     return (*(jnp.where(x == 0, 0, x * grads[0][:, None, None].astype(x.dtype)) for x in gradients), None, None)
 
 
@@ -147,13 +153,13 @@ dag_forward_backward.defvjp(_forward, _backward)
 
 
 def _allowed(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
-    """The first two arguments in float32, `IMPOSSIBLE` where no alignment passes."""
+    """`match_BxMxS` and `links_BxSxS` in float32, with `IMPOSSIBLE` where no alignment can pass."""
     index_Mx1, index_S = jnp.arange(match_BxMxS.shape[1])[:, None], jnp.arange(match_BxMxS.shape[2])
-    # As many targets are left, and as many states.
+    # The numbers of targets and of states that follow. Each later target needs a later state of its own.
     targets_left_BxMx1 = num_targets_B[:, None, None] - 1 - index_Mx1
     states_left_Bx1xS = num_states_B[:, None, None] - 1 - index_S
     inside_BxMxS = (targets_left_BxMx1 >= 0) & (states_left_Bx1xS >= targets_left_BxMx1) & (index_S >= index_Mx1)
-    # The first and the last target belong to the first and the last state.
+    # Only the first state emits the first target, and only the last state the last target.
     ends_BxMxS = ((index_Mx1 == 0) <= (index_S == 0)) & ((targets_left_BxMx1 == 0) <= (states_left_Bx1xS == 0))
     later_BxSxS = (index_S[:, None] < index_S) & (states_left_Bx1xS >= 0)
     return _where_possible(inside_BxMxS & ends_BxMxS, match_BxMxS), _where_possible(later_BxSxS, links_BxSxS)
@@ -169,12 +175,12 @@ def _is_possible(log_value):
 
 @flax.struct.dataclass
 class _Blocks:
-    """Numbers `mantissa` · 2^`power` of G blocks of K states, or of one of them.
+    """The numbers `mantissa` · 2^`power`, for all G blocks of K states or for one block.
 
     Attributes:
       mantissa: f32[…, M, (G,) K], at most about 1.
-      power: f32[…, M, (G)], whole.
-      least: f32[…, M, (G)]. Mantissas below are unsure: upper bounds.
+      power: f32[…, M, (G)], integers.
+      least: f32[…, M, (G)]; mantissas below it are unsure, that is, only upper bounds.
     """
 
     mantissa: jax.Array
@@ -188,26 +194,26 @@ class _Blocks:
         return self.replace(mantissa=jnp.where(self.is_unsure(), 0.0, self.mantissa))
 
     def at_scale(self, power):
-        """The numbers / 2^`power`."""
+        """The numbers divided by 2^`power`."""
         return self.mantissa * _power_of_two(self.power - power)[..., None]
 
 
 def _power_of_two(power):
-    """2^`power` for whole numbers, exactly; 0 below float32's normal numbers."""
+    """2^`power` for integers, exactly; 0 below the range of normal float32 numbers."""
     biased = jnp.clip(power, -127, 127).astype(jnp.int32) + 127
     return jax.lax.bitcast_convert_type(biased << 23, jnp.float32)
 
 
 def _power_above(x):
-    """The smallest power of two above positive `x`."""
+    """The exponent of the smallest power of two above `x`, which must be positive."""
     return ((jax.lax.bitcast_convert_type(x, jnp.int32) >> 23) - 126).astype(jnp.float32)
 
 
 def _emissions(match_BxMxS) -> _Blocks:
-    """exp(match) in blocks; 0 is impossible, and nothing else is."""
+    """exp(match) in blocks; a mantissa is 0 exactly where the match is impossible."""
     num_states = match_BxMxS.shape[2]
     num_blocks = -(-num_states // BLOCK)
-    size = -(-num_states // num_blocks // 8) * 8  # whole vectors
+    size = -(-num_states // num_blocks // 8) * 8  # a multiple of 8, for vector instructions
     padding = ((0, 0), (0, 0), (0, num_blocks * size - num_states))
     match_BxMxS = jnp.pad(match_BxMxS, padding, constant_values=IMPOSSIBLE)
     match_BxMxGxK = match_BxMxS.reshape(*match_BxMxS.shape[:2], num_blocks, size)
@@ -219,10 +225,10 @@ def _emissions(match_BxMxS) -> _Blocks:
 
 
 def _both_ways(emit: _Blocks, weight, num_targets_B) -> tuple[_Blocks, _Blocks]:
-    """α and ω; `weight` gives exp(links) from some blocks to others."""
+    """α and ω; `weight(a, b)` returns exp(links) from the blocks of slice a to the blocks of slice b."""
     batch, num_targets, num_blocks, _ = emit.mantissa.shape
     index_M = jnp.arange(num_targets)
-    # W = 2 ways: that of α, and that of ω with targets and blocks in reverse.
+    # W = 2 directions: index 0 is α; index 1 is ω, with targets and blocks in reverse order.
     start_BxM = index_M == (num_targets - num_targets_B)[:, None]
     start_BxWxM = jnp.stack([jnp.broadcast_to(index_M == 0, start_BxM.shape), start_BxM], axis=1)
     emit = jax.tree.map(lambda x: jnp.stack([x, x[:, ::-1, ::-1]], axis=1), emit)
@@ -246,16 +252,23 @@ def _both_ways(emit: _Blocks, weight, num_targets_B) -> tuple[_Blocks, _Blocks]:
 def _with_block(
     done: _Blocks, block: int, inflow_BxWxMxK, scale_BxWxM, within_BxWxKxK, emit: _Blocks, start_BxWxM
 ) -> _Blocks:
-    """`done` and a block more, by the recursion over targets.
+    """`done` with one more block filled in, by the recursion over targets.
 
-    `inflow_BxWxMxK`, over 2^`scale_BxWxM`, is what flows from the blocks before into target i + 1 of this one;
-    `within_BxWxKxK` are the steps inside.
+    Args:
+      done: the blocks computed so far.
+      block: the index of the block to compute.
+      inflow_BxWxMxK: at index i, the sum over transitions from states of earlier blocks, which emit target i, to the
+        states of this block, which emit target i + 1; divided by 2^`scale_BxWxM`.
+      scale_BxWxM: the power of two that `inflow_BxWxMxK` is divided by.
+      within_BxWxKxK: exp(links) between the states of this block.
+      emit: the emissions of all blocks.
+      start_BxWxM: whether the recursion of a row starts at a target.
     """
 
     def step(i, carry):
         now, done = carry
 
-        def at(x, i):  # what is at −1 is at 0: of no influence, for there a row starts, or has nothing yet
+        def at(x, i):  # index −1 reads index 0, which is harmless: at i = 0 a row starts, or all its numbers are 0
             return jax.lax.dynamic_index_in_dim(x, i, axis=2, keepdims=False, allow_negative_indices=False)
 
         start_BxW, scale_BxW, emit_BxWxK = at(start_BxWxM, i), at(scale_BxWxM, i - 1), at(emit.mantissa, i)[:, :, block]
@@ -285,14 +298,14 @@ def _with_block(
 
 
 def _in_linear_space(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
-    """Whether a row is exact, bool[B], and what `_posterior` returns, right where it is."""
+    """bool[B], whether the result for a row is exact; and what `_posterior` returns, valid for the exact rows."""
     match_BxMxS, links_BxSxS = _allowed(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
     emit = _emissions(match_BxMxS)
     (num_blocks, size), num_states = emit.mantissa.shape[2:], match_BxMxS.shape[2]
 
     padding = 0, num_blocks * size - num_states
     links_BxSxS = jnp.pad(links_BxSxS, ((0, 0), padding, padding), constant_values=IMPOSSIBLE)
-    # The barrier has them computed once, and not again for each use of a part.
+    # Without the barrier, the compiler would compute the exponentials again at each use of a part of them.
     weight_BxVxU = jax.lax.optimization_barrier(jnp.exp(links_BxSxS))
 
     def weight(*blocks: slice):
@@ -300,7 +313,7 @@ def _in_linear_space(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
         return weight_BxVxU[:, *(slice(r.start * size, r.stop * size) for r in ranges)]
 
     alpha, omega = _both_ways(emit, weight, num_targets_B)
-    # All alignments go through the first state at the first target.
+    # Every alignment starts with the first state, which emits the first target.
     z_B, z_power_B = omega.mantissa[:, 0, 0, 0], omega.power[:, 0, 0]
     feasible_B = z_B != 0
     log_z_B = jnp.where(feasible_B, jnp.log(z_B) + LN2 * z_power_B, -jnp.inf)
@@ -320,12 +333,12 @@ def _in_linear_space(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
     omega = omega.replace(power=omega.power - z_power_B[:, None, None])
     steps_BxSxS, steps_power_B = _steps(alpha, omega, weight, num_states)
     largest_power_B = jnp.maximum(power_BxMxG.max((1, 2)), steps_power_B)
-    exact_B = (lost_B < NEGLIGIBLE) & (largest_power_B < LARGEST_POWER) & (z_B < 1)  # which NaN is not
+    exact_B = (lost_B < NEGLIGIBLE) & (largest_power_B < LARGEST_POWER) & (z_B < 1)  # False for NaN
     return exact_B, (log_z_B, states_BxMxS, steps_BxSxS)
 
 
 def _steps(alpha: _Blocks, omega: _Blocks, weight, num_states: int):
-    """Σ_i α_i(v) weight(v, u) ω_{i+1}(u), f32[B, S, S], and the largest power of two of a pair of blocks, f32[B]."""
+    """f32[B, S, S], Σ_i α_i(v) weight(v, u) ω_{i+1}(u); and f32[B], the largest power of two of a pair of blocks."""
     alpha, omega = jax.tree.map(lambda x: x[:, :-1], alpha), jax.tree.map(lambda x: x[:, 1:], omega)
     batch, num_targets, num_blocks, size = alpha.mantissa.shape
     strips, largest_B = [], jnp.full(batch, NOTHING)
@@ -343,7 +356,7 @@ def _steps(alpha: _Blocks, omega: _Blocks, weight, num_states: int):
 
 
 def _in_log_space(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
-    """What `_posterior` returns, for all rows, but slowly: ω, and forward the Markov chain that it makes of states."""
+    """What `_posterior` returns, for any row, but slowly: ω, and then forward the Markov chain that ω defines."""
     match_BxMxS, links_BxSxS = _allowed(match_BxMxS, links_BxSxS, num_targets_B, num_states_B)
     match_MxBxS = jnp.moveaxis(match_BxMxS, 1, 0)
     is_last_MxBx1 = (jnp.arange(len(match_MxBxS))[:, None] == num_targets_B - 1)[..., None]
@@ -353,7 +366,7 @@ def _in_log_space(match_BxMxS, links_BxSxS, num_targets_B, num_states_B):
         flow_BxS = jax.nn.logsumexp(links_BxSxS + omega_BxS[:, None, :], axis=2)
         score_BxS = match_BxS + jnp.where(is_last_Bx1, 0.0, flow_BxS)
         best_Bx1 = score_BxS.max(1, keepdims=True)
-        offset_Bx1 = jnp.where(_is_possible(best_Bx1), best_Bx1, 0.0)  # to keep would cost digits
+        offset_Bx1 = jnp.where(_is_possible(best_Bx1), best_Bx1, 0.0)  # taken out of ω, as large numbers cost precision
         omega_BxS = jnp.where(_is_possible(score_BxS), score_BxS - offset_Bx1, IMPOSSIBLE)
         return omega_BxS, (omega_BxS, offset_Bx1[:, 0])
 

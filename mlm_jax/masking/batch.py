@@ -11,10 +11,10 @@ class MaskedBatch:
 
     Attributes:
       tokens: int32[B, T], the original ids; the targets are read from here.
-      inputs: int32[B, T], the ids corrupted in place; what plain MLM feeds.
-      positions: int32[B, M], the masked positions, ascending; unused slots hold T.
-      weights: float32[B, M], 0 in unused slots; elsewhere 1, or the loss weight of the strategy.
-      segments: int32[B, T], 0 on padding; 1, 2, … count the documents within a row.
+      inputs: int32[B, T], the ids after corruption in place; plain MLM feeds these to the encoder.
+      positions: int32[B, M], the masked positions in ascending order; unused slots hold T.
+      weights: float32[B, M], 0 in unused slots; elsewhere 1, or the loss weight that the strategy gives.
+      segments: int32[B, T], 0 on padding; 1, 2, … number the documents within a row.
     """
 
     tokens: jax.Array
@@ -30,7 +30,7 @@ class MaskedBatch:
 
 
 def gather_positions(x_BxTx: jax.Array, positions_BxM: jax.Array) -> jax.Array:
-    """Reads [B, M, …] from [B, T, …] at `positions_BxM`; 0 where a position is T."""
+    """Gathers [B, M, …] from [B, T, …] at `positions_BxM`; the result is 0 where a position is T (an unused slot)."""
     index = positions_BxM.reshape(positions_BxM.shape + (1,) * (x_BxTx.ndim - 2))
     return jnp.take_along_axis(x_BxTx, index, axis=1, mode='fill', fill_value=0)
 
@@ -41,7 +41,7 @@ def selected_of(positions_BxM: jax.Array, length: int) -> jax.Array:
 
 
 def positions_of(selected_BxT: jax.Array, max_masked: int) -> jax.Array:
-    """int32[B, M]: the first `max_masked` selected positions of each row, ascending, filled up with T."""
+    """int32[B, M]: the first `max_masked` selected positions of each row, ascending; unused slots hold T."""
     length = selected_BxT.shape[1]
     index_BxT = jnp.where(selected_BxT, jnp.arange(length, dtype=jnp.int32), length)
     return jnp.sort(index_BxT, axis=1)[:, :max_masked]

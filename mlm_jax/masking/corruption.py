@@ -1,4 +1,4 @@
-"""What stands in the input at the positions to predict."""
+"""Corruption: what the input holds at the chosen positions instead of the original token."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from mlm_jax.masking.vocabulary import Vocabulary
 
 
 def random_ordinary_tokens(key: jax.Array, shape: tuple[int, ...], vocabulary: Vocabulary) -> jax.Array:
-    """int32[shape]: ids drawn uniformly from the ordinary ones; special ids never occur."""
+    """int32[shape]: ids drawn uniformly from the ordinary ids; special ids never occur."""
     token = jax.random.randint(key, shape, 0, vocabulary.num_ordinary, jnp.int32)
-    for special in vocabulary.special_ids:  # ascending: each one passed shifts the draw by one
+    for special in vocabulary.special_ids:  # ascending: the draw moves up by one for each special id at or below it
         token += token >= special
     return token
 
@@ -25,20 +25,22 @@ def corrupt(
     random_fraction: float,
     spread: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """Replaces chosen tokens by [MASK], by random ordinary tokens, or not at all (BERT's 80/10/10).
+    """Replaces chosen tokens by [MASK] or by random ordinary tokens, or leaves them unchanged (BERT's 80/10/10).
 
     Args:
       key: a random key for the global batch.
       tokens_BxT: int32[B, T].
-      selected_BxT: bool[B, T], the positions to predict.
-      vocabulary: the ids.
-      mask_fraction: probability of [MASK] at a chosen position.
-      random_fraction: probability of a random ordinary token; what remains is left unchanged.
-      spread: gives all positions of a unit the number drawn at its start, so that a unit is replaced as one (SpanBERT);
-        each token of a random replacement is still drawn by itself. None draws for every token.
+      selected_BxT: bool[B, T], the chosen positions.
+      vocabulary: the special ids and the number of ids.
+      mask_fraction: the probability that a chosen token becomes [MASK].
+      random_fraction: the probability that a chosen token becomes a random ordinary token; the remaining chosen tokens
+        stay unchanged.
+      spread: copies the random number at the start of each unit to all positions of the unit, so that all tokens of a
+        unit meet the same fate (SpanBERT); random replacements are still drawn token by token. With None, the fate of
+        each token is drawn independently.
 
     Returns:
-      int32[B, T].
+      int32[B, T], the corrupted rows.
     """
     mask = jnp.int32(vocabulary.mask_id)
     if mask_fraction == 1:

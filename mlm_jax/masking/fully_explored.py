@@ -2,7 +2,8 @@
 
 Zheng et al., Improving Self-supervised Pre-training via a Fully-Explored Masked Language Model, arXiv 2010.06040: the
 covariance of the gradients of two masks of a text falls with their Hamming distance, so the mean over disjoint masks
-has a smaller variance than over independent ones. What its abstract leaves open is a switch here.
+has a smaller variance than the mean over independent masks. Settings that the paper's abstract leaves open are options
+here (`registry.FullyExplored`).
 """
 
 import jax
@@ -13,11 +14,11 @@ from mlm_jax.masking.registry import FullyExplored
 
 
 def fully_explored(key: jax.Array, candidates: Candidates) -> jax.Array:
-    """bool[B, J, T]: J of the K segments of each row; bool[B, T] for the schedule `successive`, which uses no `key`.
+    """bool[B, J, T]: J of the K segments of each row, as masks; bool[B, T], one segment, for the schedule `successive`.
 
-    Every position belongs to each segment with probability 1/K exactly.
+    Every position belongs to each segment with probability exactly 1/K. The schedule `successive` does not use `key`.
     """
-    options: FullyExplored = candidates.options
+    options = candidates.options
     length = candidates.eligible.shape[1]
     if options.schedule == 'successive':
         keys = jax.vmap(lambda key: jax.random.split(key, 2))(candidates.row_key)
@@ -33,22 +34,23 @@ def fully_explored(key: jax.Array, candidates: Candidates) -> jax.Array:
 
 
 def segments_of(noise_BxT: jax.Array, turn_B: jax.Array, candidates: Candidates, options: FullyExplored) -> jax.Array:
-    """int32[B, T]: the segment, 0 … K − 1, of each eligible position; of no meaning elsewhere.
+    """int32[B, T]: the segment, 0 … K − 1, of each eligible position; undefined elsewhere.
 
-    Single tokens: the sizes of segments differ by at most 1. Longer units: the tokens lie on a line in the order of
-    their units, the line is cut into K equal parts, and a unit belongs to the part that holds its middle.
+    If units are single tokens, the sizes of the segments differ by at most 1. Longer units are laid out on a line of
+    tokens, the line is cut into K equal parts, and a unit belongs to the part that contains its middle.
 
     Args:
-      noise_BxT: float32[B, T] in [0, 1).
-      turn_B: int32[B], large random numbers: which segment is called 0, and where a contiguous partition starts.
+      noise_BxT: float32[B, T], random numbers in [0, 1).
+      turn_B: int32[B], large random numbers, which decide which segment gets the number 0 and where a contiguous
+        partition starts.
       candidates: the units.
-      options: the partition and K.
+      options: the kind of partition and K.
     """
     num_segments, starts_BxT = options.segments, candidates.starts
     total_Bx1 = jnp.maximum(candidates.eligible.sum(1, keepdims=True), 1)
     if options.partition == 'stratified':
         block_BxT = (jnp.cumsum(starts_BxT, axis=1) - 1) // num_segments
-        # Blocks one after the other, each in random order; the product of integers cannot tie as a sum of floats could.
+        # Sorts by block, and at random within a block. Integers keep the order exact; float sums could tie.
         order_BxT = block_BxT * starts_BxT.shape[1] + ranks(noise_BxT, starts_BxT)
         big = jnp.iinfo(jnp.int32).max
         rank_BxT = jnp.argsort(jnp.argsort(jnp.where(starts_BxT, order_BxT, big), axis=1), axis=1)
@@ -60,12 +62,12 @@ def segments_of(noise_BxT: jax.Array, turn_B: jax.Array, candidates: Candidates,
             before_BxT = _tokens_before(noise_BxT, candidates)
         middle_BxT = (2 * before_BxT + candidates.sizes) % (2 * total_Bx1)
         segment_BxT = middle_BxT * num_segments // (2 * total_Bx1)
-    # Where K does not divide the tokens, some segments are larger: without a turn, always the same ones.
+    # If K does not divide the number of tokens, some segments are larger; without the turn, always the same ones.
     return candidates.spread((segment_BxT + turn_B[:, None] // total_Bx1) % num_segments)
 
 
 def _tokens_before(noise_BxT: jax.Array, candidates: Candidates) -> jax.Array:
-    """int32[B, T]: at the start of each unit, the tokens of the units before it in random order."""
+    """int32[B, T]: at the start of each unit, the number of tokens in the units that precede it in a random order."""
     if candidates.single:
         return ranks(noise_BxT, candidates.starts)
     order_BxT = jnp.argsort(jnp.where(candidates.starts, noise_BxT, jnp.inf), axis=1)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mlm_jax.masking import candidates as candidates_lib
 from mlm_jax.masking import corruption, registry, schedules, selection
@@ -13,10 +14,11 @@ from mlm_jax.masking.registry import FullyExplored
 from mlm_jax.masking.tables import Tables, row_hash
 from mlm_jax.masking.vocabulary import Vocabulary
 
-# Streams of random bits within one draw. The first two are those of `split(key)`, of which the frozen masks are made.
+# Streams of random bits within one draw. Streams 0 and 1 are the two keys of `split(key)`; their use must not change,
+# for the masks of the evaluation, which are the same in every run, come from them.
 _UNIT_STREAM, _RATIO_STREAM, _PREDICTED_STREAM = 2, 3, 4
-_ROW_STREAM = 0x726F77  # of the keys of rows, apart from those of steps
-# Streams within a row's cycle, beyond those of `least_masked`, which has two for each visit, and of `split`.
+_ROW_STREAM = 0x726F77  # keeps the keys of rows apart from the keys of steps
+# Streams within a row's cycle. They lie above the streams of `least_masked`, two for each visit, and those of `split`.
 _ROW_UNIT_STREAM, _ROW_RATIO_STREAM = 0x756E6974, 0x72617469
 
 
@@ -24,28 +26,32 @@ _ROW_UNIT_STREAM, _ROW_RATIO_STREAM = 0x756E6974, 0x72617469
 class Masking:
     """A masking strategy with its settings: a pure function `(key, tokens, segments) → MaskedBatch`.
 
-    Draws depend on the key and on the shape of the global batch alone: the masks have the same bits on any mesh, any
-    number of processes and any split into microbatches. Masks that know of earlier visits of a row depend on the seed,
-    the row's tokens and the number of the visit instead; no state is kept.
+    The masks depend only on the key and on the shape of the global batch: they are identical, bit for bit, on any mesh,
+    with any number of processes and with any split into microbatches. Strategies that take earlier visits of a row into
+    account depend on the seed, the row's tokens and the number of the visit instead; no state is kept.
 
     Attributes:
-      vocabulary: the ids.
+      vocabulary: the special ids and the number of ids.
       strategy: a name in `registry.STRATEGIES`.
-      ratio: share of the eligible tokens of a row that are corrupted; `fully_explored` has 1/segments instead.
-      mask_fraction: share of those that become [MASK].
-      random_fraction: share of those that become a random ordinary token.
-      unit: a name in `registry.UNITS`: what is chosen together.
-      schedule: how the ratio moves with the step; None means that it stays.
-      predicted_fraction: share of the corrupted tokens that are predicted (arXiv 2202.08005); the others have no slot.
-        To predict more than one corrupts, take several disjoint masks: `fully_explored`, `subset`.
-      corruption_unit: 'unit' draws [MASK], random or unchanged once for all tokens of a unit (SpanBERT); else 'token'.
-      repeats: k > 1 puts k copies of each token side by side before anything is chosen (repeated MLM, ExLM's pilot
-        study): copies are masked by themselves, and rows are k times as long.
-      static_masks: 0 draws a new mask at every visit; n gives a row n masks, used in turn (1: static masking).
-      fully_explored: the switches of that strategy.
-      tables: what units and weights know of the tokenizer and the corpus.
-      seed: of the masks that depend on the row.
-      num_rows: of an epoch, to count visits by; 0 where unknown, and every visit is the first.
+      ratio: the share of the eligible tokens of a row that are corrupted; `fully_explored` has 1/segments instead.
+      mask_fraction: the share of the corrupted tokens that become [MASK].
+      random_fraction: the share of the corrupted tokens that become a random ordinary token.
+      unit: a name in `registry.UNITS`; the tokens of a unit are chosen together.
+      schedule: how the ratio changes with the step; None keeps it constant.
+      predicted_fraction: the share of the corrupted tokens that are predicted (arXiv 2202.08005); the others have no
+        slot. To predict more tokens than one mask corrupts, use several disjoint masks: `fully_explored` with the
+        schedule `subset`.
+      corruption_unit: 'unit' draws between [MASK], random and unchanged once for all tokens of a unit (SpanBERT);
+        'token' draws for each token.
+      repeats: k > 1 puts k copies of each token side by side before tokens are chosen (repeated MLM, ExLM's pilot
+        study); each copy is masked independently, and rows are k times as long.
+      static_masks: 0 draws a new mask at every visit; n > 0 gives each row n masks, which it uses in turn (1 is static
+        masking).
+      fully_explored: the settings of the strategy `fully_explored`.
+      tables: what units and sampling weights need from the tokenizer and the corpus.
+      seed: the seed of masks that depend on the row rather than on the key.
+      num_rows: the number of rows of an epoch, from which visits are counted; 0 if it is unknown, and every visit then
+        counts as the first.
     """
 
     vocabulary: Vocabulary
@@ -75,49 +81,53 @@ class Masking:
 
     @property
     def ratio_schedule(self) -> schedules.RatioSchedule:
-        """How the ratio moves."""
+        """How the ratio changes with the step; constant unless `schedule` is set."""
         return self.schedule or schedules.RatioSchedule('constant', self.ratio, self.ratio)
 
     @property
     def num_views(self) -> int:
-        """K, the rows of the MaskedBatch for each row of text."""
+        """K, the number of rows of the MaskedBatch that each row of text becomes."""
         return self._strategy.num_views(self.fully_explored)
 
     @property
     def may_overflow(self) -> bool:
-        """Whether more tokens can be chosen than there are slots; they are then left alone, and counted."""
+        """Whether more tokens can be chosen than there are slots; tokens without a slot stay unmasked."""
         return self._strategy.may_overflow(registry.UNITS[self.unit])
 
     @property
     def cycle(self) -> int:
-        """After how many visits of a row its masks start afresh; 1 where no visit knows of another."""
+        """The number of visits of a row that depend on each other; 1 if the masks of all visits are independent."""
         return self._strategy.cycle(self.ratio_schedule.largest, self.fully_explored)
 
     def max_masked(self, length: int) -> int:
         """M, the static number of slots for predicted positions in a row of `length` tokens of text."""
         return self._max_predicted(self.repeats * length)
 
-    def __call__(self, key: jax.Array, tokens_BxT: jax.Array, segments_BxT: jax.Array, step=0) -> MaskedBatch:
+    def __call__(
+        self, key: jax.Array, tokens_BxT: jax.Array, segments_BxT: jax.Array, step: ArrayLike = 0
+    ) -> MaskedBatch:
         """Masks the global batch.
 
         Args:
           key: a random key.
           tokens_BxT: int32[B, T].
           segments_BxT: int32[B, T], 0 on padding.
-          step: int32[], of the update: by it ratios move and visits are counted.
+          step: int32[], the number of the update, which ratio schedules and the count of visits depend on.
 
         Returns:
-          A MaskedBatch of B·K rows, K = `num_views`, those of one text behind each other, with M = `max_masked(T)`. Its
-          rows have `repeats`·T tokens.
+          A MaskedBatch of B·K rows with K = `num_views`, in which the K rows of one text are adjacent. Its rows have
+          `repeats`·T tokens and M = `max_masked(T)` slots.
         """
         return self.draw(key, tokens_BxT, segments_BxT, step)[0]
 
-    def draw(self, key: jax.Array, tokens_BxT: jax.Array, segments_BxT: jax.Array, step=0):
-        """As `__call__`, with int32[B·K], the chosen tokens that found no slot and were left alone."""
+    def draw(
+        self, key: jax.Array, tokens_BxT: jax.Array, segments_BxT: jax.Array, step: ArrayLike = 0
+    ) -> tuple[MaskedBatch, jax.Array]:
+        """The result of `__call__`, and int32[B·K], how many chosen tokens stayed unmasked for lack of a slot."""
         tokens_BxT, segments_BxT = (jnp.repeat(x, self.repeats, axis=1) for x in (tokens_BxT, segments_BxT))
         visit_B = schedules.visits(step, tokens_BxT.shape[0], self.num_rows)
         if self.static_masks:
-            # Every row by itself and from its own key, as if it were a batch.
+            # Each row is masked from its own key, as a batch of one row.
             key_B = self._row_keys(tokens_BxT, visit_B % self.static_masks)
             one = jax.vmap(lambda key, tokens, segments: self._masked(key, tokens[None], segments[None], step, None))
             batch_BxK, overflow_BxK = one(key_B, tokens_BxT, segments_BxT)
@@ -129,7 +139,7 @@ class Masking:
         select_key, corrupt_key = jax.random.split(key)
         candidates, weight_B = self._candidates(select_key, tokens_BxT, segments_BxT, step, visit_B)
         selected = registry.function_of(self._strategy)(select_key, candidates)
-        if selected.ndim == 3:  # several masks of each row: rows of their own from here on
+        if selected.ndim == 3:  # several masks of each row: each becomes a row of its own
             selected, (candidates, tokens_BxT, segments_BxT, weight_B) = _repeat(
                 selected, (candidates, tokens_BxT, segments_BxT, weight_B)
             )
@@ -154,7 +164,7 @@ class Masking:
         return batch, overflow_B
 
     def _candidates(self, key, tokens_BxT, segments_BxT, step, visit_B) -> tuple[Candidates, jax.Array]:
-        """The units to choose from, and the loss weights of the rows, float32[B]."""
+        """The units to choose from, and float32[B], the loss weights of the rows."""
         batch_size, length = tokens_BxT.shape
         unit = registry.UNITS[self.unit]
         eligible_BxT = selection.eligible_positions(tokens_BxT, segments_BxT, self.vocabulary)
@@ -162,14 +172,18 @@ class Masking:
         visit_B = jnp.zeros(batch_size, jnp.int32) if visit_B is None else visit_B
         row_key_B = self._row_keys(tokens_BxT, visit_B // self.cycle)
         turn_B, ratios = visit_B % self.cycle, None
-        if self.cycle > 1:  # units must stay while masks of a row know of each other
+        if self.cycle > 1:  # the units of a row must not change while its masks depend on each other
             noise_BxT = candidates_lib.row_uniform(_fold_in(row_key_B, _ROW_UNIT_STREAM), length)
             if self.num_rows and self.ratio_schedule.name != 'constant':
                 ratios = schedules.VisitRatios(
-                    visit_B - turn_B, _fold_in(row_key_B, _ROW_RATIO_STREAM), self.schedule, batch_size, self.num_rows
+                    visit_B - turn_B,
+                    _fold_in(row_key_B, _ROW_RATIO_STREAM),
+                    self.ratio_schedule,
+                    batch_size,
+                    self.num_rows,
                 )
                 ratio_B = ratios(turn_B)
-                weight_B = self.schedule.weights(ratio_B)
+                weight_B = self.ratio_schedule.weights(ratio_B)
         else:
             noise_BxT = jax.random.uniform(jax.random.fold_in(key, _UNIT_STREAM), eligible_BxT.shape)
         weights_V = None if self.tables is None else self.tables.token_weights
@@ -196,30 +210,30 @@ class Masking:
         return self._strategy.max_masked(unit, ratio, length, self.fully_explored)
 
     def _row_keys(self, tokens_BxT: jax.Array, data_B: jax.Array) -> jax.Array:
-        """key[B]: a key of each row, by its tokens and by an integer."""
+        """key[B]: a key for each row, derived from the seed, the tokens of the row and an integer."""
         base = jax.random.fold_in(jax.random.key(self.seed), _ROW_STREAM)
         return jax.vmap(jax.random.fold_in)(_fold_in(base, row_hash(tokens_BxT)), data_B)
 
 
 def _fold_in(key, data) -> jax.Array:
-    """`fold_in` of one key and many numbers, or of many keys and one number."""
+    """key[B]: `fold_in` of one key and B numbers, or of B keys and one number."""
     return jax.vmap(jax.random.fold_in, (0, None) if key.ndim else (None, 0))(key, data)
 
 
 def _tokens(candidates: Candidates, selected_BxT: jax.Array, ratio: float) -> Candidates:
-    """The chosen tokens, one by one, as candidates for a second choice."""
+    """The chosen tokens as candidates for a second choice, each a unit of its own."""
     return candidates.replace(
         eligible=selected_BxT, starts=selected_BxT, ratio=jnp.full(selected_BxT.shape[:1], ratio), single=True
     )
 
 
 def _repeat(selected_BxKxT: jax.Array, tree):
-    """Masks of the same row as rows behind each other, and whatever belongs to the row K times."""
+    """The K masks of each row as K adjacent rows; arrays of `tree` with a value for each row are repeated K times."""
     batch_size, num_views = selected_BxKxT.shape[:2]
 
     def repeat(x):
         return jnp.repeat(x, num_views, axis=0) if x.shape[:1] == (batch_size,) else x
 
-    weights_V = tree[0].token_weights  # not by row
+    weights_V = tree[0].token_weights  # has no row dimension, even if V happens to equal the batch size
     candidates, *others = jax.tree.map(repeat, (tree[0].replace(token_weights=None), *tree[1:]))
     return selected_BxKxT.reshape(-1, selected_BxKxT.shape[-1]), (candidates.replace(token_weights=weights_V), *others)

@@ -1,12 +1,14 @@
 """The masking strategies, and the units that they choose from, by the names that configurations use.
 
-Beside each function stands what must be known of it before it runs: configurations are checked, and shapes decided,
-without JAX. So a function is named by its place, and imported where it is used.
+Each entry names its function and holds what must be known about it before it runs: configurations are checked, and
+shapes decided, without JAX. This is why an entry gives the function as 'module:name', and it is imported where it is
+used.
 """
 
 import dataclasses
 import pkgutil
 from collections.abc import Callable
+from typing import Any
 
 PARTITIONS = ('random', 'contiguous', 'stratified')
 SCHEDULES = ('one_step', 'successive', 'subset')
@@ -15,15 +17,16 @@ RATIO_SCHEDULES = ('constant', 'linear', 'cosine', 'staged', 'diffusion')
 
 @dataclasses.dataclass(frozen=True)
 class FullyExplored:
-    """The switches of the strategy `fully_explored`.
+    """The settings of the strategy `fully_explored`.
 
     Attributes:
       segments: K; each mask holds 1/K of the eligible tokens.
       partition: 'random'; 'contiguous', with a random cyclic offset; or 'stratified', where each segment has one of
-        every K neighbouring units. Against random masks of the same ratio, contiguous ones are harder and stratified
-        ones easier to predict.
-      schedule: 'one_step', all K masks of a text in one step, as K rows; 'successive', one mask at a time, that of
-        segment (visit mod K), and a new partition every K visits; 'subset', some of the K masks in one step.
+        every K neighboring units. Compared with random masks of the same ratio, contiguous masks are harder to predict
+        and stratified masks are easier.
+      schedule: 'one_step' uses all K masks of a text in one step, as K rows; 'successive' uses one mask at each visit,
+        that of segment (visit mod K), and makes a new partition every K visits; 'subset' uses J of the K masks in one
+        step.
       views: J, the number of masks of 'subset'.
     """
 
@@ -34,20 +37,20 @@ class FullyExplored:
 
     @property
     def num_views(self) -> int:
-        """How many masks of each text a step has."""
+        """The number of masks of each text in one step."""
         return {'one_step': self.segments, 'successive': 1, 'subset': self.views}[self.schedule]
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What is chosen together.
+    """A kind of unit: a run of tokens that are chosen together.
 
     Attributes:
-      function: from random numbers, tokens, eligible positions and tables to where units start (`masking/units.py`);
-        the function itself, or its place as 'module:name'.
-      longest: tokens; few units are longer.
-      spread: E[ℓ²]/E[ℓ] of the tokens ℓ of a unit, generously: by this, choosing units instead of tokens spreads the
-        count further.
+      function: (random numbers, tokens, eligible positions, tables) → where units start (`masking/units.py`); the
+        function itself, or its name as 'module:name'.
+      longest: a length in tokens that few units exceed.
+      spread: an upper estimate of E[ℓ²]/E[ℓ], where ℓ is the number of tokens of a unit: the factor by which the
+        variance of the count of chosen tokens grows when units are chosen instead of tokens.
       tables: attributes of `masking.tables.Tables` that the function reads.
     """
 
@@ -59,11 +62,11 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """Which units are masked. The methods say what holds for most strategies; the others override them.
+    """A strategy: which units are masked. The methods hold for most strategies; subclasses override those that differ.
 
     Attributes:
       function: (random key, Candidates) → bool[B, T], or bool[B, K, T] for K masks of each row
-        (`masking/selection.py`); the function itself, or its place as 'module:name'.
+        (`masking/selection.py`); the function itself, or its name as 'module:name'.
       tables: attributes of `masking.tables.Tables` that the function reads.
       max_ratio: the largest ratio of masked tokens that it can reach.
     """
@@ -73,102 +76,103 @@ class Strategy:
     max_ratio: float = 1.0
 
     def num_views(self, options: FullyExplored) -> int:
-        """K, how many masks of a row the function returns: rows of the MaskedBatch for each row of text."""
+        """K, the number of masks that the function returns for each row; each becomes a row of the MaskedBatch."""
         return 1
 
     def ratio(self, ratio: float, options: FullyExplored) -> float:
-        """The share of the eligible tokens in each mask, where `masking.ratio` is this."""
+        """The share of the eligible tokens in each mask, given the value of `masking.ratio`."""
         return ratio
 
     def max_masked(self, unit: Unit, ratio: float, length: int, options: FullyExplored) -> int:
-        """M, the static number of slots for the masked positions of a row of `length` tokens, at most at `ratio`."""
+        """M, the static number of slots for masked positions in a row of `length` tokens; `ratio` is the largest."""
         return max_count(ratio, length)
 
     def may_overflow(self, unit: Unit) -> bool:
-        """Whether `max_masked` bounds a count that is random: what finds no slot is not masked, and is counted."""
+        """Whether more tokens can be chosen than `max_masked` slots hold; tokens without a slot stay unmasked."""
         return False
 
     def has_fixed_count(self, unit: Unit) -> bool:
-        """Whether, at a constant ratio, at least ⌊ratio·N⌋ of N eligible tokens are masked: models may rely on it."""
+        """Whether, at a constant ratio, at least ⌊ratio·N⌋ of N eligible tokens are masked, as some objectives need."""
         return unit.longest == 1
 
     def cycle(self, ratio: float, options: FullyExplored) -> int:
-        """After how many visits of a row its masks start afresh; 1 where no visit depends on another."""
+        """The number of visits of a row that depend on each other; 1 if the masks of all visits are independent."""
         return 1
 
-    def problems(self, masking) -> list[str]:
-        """What is wrong with the keys of `config.masking`, each with its cure."""
+    def problems(self, masking: Any) -> list[str]:
+        """The problems that this strategy has with the keys of `config.masking`; each message says what to do."""
         return []
 
 
 class Bernoulli(Strategy):
-    """A random count. It gets four standard deviations more slots than it needs on average."""
+    """The count is random. There are slots for four standard deviations above its mean."""
 
-    def max_masked(self, unit, ratio, length, options):
+    def max_masked(self, unit: Unit, ratio: float, length: int, options: FullyExplored) -> int:
         slots = ratio * length + 4 * (ratio * (1 - ratio) * length * unit.spread) ** 0.5
         return max(1, min(length, int(slots) + 1))
 
-    def may_overflow(self, unit):
+    def may_overflow(self, unit: Unit) -> bool:
         return True
 
-    def has_fixed_count(self, unit):
+    def has_fixed_count(self, unit: Unit) -> bool:
         return False
 
 
 class Weighted(Strategy):
-    """Tokens of weight 0 are never masked: a row may have too few others."""
+    """Tokens of weight 0 are never masked, so a row may have too few tokens to reach the ratio."""
 
-    def has_fixed_count(self, unit):
+    def has_fixed_count(self, unit: Unit) -> bool:
         return False
 
 
 class LeastMasked(Strategy):
-    """Visits of a row know of each other until every token has been masked about once."""
+    """Visits of a row depend on each other until every token has been masked about once."""
 
-    def cycle(self, ratio, options):
+    def cycle(self, ratio: float, options: FullyExplored) -> int:
         return max(1, round(1 / ratio)) if ratio else 1
 
 
 class Complementary(Strategy):
     """Two disjoint masks."""
 
-    def num_views(self, options):
+    def num_views(self, options: FullyExplored) -> int:
         return 2
 
 
 class FullyExploredStrategy(Strategy):
-    """K disjoint masks, each of 1/K of the tokens."""
+    """K disjoint masks, each with 1/K of the tokens."""
 
-    def num_views(self, options):
+    def num_views(self, options: FullyExplored) -> int:
         return options.num_views
 
-    def ratio(self, ratio, options):
+    def ratio(self, ratio: float, options: FullyExplored) -> float:
         return 1 / options.segments
 
-    def max_masked(self, unit, ratio, length, options):
-        """Slots for the largest segment: ⌈T/K⌉ for single tokens; for units more, and what finds none is counted."""
+    def max_masked(self, unit: Unit, ratio: float, length: int, options: FullyExplored) -> int:
+        """Slots for the largest segment: ⌈T/K⌉ for single tokens; more for longer units, which may still overflow."""
         share = -(-length // options.segments)
         if unit.longest == 1:
             return share
-        # A segment starts and ends within half a unit of its place; strata add up the differences of their units.
+        # A segment starts and ends within half a unit of the exact cut; strata add up differences in unit length.
         slack = 4 * (share * unit.spread) ** 0.5 if options.partition == 'stratified' else 0
         return min(length, share + max(unit.longest, int(slack) + 1))
 
-    def may_overflow(self, unit):
+    def may_overflow(self, unit: Unit) -> bool:
         return unit.longest > 1
 
-    def cycle(self, ratio, options):
+    def cycle(self, ratio: float, options: FullyExplored) -> int:
         return options.segments if options.schedule == 'successive' else 1
 
-    def problems(self, masking):
+    def problems(self, masking: Any) -> list[str]:
         explored, found = masking.fully_explored, []
         if explored.schedule == 'subset' and not 1 <= explored.views <= explored.segments:
             found.append(
-                f'masking.fully_explored.views={explored.views} must lie within 1 … segments={explored.segments}'
+                f'masking.fully_explored.views={explored.views} must lie between 1 and segments={explored.segments}'
             )
         if masking.ratio_schedule != 'constant':
             found.append(
-                'fully_explored masks 1/segments of the tokens at every step: set masking.ratio_schedule=constant'
+                'masking.strategy=fully_explored masks 1/segments of the tokens at every step, so the ratio cannot '
+                'change: set masking.ratio_schedule=constant'
             )
         return found
 
@@ -197,5 +201,5 @@ def function_of(entry: Strategy | Unit) -> Callable:
 
 
 def max_count(ratio: float, length: int) -> int:
-    """The most positions that a fixed count of ⌊ratio·N + U⌋, U < 1, can ask for in a row of `length` tokens."""
+    """The largest value of the fixed count ⌊ratio·N + U⌋, U < 1, in a row of `length` tokens; at least 1."""
     return min(length, int(ratio * length) + 1) if ratio > 0 else 1

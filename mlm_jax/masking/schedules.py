@@ -5,19 +5,21 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
 class RatioSchedule:
-    """The ratio as a function of the step, of type float32: a step with another ratio is not compiled again.
+    """The ratio as a function of the step. It is a float32 array, so that a new ratio needs no new compilation.
 
     Attributes:
-      name: 'constant'; 'linear' or 'cosine', from `first` to `last` (arXiv 2305.15096); 'staged', `first` and then
-        `last`; 'diffusion', for each row t ~ U(`last`, `first`) with the loss weight 1/t (MDLM, arXiv 2406.07524).
-      first: the ratio at the start of the run; of 'constant', always.
-      last: the ratio at its end; of 'diffusion', the smallest.
-      start_step: where 'linear' and 'cosine' leave `first`, and where 'staged' jumps.
-      stop_step: where `last` is reached.
+      name: 'constant'; 'linear' or 'cosine', which decay from `first` to `last` (arXiv 2305.15096); 'staged', which
+        jumps from `first` to `last`; 'diffusion', which draws a ratio t ~ U(`last`, `first`) for each row and gives the
+        row the loss weight 1/t (MDLM, arXiv 2406.07524).
+      first: the ratio at the start of the run; for 'constant', at all steps; for 'diffusion', the largest.
+      last: the ratio at the end of the run; for 'diffusion', the smallest; 'constant' ignores it.
+      start_step: the step at which 'linear' and 'cosine' leave `first`, and at which 'staged' jumps.
+      stop_step: the step at which 'linear' and 'cosine' reach `last`.
     """
 
     name: str = 'constant'
@@ -28,25 +30,25 @@ class RatioSchedule:
 
     @property
     def largest(self) -> float:
-        """The ratio that shapes must allow for."""
+        """The largest ratio of the run, for which static shapes must have room."""
         return self.first if self.name == 'constant' else max(self.first, self.last)
 
-    def __call__(self, key: jax.Array, step: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
-        """The ratios and the loss weights of the rows of a batch, float32[B] each."""
+    def __call__(self, key: jax.Array, step: ArrayLike, num_rows: int) -> tuple[jax.Array, jax.Array]:
+        """float32[B] each: the ratios and the loss weights of the B = `num_rows` rows of a batch."""
         one_B = jnp.ones(num_rows, jnp.float32)
         if self.name == 'diffusion':
-            # One stratum of the range for each row, in turn (MDLM): less variance than independent draws.
+            # Each row draws from its own stratum of the range (MDLM): less variance than independent draws.
             place_B = (jnp.arange(num_rows) + jax.random.uniform(key, (num_rows,))) / num_rows
             ratio_B = self.last + (self.first - self.last) * place_B
             return ratio_B, self.weights(ratio_B)
         return one_B * self.at(step), one_B
 
     def weights(self, ratio_B: jax.Array) -> jax.Array:
-        """float32[B]: the loss weights of rows with these ratios."""
+        """float32[B]: the loss weights of rows with the ratios `ratio_B`."""
         return 1 / ratio_B if self.name == 'diffusion' else jnp.ones_like(ratio_B)
 
-    def at(self, step: jax.Array) -> jax.Array:
-        """float32, of the shape of `step`: the ratio of all but 'diffusion'."""
+    def at(self, step: ArrayLike) -> jax.Array:
+        """float32 with the shape of `step`: the ratio at a step; not for 'diffusion', where it is random."""
         if self.name == 'constant':
             return jnp.full(jnp.shape(step), self.first, jnp.float32)
         progress = (jnp.asarray(step, jnp.float32) - self.start_step) / max(1, self.stop_step - self.start_step)
@@ -60,17 +62,17 @@ class RatioSchedule:
 
 @flax.struct.dataclass
 class VisitRatios:
-    """The ratios of rows as functions of the visit alone: so the mask of a visit can be drawn again at a later one.
+    """The ratio of a row as a function of the visit alone, so that later visits can draw the mask of this one again.
 
-    Rows come in another order in each epoch, and nothing tells a later visit where in its epoch an earlier one was. So
-    a visit has the ratio of the middle of its epoch: a moving ratio moves from epoch to epoch.
+    Each epoch has its own order of rows, so a later visit cannot know at which step of its epoch an earlier visit took
+    place. A visit therefore has the mean ratio of its epoch: a changing ratio changes from epoch to epoch.
 
     Attributes:
-      first_visit: int32[B], the number of the visit with which the cycle of each row began.
-      key: key[B], of each row and its cycle; of 'diffusion', which draws a ratio for each visit.
-      schedule: the ratios.
+      first_visit: int32[B], the number of the visit with which the current cycle of each row began.
+      key: key[B], a key for each row and cycle, from which 'diffusion' draws a ratio for each visit.
+      schedule: the ratio as a function of the step.
       batch_size: B.
-      num_rows: N, of an epoch.
+      num_rows: N, the number of rows of an epoch.
     """
 
     first_visit: jax.Array
@@ -88,20 +90,21 @@ class VisitRatios:
         epoch = self.num_rows / self.batch_size
         start_B = epoch * (self.first_visit + turn_B)
         stop_B = jnp.clip(start_B + epoch, max=self.schedule.stop_step)
-        # The mean over the rows of the epoch, or of the part of it that the run still has.
+        # The ratio at the middle of the epoch, or of the part of the epoch that lies within the run.
         return self.schedule.at((start_B + jnp.maximum(start_B, stop_B)) / 2 - 0.5)
 
 
-def visits(step: jax.Array, batch_size: int, num_rows: int) -> jax.Array:
-    """int32[B]: how often each row of a batch has been visited before.
+def visits(step: ArrayLike, batch_size: int, num_rows: int) -> jax.Array:
+    """int32[B]: how many times each row of a batch has been visited before.
 
-    Every row comes once in each epoch, and an epoch may end inside a batch (`data/rows.py`): row j of batch i is in
-    epoch (i·B + j) div N. The product can exceed 32 bits, so it is divided as it is formed, bit by bit of B.
+    Every row comes once in each epoch, and an epoch may end inside a batch (`data/rows.py`): row j of batch i belongs
+    to epoch ⌊(i·B + j) / N⌋. The product can exceed 32 bits, so multiplication and division are interleaved, one bit of
+    B at a time.
 
     Args:
-      step: int32[], i.
+      step: int32[], the number i of the batch.
       batch_size: B.
-      num_rows: N, below 2³⁰; 0 where it is not known, and every visit is the first.
+      num_rows: N, below 2³⁰; 0 if it is unknown, and every visit then counts as the first.
     """
     if not num_rows:
         return jnp.zeros(batch_size, jnp.int32)

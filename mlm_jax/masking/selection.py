@@ -1,4 +1,4 @@
-"""Which positions are masked: one function per strategy. `registry.py` names them."""
+"""Which positions are masked: one function for each strategy. `registry.py` lists the strategies."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ def is_special(tokens: jax.Array, vocabulary: Vocabulary) -> jax.Array:
 
 
 def eligible_positions(tokens_BxT: jax.Array, segments_BxT: jax.Array, vocabulary: Vocabulary) -> jax.Array:
-    """bool[B, T]: the positions that may be masked: no padding, no special tokens."""
+    """bool[B, T]: the positions that may be masked: neither padding nor special tokens."""
     return (segments_BxT > 0) & ~is_special(tokens_BxT, vocabulary)
 
 
@@ -21,14 +21,14 @@ def eligible_positions(tokens_BxT: jax.Array, segments_BxT: jax.Array, vocabular
 
 
 def uniform(key: jax.Array, candidates: Candidates) -> jax.Array:
-    """A fixed count of tokens, uniformly without replacement (RoBERTa, MAE-LM, ExLM).
+    """Chooses a fixed count of tokens, uniformly without replacement (RoBERTa, MAE-LM, ExLM).
 
-    Of longer units, whole ones in random order until the count is met; one that does not fit is skipped (whole-word
-    masking, SpanBERT).
+    If units are longer than a token, whole units are chosen in random order until the count is met, and units that do
+    not fit are skipped (whole-word masking, SpanBERT).
 
     Args:
       key: a random key for the global batch.
-      candidates: what there is to choose from.
+      candidates: the units to choose from.
 
     Returns:
       bool[B, T], the chosen positions; or bool[B, K, T], K masks of each row, which become K rows of the MaskedBatch.
@@ -39,22 +39,23 @@ def uniform(key: jax.Array, candidates: Candidates) -> jax.Array:
 
 
 def bernoulli(key: jax.Array, candidates: Candidates) -> jax.Array:
-    """Each unit by itself with probability `ratio` (BERT as described, and its random counts).
+    """Chooses each unit independently with probability `ratio`, so that the count is random (BERT, as its paper says).
 
-    The slots are bounded: `masked_overflow` counts the few tokens that find none.
+    The number of slots is fixed: the metric `masked_overflow` counts the few chosen tokens that get no slot.
     """
     chosen_BxT = jax.random.uniform(key, candidates.eligible.shape) < candidates.ratio[:, None]
     return candidates.spread(chosen_BxT)
 
 
 def weighted(key: jax.Array, candidates: Candidates) -> jax.Array:
-    """A fixed count without replacement, units one after the other with probability in proportion to their weight.
+    """Chooses a fixed count without replacement; each draw picks a unit with probability proportional to its weight.
 
-    The weight of a unit is the mean of a table over its ids (InforMask, arXiv 2210.11771; by frequency); where it is 0,
-    the unit is never chosen. The order of Exponential(1) / weight is that of drawing one by one (Efraimidis, Spirakis).
+    The weight of a unit is the mean of the sampling weights of its ids (InforMask, arXiv 2210.11771; or by frequency);
+    units of weight 0 are never chosen. Sorting by Exponential(1) / weight is equivalent to drawing the units one by one
+    (Efraimidis and Spirakis).
     """
     if candidates.token_weights is None:
-        raise ValueError("the strategy 'weighted' needs the table 'token_weights', which this Masking was not given")
+        raise ValueError("the strategy 'weighted' needs the table 'token_weights', which the Masking does not have")
     count_key, order_key = jax.random.split(key)
     count_B = fixed_count(count_key, candidates.eligible, candidates.ratio)
     weight_BxT = candidates.mean(candidates.token_weights[candidates.tokens])
@@ -63,11 +64,11 @@ def weighted(key: jax.Array, candidates: Candidates) -> jax.Array:
 
 
 def least_masked(key: jax.Array, candidates: Candidates) -> jax.Array:
-    """The units masked least often so far in the visits of this row, ties at random (after GPT-BERT, 2410.24159).
+    """Chooses the units masked least often in earlier visits of the row; ties at random (GPT-BERT, arXiv 2410.24159).
 
-    No counts are stored: the masks of the earlier visits are drawn once more from the row's key, at the ratios that
-    held then. After a cycle of 1/ratio visits (the largest ratio, where it moves), when every token has been masked
-    about once, counting starts afresh. So `key` is not used.
+    No counts are stored: the masks of earlier visits are drawn again from the row's key, at the ratios of those visits.
+    Counting starts again after a cycle of 1/ratio visits (1/largest ratio if the ratio changes), when every token has
+    been masked about once. `key` is not used.
     """
     del key
     eligible_BxT = candidates.eligible
@@ -90,9 +91,10 @@ def least_masked(key: jax.Array, candidates: Candidates) -> jax.Array:
 
 
 def complementary(key: jax.Array, candidates: Candidates) -> jax.Array:
-    """Two disjoint masks of each row, each of a fixed count: at 1/2, a mask and its complement (MIRROR, 2511.18159).
+    """Two disjoint masks of each row, each with a fixed count; at ratio 1/2, a mask and its complement.
 
-    They are antithetic: the second takes the units in the opposite order, and rounds its count the opposite way.
+    The masks are antithetic: the second takes the units in the opposite order, and rounds its count the opposite way
+    (MIRROR, arXiv 2511.18159).
     """
     count_key, order_key = jax.random.split(key)
     noise_B = jax.random.uniform(count_key, candidates.eligible.shape[:1])

@@ -1,32 +1,37 @@
 """What masking must know about a tokenizer and a corpus, as arrays; and the hash by which n-grams are looked up.
 
-Everything here takes arrays of NumPy or JAX and needs neither: `prepare` starts without JAX.
+The functions take arrays of NumPy or of JAX. This file does not import JAX, because `prepare` starts without it.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from mlm_jax.masking.vocabulary import Vocabulary
 
-MAX_NGRAM = 5  # words of the longest collocation
-# What the text of a piece says of words, besides a space before it: flags, to be added.
-STARTS = 1  # a word starts in it
-NEXT_STARTS = 2  # it ends with white space, so that the next piece starts a word
-NEXT_CONTINUES = 4  # it is nothing but white space, which the next piece goes on with: they are one word
+Array = Any  # an array of NumPy or of JAX; the type of a JAX array cannot be named without importing JAX
+
+MAX_NGRAM = 5  # the number of words in the longest collocations
+# Flags for what the text of a piece says about word boundaries, besides a space before the piece; they are added up.
+STARTS = 1  # a word starts within the piece
+NEXT_STARTS = 2  # the piece ends with white space, so the next piece starts a word
+NEXT_CONTINUES = 4  # the piece is nothing but white space and belongs to the same word as the next piece
 _MULTIPLIER = 0x9E3779B1  # odd, so that its powers have inverses modulo 2³²
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tables:
-    """Arrays that `data/tables.py` reads from a prepared directory; None where there is none.
+    """Arrays that `data/tables.py` reads from a prepared directory; None for a table that the directory does not have.
 
     Attributes:
       word_starts: bool[V], whether a piece is written with a space before it.
-      word_marks: uint8[V], the sum of the flags `STARTS`, `NEXT_STARTS` and `NEXT_CONTINUES`; None says nothing more.
-      token_weights: float32[V], how gladly an id is chosen by the strategy `weighted`; 0 means never.
+      token_weights: float32[V], the sampling weight of each id in the strategy `weighted`; ids of weight 0 are never
+        chosen.
       collocations: uint32[P], ascending: the hashes of the n-grams of words that are units of `pmi`.
+      word_marks: uint8[V], for each piece the sum of its flags `STARTS`, `NEXT_STARTS` and `NEXT_CONTINUES`; None if
+        no piece has any.
     """
 
     word_starts: np.ndarray | None = None
@@ -35,15 +40,15 @@ class Tables:
     word_marks: np.ndarray | None = None
 
 
-def find_word_starts(tokens, word_starts, word_marks=None):
-    """Where words start, apart from the first token behind a special one, which always starts one.
+def find_word_starts(tokens: Array, word_starts: Array, word_marks: Array | None = None) -> Array:
+    """Where words start. The first token after a special token also starts a word, which the caller must add.
 
-    White space and the piece behind it are one word, so that a word is the same behind a line break and behind a space.
+    White space and the piece after it form one word, so that a word is the same after a line break and after a space.
 
     Args:
       tokens: int[..., T], NumPy or JAX.
-      word_starts: bool[V], of the same kind; special ids have False.
-      word_marks: uint8[V], or None, as in `Tables`; special ids have 0.
+      word_starts: bool[V], of the same array library as `tokens`; False for special ids.
+      word_marks: uint8[V], or None, as in `Tables`; 0 for special ids.
 
     Returns:
       bool[..., T].
@@ -59,23 +64,24 @@ def find_word_starts(tokens, word_starts, word_marks=None):
 
 
 def stand_in(vocabulary: Vocabulary) -> Tables:
-    """Tables for synthetic rows: two ids of three start a word, low ids have low weights, few n-grams are listed."""
+    """Tables for synthetic rows: two of three ids start a word, low ids have low weights, few n-grams are listed."""
     ids = np.arange(vocabulary.size)
     collocations = np.unique(np.random.default_rng(0).integers(0, 1 << 32, 20_000, np.uint32))
     return Tables(ids % 3 > 0, np.sqrt(ids + 1.0).astype(np.float32), collocations)
 
 
-def span_hashes(tokens) -> Callable:
-    """A function (starts, ends) → uint32 hashes of the tokens start … end − 1, for rows of ids.
+def span_hashes(tokens: Array) -> Callable[[Array, Array], Array]:
+    """Returns a function (starts, ends) → uint32 hashes of the tokens start … end − 1 of each row.
 
-    The hash of a run is Σ mix(id)·a^(place in the run) modulo 2³², read off prefix sums: each costs the same, however
-    long. Two different n-grams collide with probability 2⁻³².
+    The hash of a run of tokens is Σ mix(id)·a^(index in the run) modulo 2³². It is computed from prefix sums, so its
+    cost does not depend on the length of the run. Two different n-grams collide with probability 2⁻³².
 
     Args:
       tokens: int[..., T], NumPy or JAX.
 
     Returns:
-      A function of int[..., T'] starts and ends within 0 … T, of the same kind, broadcast against each other.
+      A function of starts and ends, both int[..., T'] with values in 0 … T; they broadcast against each other and are
+      arrays of the same library as `tokens`.
     """
     xp = tokens.__array_namespace__()
     length = tokens.shape[-1]
@@ -100,7 +106,7 @@ def _mix(x):
     return x ^ (x >> 16)
 
 
-def row_hash(tokens_BxT):
-    """uint32[B]: what a row is known by wherever and whenever it appears. Equal rows have equal hashes."""
+def row_hash(tokens_BxT: Array) -> Array:
+    """uint32[B]: a hash that identifies a row by its tokens, in whatever batch it appears."""
     places = np.cumprod(np.full(tokens_BxT.shape[1], _MULTIPLIER, np.uint32), dtype=np.uint32)
     return _mix((_mix(tokens_BxT.astype('uint32')) * places).sum(1, dtype='uint32'))

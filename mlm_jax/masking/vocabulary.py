@@ -2,7 +2,7 @@
 
 import dataclasses
 
-# Symbol → its names in tokenizers in the wild.
+# Symbol → the names that published tokenizers give it.
 SYMBOL_NAMES = {
     'pad': ('[PAD]', '<pad>'),
     'cls': ('[CLS]', '<cls>', '<s>'),
@@ -13,16 +13,16 @@ SYMBOL_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """The ids of a tokenizer with a meaning of their own; all others are ordinary text.
+    """The special ids of a tokenizer; all other ids are ordinary text.
 
     Attributes:
       size: number of ids; ids are 0 … size − 1.
-      pad_id: fills a row behind its last token; never attended to.
-      cls_id: starts a row, or, in document-restricted packing, each document within it.
+      pad_id: fills a row after its last token; no text token attends to it.
+      cls_id: starts each row; if rows are packed with several documents, each document.
       sep_id: ends each document.
       mask_id: the [MASK] token.
-      special_ids: every id that is never masked and never drawn as a random replacement, ascending. It holds
-        the four ids above and further control symbols (the unknown token among them).
+      special_ids: in ascending order, every id that is never masked and never drawn as a random replacement: the four
+        ids above and other control symbols, such as the unknown token.
     """
 
     size: int
@@ -32,13 +32,13 @@ class Vocabulary:
     mask_id: int
     special_ids: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, 'special_ids', tuple(self.special_ids))
         if list(self.special_ids) != sorted(set(self.special_ids)):
             raise ValueError(f'special_ids must be ascending and unique, not {self.special_ids}')
         for name in ('pad_id', 'cls_id', 'sep_id', 'mask_id'):
             if getattr(self, name) not in self.special_ids:
-                raise ValueError(f'{name} = {getattr(self, name)} is missing in special_ids = {self.special_ids}')
+                raise ValueError(f'{name} = {getattr(self, name)} is missing from special_ids = {self.special_ids}')
         if not 0 <= self.special_ids[0] <= self.special_ids[-1] < self.size:
             raise ValueError(f'special_ids = {self.special_ids} lie outside 0 … {self.size - 1}')
         if self.num_ordinary < 1:
@@ -50,10 +50,10 @@ class Vocabulary:
         return self.size - len(self.special_ids)
 
     def padded(self, size: int) -> 'Vocabulary':
-        """The same with ids up to `size` − 1: those that no piece has are special. `size` is not smaller than it is."""
+        """The vocabulary extended to `size` ids, which must be at least its own size; the added ids are special."""
         return dataclasses.replace(self, size=size, special_ids=(*self.special_ids, *range(self.size, size)))
 
 
 def standard_vocabulary(size: int) -> Vocabulary:
-    """The layout of the tokenizers trained here: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then text."""
+    """The layout of the tokenizers trained here: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then ordinary text."""
     return Vocabulary(size=size, pad_id=0, cls_id=2, sep_id=3, mask_id=4, special_ids=(0, 1, 2, 3, 4))

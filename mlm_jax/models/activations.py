@@ -1,4 +1,4 @@
-"""Activations, computed in float32. Their backward passes keep the inputs alone, and compute the rest again."""
+"""Activations, computed in float32. Their backward passes keep only the inputs and recompute everything else."""
 
 import jax
 import jax.numpy as jnp

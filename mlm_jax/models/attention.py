@@ -1,10 +1,12 @@
 """Bidirectional attention within documents: one function, explicit backends that agree.
 
-`xla` is the reference: it does everything, on every platform. `cudnn` (NVIDIA GPUs) and `splash` (TPUs) never hold the
-T × T probabilities in memory; each refuses what it cannot compute.
+`xla` is the reference: it supports every option on every platform. `cudnn` (NVIDIA GPUs) and `splash` (TPUs) never hold
+the T × T probabilities in memory; each raises an error for options that it does not support.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +16,8 @@ from mlm_jax.models.dropout import dropout
 from mlm_jax.models.products import product
 from mlm_jax.parallel.mesh import BATCH_AXES, TENSOR
 
-MASKED_SCORE = -1e30  # finite, so that a row without any allowed key has no NaN
-# Queries and keys go into kernels in multiples of these, with padding. (cuDNN, in training with a mask: of 2.)
+MASKED_SCORE = -1e30  # finite, so that the softmax of a query without any allowed key is not NaN
+# Queries and keys are padded to multiples of these. (cuDNN needs multiples of 2 in training with a mask.)
 LENGTHS_IN = {'xla': 1, 'cudnn': 8, 'splash': 128}
 
 
@@ -33,7 +35,7 @@ def attend(
 ) -> jax.Array:
     """softmax(q·k/√D + bias)·v over the keys of the query's own segment.
 
-    Padding (segment 0) attends to padding only: finite, and read by nobody.
+    Padding (segment 0) attends only to padding; its output is finite, and nothing reads it.
 
     Args:
       q_BxTxHxD: queries.
@@ -41,19 +43,19 @@ def attend(
       v_BxSxHxD: values.
       q_segments_BxT: int32, the document of each query.
       k_segments_BxS: int32, the document of each key.
-      bias_BxHxTxS: added to the scaled scores; broadcastable.
-      dropout_rate: of the probabilities, when a key is given.
-      dropout_key: None turns dropout off.
+      bias_BxHxTxS: added to the scaled scores; may broadcast.
+      dropout_rate: the dropout rate of the attention probabilities.
+      dropout_key: a random key; None turns dropout off.
       backend: 'xla', 'cudnn' or 'splash'.
 
     Returns:
       [B, T, H, D] in the dtype of `q_BxTxHxD`.
 
     Raises:
-      ValueError: when the backend cannot compute this.
+      ValueError: if there is no such backend, or it does not support the arguments.
     """
     if backend not in LENGTHS_IN:
-        raise ValueError(f'unknown attention backend {backend!r}: it is {", ".join(LENGTHS_IN)}')
+        raise ValueError(f'unknown attention backend {backend!r}: it must be one of {", ".join(LENGTHS_IN)}')
     has_dropout = dropout_rate > 0 and dropout_key is not None
     if backend == 'xla':
         allowed_Bx1xTxS = _same_segment(q_segments_BxT, k_segments_BxS)
@@ -67,7 +69,9 @@ def attend(
             dropout_key,
         )
     if has_dropout:
-        raise ValueError(f'the {backend} attention backend has no dropout; use attention_dropout=0 or the xla backend')
+        raise ValueError(
+            f'the {backend} attention backend has no dropout; set attention_dropout=0 or use the xla backend'
+        )
     if backend == 'splash' and bias_BxHxTxS is not None:
         raise ValueError('the splash attention backend takes no relative bias; use the xla backend')
     num_queries, multiple = q_BxTxHxD.shape[1], LENGTHS_IN[backend]
@@ -86,7 +90,7 @@ def attend(
 
 
 def _padded(x: jax.Array, axis: int, multiple: int) -> jax.Array:
-    """With zeros behind: of segments, padding."""
+    """`x` padded at the end of an axis with zeros; zeros in segments mean padding."""
     missing = -x.shape[axis] % multiple
     return x if not missing else jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
 
@@ -108,8 +112,15 @@ def _xla(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS, dropout
     return product('bhts,bhsd->bhtd', prob_BxHxTxS, v_BxHxSxD).swapaxes(1, 2)
 
 
-def cudnn_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxTxS=None, implementation='cudnn'):
-    """cuDNN's flash attention. Its public interface in JAX knows lengths but no segments: documents go in as a mask."""
+def cudnn_attention(
+    q_BxTxHxD: jax.Array,
+    k_BxSxHxD: jax.Array,
+    v_BxSxHxD: jax.Array,
+    allowed_Bx1xTxS: jax.Array,
+    bias_BxHxTxS: jax.Array | None = None,
+    implementation: Literal['cudnn', 'xla'] = 'cudnn',
+) -> jax.Array:
+    """cuDNN's flash attention. Its public interface in JAX takes lengths but no segments; documents become a mask."""
     if q_BxTxHxD.dtype not in (jnp.bfloat16, jnp.float16):
         raise ValueError(
             f'the cudnn attention backend needs bfloat16, not {q_BxTxHxD.dtype}; set dtype=bfloat16 or use xla'
@@ -121,17 +132,24 @@ def cudnn_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, allowed_Bx1xTxS, bias_BxHxT
     )
 
 
-def splash_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS, interpret: bool = False):
-    """The Pallas kernel for TPUs; each device runs it on its own rows and heads (`interpret` runs it on a CPU)."""
+def splash_attention(
+    q_BxTxHxD: jax.Array,
+    k_BxSxHxD: jax.Array,
+    v_BxSxHxD: jax.Array,
+    q_segments_BxT: jax.Array,
+    k_segments_BxS: jax.Array,
+    interpret: bool = False,
+) -> jax.Array:
+    """The Pallas kernel for TPUs; each device runs it on its own rows and heads (`interpret` emulates it on a CPU)."""
     for length in (q_BxTxHxD.shape[1], k_BxSxHxD.shape[1]):
         if length % 128:
             raise ValueError(
                 f'the splash attention backend needs lengths that are multiples of 128, not {length}; use xla'
             )
-    kernel = functools.partial(_splash_on_one_device, interpret=interpret)
+    kernel: Callable = functools.partial(_splash_on_one_device, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        # Initialisation traces a single row, which no mesh can split; everything else comes in whole shares per device.
+        # Initialization traces a single row, which a mesh cannot split; all other batches divide evenly among devices.
         batch_axes = BATCH_AXES if q_BxTxHxD.shape[0] > 1 else None
         heads, rows = PartitionSpec(batch_axes, None, TENSOR), PartitionSpec(batch_axes)
         kernel = jax.shard_map(
@@ -141,7 +159,7 @@ def splash_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments
 
 
 def _splash_on_one_device(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS, interpret):
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # imports Pallas: only where it is used
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # imported here, as it loads Pallas
 
     shape = (q_BxTxHxD.shape[1], k_BxSxHxD.shape[1])
     mask = splash.MultiHeadMask([splash.FullMask(shape)] * q_BxTxHxD.shape[2])
@@ -166,6 +184,6 @@ def _splash_on_one_device(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_seg
 def splash_block(length: int) -> int:
     """The largest multiple of 128, up to 512, that divides the length.
 
-    It is the part of a row that the kernel takes at a time; its own default of 128 makes 16 steps of a row of 512.
+    The kernel processes a row in blocks of this size; with its default of 128, a row of 512 would take 16 steps.
     """
     return next(block for block in (512, 384, 256, 128) if length % block == 0)

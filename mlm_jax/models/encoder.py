@@ -1,4 +1,4 @@
-"""The encoder: what downstream tasks keep."""
+"""The encoder: the part of a model that downstream tasks use."""
 
 import flax.linen as nn
 import jax
@@ -14,11 +14,11 @@ from mlm_jax.parallel.sharding import gather_width, path_name
 
 
 def block_for_use(config: EncoderConfig, initializing: bool) -> type[nn.Module]:
-    """`Block` as computations use it: weights gathered from the devices that share them, kernels in the matmul dtype.
+    """`Block`, with its weights gathered along the width and its kernels cast to the dtype of matmuls before use.
 
     Args:
-      config: of the layers.
-      initializing: makes the parameters as they are kept, not as they are used.
+      config: the encoder whose layers these are.
+      initializing: returns a Block that creates its parameters in the form in which they are stored.
     """
 
     def weights_for_use(variables):
@@ -34,13 +34,13 @@ def block_for_use(config: EncoderConfig, initializing: bool) -> type[nn.Module]:
 
 
 def scanned_layers(config: EncoderConfig, num_layers: int, deterministic: bool, initializing: bool) -> nn.Module:
-    """`num_layers` Blocks as one scan named `layers`, with their parameters stacked."""
+    """`num_layers` Blocks as one scan named `layers`, whose parameters are stacked along a first dimension."""
     block = block_for_use(config, initializing)
     return _scan(block, config, num_layers)(config, deterministic, name='layers')
 
 
 def _scan(block, config: EncoderConfig, num_layers: int):
-    """Scans a Block, or a function of one, `num_layers` times."""
+    """A scan over `num_layers` layers; `block` is a Block class or a function of a Block."""
     return nn.scan(
         block,
         variable_axes={'params': 0, 'intermediates': 0},
@@ -52,7 +52,7 @@ def _scan(block, config: EncoderConfig, num_layers: int):
 
 
 def _read_last_layer_at(at_BxM, config: EncoderConfig, deterministic: bool, x_BxTxd, *inputs):
-    """[B, M, d]: the output of `scanned_layers`, the same parameters, at `at_BxM` alone."""
+    """[B, M, d]: the output of `scanned_layers`, with the same parameters, but only at the positions `at_BxM`."""
     layers = block_for_use(config, initializing=False)(config, deterministic, name='layers')
 
     def of(part, function):
@@ -65,7 +65,7 @@ def _read_last_layer_at(at_BxM, config: EncoderConfig, deterministic: bool, x_Bx
 
 
 class Encoder(nn.Module):
-    """A bidirectional transformer (BERT, RoBERTa, ModernBERT by `config`)."""
+    """A bidirectional transformer; `config` makes it BERT, RoBERTa or ModernBERT."""
 
     config: EncoderConfig
 
@@ -85,36 +85,36 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens_BxT,
-        segments_BxT,
-        positions_BxT=None,
+        tokens_BxT: jax.Array,
+        segments_BxT: jax.Array,
+        positions_BxT: jax.Array | None = None,
         deterministic: bool = True,
-        copies_BxT=None,
-        at_BxM=None,
-    ):
+        copies_BxT: jax.Array | None = None,
+        at_BxM: jax.Array | None = None,
+    ) -> jax.Array:
         """Encodes rows.
 
         Args:
           tokens_BxT: int32[B, T].
-          segments_BxT: int32[B, T]; tokens see only their own segment, and 0 is padding.
-          positions_BxT: int32[B, T]; None counts from the start of each document.
+          segments_BxT: int32[B, T]; tokens attend only to their own segment, and 0 is padding.
+          positions_BxT: int32[B, T], the position of each token; None counts from the start of each document.
           deterministic: False applies dropout, from the rng stream 'dropout'.
           copies_BxT: int32[B, T], the second coordinate of 'rotary_2d' positions; None means 0.
-          at_BxM: int32[B, M], where the output is needed, T in unused slots; None means everywhere. The last layer
-            computes nothing for other tokens but their keys and values.
+          at_BxM: int32[B, M], the positions at which the output is needed, T in unused slots; None means all. For other
+            tokens, the last layer computes only keys and values.
 
         Returns:
-          [B, T, d], or with `at_BxM` [B, M, d], of no meaning in unused slots, in the dtype of the configuration.
+          [B, T, d], or [B, M, d] with `at_BxM`, undefined in unused slots; in the dtype of the configuration.
         """
         c = self.config
         bias_BxHxTxT = None
         if c.relative_buckets:
-            # Documents are contiguous: unless positions are given, distances within them are those of a plain range.
+            # Documents are contiguous: unless positions are given, distances in a document are differences of indices.
             index_BxT = jnp.arange(tokens_BxT.shape[1])[None] if positions_BxT is None else positions_BxT
             bias_BxHxTxT = self.relative_bias(index_BxT)
         if positions_BxT is None:
             positions_BxT = positions_lib.positions_in_documents(segments_BxT)
-        coordinates = (positions_BxT,)
+        coordinates: tuple[jax.Array, ...] = (positions_BxT,)
         if c.positions == 'rotary_2d':
             coordinates += (jnp.zeros_like(positions_BxT) if copies_BxT is None else copies_BxT,)
         rotary = c.positions != 'learned'
@@ -128,8 +128,8 @@ class Encoder(nn.Module):
             x_BxTxd = _read_last_layer_at(at_BxM, c, deterministic, x_BxTxd, *inputs)
         return self.final_norm(x_BxTxd) if c.norm == 'pre' else x_BxTxd
 
-    def embed(self, tokens_BxT, positions_BxT, deterministic: bool):
-        """[B, T, d]: token and position embeddings → LayerNorm → dropout."""
+    def embed(self, tokens_BxT: jax.Array, positions_BxT: jax.Array, deterministic: bool) -> jax.Array:
+        """[B, T, d]: token and position embeddings, then LayerNorm, then dropout."""
         c = self.config
         x_BxTxd = self.token_vectors(tokens_BxT)
         if c.positions == 'learned':

@@ -1,6 +1,8 @@
 """The layers of the encoder."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,31 +19,32 @@ from mlm_jax.parallel.mesh import split_rows
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Shape and recipe of an encoder. The defaults are RoBERTa's.
+    """The shape and the recipe of an encoder. The defaults are those of RoBERTa.
 
     Attributes:
-      vocab_size: V, rows of the token embedding.
-      max_length: rows of the learned position embedding, and the longest row.
+      vocab_size: V, the number of rows of the token embedding.
+      max_length: the number of tokens of the longest row, and of rows of the learned position embedding.
       num_layers: L.
       width: d.
       num_heads: H, each of width d / H.
-      ffn_width: F, hidden units of the MLP.
-      positions: 'learned' (absolute, within the document), 'rotary', or 'rotary_2d' (ExLM: a half of each head turns by
-        the position, the other by the number of the copy of an expanded token).
-      relative_buckets: > 0 adds MAE-LM's relative bias, one table shared by all layers.
-      relative_max_distance: where the logarithmic buckets end.
-      norm: 'post' (after each residual) or 'pre' (before each sublayer, and once at the end).
-      embedding_norm: a LayerNorm on the embeddings.
-      bias: biases in linear layers and LayerNorms.
-      mlp: 'gelu' or 'geglu'; GELU is the exact one.
-      dropout: on embeddings and sublayer outputs, in steps of 1/256.
-      attention_dropout: on attention probabilities.
-      dtype: of activations and matmuls; parameters, norms and softmax are float32.
+      ffn_width: F, the number of hidden units of the MLP.
+      positions: 'learned' (absolute, within the document), 'rotary', or 'rotary_2d' (ExLM: one half of each head is
+        rotated by the position, the other half by the number of the copy of an expanded token).
+      relative_buckets: the number of buckets of MAE-LM's relative bias, a table shared by all layers; 0 means no bias.
+      relative_max_distance: the distance at which the logarithmic buckets end.
+      norm: 'post' (after each residual) or 'pre' (before each sublayer, and once after the last layer).
+      embedding_norm: whether a LayerNorm follows the embeddings.
+      bias: whether linear layers and LayerNorms have biases.
+      mlp: 'gelu' or 'geglu', both with the exact GELU.
+      dropout: the dropout rate of embeddings and sublayer outputs, rounded to a multiple of 1/256.
+      attention_dropout: the dropout rate of attention probabilities.
+      dtype: the dtype of activations and matmuls; parameters, norms and softmax are float32.
       attention_backend: 'xla', 'cudnn' or 'splash'.
-      scan_unroll: layers per iteration of the scan over layers; 0: all of up to four (faster on CPUs), else 1.
-      remat: 'none', 'full' or 'matmuls' (keep only the outputs of matmuls for the backward pass).
-      norm_epsilon: of LayerNorm.
-      init_stddev: of all embeddings and kernels.
+      scan_unroll: the number of layers in one iteration of the scan over layers; 0 unrolls all layers if there are at
+        most four (faster on CPUs), and none otherwise.
+      remat: what the backward pass recomputes: 'none', 'full', or 'matmuls' (everything but the outputs of matmuls).
+      norm_epsilon: ε of LayerNorm.
+      init_stddev: the standard deviation of the initial values of all embeddings and kernels.
     """
 
     vocab_size: int
@@ -72,8 +75,15 @@ class EncoderConfig:
         return self.width // self.num_heads
 
 
-def dense(config: EncoderConfig, features: int | tuple[int, ...], name: str, *, bias: bool | None = None, **options):
-    """A linear layer in the recipe of `config`; `options` are those of `Linear`."""
+def dense(
+    config: EncoderConfig,
+    features: int | tuple[int, ...],
+    name: str | None,
+    *,
+    bias: bool | None = None,
+    **options: Any,
+) -> Linear:
+    """A linear layer by the recipe of `config`; `options` are further attributes of `Linear`."""
     return Linear(
         (features,) if isinstance(features, int) else features,
         use_bias=config.bias if bias is None else bias,
@@ -84,11 +94,12 @@ def dense(config: EncoderConfig, features: int | tuple[int, ...], name: str, *, 
     )
 
 
-def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
-    """LayerNorm with statistics in float32; variance as a mean of squares of centred values, which is accurate.
+def layer_norm(config: EncoderConfig, name: str | None) -> nn.LayerNorm:
+    """LayerNorm with statistics in float32; its variance is the mean square of centered values, which is accurate.
 
-    Its backward pass needs the input alone: centred and scaled values would be two more arrays, both in float32. (Where
-    forward and backward pass are not in loops of their own, compilers may find the values again, and keep them.)
+    The backward pass keeps only the input: the centered and the scaled values would be two more arrays in float32. (If
+    forward and backward pass are not in separate loops, the compiler may merge the recomputation with the forward pass
+    and keep these values after all.)
     """
     return nn.remat(nn.LayerNorm, prevent_cse=False)(
         epsilon=config.norm_epsilon, use_bias=config.bias, dtype=config.dtype, use_fast_variance=False, name=name
@@ -101,10 +112,18 @@ class SelfAttention(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_BxTxd, segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT, deterministic: bool, at_BxM=None):
-        """Mixes tokens: [B, T, d] → [B, T, d]; `turns_BxTx2xAxR` and `bias_BxHxTxT` may be None.
+    def __call__(
+        self,
+        x_BxTxd: jax.Array,
+        segments_BxT: jax.Array,
+        turns_BxTx2xAxR: jax.Array | None,
+        bias_BxHxTxT: jax.Array | None,
+        deterministic: bool,
+        at_BxM: jax.Array | None = None,
+    ) -> jax.Array:
+        """Mixes tokens: [B, T, d] → [B, T, d].
 
-        With `at_BxM`, queries and outputs at these positions only, [B, M, d]; T is no position.
+        With `at_BxM`, queries and outputs are computed only at these positions: [B, M, d]. Unused slots hold T.
         """
         c = self.config
         q_segments_BxT = segments_BxT if at_BxM is None else gather_positions(segments_BxT, at_BxM)
@@ -136,7 +155,7 @@ class SelfAttention(nn.Module):
             qkv_BxTx3xHxD = qkv(x_BxTxd)
             q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = _parts(qkv_BxTx3xHxD)
             return (q_BxTxHxD if at_BxM is None else gather_positions(q_BxTxHxD, at_BxM)), k_BxTxHxD, v_BxTxHxD
-        # The same parameters, with queries for the wanted positions alone.
+        # The same parameters, but queries are computed only for the requested positions.
         kernel_dx3xHxD, bias_3xHxD = (qkv.variables['params'].get(name) for name in ('kernel', 'bias'))
         q_bias_HxD, kv_bias_2xHxD = (None, None) if bias_3xHxD is None else (bias_3xHxD[0], bias_3xHxD[1:])
         q_BxMxHxD = linear(gather_positions(x_BxTxd, at_BxM), kernel_dx3xHxD[:, 0], q_bias_HxD, c.dtype)
@@ -145,18 +164,18 @@ class SelfAttention(nn.Module):
 
 
 def _parts(x_BxTxPxE):
-    """P arrays [B, T, …]; backwards one concatenation, where slices would be P additions of padded arrays."""
+    """P arrays [B, T, …]. The gradient of a split is one concatenation; that of P slices would add P padded arrays."""
     parts = jnp.split(x_BxTxPxE, x_BxTxPxE.shape[2], axis=2)
     return [jnp.squeeze(part, axis=2) for part in parts]
 
 
 class MLP(nn.Module):
-    """The feed-forward sublayer: GELU, or GeGLU (arXiv 2002.05202)."""
+    """The feed-forward sublayer, with GELU or GeGLU (arXiv 2002.05202)."""
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_BxTxd):
+    def __call__(self, x_BxTxd: jax.Array) -> jax.Array:
         """[B, T, d] → [B, T, d]."""
         c = self.config
         if c.mlp == 'geglu':
@@ -166,17 +185,24 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of the encoder, post-LN or pre-LN; written as the body of a scan."""
+    """One layer of the encoder, post-LN or pre-LN, in the form of the body of a scan."""
 
     config: EncoderConfig
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x_BxTxd, segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT, at_BxM=None):
-        """Returns the layer's output, as the carry of the scan, and no per-layer output.
+    def __call__(
+        self,
+        x_BxTxd: jax.Array,
+        segments_BxT: jax.Array,
+        turns_BxTx2xAxR: jax.Array | None,
+        bias_BxHxTxT: jax.Array | None,
+        at_BxM: jax.Array | None = None,
+    ) -> tuple[jax.Array, None]:
+        """Returns the layer's output, which is the carry of the scan, and None, as a scan has no per-layer output here.
 
-        With `at_BxM`, the output at these positions only, [B, M, d]: all tokens are keys, and nothing else is computed
-        for the others.
+        With `at_BxM`, the output is computed only at these positions: [B, M, d]. All tokens still serve as keys and
+        values.
         """
         c = self.config
 
@@ -195,7 +221,7 @@ class Block(nn.Module):
         x_BxTxd = sublayer(x_BxTxd, attention, 'attention_norm', at_BxM)
         x_BxTxd = sublayer(x_BxTxd, MLP(c, name='mlp'), 'mlp_norm')
         x_BxTxd = split_rows(x_BxTxd)
-        self.sow('intermediates', 'output', x_BxTxd)  # nothing, unless somebody asks for intermediates
+        self.sow('intermediates', 'output', x_BxTxd)  # has no effect unless `intermediates` is mutable
         return x_BxTxd, None
 
 
@@ -205,8 +231,8 @@ class RelativeBias(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, positions_BxT):
-        """f32[B, H, T, T], added to the scaled scores of query t and key s; `positions_BxT` may be [1, T]."""
+    def __call__(self, positions_BxT: jax.Array) -> jax.Array:
+        """f32[B, H, T, T], added to the scaled scores of each query and key; `positions_BxT` may be [1, T]."""
         c = self.config
         table = self.param('embedding', nn.initializers.normal(c.init_stddev), (c.relative_buckets, c.num_heads))
         buckets = positions_lib.relative_buckets(c.max_length, c.relative_buckets, c.relative_max_distance)
@@ -215,6 +241,6 @@ class RelativeBias(nn.Module):
         return jnp.moveaxis(bias_BxTxTxH, -1, 1)
 
 
-def remat_policy(name: str):
-    """What the backward pass may keep, for `jax.checkpoint`."""
+def remat_policy(name: str) -> Callable[..., bool] | None:
+    """The policy for `jax.checkpoint`: which values of the forward pass are kept for the backward pass."""
     return {'full': None, 'matmuls': jax.checkpoint_policies.save_only_these_names(PRODUCT)}[name]

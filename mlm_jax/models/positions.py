@@ -1,4 +1,4 @@
-"""Where a token stands: positions within documents, rotary angles, and MAE-LM's relative buckets."""
+"""The positions of tokens within documents, rotary angles, and the buckets of MAE-LM's relative bias."""
 
 from collections.abc import Sequence
 
@@ -20,20 +20,20 @@ def rotary_turns(positions: Sequence[jax.Array], width: int, base: float = 10_00
     RoPE, arXiv 2104.09864.
 
     Args:
-      positions: A arrays int32[B, T]. Each coordinate turns its share of a head: ExLM's two turn a half each.
-      width: of a head; a multiple of 2A.
-      base: of the wavelengths.
+      positions: A arrays int32[B, T]. Each coordinate rotates its share of a head; ExLM has two, for a half each.
+      width: the width of a head, a multiple of 2A.
+      base: the base of the geometric series of wavelengths.
     """
     share = width // len(positions)
     frequency = base ** -(np.arange(0, share, 2, dtype=np.float64) / share)
     angles_BxTxAxR = jnp.stack(positions, axis=-1).astype(jnp.float32)[..., None] * jnp.asarray(frequency, jnp.float32)
     turns_BxTx2xAxR = jnp.stack([jnp.cos(angles_BxTxAxR), jnp.sin(angles_BxTxAxR)], axis=2)
-    # Every layer reads these for every head: without the barrier, compilers compute them again in each place.
+    # Every layer reads these for every head; without the barrier, compilers would compute them again at each use.
     return jax.lax.optimization_barrier(turns_BxTx2xAxR)
 
 
 def rotate(x_BxTxHxD: jax.Array, turns_BxTx2xAxR: jax.Array) -> jax.Array:
-    """Rotates each head, R = D / 2A: pairs (x_j, x_{j+R}) within each of A shares; in float32."""
+    """Rotates the pairs (x_j, x_{j+R}) in each of the A shares of each head, R = D / 2A, in float32."""
     axes, num_angles = turns_BxTx2xAxR.shape[3:]
     cos, sin = (turn[..., None, :] for turn in jnp.split(turns_BxTx2xAxR, 2, axis=2))  # [B, T, 1, A, 1, R]
     pairs_BxTxHxAx2xR = x_BxTxHxD.astype(jnp.float32).reshape(*x_BxTxHxD.shape[:3], axes, 2, num_angles)
@@ -43,9 +43,10 @@ def rotate(x_BxTxHxD: jax.Array, turns_BxTx2xAxR: jax.Array) -> jax.Array:
 
 
 def relative_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
-    """Buckets of the distances −(length − 1) … length − 1, as MAE-LM's released code draws them.
+    """The buckets of the distances −(length − 1) … length − 1, as in MAE-LM's released code.
 
-    Exact up to a quarter of the buckets, logarithmic beyond, one sign per half; the last of `num_buckets` stays unused.
+    Distances up to a quarter of the number of buckets have buckets of their own; larger ones share logarithmic buckets.
+    Each sign has one half of the buckets. The last of `num_buckets` stays unused.
 
     Returns:
       int32[2·length − 1]; entry d + length − 1 is the bucket of key position − query position = d.

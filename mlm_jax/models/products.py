@@ -1,4 +1,4 @@
-"""Matrix products that sum in float32, forwards and backwards, in whatever dtype their operands are."""
+"""Matrix products that accumulate in float32, forward and backward, whatever the dtype of their operands."""
 
 import functools
 import string
@@ -8,22 +8,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
-PRODUCT = 'product'  # the name of outputs of linear layers, for policies of rematerialisation
+PRODUCT = 'product'  # the name of the outputs of linear layers, for rematerialization policies
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def product(spec: str, left: jax.Array, right: jax.Array, dtype=None) -> jax.Array:
-    """`einsum` of two operands of one dtype, summed in float32.
+def product(spec: str, left: jax.Array, right: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
+    """`einsum` of two operands of the same dtype, accumulated in float32.
 
-    The backward pass multiplies in that dtype too, where JAX's own would multiply a float32 cotangent by a bfloat16
-    operand, which no matrix unit does; and the gradient of the right operand, the weights, comes in their own layout.
+    The backward pass multiplies in the dtype of the operands, too. The gradient of `jnp.einsum` would multiply a
+    float32 cotangent by a bfloat16 operand, which no matrix unit supports. The gradient of the right operand, usually
+    the weights, has the memory layout of that operand.
 
     Args:
-      spec: explicit, as in 'btd,df->btf'; each index is in at least two of the three arrays.
-      left: one operand.
-      right: the other.
-      dtype: of the result; None means that of `left`.
+      spec: in explicit form, as 'btd,df->btf'; each index occurs in at least two of the three arrays.
+      left: the left operand.
+      right: the right operand.
+      dtype: the dtype of the result; None means the dtype of `left`.
     """
     return _einsum(spec, left, right, dtype or left.dtype)
 
@@ -54,16 +56,16 @@ def _einsum(spec: str, left, right, dtype):
 
 
 def _einsum_on_cpu(spec, dtype, left, right):
-    """What XLA:CPU does fastest: products are asked for in float32, and the operand that it transposes is the smaller.
+    """The form that XLA:CPU computes fastest: a float32 result, and the smaller operand as the one that it transposes.
 
-    GPUs and TPUs sum in float32 whatever dtype they return. CPUs do so, at more than twice the speed, when the result
-    is float32 too.
+    GPUs and TPUs accumulate in float32 whatever the dtype of the result. CPUs do so only if the result is float32, and
+    are then more than twice as fast.
     """
     inputs, output = spec.split('->')
     of_left, of_right = inputs.split(',')
     order = output
     if not set(of_left) & set(of_right) & set(output) and of_left[-1] in output:
-        # A sum over the rows of both, as in gradients of weights: the first operand is transposed.
+        # The rows of both operands are summed over, as in gradients of weights: XLA transposes the first operand.
         if left.size > right.size:
             of_left, of_right, left, right = of_right, of_left, right, left
         order = ''.join(c for c in of_left + of_right if c in output)
@@ -77,11 +79,11 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: str, 
     """[…, *contracted] · [*contracted, *features] + [*features] → […, *features], in `dtype`.
 
     Args:
-      x: its last axes are summed over.
-      kernel: weights, in any dtype.
-      bias: or None.
-      dtype: of the product, whose sums are in float32, and of the result.
-      num_contracted: axes that are summed over.
+      x: the input, whose last axes are summed over.
+      kernel: the weights, in any dtype.
+      bias: the bias, or None.
+      dtype: the dtype of the operands and of the result; products are accumulated in float32.
+      num_contracted: the number of axes that are summed over.
     """
     letters = iter(string.ascii_letters)
     rows, summed, new = (
@@ -90,20 +92,20 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: str, 
     )
     y = product(f'{rows}{summed},{summed}{new}->{rows}{new}', x.astype(dtype), kernel.astype(dtype))
     y = checkpoint_name(y, PRODUCT)
-    # In float32, so that the gradient of the bias, too, is a sum in float32.
+    # The addition is in float32, so that the gradient of the bias is accumulated in float32, too.
     return y if bias is None else (y.astype(jnp.float32) + bias).astype(dtype)
 
 
 class Linear(nn.Module):
-    """A linear layer from the last `num_contracted` axes of its input to `features`, behind an activation or not.
+    """A linear layer from the last `num_contracted` axes of its input to `features`; an activation may precede it.
 
     Attributes:
-      features: sizes of the new axes.
-      num_contracted: axes of the input that are summed over.
-      use_bias: adds a bias.
-      dtype: of products and output.
-      stddev: of the kernel's initial values.
-      activation: of the inputs. The backward pass computes its result again, and needs the inputs alone.
+      features: the sizes of the new axes.
+      num_contracted: the number of axes of the input that are summed over.
+      use_bias: whether a bias is added.
+      dtype: the dtype of operands and output.
+      stddev: the standard deviation of the kernel's initial values.
+      activation: a function of the inputs, applied first. The backward pass keeps only its inputs and recomputes it.
     """
 
     features: tuple[int, ...]
@@ -114,16 +116,18 @@ class Linear(nn.Module):
     activation: Callable[..., jax.Array] | None = None
 
     @nn.compact
-    def __call__(self, *inputs):
-        """[…, *contracted] → […, *features]; as many inputs as the activation takes, one without any."""
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
+        """[…, *contracted] → […, *features]; `inputs` are the arguments of the activation, or one array without it."""
         contracted = inputs[0].shape[-self.num_contracted :]
         kernel = self.param('kernel', nn.initializers.normal(self.stddev), (*contracted, *self.features))
         bias = self.param('bias', nn.initializers.zeros, self.features) if self.use_bias else None
-        if self.activation is None:
-            return linear(*inputs, kernel, bias, self.dtype, self.num_contracted)
+        activation = self.activation
+        if activation is None:
+            (x,) = inputs
+            return linear(x, kernel, bias, self.dtype, self.num_contracted)
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def activated(kernel, bias, *inputs):
-            return linear(self.activation(*inputs), kernel, bias, self.dtype, self.num_contracted)
+            return linear(activation(*inputs), kernel, bias, self.dtype, self.num_contracted)
 
         return activated(kernel, bias, *inputs)

@@ -1,8 +1,8 @@
-"""ExLM: each token to predict is expanded into k states, and its prediction summed over all alignments with them.
+"""ExLM: each masked token is expanded into k states; the likelihood is a sum over alignments of targets to states.
 
-Zheng et al., ExLM: Rethinking the Impact of [MASK] Tokens in Masked Language Models, ICML 2025, arXiv 2501.13397; what
-the paper leaves open is as in the released code, zhengkangjie/ExLM. Masking leaves the rest of a text with several
-meanings; states give the encoder room for them, and transitions tie the predictions of a row together.
+Zheng et al., ExLM: Rethinking the Impact of [MASK] Tokens in Masked Language Models, ICML 2025, arXiv 2501.13397. What
+the paper leaves open follows the released code, zhengkangjie/ExLM. A masked text has several possible meanings; the
+states give the encoder room to represent them, and the transitions make the predictions of a row depend on each other.
 """
 
 import flax.struct
@@ -25,13 +25,13 @@ from mlm_jax.objectives.transitions import Transitions
 
 @flax.struct.dataclass
 class States:
-    """What the model makes of the states of expanded rows.
+    """The outputs of the model at the states of expanded rows.
 
     Attributes:
-      rows: the expansion, with E expanded tokens in a row and S = k·E states.
+      rows: the expanded rows, with E expanded tokens and S = k·E states each.
       logits: f32[B, S, V].
-      hidden: float[B, S, d], what met the token embedding in them.
-      links: f32[B, S, S], log-probabilities of the transitions; None without transitions.
+      hidden: float[B, S, d], the vectors whose products with the token embedding are the logits.
+      links: f32[B, S, S], the log-probabilities of the transitions; None without transitions.
     """
 
     rows: ExpandedRows
@@ -44,8 +44,8 @@ class ExLM(Objective):
     """An encoder of expanded rows, with transitions and a prediction head on the states.
 
     Attributes:
-      config: of the encoder.
-      options: the expansion, and the switches.
+      config: the configuration of the encoder.
+      options: the expansion, and the settings of ablations.
     """
 
     options: ExLMConfig = ExLMConfig()
@@ -59,16 +59,18 @@ class ExLM(Objective):
             self.transitions = Transitions(c, o.transition_heads or c.num_heads, num_positions)
 
     def __call__(self, batch: MaskedBatch, deterministic: bool = True) -> LossTerms:
-        """Mean over rows of −log Z / E, E counting the anchors; a row weighs what its masked positions do on average.
+        """Mean over rows of −log Z / E, where E counts the anchors, too.
 
-        With diffusion ratios t, weights 1/t are those of a sum over masked positions, of which there are t·N: each row
-        weighs N, in whatever share it is masked. A mean has its 1/t already, in E, so rows have the sum of the weights
-        there (`weigh_by_count`).
+        The weight of a row is the mean of the weights of its masked positions, or their sum with `weigh_by_count`.
 
-        Metrics, over the masked positions: `posterior_nll` and `accuracy` of the prediction given which states have
-        emitted the row's targets, the most likely one of them for accuracy; when deterministic, also `masked_nll`, the
-        prediction from the context alone, which compares with that of other objectives. `infeasible`: the share of the
-        rows without an alignment, which have no weight.
+        With the ratio schedule 'diffusion', a row masked at ratio t has the weight 1/t at each of its t·N masked
+        positions, which is meant for a loss that sums over positions: every row then has the total weight N, whatever
+        its ratio. −log Z / E is a mean over positions, so the weight of the row must be the sum of these weights.
+
+        Metrics over the masked positions: `posterior_nll` and `accuracy` are those of predictions that know which
+        states emitted the targets of the row, by the posterior; accuracy uses the most likely state. If
+        `deterministic`, there is also `masked_nll`, the loss of predictions from the context alone, which is comparable
+        with other objectives. `infeasible` is the share of the rows without an alignment, which have weight 0.
         """
         states = self.states(batch, deterministic)
         rows, length = states.rows, batch.tokens.shape[1]
@@ -92,27 +94,27 @@ class ExLM(Objective):
             'posterior_nll': _mean_terms(_mixture_nll(posterior_BxExS, match_BxExS), masked_BxE),
             'infeasible': _mean_terms(~feasible_B, used_BxM.any(1)),
         }
-        if deterministic:  # another recursion, of no use to training
+        if deterministic:  # this takes another recursion, which training does not need
             prior_BxExS = self.prior(states)
             metrics['masked_nll'] = _mean_terms(_mixture_nll(prior_BxExS, match_BxExS), masked_BxE)
         return LossTerms(loss_sum=jnp.sum(weight_B * loss_B), weight_sum=jnp.sum(weight_B), metrics=metrics)
 
     def logits(self, batch: MaskedBatch, deterministic: bool = True) -> jax.Array:
-        """f32[B, M, V], log-probabilities at the masked positions from the context alone, over all alignments."""
+        """f32[B, M, V]: log-probabilities at the masked positions, from the context alone, averaged over alignments."""
         states = self.states(batch, deterministic)
         log_prob_BxSxV = jax.nn.log_softmax(states.logits, axis=-1)
         mixture_BxExV = jnp.einsum('bes,bsv->bev', self.prior(states), jnp.exp(log_prob_BxSxV))
         return jnp.log(gather_positions(mixture_BxExV, states.rows.place(batch.positions)))
 
     def log_likelihood(self, batch: MaskedBatch) -> jax.Array:
-        """f32[B, M]: as `Objective.log_likelihood`; from the context alone, over all alignments, of no other target."""
+        """f32[B, M]: as `Objective.log_likelihood`, from the context alone: independent of the other targets."""
         states = self.states(batch)
         match_BxExS = self._match(states, gather_positions(batch.tokens, states.rows.expanded))
         nll_BxE = _mixture_nll(self.prior(states), match_BxExS)
         return -gather_positions(nll_BxE, states.rows.place(batch.positions))
 
     def states(self, batch: MaskedBatch, deterministic: bool = True) -> States:
-        """Encodes expanded rows, and reads them at the states."""
+        """Expands and encodes the rows, and computes the outputs at the states."""
         rows = self._expand(batch)
         state_BxSxd = self._encode(rows, deterministic, rows.state_slot)
         hidden_BxSxd = self.head.hidden(state_BxSxd)
@@ -123,9 +125,11 @@ class ExLM(Objective):
         return States(rows=rows, logits=logits_BxSxV, hidden=hidden_BxSxd, links=links_BxSxS)
 
     def distributions(self, batch: MaskedBatch) -> Distributions:
-        """By each of the two weights of the states, the mixture of their distributions, and the states themselves.
+        """As `Objective.distributions`, with four predictions for each of the N = E expanded tokens.
 
-        Which are of masked positions leaves out the anchors, and rows that have no alignment.
+        The states are weighted by the prior or by the posterior. For each weighting, 'mixture' is the mixture of the
+        distributions of the states, and 'states' is the mean over the states. Anchors, and rows without an alignment,
+        do not count as masked positions.
         """
         states, match_BxExS, posterior_BxExS = self.alignment(batch)
         probability_BxSxV = jax.nn.softmax(states.logits.astype(jnp.float32))
@@ -134,44 +138,47 @@ class ExLM(Objective):
         def of_weights(weight_BxExS):
             mixture_BxExV = jnp.einsum('bes,bsv->bev', weight_BxExS, probability_BxSxV, precision='highest')
             mixture = entr(mixture_BxExV).sum(-1), -jax.nn.logsumexp(match_BxExS, axis=2, b=weight_BxExS)
-            # Where the weight is 0, the match may be −∞.
+            # The match may be −∞ where the weight is 0, and 0 · ∞ would be NaN.
             surprise_BxExS = jnp.where(weight_BxExS > 0, -weight_BxExS * match_BxExS, 0.0)
             return mixture, ((weight_BxExS * state_entropy_BxS[:, None]).sum(2), surprise_BxExS.sum(2))
 
         pairs = *of_weights(self.prior(states)), *of_weights(posterior_BxExS)
         bits = {name: (h / NATS, nll / NATS) for name, (h, nll) in zip(DISTRIBUTIONS, pairs, strict=True)}
         masked_BxT = selected_of(batch.positions, batch.tokens.shape[1])
-        feasible_BxE = posterior_BxExS.sum(2) > 0.5  # 1, or 0 in rows without an alignment
+        feasible_BxE = posterior_BxExS.sum(2) > 0.5  # the sum is 1, or 0 in rows without an alignment
         return bits, gather_positions(masked_BxT, states.rows.expanded) & feasible_BxE
 
     def num_logits(self, length: int, max_masked: int) -> int:
-        """For each state."""
+        """Each state has logits."""
         return self.options.num_states * min(length, max_masked + self.options.max_anchors)
 
     def refuses_single_tokens(self) -> str:
-        """Without anchors, nothing is there to start and to end the alignment of a single token."""
+        """Without anchors, the alignment of a single target starts and ends with it, which is impossible for k > 1."""
         o = self.options
         if o.transitions == 'none' or o.num_states == 1 or o.anchors:
             return ''
         return (
-            'without anchors (exlm.anchors=false), ExLM has no alignment for a row with one masked token, and so no '
-            'pseudo-log-likelihood: it can be given to models with exlm.anchors=true or exlm.transitions=none only'
+            'this model was trained without anchors (exlm.anchors=false): a row with one masked token then has no '
+            'alignment, and so no pseudo-log-likelihood. Give a model with exlm.anchors=true or exlm.transitions=none'
         )
 
     def refuses_alignment(self) -> str:
-        """Without transitions, states are not tied together."""
+        """Without transitions, each target belongs to its own states, and there is nothing to align."""
         if self.options.transitions == 'none':
-            return 'the model has exlm.transitions=none: without transitions there is no graph to draw'
+            return (
+                'the model has exlm.transitions=none, and without transitions there is no graph to draw: give a model '
+                'with exlm.transitions=dense or sparse'
+            )
         return ''
 
     def alignment(self, batch: MaskedBatch) -> tuple[States, jax.Array, jax.Array]:
-        """For analyses: the states, f32[B, E, S], log-probabilities of the targets under them, and their posterior."""
+        """The states, and f32[B, E, S] each, the log-probabilities of targets under states and the posterior."""
         states = self.states(batch)
         match_BxExS = self._match(states, gather_positions(batch.tokens, states.rows.expanded))
         return states, match_BxExS, self._align(match_BxExS, states)[1]
 
     def encode_masked(self, batch: MaskedBatch, deterministic: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """What the encoder makes of its pretraining input, expanded rows: as `Objective.encode_masked`, with S = L."""
+        """The encoder's output for expanded rows, its pretraining input; as `Objective.encode_masked`, with S = L."""
         rows = self._expand(batch)
         masked_BxL = gather_positions(selected_of(batch.positions, batch.tokens.shape[1]), rows.index)
         return self._encode(rows, deterministic), rows.segments, masked_BxL
@@ -183,9 +190,10 @@ class ExLM(Objective):
         deterministic: bool = True,
         at_BxM: jax.Array | None = None,
     ) -> jax.Array:
-        """float[B, T, d]: the representation of unmasked rows, for downstream tasks; `at_BxM`, if any: [B, M, d].
+        """float[B, T, d]: representations of unmasked rows for downstream tasks; [B, M, d] at `at_BxM` if given.
 
-        The anchors are expanded, as in pretraining and in the released code, and stand for their first copies.
+        The anchors are expanded, as in pretraining and in the released code; an anchor's representation is that of its
+        first copy.
         """
         nothing_BxM = jnp.zeros((len(tokens_BxT), 0), jnp.int32)
         batch = MaskedBatch(tokens_BxT, tokens_BxT, nothing_BxM, nothing_BxM.astype(jnp.float32), segments_BxT)
@@ -206,7 +214,7 @@ class ExLM(Objective):
         return self.encoder(rows.tokens, rows.segments, rows.positions, deterministic, rows.copies, at_BxS)
 
     def _allowed(self, rows: ExpandedRows) -> jax.Array:
-        """bool[B, S, S]: to which u the transitions from v may go."""
+        """bool[B, S, S]: whether a transition from state v to state u is allowed."""
         num_states = self.options.num_states
         index_S = jnp.arange(rows.state_slot.shape[1])
         order_S = index_S // num_states if self.options.transitions == 'sparse' else index_S
@@ -216,8 +224,8 @@ class ExLM(Objective):
     def _match(self, states: States, targets_BxE: jax.Array) -> jax.Array:
         """f32[B, E, S]: log-probability of each target under each state.
 
-        The logits of the targets are computed again, from their embeddings: reading them off the [B, S, V] logits would
-        scatter their gradients into an array of that size.
+        The logits of the targets are computed again from the targets' embeddings: the gradient of gathering them from
+        the [B, S, V] logits would be a scatter into an array of that size.
         """
         normalizer_BxS = jax.nn.logsumexp(states.logits, axis=-1)
         vectors_BxExd = self.encoder.token_vectors(targets_BxE).astype(states.hidden.dtype)
@@ -225,7 +233,7 @@ class ExLM(Objective):
         return logit_BxExS + self.head.bias[targets_BxE][..., None] - normalizer_BxS[:, None, :]
 
     def _align(self, match_BxExS: jax.Array, states: States) -> tuple[jax.Array, jax.Array]:
-        """log Z, f32[B], and the posterior of the states given the targets, f32[B, E, S]."""
+        """f32[B], log Z; f32[B, E, S], the posterior probability, given all targets, that a state emits a target."""
         rows, num_states = states.rows, self.options.num_states
         if states.links is not None:
             return dag_forward_backward(match_BxExS, states.links, rows.num_targets, num_states * rows.num_targets)
@@ -236,7 +244,7 @@ class ExLM(Objective):
         return jnp.where(rows.num_targets > 0, log_z_B, -jnp.inf), jax.lax.stop_gradient(posterior_BxExS)
 
     def prior(self, states: States) -> jax.Array:
-        """f32[B, E, S]: which state emits which target when nothing is known of the targets but their number."""
+        """f32[B, E, S]: the probability that a state emits a target, given only the number of targets."""
         rows, num_states = states.rows, self.options.num_states
         num_expanded = rows.expanded.shape[1]
         if states.links is not None:
@@ -253,5 +261,5 @@ def _mixture_nll(share_BxExS: jax.Array, match_BxExS: jax.Array) -> jax.Array:
 
 
 def _mean_terms(value: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sum of `value` where `mask`, and how many there are."""
+    """f32[] each: the sum of `value` where `mask` is True, and the number of these entries."""
     return jnp.where(mask, value, 0).astype(jnp.float32).sum(), mask.sum().astype(jnp.float32)

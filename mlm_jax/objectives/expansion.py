@@ -1,4 +1,4 @@
-"""ExLM's rows: every token to predict, and the two anchors of a row, become k states each."""
+"""ExLM's expanded rows: each masked token, and each of the two anchors of a row, becomes k states."""
 
 import flax.struct
 import jax
@@ -11,17 +11,17 @@ from mlm_jax.objectives.exlm_spec import row_slots
 
 @flax.struct.dataclass
 class ExpandedRows:
-    """Rows in which some tokens stand k times, side by side. All shapes are static.
+    """Rows in which some tokens are repeated k times, side by side. All shapes are static.
 
     Attributes:
-      tokens: int32[B, L], what the encoder reads.
-      segments: int32[B, L], the documents of the row; 0 in unused slots.
-      positions: int32[B, L], within the document and before expansion: copies share theirs.
-      copies: int32[B, L], 1 … k for the copies of an expanded token, 0 for the others.
-      index: int32[B, L], where in the row; T in unused slots.
-      first_slot: int32[B, T], the slot of each token, or of its first copy.
-      expanded: int32[B, E], the expanded positions of the row, ascending; T in unused places.
-      state_slot: int32[B, k·E], the slots of the states, ascending; L in unused places.
+      tokens: int32[B, L], the ids that the encoder reads.
+      segments: int32[B, L], the document of each slot; 0 in unused slots.
+      positions: int32[B, L], the position within the document before expansion, which the copies of a token share.
+      copies: int32[B, L], 1 … k for the copies of an expanded token, 0 for other tokens.
+      index: int32[B, L], the index of the slot's token in the row; T in unused slots.
+      first_slot: int32[B, T], the slot of each token; for an expanded token, the slot of its first copy.
+      expanded: int32[B, E], the expanded positions of the row in ascending order; T in unused entries.
+      state_slot: int32[B, k·E], the slots of the states in ascending order; L in unused entries.
     """
 
     tokens: jax.Array
@@ -35,7 +35,7 @@ class ExpandedRows:
 
     @property
     def used(self) -> jax.Array:
-        """bool[B, E]: which places of `expanded` hold a position."""
+        """bool[B, E]: which entries of `expanded` hold a position."""
         return self.expanded < self.first_slot.shape[1]
 
     @property
@@ -44,7 +44,7 @@ class ExpandedRows:
         return self.used.sum(1)
 
     def place(self, positions_BxM: jax.Array) -> jax.Array:
-        """int32[B, M]: where expanded positions stand in `expanded`; of no meaning for others."""
+        """int32[B, M]: the index in `expanded` of each of the given positions; undefined for positions not expanded."""
         return (self.expanded[:, None, :] < positions_BxM[:, :, None]).sum(2)
 
 
@@ -60,14 +60,14 @@ def expand(batch: MaskedBatch, anchors_BxT: jax.Array, max_anchors: int, num_sta
     """Expands the masked positions and the anchors of each row.
 
     Args:
-      batch: `inputs` are what the encoder reads; copies share their input.
-      anchors_BxT: bool, positions to expand besides; may be masked as well.
-      max_anchors: the most of them in a row; more are left as they are.
+      batch: the rows; the encoder reads copies of `inputs`.
+      anchors_BxT: bool, further positions to expand; they may also be masked.
+      max_anchors: the largest number of anchors in a row; if a row has more expanded positions than E, its last ones
+        are not expanded.
       num_states: k.
 
     Returns:
-      Rows with E = min(T, M + max_anchors) and L = T + (k − 1)·E, rounded up to a multiple of 8, which suits matrix
-      units.
+      Rows with E = min(T, M + max_anchors) and L = T + (k − 1)·E, rounded up to a multiple of 8 for matrix units.
     """
     length = batch.tokens.shape[1]
     max_expanded = min(length, batch.positions.shape[1] + max_anchors)
@@ -75,15 +75,15 @@ def expand(batch: MaskedBatch, anchors_BxT: jax.Array, max_anchors: int, num_sta
     expanded_BxT = (selected_of(batch.positions, length) | anchors_BxT) & (batch.segments > 0)
     expanded_BxE = positions_of(expanded_BxT, max_expanded)
 
-    before_BxT = (expanded_BxE[:, None, :] < jnp.arange(length)[None, :, None]).sum(
-        2
-    )  # expanded tokens before each one
+    # The number of expanded tokens before each token.
+    before_BxT = (expanded_BxE[:, None, :] < jnp.arange(length)[None, :, None]).sum(2)
     first_slot_BxT = jnp.arange(length) + (num_states - 1) * before_BxT
     used_BxE = expanded_BxE < length
     start_BxE = jnp.where(used_BxE, expanded_BxE + (num_states - 1) * jnp.arange(max_expanded), max_slots)
 
     slot_L = jnp.arange(max_slots)
-    begun_BxL = (start_BxE[:, None, :] <= slot_L[None, :, None]).sum(2)  # expansions that began at or before each slot
+    # The number of expansions that begin at or before each slot.
+    begun_BxL = (start_BxE[:, None, :] <= slot_L[None, :, None]).sum(2)
     latest_BxL = jnp.maximum(begun_BxL - 1, 0)
     copy_BxL = slot_L - jnp.take_along_axis(start_BxE, latest_BxL, axis=1)
     is_copy_BxL = (begun_BxL > 0) & (copy_BxL < num_states)

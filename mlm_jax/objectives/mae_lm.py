@@ -1,7 +1,8 @@
-"""MAE-LM: the encoder sees the tokens that are kept, and a shallow decoder predicts the others.
+"""MAE-LM: the encoder reads only the tokens that are not masked, and a shallow decoder predicts the others.
 
-Meng et al., Representation Deficiency in Masked Language Modeling, ICLR 2024, arXiv 2302.02060; what the paper leaves
-open is as in the released code, yumeng5/MAE-LM. [MASK] never enters the encoder, so no dimension of it serves [MASK].
+Meng et al., Representation Deficiency in Masked Language Modeling, ICLR 2024, arXiv 2302.02060. What the paper leaves
+open follows the released code, yumeng5/MAE-LM. [MASK] never enters the encoder, so the encoder does not spend
+dimensions of its representations on [MASK].
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from mlm_jax.losses.cross_entropy import cross_entropy_terms
 from mlm_jax.losses.terms import LossTerms
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of, selected_of
+from mlm_jax.masking.vocabulary import Vocabulary
 from mlm_jax.models.encoder import Encoder, block_for_use, scanned_layers
 from mlm_jax.models.heads import MLMHead
 from mlm_jax.models.layers import EncoderConfig, dense, layer_norm
@@ -25,16 +27,16 @@ from mlm_jax.parallel.mesh import split_rows
 
 @flax.struct.dataclass
 class KeptTokens:
-    """What the encoder reads, gathered to the front of each row. All shapes are static.
+    """The tokens that the encoder reads, gathered to the front of each row. All shapes are static.
 
     Attributes:
-      tokens: int32[B, K].
-      segments: int32[B, K], the documents of the row; 0 in unused slots.
-      positions: int32[B, K], within the document, for absolute and relative positions; 0 in unused slots.
-      index: int32[B, K], where in the row; T in unused slots.
-      masked: bool[B, T], the positions to predict.
-      slot: int32[B, T], the inverse of `index`; K where the encoder does not see the token.
-      overflow: int32[B], the kept tokens that found no slot.
+      tokens: int32[B, K], the ids.
+      segments: int32[B, K], the document of each token; 0 in unused slots.
+      positions: int32[B, K], the position within the document, absolute and for relative distances; 0 in unused slots.
+      index: int32[B, K], the index of each token in the row; T in unused slots.
+      masked: bool[B, T], whether a position is to be predicted.
+      slot: int32[B, T], the slot of each token, the inverse of `index`; K for tokens that the encoder does not read.
+      overflow: int32[B], the number of kept tokens for which there was no slot.
     """
 
     tokens: jax.Array
@@ -47,10 +49,10 @@ class KeptTokens:
 
 
 def keep_tokens(batch: MaskedBatch, options: MAELMConfig) -> KeptTokens:
-    """Gathers the tokens of each row that the encoder sees.
+    """Gathers the tokens of each row that the encoder reads.
 
-    Kept tokens past K, the last ones of the row, are treated as masked positions that are not predicted: the encoder
-    does not see them, and the decoder finds [MASK] in their place. `overflow` counts them.
+    If a row has more than K kept tokens, the last ones are treated as masked positions that are not predicted: the
+    encoder does not read them, and the decoder reads the embedding of [MASK] in their place. `overflow` counts them.
     """
     length, max_masked = batch.tokens.shape[1], batch.positions.shape[1]
     num_slots = kept_slots(length, max_masked, options)
@@ -75,26 +77,27 @@ def keep_tokens(batch: MaskedBatch, options: MAELMConfig) -> KeptTokens:
 
 
 class Decoder(nn.Module):
-    """Transformer over the whole row, read at the masked positions; pretraining only.
+    """A transformer that reads the whole row and returns outputs at the masked positions; used only in pretraining.
 
-    `config` is that of `decoder_config`: layers like the encoder's, no dropout, no relative bias, learned positions of
-    its own. Under a rotary encoder, whose outputs do not tell where they stand, its attention is rotary besides. Of the
-    last layer, queries, MLP and output are computed at the masked positions only; its parameters are a Block's.
+    `config` comes from `decoder_config`: layers like the encoder's, but no dropout and no relative bias. The decoder
+    has a learned position embedding of its own. If the encoder has rotary positions, its outputs do not contain their
+    positions, and the attention of the decoder is rotary, too. The last layer computes queries, MLP and output only at
+    the masked positions; its parameters are those of a Block.
     """
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_BxTxd, segments_BxT, at_BxM):
+    def __call__(self, x_BxTxd: jax.Array, segments_BxT: jax.Array, at_BxM: jax.Array) -> jax.Array:
         """Decodes rows.
 
         Args:
-          x_BxTxd: encoder outputs, and the embedding of [MASK] elsewhere.
-          segments_BxT: int32[B, T], the documents of the row.
-          at_BxM: int32[B, M], where to read; T in unused slots.
+          x_BxTxd: the outputs of the encoder, and the embedding of [MASK] where there are none.
+          segments_BxT: int32[B, T], the document of each token.
+          at_BxM: int32[B, M], the positions of the outputs; T in unused slots.
 
         Returns:
-          [B, M, d_d], of no meaning in unused slots.
+          [B, M, d_d], undefined in unused slots.
         """
         c = self.config
         if x_BxTxd.shape[-1] != c.width:
@@ -103,7 +106,7 @@ class Decoder(nn.Module):
         position_embedding = nn.Embed(c.max_length, c.width, embedding_init=normal, name='position_embedding')
         positions_BxT = positions_in_documents(segments_BxT)
         turns_BxTx2xAxR = rotary_turns((positions_BxT,), c.head_width) if c.positions != 'learned' else None
-        x_BxTxd += position_embedding(positions_BxT)  # at every position, kept ones too
+        x_BxTxd += position_embedding(positions_BxT)  # at all positions, masked or kept
         x_BxTxd = layer_norm(c, 'embedding_norm')(split_rows(x_BxTxd.astype(c.dtype)))
         if c.num_layers > 1:
             layers = scanned_layers(c, c.num_layers - 1, True, self.is_initializing())
@@ -114,10 +117,10 @@ class Decoder(nn.Module):
 
 
 def decoder_config(config: EncoderConfig, options: MAELMConfig) -> EncoderConfig:
-    """The decoder of an encoder."""
+    """The configuration of the decoder, given that of the encoder; ValueError if heads do not divide its width."""
     sizes = decoder_sizes(config, options)
     if sizes.width % config.num_heads:
-        raise ValueError(f'decoder_width={sizes.width} is no multiple of the number of heads {config.num_heads}')
+        raise ValueError(f'decoder_width={sizes.width} is not a multiple of the number of heads, {config.num_heads}')
     return dataclasses.replace(
         config,
         num_layers=options.decoder_layers,
@@ -132,20 +135,20 @@ def decoder_config(config: EncoderConfig, options: MAELMConfig) -> EncoderConfig
 
 
 class MAELM(Objective):
-    """An encoder of the kept tokens, with a decoder and a prediction head for the masked ones.
+    """An encoder of the kept tokens, with a decoder and a prediction head for the masked tokens.
 
     Attributes:
-      config: of the encoder.
-      mask_id: the row of the token embedding that stands at masked positions before the decoder.
-      options: the decoder, and the switches.
+      config: the configuration of the encoder.
+      mask_id: the id of [MASK], whose token embedding the decoder reads at masked positions.
+      options: the decoder, and the settings of ablations.
     """
 
     mask_id: int
     options: MAELMConfig = MAELMConfig()
 
     @classmethod
-    def make(cls, config: EncoderConfig, options: MAELMConfig, vocabulary) -> 'MAELM':
-        """As `Objective.make`."""
+    def make(cls, config: EncoderConfig, options: MAELMConfig, vocabulary: Vocabulary) -> 'MAELM':
+        """The module that a configuration describes; arguments as for `Objective.make`."""
         return cls(config, vocabulary.mask_id, options)
 
     def setup(self):
@@ -157,9 +160,10 @@ class MAELM(Objective):
             self.widen = dense(c, c.width, None, bias=False)
 
     def __call__(self, batch: MaskedBatch, deterministic: bool = True) -> LossTerms:
-        """Cross-entropy at the masked positions; metrics `accuracy` and `kept_overflow`, a share of the real tokens.
+        """Cross-entropy at the masked positions, with the metrics of `cross_entropy_terms` and `kept_overflow`.
 
-        Where `kept_overflow` is not 0, raise `kept_margin`.
+        `kept_overflow` is the share of the tokens that the encoder should read but for which there was no slot. If it
+        is not 0, raise `kept_margin`.
         """
         terms = cross_entropy_terms(self.logits(batch, deterministic), batch.targets, batch.weights)
         overflow = keep_tokens(batch, self.options).overflow.sum().astype(jnp.float32)
@@ -167,15 +171,15 @@ class MAELM(Objective):
         return terms.replace(metrics={**terms.metrics, 'kept_overflow': (overflow, real)})
 
     def logits(self, batch: MaskedBatch, deterministic: bool = True) -> jax.Array:
-        """f32[B, M, V] at the masked positions; of no meaning in unused slots."""
+        """f32[B, M, V]: the logits at the masked positions; undefined in unused slots."""
         return self.head(self.decode(batch, batch.positions, deterministic), self._token_logits)
 
     def decode(self, batch: MaskedBatch, at_BxM: jax.Array, deterministic: bool = True) -> jax.Array:
-        """float[B, M, d_d]: the decoder's output at any positions of the rows."""
+        """float[B, M, d_d]: the decoder's output at the positions `at_BxM` of the rows, masked or not."""
         return self.decoder(self.decoder_inputs(batch, deterministic), batch.segments, at_BxM)
 
     def decoder_inputs(self, batch: MaskedBatch, deterministic: bool = True) -> jax.Array:
-        """float[B, T, d]: encoder outputs at their original places, and the embedding of [MASK] at the others."""
+        """float[B, T, d]: the encoder's outputs at their original positions, and [MASK]'s embedding at the others."""
         kept = keep_tokens(batch, self.options)
         encoded_BxKxd = self.encode_kept(kept, deterministic)
         unseen_BxT = kept.slot == encoded_BxKxd.shape[1]
@@ -185,17 +189,17 @@ class MAELM(Objective):
         return jnp.where(unseen_BxT[..., None], mask_d, gather_positions(encoded_BxKxd, kept.slot))
 
     def encode_kept(self, kept: KeptTokens, deterministic: bool = True) -> jax.Array:
-        """float[B, K, d]: the encoder's output for the kept tokens; of no meaning in unused slots."""
+        """float[B, K, d]: the encoder's output for the kept tokens; undefined in unused slots."""
         return self.encoder(kept.tokens, kept.segments, kept.positions, deterministic)
 
     def encode_masked(self, batch: MaskedBatch, deterministic: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The encoder's output for its pretraining input, the kept tokens: as `Objective.encode_masked`, with S = K."""
+        """The encoder's output for the kept tokens, its pretraining input; as `Objective.encode_masked`, with S = K."""
         kept = keep_tokens(batch, self.options)
         masked_BxK = gather_positions(kept.masked, kept.index)
         return self.encode_kept(kept, deterministic), kept.segments, masked_BxK
 
     def at_any_ratio(self) -> 'MAELM':
-        """With a slot in the encoder for each token of the row: how many it needs was decided by the training."""
+        """The same model with a slot in the encoder for every token of a row, whatever `kept_margin` training used."""
         return self.clone(options=dataclasses.replace(self.options, kept_margin=1.0))
 
     def _token_logits(self, x_BxMxd: jax.Array) -> jax.Array:

@@ -18,10 +18,10 @@ class MLM(Objective):
         self.head = MLMHead(self.config)
 
     def __call__(self, batch: MaskedBatch, deterministic: bool = True) -> LossTerms:
-        """Cross-entropy of the original tokens at the masked positions; the metric `accuracy`."""
+        """Cross-entropy of the original tokens at the masked positions, with the metrics of `cross_entropy_terms`."""
         return cross_entropy_terms(self.logits(batch, deterministic), batch.targets, batch.weights)
 
     def logits(self, batch: MaskedBatch, deterministic: bool = True) -> jax.Array:
-        """f32[B, M, V] at the masked positions; undefined in unused slots."""
+        """f32[B, M, V]: the logits at the masked positions; undefined in unused slots."""
         x_BxMxd = self.encoder(batch.inputs, batch.segments, deterministic=deterministic, at_BxM=batch.positions)
         return self.head(x_BxMxd, self.encoder.token_logits)

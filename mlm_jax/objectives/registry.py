@@ -1,4 +1,4 @@
-"""The objectives, by the names that configurations use: the only list of them."""
+"""The only list of the objectives, by the names that configurations use."""
 
 from mlm_jax.objectives.exlm_spec import ExLMSpec
 from mlm_jax.objectives.mae_lm_spec import MAELMSpec
@@ -14,10 +14,10 @@ OBJECTIVES: dict[str, Spec] = {
 
 
 def parameters(name: str) -> tuple[Parameter, ...]:
-    """Rules for all parameters of a model of that objective."""
+    """The rules for all parameters of a model with the objective `name`."""
     return (*OBJECTIVES[name].parameters, *ENCODER)
 
 
 def distributions() -> tuple[str, ...]:
-    """The names of predictions that objectives give, each once, in the order of the registry."""
+    """The names in `Spec.distributions` of all objectives, each once, in the order of the registry."""
     return tuple(dict.fromkeys(name for spec in OBJECTIVES.values() for name in spec.distributions))

@@ -1,4 +1,4 @@
-"""ExLM's transitions: how likely the state after v is u."""
+"""ExLM's transitions: the probability that state u follows state v."""
 
 import flax.linen as nn
 import jax
@@ -7,19 +7,19 @@ import jax.numpy as jnp
 from mlm_jax.models.layers import EncoderConfig, dense
 from mlm_jax.models.products import product
 
-FORBIDDEN = -1e30  # finite, so that rows without a later state have no NaN
+FORBIDDEN = -1e30  # finite, so that the softmax of a state without later states is not NaN
 
 
 class Transitions(nn.Module):
     """Gated multi-head transitions between states (Zheng et al., arXiv 2501.13397; released code).
 
     z_v = [h_v; π(slot of v)];  a_c(v → u) = log softmax over later u of q_{v,c} · κ_{u,c} / √(d/C);
-    links(v → u) = log Σ_c softmax(g(z_v))_c exp a_c(v → u). With C = 1 it is the single softmax of the paper's formula.
+    links(v → u) = log Σ_c softmax(g(z_v))_c exp a_c(v → u). C = 1 gives the single softmax of the paper's formula.
 
     Attributes:
-      config: of the encoder.
-      num_heads: C, which divides the width.
-      num_positions: rows of the embedding π, at least the length of expanded rows.
+      config: the configuration of the encoder.
+      num_heads: C, which must divide the width.
+      num_positions: the number of rows of the embedding π, at least the length of expanded rows.
     """
 
     config: EncoderConfig
@@ -32,8 +32,8 @@ class Transitions(nn.Module):
 
         Args:
           state_BxSxd: the encoder's outputs at the states.
-          slot_BxS: int32, their index in the expanded row.
-          allowed_BxSxS: bool, which u may follow which v.
+          slot_BxS: int32, the index of each state in the expanded row.
+          allowed_BxSxS: bool, whether state u (last axis) may follow state v.
 
         Returns:
           f32[B, S, S], −inf where not allowed.

@@ -1,4 +1,4 @@
-"""What one process finds out, or does, for all of them."""
+"""Actions that one process takes on behalf of all processes of a run."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,13 @@ def of_leader(action: Callable[[], None]) -> None:
     """Runs `action` on process 0 while the others wait.
 
     Raises:
-      ConfigError, OSError: that of `action`, on process 0.
-      ConfigError: with the same message, on the others.
+      ConfigError, OSError: on process 0, the error that `action` raised.
+      ConfigError: on the other processes, with the same message.
     """
     if jax.process_count() == 1:
         action()
         return
-    error = None
+    error: ConfigError | OSError | None = None
     if jax.process_index() == 0:
         try:
             action()

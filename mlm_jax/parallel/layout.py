@@ -1,17 +1,17 @@
-"""The axes of the device mesh, and their sizes, without JAX."""
+"""The axes of the device mesh and their sizes; this file does not import JAX."""
 
 import math
 
-# Rows of a batch are split over `data` and `fsdp`; `fsdp` also splits the state; `tensor` the heads and hidden units.
+# `data` and `fsdp` split the rows of a batch; `fsdp` also splits the state; `tensor` splits heads and hidden units.
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
 BATCH_AXES = (DATA, FSDP)
 
 
 def mesh_shape(num_devices: int, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
-    """Fills in the one axis given as −1.
+    """The sizes of the axes; at most one may be −1, and gets all devices that the others leave.
 
     Raises:
-      ValueError: when the axes do not use all devices exactly.
+      ValueError: if the product of the sizes is not the number of devices.
     """
     sizes = {DATA: data, FSDP: fsdp, TENSOR: tensor}
     free = [name for name, size in sizes.items() if size == -1]
@@ -19,8 +19,8 @@ def mesh_shape(num_devices: int, data: int, fsdp: int, tensor: int) -> tuple[int
     if len(free) > 1 or known < 1 or num_devices % known or (not free and known != num_devices):
         text = ', '.join(f'mesh.{name}={size}' for name, size in sizes.items())
         raise ValueError(
-            f'{text} does not fit {num_devices} devices: the product must be {num_devices}; at most one axis may be -1 '
-            '(all devices that the others leave)'
+            f'{text} does not fit {num_devices} devices: the product must be {num_devices}; at most one axis may be '
+            '-1, which means all devices that the other axes leave'
         )
     if free:
         sizes[free[0]] = num_devices // known

@@ -1,4 +1,4 @@
-"""What the dimensions of each parameter mean: by this it is split over the mesh, and seen by Muon as a matrix."""
+"""What the dimensions of each parameter mean: this decides its sharding, and which matrix Muon sees in it."""
 
 import dataclasses
 import re
@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """A rule for the parameters whose path ends in some way.
+    """A rule for all parameters whose path ends with a pattern.
 
     Attributes:
       pattern: a regular expression for the end of the path, such as 'mlp/(up|down)/kernel'.
-      dimensions: what each dimension is: 'vocabulary', 'width', 'heads', 'hidden' (`sharding.PRESETS` splits these), or
-        None for one that is never split. A stack of layers has one more in front.
-      inputs, outputs: of a matrix, the dimensions that make up each of its axes, as Muon sees it; what remains counts
-        matrices. Empty for tables, biases and norms.
+      dimensions: the kind of each dimension: 'vocabulary', 'width', 'heads', 'hidden' (`sharding.PRESETS` says which of
+        these are split), or None for a dimension that is never split. In a stack of layers, parameters have one more
+        dimension in front.
+      inputs: the dimensions that together are the input axis of the matrix that Muon sees; empty for embeddings, biases
+        and norms, which are not matrices for Muon.
+      outputs: the dimensions that together are its output axis. Dimensions in neither count separate matrices.
     """
 
     pattern: str
@@ -23,11 +25,11 @@ class Parameter:
     outputs: tuple[int, ...] = ()
 
     def matches(self, name: str) -> bool:
-        """Whether this is the rule for the parameter with that path, such as 'encoder/layers/mlp/up/kernel'."""
+        """Whether the rule applies to the parameter with the path `name`, such as 'encoder/layers/mlp/up/kernel'."""
         return re.search(f'(^|/){self.pattern}$', name) is not None
 
 
-# Of the encoder and of the prediction head; each objective adds those of its own modules.
+# The rules for the encoder and the prediction head; each objective adds rules for modules of its own.
 ENCODER = (
     Parameter(r'token_embedding/embedding', ('vocabulary', 'width')),
     Parameter(r'position_embedding/embedding', (None, None)),
@@ -44,10 +46,10 @@ ENCODER = (
     Parameter(r'head/bias', ('vocabulary',)),
     Parameter(r'(attention/out|mlp/down|head/dense)/bias', (None,)),
     Parameter(r'[a-z_]*norm/(scale|bias)', (None,)),
-    Parameter(r'ns_coeffs', (None,)),  # constants that Muon keeps in its state
+    Parameter(r'ns_coeffs', (None,)),  # constants in the optimizer state of Muon
 )
 
 
 def find(name: str, parameters: Sequence[Parameter]) -> Parameter | None:
-    """The first rule for the parameter with that path; None where there is none."""
+    """The first rule that applies to the parameter with the path `name`; None if no rule does."""
     return next((parameter for parameter in parameters if parameter.matches(name)), None)

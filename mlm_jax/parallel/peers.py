@@ -1,7 +1,8 @@
-"""The processes of a run watch each other: one that is lost ends the others soon, with words.
+"""The processes of a run watch each other: if one is lost, the others end soon, with an error message.
 
-Each process beats from a thread of its own, through the key-value store of the coordinator: compiling, or waiting for
-a collective, stops no beat; death and SIGSTOP do. JAX itself would end the others too, but late, with an abort.
+Each process sends heartbeats from a separate thread, through the key-value store of the coordinator. Compiling, or
+waiting for a collective, does not stop the heartbeat; the death of the process, or SIGSTOP, does. JAX itself would end
+the other processes, too, but late, and by an abort.
 """
 
 import atexit
@@ -18,30 +19,36 @@ from typing import Any
 
 import jax
 
-# sysexits' EX_UNAVAILABLE: schedulers can tell a lost process from a preemption and from a mistake.
+# EX_UNAVAILABLE of sysexits.h, so that schedulers can tell a lost process from a preemption and from other errors.
 PEER_LOST_EXIT_CODE = 69
 _PREFIX = 'mlm_jax/peers'
 _FINISHED = 'finished'
 
 
 class Watch:
-    """Beats for this process, and watches the beats of the others.
+    """Sends the heartbeat of this process, and watches the heartbeats of the others.
 
     Attributes:
-      end: called with the message when a process is lost; does not return.
+      end: called with an error message when a process is lost; it does not return.
     """
 
     def __init__(
-        self, client: Any, process: int, num_processes: int, timeout_seconds: float, end: Callable | None = None
+        self,
+        client: Any,
+        process: int,
+        num_processes: int,
+        timeout_seconds: float,
+        end: Callable[[str], None] | None = None,
     ):
-        """Starts to beat and to watch.
+        """Starts the threads that send and watch heartbeats.
 
         Args:
-          client: the key-value store: `key_value_set(key, value, allow_overwrite)` and `key_value_dir_get(prefix)`.
-          process: index of this one.
-          num_processes: of the run.
-          timeout_seconds: how long one may be silent.
-          end: for tests; ends the process otherwise.
+          client: the key-value store, with `key_value_set(key, value, allow_overwrite)` and
+            `key_value_dir_get(prefix)`.
+          process: the index of this process.
+          num_processes: the number of processes of the run.
+          timeout_seconds: how long a process may be silent before it counts as lost.
+          end: see the attribute; None ends this process with `PEER_LOST_EXIT_CODE`.
         """
         self._client, self._process, self._num_processes = client, process, num_processes
         self._timeout, self.end = timeout_seconds, end or self._end
@@ -56,9 +63,9 @@ class Watch:
             thread.start()
 
     def finish(self, message: str = _FINISHED) -> None:
-        """Says that this process ends: as it should, or because of an error, which ends the others.
+        """Announces that this process ends; a `message` other than the default is an error, which ends the others.
 
-        After an error the others get the time to hear of it: when process 0 ends, its store is gone.
+        After an error, this waits until the others have read the message: when process 0 ends, the store is gone.
         """
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f'{_PREFIX}/end/{self._process}', message, True)
@@ -67,13 +74,13 @@ class Watch:
             time.sleep(3 * self._interval)
 
     def wait_for_verdict(self) -> None:
-        """Waits as long as it takes to find a lost process, which ends this one: for errors that may come of that."""
+        """Waits until a lost process would be found, and end this one: it may be the cause of an error."""
         time.sleep(self._timeout + 3 * self._interval)
 
     def _beat(self) -> None:
         count, name = 0, f'{socket.gethostname()}, pid {os.getpid()}'
         while not self._stopped.is_set():
-            # Errors of the store are those of a coordinator that is gone, which its silence will tell.
+            # The store fails if the coordinator is gone; `_judge` notices its silence.
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self._client.key_value_set(f'{_PREFIX}/beat/{self._process}', f'{count} {name}', True)
                 self._take(dict(self._client.key_value_dir_get(_PREFIX)))
@@ -98,33 +105,33 @@ class Watch:
         before = time.monotonic()
         while not self._stopped.wait(self._interval):
             now = time.monotonic()
-            if now - before > max(5.0, 5 * self._interval):  # this process itself was stopped: all get their time again
+            if now - before > max(5.0, 5 * self._interval):  # this process itself was stopped: all timeouts start again
                 self._reached = now
                 self._heard = {peer: max(heard, now) for peer, heard in self._heard.items()}
             before = now
             if lost := self._lost(now):
                 self.end(
-                    f'{lost} has been silent for {self._timeout:g} s: killed, frozen, or cut off from the network. '
-                    'See its own output; start the same command on all machines again, and it goes on from the last '
-                    'checkpoint. --peer_timeout_seconds sets how long a process may be silent'
+                    f'{lost} has been silent for {self._timeout:g} s: it was killed, is frozen, or has lost its '
+                    'network connection. See its output; then start the same command on all machines again: it '
+                    'resumes from the last checkpoint. --peer_timeout_seconds sets how long a process may be silent'
                 )
 
     def _lost(self, now: float) -> str | None:
         if now - self._reached > self._timeout:
-            return None if self._process == 0 else f'{self._names[0]}, which the others meet at,'
+            return None if self._process == 0 else f'{self._names[0]}, the coordinator,'
         silent = [peer for peer, heard in self._heard.items() if peer != self._process and now - heard > self._timeout]
         return ' and '.join(self._names[peer] for peer in silent) or None
 
     def _end(self, message: str) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            if self._process == 0:  # which takes the store with it: the others hear it first
+            if self._process == 0:  # the store ends with process 0, so the others must read the message first
                 self._client.key_value_set(f'{_PREFIX}/end/0', message, True)
                 time.sleep(3 * self._interval)
         end_with(message, PEER_LOST_EXIT_CODE)
 
 
 def end_with(message: str, status: int) -> None:
-    """Ends the process at once: threads that wait for a lost process cannot be ended otherwise."""
+    """Prints an error and ends the process at once; threads that wait for a lost process cannot be ended otherwise."""
     os.write(2, f'\nerror: {message}\n'.encode())
     os._exit(status)
 
@@ -132,13 +139,14 @@ def end_with(message: str, status: int) -> None:
 @contextlib.contextmanager
 def watched(timeout_seconds: float) -> Iterator[None]:
     """Watches the other processes of the run, if there are any, while the body runs."""
-    from jax._src import distributed  # its store has no public name; jax.experimental.multihost_utils uses it likewise
+    from jax._src import distributed  # no public name; jax.experimental.multihost_utils uses it, too
 
     state = distributed.global_state
-    if state.client is None or state.num_processes == 1:
+    coordinator = state.coordinator_address
+    if state.client is None or coordinator is None or state.num_processes == 1:
         yield
         return
-    explain_abort(state.coordinator_address, state.process_id)
+    explain_abort(coordinator, state.process_id)
     watch = Watch(state.client, state.process_id, state.num_processes, timeout_seconds)
     try:
         yield
@@ -147,7 +155,7 @@ def watched(timeout_seconds: float) -> Iterator[None]:
         raise
     except jax.errors.JaxRuntimeError:
         watch.wait_for_verdict()
-        watch.finish(f'process {state.process_id} ended with an error; see its own output')
+        watch.finish(f'process {state.process_id} ended with an error; see its output')
         atexit.register(_leave, 1)
         raise
     except BaseException as error:
@@ -158,22 +166,22 @@ def watched(timeout_seconds: float) -> Iterator[None]:
     watch.finish()
 
 
-_kept = []  # what C holds must live
+_kept: list[Any] = []  # callbacks that C code holds must not be garbage-collected
 
 
 def _leave(status: int) -> None:
-    """Ends the process before JAX waits for the others, which have ended: it would abort after minutes."""
+    """Ends the process before JAX waits for the others. They have ended, and JAX would abort after minutes."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def explain_abort(coordinator: str, process: int) -> None:
-    """Says what it means when JAX aborts because the connection to process 0 has broken; it leaves no other way to.
+    """Prints an error when JAX aborts because the connection to process 0 is lost. A signal handler is the only way.
 
     Args:
-      coordinator: HOST:PORT.
-      process: index of this process.
+      coordinator: the address of process 0, HOST:PORT.
+      process: the index of this process.
     """
     if process == 0:
         return
@@ -182,8 +190,8 @@ def explain_abort(coordinator: str, process: int) -> None:
     def handle(number: int) -> None:
         if not _answers(coordinator):
             end_with(
-                f'process 0, which the others meet at ({coordinator}), is gone. See its own output; start the same '
-                'command on all machines again, and it goes on from the last checkpoint',
+                f'process 0, the coordinator ({coordinator}), is gone. See its output; then start the same command on '
+                'all machines again: it resumes from the last checkpoint',
                 PEER_LOST_EXIT_CODE,
             )
         signal.signal(signal.SIGABRT, signal.SIG_DFL)

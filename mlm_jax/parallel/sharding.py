@@ -1,8 +1,9 @@
-"""How parameters and optimizer state lie on the mesh: rules on paths, in a few named presets."""
+"""How parameters and optimizer state are sharded over the mesh: rules on paths, and a few named presets."""
 
 import functools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -10,7 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mlm_jax.parallel.mesh import FSDP, TENSOR
 from mlm_jax.parallel.parameters import ENCODER, Parameter, find
 
-# Which mesh axis splits which kind of dimension.
+KeyPath = tuple[Any, ...]  # of `jax.tree_util`
+
+# Preset → kind of dimension → the mesh axis that splits it.
 PRESETS: dict[str, dict[str, str]] = {
     'dp': {},
     'fsdp': {'width': FSDP},
@@ -18,36 +21,37 @@ PRESETS: dict[str, dict[str, str]] = {
 }
 
 
-def path_name(path) -> str:
-    """'encoder/layers/mlp/up/kernel' for a path of `jax.tree_util`."""
+def path_name(path: KeyPath) -> str:
+    """A path of `jax.tree_util` as text, such as 'encoder/layers/mlp/up/kernel'."""
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def is_stacked(path) -> bool:
-    """Whether the first dimension of the leaf at `path` counts the layers of a scan."""
+def is_stacked(path: KeyPath) -> bool:
+    """Whether the first dimension of the leaf at `path` is the index of a layer in a scan."""
     return re.search(r'(^|/)(\w+_)?layers/', path_name(path)) is not None
 
 
 def partition_spec(
-    path, shape: tuple[int, ...], preset: str, mesh: Mesh, parameters: Sequence[Parameter] = ENCODER
+    path: KeyPath, shape: tuple[int, ...], preset: str, mesh: Mesh, parameters: Sequence[Parameter] = ENCODER
 ) -> PartitionSpec:
     """The PartitionSpec of one leaf of the state.
 
     Args:
-      path: of `jax.tree_util`; optimizer state counts as the parameter at the end of its path.
-      shape: of the leaf.
+      path: the path of the leaf in `jax.tree_util`; optimizer state has the rule of the parameter that its path ends
+        with.
+      shape: the shape of the leaf.
       preset: a key of `PRESETS`.
-      mesh: gives the sizes of the axes.
-      parameters: the rules.
+      mesh: the mesh, for the sizes of its axes.
+      parameters: the rules for parameters.
 
     Raises:
-      ValueError: when no rule matches, two dimensions ask for one axis, or a size is no multiple of its axis.
+      ValueError: if no rule matches, two dimensions ask for the same axis, or an axis does not divide a size.
     """
     name = path_name(path)
     if len(shape) <= is_stacked(path):  # counters
         return PartitionSpec()
     dimensions = _dimensions(name, shape, is_stacked(path), parameters)
-    axes = [PRESETS[preset].get(dimension) for dimension in dimensions]
+    axes = [None if dimension is None else PRESETS[preset].get(dimension) for dimension in dimensions]
     used = [axis for axis in axes if axis]
     if len(set(used)) < len(used):
         raise ValueError(f'preset {preset!r} asks for one mesh axis twice for {name} of shape {shape}: {axes}')
@@ -60,7 +64,9 @@ def partition_spec(
     return PartitionSpec(*axes)
 
 
-def _dimensions(name: str, shape: tuple[int, ...], stacked: bool, parameters) -> tuple[str | None, ...]:
+def _dimensions(
+    name: str, shape: tuple[int, ...], stacked: bool, parameters: Sequence[Parameter]
+) -> tuple[str | None, ...]:
     rule = find(name, parameters)
     if rule is None:
         raise ValueError(
@@ -75,13 +81,13 @@ def _dimensions(name: str, shape: tuple[int, ...], stacked: bool, parameters) ->
     return dimensions
 
 
-def gather_width(params):
-    """The parameters of one layer, or of a part outside the stack, as computations read them: whole along the width.
+def gather_width(params: Any) -> Any:
+    """The parameters of one layer, or of a module outside the stack, gathered along the width for computation.
 
-    `fsdp` splits the state along the width and the batch along its rows. Left alone, the partitioner may well take the
-    width of a weight into the activations instead: rows are exchanged, statistics of norms are summed over devices, and
-    products run over slices of the width too thin for a matrix unit. Gathering each weight just before its use is what
-    FSDP means; `tensor` still splits heads and hidden units. Outside a mesh nothing happens.
+    `fsdp` splits the state along the width, and the batch along its rows. Without this function, the partitioner may
+    split the activations along the width instead: it then exchanges rows between devices, sums the statistics of norms
+    over devices, and multiplies slices of the width that are too thin for a matrix unit. FSDP means that each weight is
+    gathered just before its use; `tensor` still splits heads and hidden units. Outside a mesh, this does nothing.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape.get(FSDP, 1) == 1:
@@ -96,26 +102,26 @@ def gather_width(params):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather_dimension(x: jax.Array, dimension: int) -> jax.Array:
-    """`x` whole along `dimension`; its gradient lies like `x` again."""
+    """`x` gathered along `dimension`; the gradient has the sharding of `x` again."""
     return _along(x, dimension, None)
 
 
 def _along(x: jax.Array, dimension: int, axis: str | None) -> jax.Array:
-    spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[dimension] = axis
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def _gather_backward(dimension, _, grad):
-    # Whole first: products of thin slices, passed around a ring, would waste most of a matrix unit.
+    # The gradient is computed unsplit first: products of thin slices, passed around a ring, would waste a matrix unit.
     return (_along(_along(grad, dimension, None), dimension, FSDP),)
 
 
 _gather_dimension.defvjp(lambda x, dimension: (_gather_dimension(x, dimension), None), _gather_backward)
 
 
-def state_shardings(state, preset: str, mesh: Mesh, parameters: Sequence[Parameter] = ENCODER):
-    """A NamedSharding for each leaf of `state` (arrays or ShapeDtypeStructs), by the rules for its parameters."""
+def state_shardings(state: Any, preset: str, mesh: Mesh, parameters: Sequence[Parameter] = ENCODER) -> Any:
+    """A pytree with a NamedSharding for each leaf of the pytree `state` (arrays or ShapeDtypeStructs)."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition_spec(path, leaf.shape, preset, mesh, parameters)), state
     )

@@ -1,9 +1,9 @@
-"""TPU slices by name: how many devices they have, how these lie, and how much memory each has."""
+"""TPU slices by name: how many devices a slice has, in which layout, and how much memory each device has."""
 
 import dataclasses
 import math
 
-# Chips → layout of a slice. The number in a name counts chips; for v5p, the two cores of each.
+# Number of chips → layout of the slice. The number in the name of a slice counts chips, but cores for v5p.
 _LAYOUTS_2D = {4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
 _LAYOUTS_3D = {4: '2x2x1', 8: '2x2x2', 16: '2x2x4', 32: '2x4x4', 64: '4x4x4', 128: '4x4x8', 256: '4x8x8', 512: '8x8x8'}
 
@@ -13,10 +13,10 @@ class _Kind:
     """A kind of TPU.
 
     Attributes:
-      per_chip: what the number in a name counts, for each chip.
-      layouts: chips → layout.
-      device_kind: how the name begins that its devices give themselves.
-      memory_gib: of a device; the compiler itself refuses what exceeds the usable part.
+      per_chip: by how much each chip raises the number in the name of a slice.
+      layouts: number of chips → layout.
+      device_kind: the beginning of `jax.Device.device_kind`.
+      memory_gib: the memory of a device; a part of it is not usable, which the compiler accounts for.
     """
 
     per_chip: int
@@ -28,7 +28,7 @@ class _Kind:
 _KINDS = {
     'v5e': _Kind(1, _LAYOUTS_2D, 'TPU v5 lite', 16),
     'v6e': _Kind(1, _LAYOUTS_2D, 'TPU v6 lite', 32),
-    'v5p': _Kind(2, _LAYOUTS_3D, 'TPU v5', 95),  # behind v5e, whose name begins alike
+    'v5p': _Kind(2, _LAYOUTS_3D, 'TPU v5', 95),  # must follow v5e, whose device_kind begins in the same way
 }
 
 
@@ -36,30 +36,36 @@ def size_of(topology: str) -> tuple[int, int]:
     """The number of devices of a slice, and the memory of one in bytes.
 
     Raises:
-      ValueError: for a slice that there is not.
+      ValueError: if there is no such slice.
     """
     kind, _, layout = layout_name(topology).partition(':')
     if kind not in _KINDS:
-        raise ValueError(f'unknown topology {topology!r}: its kind is one of {", ".join(_KINDS)}')
+        raise ValueError(f'unknown topology {topology!r}: its kind must be one of {", ".join(_KINDS)}')
     if not all(side.isdigit() and int(side) for side in layout.split('x')):
-        raise ValueError(f'unknown topology {topology!r}: a layout is written {kind}:{_KINDS[kind].layouts[16]}')
+        raise ValueError(f'unknown topology {topology!r}: write a layout as in {kind}:{_KINDS[kind].layouts[16]}')
     return math.prod(map(int, layout.split('x'))), _KINDS[kind].memory_gib * 2**30
 
 
 def layout_name(topology: str) -> str:
-    """'v5e:4x4' for 'v5e-16'; names that are layouts stay as they are."""
+    """The layout of a slice, such as 'v5e:4x4' for 'v5e-16'; a name that is a layout is returned unchanged.
+
+    Raises:
+      ValueError: if there is no such slice.
+    """
     if ':' in topology:
         return topology
     kind, _, number = topology.partition('-')
     if kind in _KINDS and number.isdigit():
-        layout = _KINDS[kind].layouts.get(int(number) / _KINDS[kind].per_chip)
-        if layout:
-            return f'{kind}:{layout}'
+        chips, rest = divmod(int(number), _KINDS[kind].per_chip)
+        if not rest and chips in _KINDS[kind].layouts:
+            return f'{kind}:{_KINDS[kind].layouts[chips]}'
     names = [f'{name}-{chips * kind.per_chip}' for name, kind in _KINDS.items() for chips in kind.layouts]
-    raise ValueError(f'unknown topology {topology!r}: it is one of {", ".join(names)}, or a layout such as v5e:4x4')
+    raise ValueError(
+        f'unknown topology {topology!r}: it must be one of {", ".join(names)}, or a layout such as v5e:4x4'
+    )
 
 
 def memory_bytes(device_kind: str) -> int | None:
-    """Memory of one device of a TPU kind; None for kinds not listed here."""
+    """The memory of one TPU device, given its `jax.Device.device_kind`; None for kinds not listed here."""
     kinds = (kind for kind in _KINDS.values() if device_kind.startswith(kind.device_kind))
     return next((kind.memory_gib * 2**30 for kind in kinds), None)

@@ -17,12 +17,7 @@ import numpy as np
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import flops
-from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import tables as tables_lib
-from mlm_jax.data import verification
 from mlm_jax.data.packing import segment_ids
-from mlm_jax.data.rows import Batches, Prefetcher
-from mlm_jax.data.shards import Shards
 from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
@@ -159,7 +154,9 @@ class TrainStep:
         jax.block_until_ready(batch)
         self._note('input', (time.perf_counter() - start) / num_steps)
         # The next batch is read while a step runs; the first step, which waits for all of its own, does not count.
-        prefetcher = Prefetcher(self.batches, first + num_steps, first + 2 * num_steps + 1, size=1)
+        from mlm_jax.performance import prepared_rows  # here: rows that are made up need none of the data stack
+
+        prefetcher = prepared_rows.Prefetcher(self.batches, first + num_steps, first + 2 * num_steps + 1, size=1)
         try:
             self._timed(lambda _: next(prefetcher), 1)
             before = prefetcher.stall_seconds
@@ -200,7 +197,9 @@ def prepare(
     mesh = runtime.make_mesh(config)
     sharding = mesh_lib.batch_sharding(mesh)
     if rows:
-        vocabulary, run, batches = _from_directory(config, sharding)
+        from mlm_jax.performance import prepared_rows  # as above
+
+        vocabulary, run, batches = prepared_rows.from_directory(config, sharding)
         tokens = batches(0)
     else:
         vocabulary, batches = standard_vocabulary(config.vocab_size), None
@@ -231,17 +230,6 @@ def prepare(
         name, config, flops.step_flops(config), compile_seconds, step, masking, optimizer, state, tokens, gradients,
         mesh, vocabulary, batches,
     )  # fmt: skip
-
-
-def _from_directory(config: ml_collections.ConfigDict, sharding: jax.sharding.NamedSharding):
-    """Vocabulary, run, and batches as training has them."""
-    manifest = manifest_lib.load(config.data.directory)
-    config_lib.resolve(config, manifest)  # which compares the two
-    verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
-    shards = Shards(config.data.directory, 'train')
-    steps_per_epoch = len(shards) / config.batch_size
-    run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
-    return manifest.vocabulary, run, Batches(shards, config.seed, config.batch_size, sharding)
 
 
 class LargeMatmul:

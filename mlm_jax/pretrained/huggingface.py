@@ -105,7 +105,7 @@ def to_hf(config: EncoderConfig, params: Mapping, directory: str | pathlib.Path,
     The tokenizer is not part of it. Token types have embeddings of zero.
 
     Args:
-      config: of the encoder, as in `run.objective.config` of a model that `training.loading.load` returns.
+      config: of the encoder, as in `objective.config` of a model that `mlm_jax.load` returns.
       params: of the objective `mlm`.
       directory: made where it does not exist; files of these names are replaced.
       pad_id: the id of the padding, for config.json.

@@ -1,6 +1,7 @@
 """Pretraining that starts from other parameters: on new text, or under other masks.
 
-They come from another run, `init_from=WORKDIR`, or from a checkpoint of Hugging Face, `init_from=hf:DIRECTORY`.
+They come from another run, `init_from=WORKDIR` or `WORKDIR@STEP`, or from a checkpoint of Hugging Face,
+`init_from=hf:DIRECTORY`.
 """
 
 import functools
@@ -20,13 +21,12 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.parallel.mesh import replicated
 from mlm_jax.parallel.sharding import path_name
-from mlm_jax.pretrained import huggingface
+from mlm_jax.pretrained import huggingface, sources
 from mlm_jax.training import build, checkpoints
 from mlm_jax.training.resuming import state_keys
 from mlm_jax.training.state import TrainState
 from mlm_jax.training.workdir import read_config
 
-HUGGING_FACE = 'hf:'
 _HUGGING_FACE_TOKENIZER = 'tokenizer.json'
 # Attributes of EncoderConfig, and keys of the configuration, in which a run must agree with a checkpoint.
 _SHAPE_KEYS = ('num_layers', 'width', 'num_heads', 'ffn_width')
@@ -43,11 +43,13 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     """
     if not config.init_from:
         return
-    if config.init_from.startswith(HUGGING_FACE):
-        _check_hugging_face(config, manifest)
+    source = sources.parse(config.init_from)
+    if source.is_random:
+        raise ConfigError(f'init_from={source} asks for parameters that have learned nothing: leave init_from empty')
+    if source.is_hugging_face:
+        _check_hugging_face(config, manifest, source.directory)
         return
-    source = pathlib.Path(config.init_from).expanduser()
-    there = read_config(source)
+    there = read_config(source.directory)
     different = config_lib.differences(there, config)
     fitted = ('optimizer.', 'sequence_length')  # the optimizer starts afresh, and tables of positions follow the length
     keys = [key for key in state_keys() if key in different and not key.startswith(fitted)]
@@ -59,9 +61,10 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
         raise ConfigError(
             f'the parameters in init_from={config.init_from} are of another model:\n{lines}\nUse its values'
         )
-    if larger and _extends(config, manifest, source / 'tokenizer.model', there.vocab_size):
+    tokenizer = source.directory / 'tokenizer.model'
+    if larger and _extends(config, manifest, tokenizer, there.vocab_size):
         return
-    _check_tokenizer(config, manifest, source / 'tokenizer.model')
+    _check_tokenizer(config, manifest, tokenizer)
     if larger:
         raise ConfigError(
             f'the tokenizer of init_from={config.init_from} is the one of the data, and nothing says what the ids '
@@ -77,20 +80,21 @@ def start_from(source: str, state: TrainState, tokenizer: pathlib.Path) -> Train
     than those of `source`, a table of positions goes on from its start, as in Longformer (arXiv 2004.05150, section 5).
 
     Args:
-      source: what `check_source` has found fitting: the workdir of a run, whose newest checkpoint is read, or
+      source: what `check_source` has found fitting: WORKDIR, whose newest checkpoint is read, WORKDIR@STEP, or
         hf:DIRECTORY.
       state: fresh, on the mesh.
       tokenizer: of the data, or of the run that starts here.
 
     Raises:
-      FileNotFoundError: without a checkpoint.
+      FileNotFoundError: without a checkpoint (of that step).
       ConfigError: for a checkpoint of Hugging Face whose weights are not what its description says.
     """
-    if source.startswith(HUGGING_FACE):
-        return state.replace(params=_hugging_face_params(source, state.params))
-    workdir = pathlib.Path(source).expanduser()
+    parsed = sources.parse(source)
+    workdir = parsed.directory
+    if parsed.is_hugging_face:
+        return state.replace(params=_hugging_face_params(parsed, state.params))
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
-    params = saver.restore_params(_stored(read_config(workdir), state.params))
+    params = saver.restore_params(_stored(read_config(workdir), state.params), parsed.step)
     saver.close()
     old_tokenizer = workdir / 'tokenizer.model'
     spelling = functools.cache(lambda: _spelling(*map(Tokenizer.from_file, (tokenizer, old_tokenizer))))
@@ -161,12 +165,7 @@ def _extends(config: ml_collections.ConfigDict, manifest: Manifest, path: pathli
     return new.vocabulary.size == config.vocab_size and old.vocabulary.size == old_size and extends(new, old)
 
 
-def _directory(source: str) -> pathlib.Path:
-    return pathlib.Path(source.removeprefix(HUGGING_FACE)).expanduser()
-
-
-def _check_hugging_face(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
-    directory = _directory(config.init_from)
+def _check_hugging_face(config: ml_collections.ConfigDict, manifest: Manifest, directory: pathlib.Path) -> None:
     if 'learned' not in OBJECTIVES[config.objective].positions:
         others = ' or '.join(name for name, spec in OBJECTIVES.items() if 'learned' in spec.positions)
         raise ConfigError(
@@ -210,10 +209,10 @@ def hugging_face_tokenizer(directory: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _hugging_face_params(source: str, fresh: dict) -> dict:
+def _hugging_face_params(source: sources.Source, fresh: dict) -> dict:
     """`fresh`, with the encoder of a checkpoint, and its head where that has the shapes of the one here."""
     try:
-        _, stored = huggingface.from_hf(_directory(source))
+        _, stored = huggingface.from_hf(source.directory)
     except ValueError as error:
         raise ConfigError(f'init_from={source}: {error}') from error
     encoder, head = stored['encoder'], stored['head']

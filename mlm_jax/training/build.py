@@ -22,7 +22,7 @@ from mlm_jax.training.schedules import make_schedule
 from mlm_jax.training.state import Init, TrainState
 from mlm_jax.training.step import make_eval_step, make_train_step
 
-# Keys of `config.masking` that are attributes of Masking as they stand.
+# Keys of `config.masking` that become attributes of Masking without any change.
 _PLAIN_MASKING_KEYS = (
     'strategy', 'ratio', 'mask_fraction', 'random_fraction', 'unit', 'predicted_fraction', 'corruption_unit',
     'repeats', 'static_masks',
@@ -31,17 +31,17 @@ _PLAIN_MASKING_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The pure functions and the durations of a run, all decided by its configuration.
+    """The pure functions and the length of a run, all of which follow from its configuration.
 
     Attributes:
       objective: the Linen module.
-      masking: of the training.
-      total_steps: the length of the run.
-      optimizer: of the mean gradient.
-      learning_rate: update → learning rate.
+      masking: the masking of the training batches.
+      total_steps: the number of updates.
+      optimizer: the optimizer, which takes the mean gradient.
+      learning_rate: number of the update → learning rate.
       init: () → TrainState.
       train_step: (state, tokens) → (state, metrics).
-      eval_step: (params, tokens, first row) → metrics.
+      eval_step: (params, tokens, index of the first row) → metrics.
     """
 
     objective: Objective
@@ -57,39 +57,39 @@ class Run:
 def evaluation_masking(
     config: ml_collections.ConfigDict, vocabulary: Vocabulary, ratio: float | None = None
 ) -> Masking:
-    """Uniform masks, all [MASK], whatever the strategy; `ratio` is that of evaluations, unless given."""
+    """The masking of evaluations: uniform, all [MASK], whatever the strategy; `ratio` replaces `evaluation.ratio`."""
     return Masking(
         vocabulary, ratio=config.evaluation.ratio if ratio is None else ratio, repeats=config.masking.repeats
     )
 
 
 def traceable(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy whose model can be traced on any machine: without attention kernels, which change no shape of anything."""
+    """A copy whose model can be traced on any machine: without attention kernels, which do not affect any shapes."""
     config = config.copy_and_resolve_references()
     config.model.attention_backend = 'xla'
     return config
 
 
 def state_shapes(config: ml_collections.ConfigDict) -> TrainState:
-    """Shapes and dtypes of the state of a run."""
+    """The shapes and dtypes of the state of a run, as ShapeDtypeStructs."""
     run = make_run(traceable(config), standard_vocabulary(config.vocab_size), steps_per_epoch=1000.0)
     return jax.eval_shape(run.init)
 
 
 def encoder_config(config: ml_collections.ConfigDict) -> EncoderConfig:
-    """The encoder that `config.model` describes."""
+    """The configuration of the encoder that `config.model` describes."""
     return EncoderConfig(vocab_size=config.vocab_size, max_length=config_lib.row_length(config), **config.model)
 
 
 def make_objective(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> Objective:
-    """The Linen module that `config.objective` names, with the settings under that name, where it has any."""
+    """The Linen module that `config.objective` names, with the options in the part of `config` with that name."""
     spec = OBJECTIVES[config.objective]
     options = spec.options(**config[config.objective], **spec.settings(config)) if spec.options else None
     return module_class(spec).make(encoder_config(config), options, vocabulary)
 
 
 def make_optimizer_of_run(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, Callable]:
-    """The optimizer of a resolved configuration, and its learning rate as a function of the update."""
+    """The optimizer of a resolved configuration, and the learning rate as a function of the number of the update."""
     c = config.schedule
     schedule = make_schedule(c.name, config.total_steps, c.warmup_steps or 0, c.decay_steps or 0)
     optimizer = make_optimizer(config.optimizer, schedule, parameters(config.objective))
@@ -99,13 +99,13 @@ def make_optimizer_of_run(config: ml_collections.ConfigDict) -> tuple[optax.Grad
 def make_masking(
     config: ml_collections.ConfigDict, vocabulary: Vocabulary, num_rows: int, tables: Tables | None = None
 ) -> Masking:
-    """The masking of the training that `config.masking` describes.
+    """The masking of training batches that `config.masking` describes.
 
     Args:
       config: a resolved configuration.
-      vocabulary: the special ids.
-      num_rows: of an epoch, by which visits are counted.
-      tables: what units and weights need; those that lack it refuse to be traced.
+      vocabulary: the special ids and the number of ids.
+      num_rows: the number of rows of an epoch, from which visits are counted.
+      tables: what units and sampling weights need; if a table is missing, the masking raises an error when traced.
     """
     k, total_steps = config.masking, config.total_steps
     start_step = total_steps - (k.anneal_steps or 0)
@@ -123,13 +123,13 @@ def make_masking(
 def make_run(
     config: ml_collections.ConfigDict, vocabulary: Vocabulary, steps_per_epoch: float, tables: Tables | None = None
 ) -> Run:
-    """Everything that a run computes, before any device is touched.
+    """Everything that a run computes; this does not use any device.
 
     Args:
-      config: a resolved configuration; what one that is only checked leaves open is decided here.
-      vocabulary: the special ids; its size is `config.vocab_size`.
-      steps_per_epoch: rows / batch_size, by which visits of rows are counted.
-      tables: of the tokenizer and the corpus, where the masking of the training needs them.
+      config: a resolved configuration, or a checked one, which is resolved here.
+      vocabulary: the special ids and the number of ids, which is `config.vocab_size`.
+      steps_per_epoch: the number of rows divided by the batch size, from which visits of rows are counted.
+      tables: what the masking needs from the tokenizer and the corpus; None if it needs nothing.
     """
     config = config_lib.in_steps(config_lib.decided(config), steps_per_epoch)
     objective = make_objective(config, vocabulary)

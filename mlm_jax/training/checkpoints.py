@@ -1,6 +1,6 @@
-"""Checkpoints of a run: the state with all that goes on from it. The only file that knows Orbax.
+"""Checkpoints of a run: the state, and everything else that resuming needs. No other file uses Orbax.
 
-A checkpoint at step i holds the state after i updates; batch i is not yet consumed.
+A checkpoint at step i holds the state after i updates, before batch i is consumed.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ def _print(text: str) -> None:
 
 @dataclasses.dataclass
 class Position:
-    """What a run must know besides its state to go on as if nothing had happened.
+    """What a run needs besides its state in order to resume as if it had not been interrupted.
 
     Attributes:
-      examples: rows consumed so far.
-      train_seconds: time spent so far, over all starts.
-      window: sums of metrics of the updates since the last line of the log (metrics.MetricsWindow).
+      examples: the number of rows consumed so far.
+      train_seconds: the training time so far, including the time before interruptions.
+      window: the metrics of the updates since the last line of the log (`metrics.MetricsWindow.fetch`).
       config: the configuration, as a dict.
     """
 
@@ -51,9 +51,9 @@ class Position:
 
 
 class Checkpoints:
-    """Saves asynchronously, keeps the last few, and restores onto any mesh and number of processes.
+    """Saves checkpoints asynchronously, keeps the last few, and restores onto any mesh and number of processes.
 
-    What is restored has been compared with the checksums that were written with it (training/integrity.py).
+    Before a checkpoint is restored, its files are compared with the checksums in it (training/integrity.py).
     """
 
     def __init__(
@@ -66,24 +66,25 @@ class Checkpoints:
     ):
         """Opens the checkpoints in a directory.
 
-        To write, the newest whole one is found first: damaged ones that are newer are moved to the directory
-        `<name>_damaged` beside this one, and what interrupted writes have left is removed.
+        Unless `read_only`, this looks for the newest undamaged checkpoint. Damaged ones that are newer are moved to the
+        directory `<name>_damaged` beside `directory`, and the remains of interrupted writes are removed.
 
         Args:
-          directory: of the checkpoints alone.
-          keep_last: how many of the newest to keep; None keeps all.
-          keep_every_steps: besides, those at multiples of this stay.
-          read_only: for reading alone: the directory must exist, and nothing in it is changed.
-          note: receives a line for each damaged checkpoint.
+          directory: a directory that holds nothing but the checkpoints.
+          keep_last: how many of the newest checkpoints to keep; None keeps all.
+          keep_every_steps: checkpoints at multiples of this number of steps are kept in addition.
+          read_only: only reads: the directory must exist, and nothing in it is changed.
+          note: a function that receives a line of text for each damaged checkpoint.
 
         Raises:
-          ConfigError: when there are checkpoints, and none is whole (not with `read_only`).
+          ConfigError: if there are checkpoints and all are damaged (not with `read_only`).
+          FileNotFoundError: if the directory does not exist (only with `read_only`).
         """
         self._directory, self._read_only, self._note = pathlib.Path(directory).absolute(), read_only, note
         if read_only and not self._directory.is_dir():
             raise FileNotFoundError(f'no checkpoint in {directory}: there is no such directory')
         self._saving: int | None = None
-        self._damage: dict[tuple[int, str], str | None] = {}  # what has been looked at
+        self._damage: dict[tuple[int, str], str | None] = {}  # of each step and part examined so far
         if not read_only:
             agreement.of_leader(self._set_damaged_aside)
         self._manager = _manager(
@@ -97,18 +98,18 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """Updates done at the newest complete checkpoint; None without one."""
+        """The step of the newest complete checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def all_steps(self) -> list[int]:
-        """The steps of all complete checkpoints, ascending."""
+        """The steps of all complete checkpoints in ascending order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: TrainState, position: Position) -> None:
-        """Copies the state and writes it in the background; waits first for the write before it.
+        """Copies the state and writes it in the background; first waits until the previous write has ended.
 
         Raises:
-          OSError: when a write failed, this one or that before it.
+          OSError: if this write or the previous one has failed.
         """
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
@@ -121,22 +122,22 @@ class Checkpoints:
             self._manager.save(step, args=args)
 
     def check(self) -> None:
-        """Raises OSError when the write under way has failed; does not wait for it."""
+        """Raises OSError if the write in the background has failed; does not wait for it."""
         if self._saving is not None and not self._manager.is_saving_in_progress():
             with _write_errors(self._directory):
                 self._manager.wait_until_finished()
             self._saving = None
 
     def newest_written(self) -> int | None:
-        """Updates done at the newest checkpoint on the disk; None without one."""
+        """The step of the newest checkpoint on disk; None if there is none."""
         return max(_steps_in(self._directory), default=None)
 
     def restore(self, abstract_state: TrainState, step: int | None = None) -> TrainState:
         """Reads the state at `step` (None: the newest) into the shapes and shardings of `abstract_state`.
 
         Raises:
-          ConfigError: when the checkpoint is damaged, or holds other tensors.
-          FileNotFoundError: when there is none (of that step).
+          ConfigError: if the checkpoint is damaged, or its arrays do not match `abstract_state`.
+          FileNotFoundError: if there is no checkpoint, or none of that step.
         """
         rest = {'step': abstract_state.step, 'opt_state': abstract_state.opt_state}
         args = ocp.args.Composite(
@@ -144,62 +145,65 @@ class Checkpoints:
         )
         restored = self._restored(self.checked(step, (PARAMS, OPTIMIZER)), args)
         state = TrainState(params=restored[PARAMS], **restored[OPTIMIZER])
-        if jax.tree.structure(state) != jax.tree.structure(abstract_state):  # Orbax leaves None where it found nothing
+        # Orbax puts None where the checkpoint has nothing.
+        if jax.tree.structure(state) != jax.tree.structure(abstract_state):  # type: ignore[operator]  # jaxlib's stub
             raise ConfigError(
-                f'the checkpoint in {self._manager.directory} holds an optimizer state with other parts than this one: '
-                'it was written by a version, or a configuration, whose optimizer differs. Begin in another workdir; '
-                'init_from takes the parameters of this one'
+                f'the checkpoint in {self._manager.directory} holds an optimizer state with other parts than this '
+                'configuration needs: it was written by a version, or with a configuration, whose optimizer differs. '
+                'Start in another workdir; init_from starts it from the parameters of this checkpoint'
             )
         return state
 
     def restore_params(self, abstract_params: dict, step: int | None = None) -> dict:
-        """Reads the parameters alone; errors as for `restore`."""
+        """Reads only the parameters; raises the same errors as `restore`."""
         args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
         return self._restored(self.checked(step), args)[PARAMS]
 
     def _restored(self, step: int, args: ocp.args.Composite) -> dict:
         try:
             return self._manager.restore(step, args=args)
-        except ValueError as error:  # names and shapes that do not meet
+        except ValueError as error:  # names or shapes differ
             raise ConfigError(
                 f'the checkpoint of step {step} in {self._manager.directory} holds other tensors than this model: it '
-                f'was written by a version, or a configuration, whose model differs. Orbax says: {error}'
+                f'was written by a version, or with a configuration, whose model differs. Orbax says: {error}'
             ) from error
 
     def restore_position(self, step: int | None = None) -> Position:
-        """Reads all but the arrays."""
+        """Reads the `Position`; raises the same errors as `restore`."""
         args = ocp.args.Composite(position=ocp.args.JsonRestore())
         return Position(**self._manager.restore(self.checked(step, (POSITION,)), args=args)[POSITION])
 
     def close(self) -> None:
-        """Waits for writes under way."""
+        """Waits until all writes have ended; raises OSError if one has failed."""
         with _write_errors(self._directory):
             self._manager.wait_until_finished()
             self._manager.close()
 
     def checked(self, step: int | None = None, items: Sequence[str] = ('params',)) -> int:
-        """`step`, or where None the newest whose `items` are whole; damaged ones passed over are said.
+        """The step of a checkpoint whose `items` are undamaged: `step`, or the newest one if `step` is None.
+
+        Damaged checkpoints that are skipped are noted.
 
         Raises:
-          ConfigError: when the items of `step`, or of all checkpoints, are damaged.
-          FileNotFoundError: when there is no checkpoint (of that step).
+          ConfigError: if the items of `step`, or of all checkpoints, are damaged.
+          FileNotFoundError: if there is no checkpoint, or none of that step.
         """
         steps = self.all_steps()
         if not steps:
             raise FileNotFoundError(f'no checkpoint in {self._directory}')
         if step is not None and step not in steps:
-            raise FileNotFoundError(f'no checkpoint of step {step} in {self._directory}; there are {steps}')
-        if not self._read_only:  # looked at when this was opened, by one process for all
+            raise FileNotFoundError(f'no checkpoint of step {step} in {self._directory}; the steps there are {steps}')
+        if not self._read_only:  # process 0 examined the checkpoints in `__init__`
             return steps[-1] if step is None else step
         if step is not None and (damage := self._damage_of(step, items)):
             raise ConfigError(
-                f'the checkpoint of step {step} in {self._directory} is damaged: {damage}. Copy it anew from where it '
-                f'came, or ask for another; there are {steps}'
+                f'the checkpoint of step {step} in {self._directory} is damaged: {damage}. Copy it again from its '
+                f'source, or choose another checkpoint; the steps there are {steps}'
             )
         for candidate in [step] if step is not None else reversed(steps):
             if not (damage := self._damage_of(candidate, items)):
                 return candidate
-            self._note(f'the checkpoint of step {candidate} in {self._directory} is damaged, and passed over: {damage}')
+            self._note(f'the checkpoint of step {candidate} in {self._directory} is damaged and skipped: {damage}')
         raise self._none_whole(steps, items)
 
     def _damage_of(self, step: int, items: Sequence[str]) -> str | None:
@@ -221,20 +225,20 @@ class Checkpoints:
         for newer, damage in damaged.items():
             place = _set_aside(self._directory, newer)
             self._note(
-                f'the checkpoint of step {newer:,} is damaged: {damage}. It is kept as {place}; the run goes on from '
-                f'the one of step {step:,}, and does {newer - step:,} steps again'
+                f'the checkpoint of step {newer:,} is damaged: {damage}. It was moved to {place}; the run resumes from '
+                f'the checkpoint of step {step:,} and repeats {newer - step:,} steps'
             )
 
     def _none_whole(self, steps: Sequence[int], items: Sequence[str]) -> ConfigError:
         each = '; '.join(f'step {step}: {self._damage_of(step, items)}' for step in sorted(steps, reverse=True))
         return ConfigError(
-            f'no checkpoint in {self._directory} is whole ({each}). Copy them anew from where they came, or start from '
-            'the beginning, in another workdir or after deleting that directory'
+            f'all checkpoints in {self._directory} are damaged ({each}). Copy them again from their source, or start '
+            'from the beginning, in another workdir or after deleting that directory'
         )
 
 
 def stored_config(directory: pathlib.Path) -> tuple[int, dict] | None:
-    """The step and the configuration of the newest checkpoint of a run whose position is whole; None without one."""
+    """The step and the configuration of the newest checkpoint whose `Position` is undamaged; None if there is none."""
     for step in sorted(_steps_in(directory), reverse=True):
         if not _damage(directory / str(step), POSITION):
             return step, _read_position(directory / str(step))['config']
@@ -242,13 +246,13 @@ def stored_config(directory: pathlib.Path) -> tuple[int, dict] | None:
 
 
 def _steps_in(directory: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints that are on the disk under their names."""
+    """The steps of the checkpoints on disk whose writing was completed, which then get their final names."""
     paths = directory.iterdir() if directory.is_dir() else ()
     return [int(path.name) for path in paths if path.name.isdecimal() and path.is_dir()]
 
 
 def _damage(checkpoint: pathlib.Path, item: str) -> str | None:
-    """What is wrong with one part of a checkpoint, in words."""
+    """What is damaged in one part of a checkpoint, in words; None if nothing is."""
     if damage := integrity.damage(checkpoint, (item,)):
         return damage
     fields = {field.name for field in dataclasses.fields(Position)} if item == POSITION else set()
@@ -262,7 +266,7 @@ def _read_position(checkpoint: pathlib.Path) -> dict:
 
 
 def _set_aside(directory: pathlib.Path, step: int) -> pathlib.Path:
-    """Moves a checkpoint out of `directory`, to a name beside it that is free; that name."""
+    """Moves a checkpoint to `<directory>_damaged`, under a name that is free there, and returns its new path."""
     damaged = directory.with_name(f'{directory.name}_damaged')
     damaged.mkdir(exist_ok=True)
     names = itertools.chain([str(step)], (f'{step}.{i}' for i in itertools.count(2)))
@@ -271,17 +275,17 @@ def _set_aside(directory: pathlib.Path, step: int) -> pathlib.Path:
     return place
 
 
-def _manager(directory: pathlib.Path, saving: Callable[[], int | None], **options) -> ocp.CheckpointManager:
-    """Orbax's manager, which writes checksums into each checkpoint before that gets its name.
+def _manager(directory: pathlib.Path, saving: Callable[[], int | None], **options: Any) -> ocp.CheckpointManager:
+    """Orbax's manager, which writes checksums into each checkpoint before the checkpoint gets its final name.
 
     Args:
-      directory: of the checkpoints.
-      saving: the step that is being saved.
-      **options: of `ocp.CheckpointManagerOptions`.
+      directory: the directory of the checkpoints.
+      saving: returns the step that is being saved.
+      **options: arguments of `ocp.CheckpointManagerOptions`.
     """
 
     def add_checksums() -> None:
-        # Called by the thread that writes, on process 0, when all that others write is there.
+        # Orbax calls this in the writing thread of process 0, after all processes have written their files.
         name = re.compile(rf'{saving()}(\D.*)?')
         integrity.write_checksums(max((p for p in directory.iterdir() if name.fullmatch(p.name)), key=_modified))
 
@@ -300,7 +304,7 @@ def _modified(path: pathlib.Path) -> float:
 
 @functools.cache
 def _silence_what_is_raised() -> None:
-    """Drops the tracebacks that Orbax and tensorstore print in other threads of a failed write that they then raise."""
+    """Drops tracebacks that Orbax and tensorstore print in other threads for failed writes; they raise them, too."""
     logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and '/orbax/' in record.pathname))
     before = sys.unraisablehook
 
@@ -313,7 +317,7 @@ def _silence_what_is_raised() -> None:
 
 @contextlib.contextmanager
 def _write_errors(directory: pathlib.Path) -> Iterator[None]:
-    """Raises as OSError what Orbax raises as ValueError when its C++ part cannot write."""
+    """Raises OSError instead of the ValueError that Orbax raises if its C++ part cannot write."""
     try:
         yield
     except ValueError as error:
@@ -323,15 +327,16 @@ def _write_errors(directory: pathlib.Path) -> Iterator[None]:
 
 
 class Snapshots:
-    """The newest state of something shorter than a run, while it is under way: arrays, and a record that is JSON."""
+    """The newest state, arrays and a JSON record, of a task shorter than a run, so that the task can be resumed."""
 
     def __init__(self, directory: str | pathlib.Path, note: Callable[[str], None] = _print):
-        """Nothing is created before the first `save`; `note` receives a line for each that is damaged."""
+        """Creates nothing before the first `save`; `note` receives a line of text for each damaged snapshot."""
         self._directory, self._note = pathlib.Path(directory).absolute(), note
-        self._manager, self._saving = None, None
+        self._manager: ocp.CheckpointManager | None = None
+        self._saving: int | None = None
 
     def save(self, step: int, arrays: Any, record: dict) -> None:
-        """Copies a pytree of arrays and writes it in the background; the snapshot before it is deleted."""
+        """Copies a pytree of arrays and writes it in the background; the previous snapshot is then deleted."""
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
         with _write_errors(self._directory):
             self._open().wait_until_finished()
@@ -339,7 +344,7 @@ class Snapshots:
             self._open().save(step, args=args)
 
     def restore(self, like: Any) -> tuple[Any, dict] | None:
-        """The newest arrays, of the shapes and shardings of `like`, and their record; None without a snapshot."""
+        """The newest arrays, in the shapes and shardings of `like`, and their record; None if there is no snapshot."""
         self._set_damaged_aside()
         if (step := max(_steps_in(self._directory), default=None)) is None:
             return None
@@ -349,7 +354,7 @@ class Snapshots:
         return restored['arrays'], restored['record']
 
     def close(self) -> None:
-        """Waits for a write under way."""
+        """Waits until all writes have ended; raises OSError if one has failed."""
         manager, self._manager = self._manager, None
         if manager is not None:
             with _write_errors(self._directory):
@@ -371,5 +376,5 @@ class Snapshots:
             if damage := integrity.damage(self._directory / str(step), ('arrays', 'record')):
                 place = _set_aside(self._directory, step)
                 self._note(
-                    f'the state of update {step:,} is damaged: {damage}. It is kept as {place}, and is not gone on from'
+                    f'the saved state of update {step:,} is damaged: {damage}. It was moved to {place} and is not used'
                 )

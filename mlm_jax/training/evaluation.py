@@ -1,6 +1,7 @@
-"""Held-out loss at frozen masks."""
+"""The held-out loss, with masks that are the same at every evaluation."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,9 +12,9 @@ from mlm_jax.training.metrics import MetricsWindow
 
 
 class HeldOut:
-    """Held-out rows, placed on the mesh once, and their loss.
+    """Held-out rows, which are placed on the mesh only once, and their loss.
 
-    The last batch is filled up with rows of padding, which have no masked position and so no weight.
+    The last batch is completed with rows of padding; they have no masked positions and therefore no weight.
     """
 
     def __init__(
@@ -22,9 +23,7 @@ class HeldOut:
         """The first `max_rows` of `rows`, in batches of at most `batch_size` rows laid out by `sharding`."""
         count = min(len(rows), max_rows)
         if not count:
-            raise ValueError(
-                'there are no held-out rows; raise data.validation_percent, or name a data.validation_corpus'
-            )
+            raise ValueError('there are no held-out rows: raise data.validation_percent, or set data.validation_corpus')
         padded = _PaddedRows(rows, count, pad_id)
         self.num_rows = count
         self._batches = [
@@ -35,8 +34,8 @@ class HeldOut:
             for first in range(0, count, batch_size)
         ]
 
-    def evaluate(self, eval_step: Callable, params) -> dict[str, float]:
-        """Means over all held-out masked tokens: `loss` in nats, and the metrics of the objective."""
+    def evaluate(self, eval_step: Callable, params: Any) -> dict[str, float]:
+        """Means over all masked tokens of the held-out rows: `loss` in nats, and the metrics of the objective."""
         window = MetricsWindow()
         for tokens_BxT, first_row in self._batches:
             window.add(eval_step(params, tokens_BxT, first_row))
@@ -44,7 +43,7 @@ class HeldOut:
 
     @property
     def example(self) -> tuple[jax.Array, jax.Array]:
-        """One batch, to compile with: int32[B, T] and the number of its first row."""
+        """One batch, for compiling the evaluation step: int32[B, T], and int32[], the index of its first row."""
         return self._batches[0]
 
 

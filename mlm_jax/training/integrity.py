@@ -1,4 +1,4 @@
-"""Whether the files of a checkpoint are whole: their SHA-256 are written with them, and compared."""
+"""Finds damaged files in checkpoints, by comparing them with the SHA-256 checksums that each checkpoint contains."""
 
 import concurrent.futures
 import json
@@ -10,14 +10,14 @@ import numpy as np
 from mlm_jax.files import atomic
 
 CHECKSUMS_FILE = 'checksums.json'
-_METADATA_FILE = '_CHECKPOINT_METADATA'  # without a checksum: Orbax writes the time into it at the very end
-_THREADS = 8  # hashlib lets the others work meanwhile
-# What tensorstore, JSON and the file system raise for files that are cut, missing or no longer what they were.
+_METADATA_FILE = '_CHECKPOINT_METADATA'  # has no checksum, as Orbax writes the time into it after the checksums
+_THREADS = 8  # hashlib releases the global interpreter lock
+# The errors that tensorstore, JSON and the file system raise for files that are truncated, missing or changed.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, NotImplementedError)
 
 
 def write_checksums(directory: pathlib.Path) -> None:
-    """Writes `checksums.json` into a checkpoint: path → size in bytes and SHA-256 of the files of its parts."""
+    """Writes `checksums.json` into a checkpoint: for each file of its parts, path → size in bytes and SHA-256."""
     paths = sorted(path for path in directory.glob('*/**/*') if path.is_file())
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         digests = pool.map(atomic.sha256, paths)
@@ -29,14 +29,14 @@ def write_checksums(directory: pathlib.Path) -> None:
 
 
 def damage(directory: pathlib.Path, items: Sequence[str]) -> str | None:
-    """What is wrong with a checkpoint, in words, or None.
+    """What is damaged in a checkpoint, in words; None if nothing is.
 
-    A checkpoint without checksums, of a version that wrote none, is read through instead: all must be there and be
-    read, and parameters must be finite. A value that changed into another one is then not seen.
+    A checkpoint without checksums was written by an earlier version. It is read completely instead: no file may be
+    missing or unreadable, and parameters must be finite. A value that changed into another finite value is not noticed.
 
     Args:
-      directory: of the checkpoint of one step.
-      items: names of the parts that are wanted; the others may be damaged.
+      directory: the directory of the checkpoint of one step.
+      items: the names of the parts that are needed; the others may be damaged.
     """
     missing = [item for item in items if not (directory / item).is_dir()]
     if missing:
@@ -58,7 +58,7 @@ def _differs(directory: pathlib.Path, items: Sequence[str]) -> str | None:
             if name.partition('/')[0] in items
         }
     except (*_UNREADABLE, AttributeError):
-        return f'{CHECKSUMS_FILE} is not what was written'
+        return f'{CHECKSUMS_FILE} is not a file of checksums'
     for name, (size, _) in wanted.items():
         if not (directory / name).is_file():
             return f'{name} is missing'
@@ -80,12 +80,12 @@ def _unreadable(directory: pathlib.Path, items: Sequence[str]) -> str | None:
 
 
 def _read_through(item: pathlib.Path) -> None:
-    """Reads one part of a checkpoint: a JSON object, or arrays one at a time; raises what is wrong with it."""
+    """Reads one part of a checkpoint, a JSON object or arrays; raises an error of `_UNREADABLE` if it is damaged."""
     if (item / 'metadata').exists():
         if not isinstance(json.loads((item / 'metadata').read_bytes()), dict):
             raise ValueError('it holds no JSON object')
         return
-    import tensorstore  # what Orbax writes arrays with
+    import tensorstore  # Orbax writes arrays with it
 
     json.loads((item / '_METADATA').read_bytes())
     store = {'driver': 'ocdbt', 'base': f'file://{item.absolute()}/'}

@@ -1,4 +1,4 @@
-"""The picture of a run: training and held-out loss."""
+"""The loss curve of a run as a picture: training loss and held-out loss."""
 
 import pathlib
 
@@ -10,8 +10,8 @@ def draw_loss_curve(workdir: pathlib.Path, unigram_entropy: float | None = None)
     """Draws `<workdir>/loss_curve.png` from `metrics.jsonl`.
 
     Args:
-      workdir: of the run.
-      unigram_entropy: nats per token, drawn as the line that a model without context cannot pass.
+      workdir: the workdir of the run.
+      unigram_entropy: in nats per token, drawn as a line: the lowest loss of a model that ignores the context.
 
     Returns:
       The path of the picture.

@@ -1,7 +1,7 @@
-"""Whether masks reach the ratio that a configuration asks for, found out before a run begins.
+"""Checks, before a run begins, whether masks reach the ratio that the configuration asks for.
 
-A strategy chooses whole units and skips one that does not fit, so where words are longer than the share of a row that
-is asked for, hardly anything is masked. Nothing else shows it: the loss of the few that are left falls as it should.
+A strategy chooses whole units and skips units that do not fit. If most words are longer than the share of a row that is
+to be masked, hardly anything is masked. Nothing else shows this: the loss of the few masked tokens falls as usual.
 """
 
 import dataclasses
@@ -10,19 +10,20 @@ import jax
 import numpy as np
 
 from mlm_jax.data.packing import segment_ids
+from mlm_jax.data.rows import RowSource
 from mlm_jax.masking import registry
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.masking import Masking
 from mlm_jax.training.step import MASK_STREAM, stream_key
 
-ROWS = 256  # masked to find out
-LEAST = 0.9  # of what is asked for
-_STANDARD_ERRORS = 3  # that chance may add to what is missing
+ROWS = 256  # how many rows are masked for the check
+LEAST = 0.9  # the smallest share of the requested ratio for which there is no warning
+_STANDARD_ERRORS = 3  # a shortfall that is smaller than this many standard errors may be chance
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskRatio:
-    """Shares of the eligible tokens: predicted, and asked for; and the standard error of the first."""
+    """The share of the eligible tokens that are predicted, the share that should be, and the error of the former."""
 
     predicted: float
     asked: float
@@ -30,19 +31,19 @@ class MaskRatio:
 
     @property
     def is_missed(self) -> bool:
-        """Whether less is predicted than `LEAST` of what is asked for, and not by chance."""
+        """Whether less than `LEAST` of the requested share is predicted, by more than chance explains."""
         return self.predicted + _STANDARD_ERRORS * self.standard_error < LEAST * self.asked
 
 
 def asked_ratio(masking: Masking, step: int) -> float:
-    """The share of the eligible tokens that the settings ask to predict, at a step."""
+    """The share of the eligible tokens that should be predicted at a step, according to the settings."""
     ratio_B, _ = masking.ratio_schedule(jax.random.key(0), step, ROWS)
     strategy = registry.STRATEGIES[masking.strategy]
     return masking.predicted_fraction * strategy.ratio(float(np.mean(ratio_B)), masking.fully_explored)
 
 
 def of_batches(masking: Masking, batches: list[MaskedBatch], step: int) -> MaskRatio:
-    """The ratio of rows that `masking` has masked at a step or soon after."""
+    """The ratio in batches that `masking` has masked at `step` or soon after."""
     special = masking.vocabulary.special_ids
     predicted_R = np.concatenate([np.sum(np.asarray(b.positions) < b.tokens.shape[1], axis=1) for b in batches])
     eligible_R = np.concatenate(
@@ -54,14 +55,14 @@ def of_batches(masking: Masking, batches: list[MaskedBatch], step: int) -> MaskR
     return MaskRatio(float(ratio), asked_ratio(masking, step), float(error))
 
 
-def warning(masking: Masking, rows, seed: int, step: int = 0) -> str:
-    """What to tell the user before training, in a line or more; '' where masks are as they were asked for.
+def warning(masking: Masking, rows: RowSource, seed: int, step: int = 0) -> str:
+    """A warning for the user before training; '' if the masks reach the requested ratio.
 
     Args:
-      masking: of the training.
-      rows: `data.shards.Shards` of the training; `ROWS` of them, from all over, are masked.
-      seed: of the run.
-      step: of the run.
+      masking: the masking of training batches.
+      rows: the training rows, of which `ROWS`, spread evenly, are masked.
+      seed: the seed of the run.
+      step: the step of the run.
     """
     if masking.has_fixed_count or not len(rows):
         return ''
@@ -79,19 +80,22 @@ def warning(masking: Masking, rows, seed: int, step: int = 0) -> str:
 
 
 def describe(ratio: MaskRatio, masking: Masking) -> str:
-    """A missed ratio in words, with the cure."""
+    """The warning for a missed ratio, which says what to do."""
     if masking.unit != 'token':
         reason = (
             f'too many units of masking.unit={masking.unit} are longer than the share of a row that is to be masked, '
-            'and skipped'
+            'and are skipped'
         )
-        cure = 'Set masking.unit=token or ngram, which mask as much as is asked for; longer rows may help too'
+        cure = 'Set masking.unit=token or ngram, which reach the requested ratio; longer rows may help, too'
     elif masking.strategy == 'weighted':
         reason = 'the weights of masking.token_weights are 0 for too many tokens'
-        cure = 'Give more ids a weight'
+        cure = 'Give more ids a positive weight'
     else:
-        reason, cure = 'too many chosen tokens find no slot', 'Set masking.strategy=uniform, or take longer rows'
+        reason, cure = (
+            'there are too few slots for the chosen tokens',
+            'Set masking.strategy=uniform, or use longer rows',
+        )
     return (
-        f'WARNING: masks cover {ratio.predicted:.1%} of the tokens, where {ratio.asked:.1%} are asked for: {reason}. '
-        f'{cure}. python -m mlm_jax.inspect_masks shows the masks'
+        f'WARNING: masks cover {ratio.predicted:.1%} of the tokens instead of the requested {ratio.asked:.1%}: '
+        f'{reason}. {cure}. python -m mlm_jax.inspect_masks shows the masks'
     )

@@ -1,4 +1,4 @@
-"""Metrics: kept on the device between log lines, then written to metrics.jsonl, TensorBoard, W&B and the terminal."""
+"""Metrics stay on the device between log lines; then metrics.jsonl, TensorBoard, W&B and the terminal receive them."""
 
 import contextlib
 import importlib
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from typing import TextIO
 
 import jax
 
@@ -16,31 +17,31 @@ from mlm_jax.files import atomic, progress
 
 
 class MetricsWindow:
-    """The metrics of the updates since the last log line, on the device until somebody asks."""
+    """The metrics of the updates since the last log line, which stay on the device until they are needed."""
 
     def __init__(self, fetched: list | None = None):
-        """`fetched`: what `fetch` returned before the run was interrupted."""
+        """Starts empty, or with the updates that `fetch` returned before the run was interrupted."""
         self._fetched = list(fetched or [])
-        self._on_device = []
+        self._on_device: list[Mapping[str, tuple[jax.Array, jax.Array]]] = []
 
     def add(self, metrics: Mapping[str, tuple[jax.Array, jax.Array]]) -> None:
-        """Keeps the (sum, weight) pairs of one update, without waiting for them."""
+        """Adds the (sum, weight) pairs of one update, without waiting for the device."""
         self._on_device.append(metrics)
 
     def fetch(self) -> list[dict[str, list[float]]]:
-        """Waits for the device; one dict of name → [sum, weight] for each update of the window."""
+        """Waits for the device, and returns a dict of name → [sum, weight] for each update of the window."""
         for metrics in jax.device_get(self._on_device):
             self._fetched.append({name: [float(s), float(w)] for name, (s, w) in metrics.items()})
         self._on_device = []
         return self._fetched
 
     def mean(self) -> dict[str, float]:
-        """name → Σ sum / Σ weight over the window; 0 where the weights are 0."""
+        """A dict of name → Σ sum / Σ weight over the window; 0 if all weights are 0."""
         return weighted_means(self.fetch())
 
 
 def weighted_means(updates: list[dict[str, list[float]]]) -> dict[str, float]:
-    """name → Σ sum / Σ weight over (sum, weight) pairs; 0 where the weights are 0."""
+    """A dict of name → Σ sum / Σ weight over the updates, given their (sum, weight) pairs; 0 if all weights are 0."""
     means = {}
     for name in updates[0] if updates else ():
         weight = sum(u[name][1] for u in updates)
@@ -49,10 +50,10 @@ def weighted_means(updates: list[dict[str, list[float]]]) -> dict[str, float]:
 
 
 class MetricsWriter:
-    """Writes scalars by step: one JSON object a line, and TensorBoard and W&B where asked. One process writes."""
+    """Writes scalars for each step to metrics.jsonl, and if wanted to TensorBoard and W&B. Only process 0 has one."""
 
     def __init__(self, workdir: pathlib.Path, start_step: int, tensorboard: bool, wandb_project: str, config: dict):
-        """Opens the log of a run that starts, or resumes, at `start_step`: lines of later steps are dropped."""
+        """Opens the log of a run that starts or resumes at `start_step`; lines of later steps are removed."""
         self._tensorboard, self._wandb = None, None
         if tensorboard:
             summaries = _import_extra('tensorboardX', 'tensorboard', 'logging.tensorboard')
@@ -63,10 +64,12 @@ class MetricsWriter:
                 project=wandb_project, name=name, id=name, resume='allow', dir=workdir, config=config
             )
         self._path = _truncated(workdir / 'metrics.jsonl', start_step)
-        self._file = self._path.open('a', buffering=1, encoding='utf-8')  # by the line: a kill loses nothing
+        self._file = self._path.open(
+            'a', buffering=1, encoding='utf-8'
+        )  # written line by line, so that a kill loses nothing
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one line; null is a number that is not finite, for which JSON has no other word."""
+        """Writes one line; a number that is not finite becomes null, as JSON has no NaN and no infinity."""
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         with _naming(self._path):
             self._file.write(json.dumps({'step': step, **finite}, allow_nan=False) + '\n')
@@ -76,8 +79,8 @@ class MetricsWriter:
             self._wandb.log(dict(scalars), step=step)
 
     def close(self) -> None:
-        """Flushes everything."""
-        with contextlib.suppress(OSError):  # a line that could not be written, which has been said
+        """Writes everything that is buffered, and closes the files."""
+        with contextlib.suppress(OSError):  # `write` has already raised this error
             self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
@@ -86,17 +89,18 @@ class MetricsWriter:
 
 
 class _TensorBoard:
-    """Writes scalars for TensorBoard; raises what fails in the thread that tensorboardX writes in."""
+    """Writes scalars for TensorBoard; raises errors of tensorboardX's writing thread in the thread of the caller."""
 
     def __init__(self, summaries, directory: pathlib.Path, start_step: int):
-        self._directory, self._error = directory, None
+        self._directory = directory
+        self._error: OSError | None = None
         self._hook, threading.excepthook = threading.excepthook, self._keep
         self._writer = summaries.SummaryWriter(str(directory), purge_step=start_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             with _naming(self._directory):
-                if self._error:  # its queue would fill, and wait for ever
+                if self._error:  # its thread is dead: the queue would fill up, and the caller wait forever
                     raise self._error
             self._writer.add_scalar(name, value, step)
 
@@ -115,7 +119,7 @@ class _TensorBoard:
 
 @contextlib.contextmanager
 def _naming(path: pathlib.Path) -> Iterator[None]:
-    """Says of which file an error of the disk is, where it does not."""
+    """Adds to errors of the disk the file that they are about."""
     try:
         yield
     except OSError as error:
@@ -130,7 +134,7 @@ def _import_extra(module: str, extra: str, key: str):
 
 
 def _truncated(path: pathlib.Path, start_step: int) -> pathlib.Path:
-    """Drops the lines that a killed run wrote after its last checkpoint, a line that it did not finish, and damage."""
+    """Removes lines later than `start_step`, which a killed run wrote after its last checkpoint, and damaged lines."""
     lines = path.read_bytes().split(b'\n')[:-1] if path.exists() and start_step else []
     parsed = [_parsed(line) for line in lines]
     _say_damaged(path, parsed.count(None), 'dropped')
@@ -138,13 +142,13 @@ def _truncated(path: pathlib.Path, start_step: int) -> pathlib.Path:
         line + b'\n' for line, scalars in zip(lines, parsed, strict=True) if scalars and scalars['step'] <= start_step
     ]
     if start_step and not kept:
-        print(f'{path} has no lines of the {start_step:,} steps before: the curve begins here', file=sys.stderr)
+        print(f'{path} has no lines for the first {start_step:,} steps: the loss curve begins here', file=sys.stderr)
     atomic.write_bytes(path, b''.join(kept))
     return path
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl, oldest first; null becomes NaN, damaged lines are left out and counted."""
+    """The lines of a metrics.jsonl, oldest first; null becomes NaN; damaged lines are left out, with a message."""
     parsed = (
         [_parsed(line) for line in path.read_bytes().removesuffix(b'\n').split(b'\n')] if path.stat().st_size else []
     )
@@ -155,7 +159,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
 
 
 def _parsed(line: bytes) -> dict[str, float] | None:
-    """The scalars of a line; None for one that is none of ours: cut, or blank or of NULs after a loss of power."""
+    """The scalars of a line; None for a damaged line: truncated, blank, or full of NULs after a loss of power."""
     try:
         scalars = json.loads(line)
     except (ValueError, RecursionError):
@@ -169,16 +173,16 @@ def _say_damaged(path: pathlib.Path, count: int, what: str) -> None:
 
 
 class ProgressLine:
-    """The live line of a run: rewritten in place on a terminal; in a file a line every `progress.LOG_SECONDS`."""
+    """The progress line of a run: rewritten in place on a terminal; in a file, a new line every `LOG_SECONDS`."""
 
-    def __init__(self, total_steps: int, stream=None, unit: str = 'step'):
-        """A run of `total_steps` updates, or of as many of another `unit`."""
+    def __init__(self, total_steps: int, stream: TextIO | None = None, unit: str = 'step'):
+        """The progress of `total_steps` steps, which the line calls `unit`, on `stream` (None: standard error)."""
         self._total, self._stream, self._unit = total_steps, stream or sys.stderr, unit
         self._in_place = self._stream.isatty()
         self._width, self._shown_at = 0, -math.inf
 
     def show(self, step: int, text: str, seconds_per_step: float) -> None:
-        """Shows `text` with the step and the time left; in a file, where a line is due: the first, the last, some."""
+        """Shows `text` with the step and the time left; a file gets only the first, the last, and occasional lines."""
         if not self._in_place and step < self._total and time.monotonic() - self._shown_at < progress.LOG_SECONDS:
             return
         self._shown_at = time.monotonic()
@@ -194,7 +198,7 @@ class ProgressLine:
         self._stream.flush()
 
     def note(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line of text that is not overwritten."""
         end = '\r' + ' ' * self._width + '\r' if self._in_place and self._width else ''
         self._width = 0
         self._stream.write(f'{end}{text}\n')

@@ -1,8 +1,9 @@
-"""Optimizers by name: AdamW, LAMB, StableAdamW and Muon, each treating every layer of a stack as tensors of its own."""
+"""Optimizers by name: AdamW, LAMB, StableAdamW and Muon, which treat each layer of a stack as separate tensors."""
 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,12 @@ def make_optimizer(
     Args:
       config: name, peak learning rate, moments, weight decay and clipping.
       schedule: step → factor of the peak learning rate.
-      parameters: rules by which Muon knows matrices.
+      parameters: the rules from which Muon knows the matrices.
 
     Returns:
-      A transformation of the mean gradient; its updates are added to the parameters. Its `update` takes the step of the
-      run as `step=`, by which the learning rate goes, so that updates which are skipped do not delay the schedule;
-      without it, the updates are counted.
+      A transformation of the mean gradient into updates, which are added to the parameters. Its `update` takes the step
+      of the run as `step=`, which determines the learning rate, so that skipped updates do not delay the schedule.
+      Without `step`, it counts the updates.
     """
     c = config
     weight_decay = weight_decay_of(c)
@@ -48,7 +49,7 @@ def make_optimizer(
 
 
 def scale_by_learning_rate(peak: float, schedule: Callable) -> optax.GradientTransformationExtraArgs:
-    """Multiplies updates by −`peak` · schedule(step), of the step given to `update`, or of the updates so far."""
+    """Multiplies updates by −`peak` · schedule(step), with the step given to `update`, or the number of updates."""
 
     def update(updates, state, params=None, *, step=None, **extra):
         del params, extra
@@ -62,8 +63,8 @@ def scale_by_learning_rate(peak: float, schedule: Callable) -> optax.GradientTra
     )
 
 
-def decayed(params):
-    """Pytree of bool: weight decay acts on kernels and embeddings, not on biases and norms."""
+def decayed(params: Any) -> Any:
+    """A pytree of bool: True for kernels and embeddings, which have weight decay; False for biases and norms."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path_name(path).rsplit('/', 1)[-1] in ('kernel', 'embedding'), params
     )
@@ -78,15 +79,15 @@ def muon(
 ) -> optax.GradientTransformationExtraArgs:
     """Muon for the matrices inside the network, and Adam for embeddings, biases and norms.
 
-    `optax.contrib.muon` in its parts, as it passes neither the mask of the decay nor ε on to Adam. As there, Adam looks
-    ahead like Muon (Nesterov).
+    This assembles the parts of `optax.contrib.muon`, as that function passes neither the mask of the weight decay nor ε
+    on to Adam. As there, Adam has Nesterov momentum, like Muon.
 
     Args:
       config: the part `optimizer` of a configuration.
-      weight_decay: multiplied by the learning rate, for both parts.
-      decays: parameters → pytree of bool, where the decay acts; None decays everything.
+      weight_decay: the weight decay of Muon and Adam; it is multiplied by the learning rate.
+      decays: parameters → pytree of bool, True where there is weight decay; None means everywhere.
       schedule: step → factor of the peak learning rate.
-      parameters: rules by which matrices are known.
+      parameters: the rules from which matrices are known.
     """
     c = config
     dimensions_of = functools.partial(muon_dimensions, parameters=parameters)
@@ -98,7 +99,7 @@ def muon(
         del params
         return jax.tree.map(_as_large_as_adam, updates, dimensions_of(updates))
 
-    def decay(updates, params):  # without a state, as the checkpoints of optax's Muon have none
+    def decay(updates, params):  # stateless, as in the checkpoints of `optax.contrib.muon`
         decays_here = decays(params) if decays else jax.tree.map(lambda _: True, params)
         return jax.tree.map(lambda u, p, d: u + weight_decay * p if d else u, updates, params, decays_here)
 
@@ -116,11 +117,11 @@ def muon(
     return optax.partition({'muon': matrices, 'adam': others}, labels)
 
 
-def muon_dimensions(params, parameters: Sequence[Parameter] = ENCODER):
-    """Pytree of MuonDimensionNumbers for the matrices inside the network; None (Adam) for tables, biases and norms.
+def muon_dimensions(params: Any, parameters: Sequence[Parameter] = ENCODER) -> Any:
+    """A pytree of MuonDimensionNumbers for matrices inside the network, and None (Adam) for the other parameters.
 
     Raises:
-      ValueError: for a kernel that no rule describes as a matrix.
+      ValueError: if no rule describes a kernel as a matrix.
     """
 
     def one(path, _):
@@ -130,8 +131,8 @@ def muon_dimensions(params, parameters: Sequence[Parameter] = ENCODER):
         rule = find(name, parameters)
         if rule is None or not rule.inputs:
             raise ValueError(
-                f"Muon does not know the axes of {name}; give its rule in `parameters` of the objective's spec, or in "
-                'parallel/parameters.py, `inputs` and `outputs`'
+                f"Muon does not know the axes of {name}: give its rule, in `parameters` of the objective's spec or in "
+                'parallel/parameters.py, the fields `inputs` and `outputs`'
             )
         shift = int(is_stacked(path))
         return MuonDimensionNumbers(tuple(i + shift for i in rule.inputs), tuple(o + shift for o in rule.outputs))
@@ -140,14 +141,14 @@ def muon_dimensions(params, parameters: Sequence[Parameter] = ENCODER):
 
 
 def _as_large_as_adam(update: jax.Array, dimensions: MuonDimensionNumbers) -> jax.Array:
-    """An orthogonal update at the root mean square of Adam's: one learning rate serves both (arXiv 2502.16982)."""
+    """Scales an orthogonal update to the root mean square of Adam's, for a common learning rate (arXiv 2502.16982)."""
     sizes = [math.prod(update.shape[axis] for axis in axes) for axes in dimensions]
     scale = jnp.sqrt(max(sizes)) * 0.2
     return scale * update
 
 
 def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
-    """LAMB's ‖p‖ / ‖update‖ for each tensor of each layer (arXiv 1904.00962); 1 where either norm is 0."""
+    """LAMB's factor ‖p‖ / ‖update‖ for each tensor of each layer (arXiv 1904.00962); 1 if either norm is 0."""
 
     def update(updates, state, params):
         def one(path, u, p):
@@ -159,11 +160,22 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def stable_adamw(peak, schedule, b1, b2, eps, weight_decay, mask) -> optax.GradientTransformationExtraArgs:
-    """StableAdamW: Adam whose step shrinks where a gradient outgrows its second moment (arXiv 2304.13013).
+def stable_adamw(
+    peak: float, schedule: Callable, b1: float, b2: float, eps: float, weight_decay: float, mask: Callable | None
+) -> optax.GradientTransformationExtraArgs:
+    """StableAdamW: Adam with smaller steps for tensors whose gradient exceeds its second moment (arXiv 2304.13013).
 
     With debiased betas, r = √mean(g² / max(v, ε²)) per tensor and lr' = lr / max(1, r):
-    p ← p (1 − (lr' / peak) · weight_decay) − lr' · m / (√v + ε). The weight decay is thus independent of the peak.
+    p ← p (1 − (lr' / peak) · weight_decay) − lr' · m / (√v + ε). The weight decay does not depend on the peak.
+
+    Args:
+      peak: the peak learning rate.
+      schedule: step → factor of the peak learning rate.
+      b1: the decay rate of the first moment m.
+      b2: the decay rate of the second moment v.
+      eps: ε.
+      weight_decay: the share of a weight that an update at the peak learning rate removes.
+      mask: parameters → pytree of bool, True where there is weight decay; None means everywhere.
     """
 
     def init(params):
@@ -192,11 +204,11 @@ def stable_adamw(peak, schedule, b1, b2, eps, weight_decay, mask) -> optax.Gradi
 
 
 def _debiased(beta: float, count: jax.Array) -> jax.Array:
-    """β (1 − β^(t−1)) / (1 − β^t): moments with these betas need no bias correction."""
+    """β (1 − β^(t−1)) / (1 − β^t) at update t: with these values for β, moments need no bias correction."""
     t = count.astype(jnp.float32)
     return beta * (1 - beta ** (t - 1)) / (1 - beta**t)
 
 
 def _sum_per_tensor(path, x: jax.Array) -> jax.Array:
-    """The sum of a tensor, layer by layer in a stack; keeps dimensions, to broadcast."""
+    """The sum of a tensor, separate for each layer of a stack; keeps the dimensions, so that it broadcasts."""
     return jnp.sum(x, axis=tuple(range(int(is_stacked(path)), x.ndim)), keepdims=True)

@@ -1,11 +1,13 @@
-"""Whether a run can go on from a checkpoint with another configuration."""
+"""Whether a run can resume from a checkpoint with a configuration that has changed."""
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import ml_collections
 
 from mlm_jax import config as config_lib
+from mlm_jax.config.resolve import NOMINAL_STEPS_PER_EPOCH
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import about, option_fields
@@ -18,7 +20,7 @@ _STATE_KEYS = (
 
 
 def state_keys() -> tuple[str, ...]:
-    """Keys that shape the state, those of the objectives included: a checkpoint cannot go on with another value."""
+    """The keys, also of objectives, that the shapes of the state depend on: runs cannot resume with another value."""
     options = (
         f'{name}.{key}'
         for name, spec in OBJECTIVES.items()
@@ -28,37 +30,49 @@ def state_keys() -> tuple[str, ...]:
     return (*_STATE_KEYS, *options)
 
 
-def check_resume(stored: dict, config: ml_collections.ConfigDict, note: Callable[[str], None]) -> None:
-    """Names what changed since the checkpoint.
+def check_resume(
+    stored: dict,
+    config: ml_collections.ConfigDict,
+    note: Callable[[str], None],
+    steps_per_epoch: float = NOMINAL_STEPS_PER_EPOCH,
+) -> None:
+    """Reports what has changed in the configuration since the checkpoint.
 
     Args:
       stored: the configuration in the checkpoint.
-      config: the one to go on with.
-      note: receives a line for each difference that a run can go on with.
+      config: the configuration with which the run is to resume.
+      note: a function that receives a text with the differences that do not prevent resuming, if there are any.
+      steps_per_epoch: rows / batch_size, to compare durations in steps, whatever their units.
 
     Raises:
-      ConfigError: when a key that shapes the state differs.
+      ConfigError: if the shapes of the state, or the batch size, have changed.
     """
-    # Keys that came after the checkpoint had their defaults then.
-    different = config_lib.differences(config_lib.from_json(json.dumps(stored)), config)
+    # Keys that did not exist when the checkpoint was written count as having their defaults.
+    before = config_lib.from_json(json.dumps(stored))
+    # Some durations are counted by these; where one of them differs, the resume is refused in any case.
+    if all(before[key] == config[key] for key in ('batch_size', 'sequence_length')):
+        before, config = (config_lib.in_steps(c, steps_per_epoch) for c in (before, config))
+    different = config_lib.differences(before, config)
     lines = {key: f'  {key}: {old!r} in the checkpoint, {new!r} now' for key, (old, new) in different.items()}
     fatal = [lines[key] for key in different if key in state_keys() or _moves_state(key, *different[key], config)]
     if fatal:
         raise ConfigError(
-            'the checkpoint in this workdir cannot go on with this configuration:\n' + '\n'.join(fatal) + '\n'
-            'Use the configuration of the checkpoint, or another workdir'
+            'the run in this workdir cannot resume from its checkpoint with this configuration:\n'
+            + '\n'.join(fatal)
+            + '\nUse the configuration of the checkpoint, or another workdir'
         )
     if 'batch_size' in different:
         raise ConfigError(
-            f'{lines["batch_size"]}: batches are counted in steps, so a run keeps its batch_size. To change what a '
-            'device holds at once, change num_microbatches or the mesh; or use another workdir'
+            f'{lines["batch_size"]}: the position in the data is counted in batches, so a run keeps its batch_size. '
+            'To change how many rows a device processes at once, change num_microbatches or the mesh; or use another '
+            'workdir'
         )
     if lines:
         note('the configuration changed since the checkpoint:\n' + '\n'.join(lines.values()))
 
 
-def _moves_state(key: str, old, new, config: ml_collections.ConfigDict) -> bool:
-    """Whether the optimizer's state has other parts: where clipping comes or goes, or the decay has another mask."""
+def _moves_state(key: str, old: Any, new: Any, config: ml_collections.ConfigDict) -> bool:
+    """Whether a changed key changes the parts of the optimizer's state: it turns clipping on or off, or masks decay."""
     if key == 'optimizer.clip_norm':
         return bool(old) != bool(new)
     return key == 'optimizer.decay_mask' and config.optimizer.name != 'stable_adamw'

@@ -1,9 +1,9 @@
-"""The log of a run: one line of means every few steps, on disk and in the terminal."""
+"""The log of a run: every few steps, a line with the means of the metrics, on disk and in the terminal."""
 
 import contextlib
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import ml_collections
@@ -14,9 +14,9 @@ from mlm_jax.training.metrics import MetricsWindow, MetricsWriter, ProgressLine,
 
 
 class RunLog:
-    """Collects the metrics of updates on the device and writes their means, with the speed, at log steps.
+    """Collects the metrics of updates on the device, and writes their means and the speed at log steps.
 
-    All processes hold one, since fetching metrics and checking them is theirs too; process 0 writes.
+    Every process has one, as every process must fetch metrics and check them; only process 0 writes.
     """
 
     def __init__(
@@ -30,23 +30,24 @@ class RunLog:
         step_flops: float,
         peak_flops_per_second: float | None,
     ):
-        """Goes on from `position`.
+        """Starts the log at `position`.
 
         Args:
-          config: of the run.
-          workdir: for metrics.jsonl.
-          total_steps: for the time left.
-          learning_rate: update → learning rate.
-          rows_of_step: step → indices of the rows of its batch, to name the batch of a loss that is not finite.
-          position: from the checkpoint, or of a fresh start.
-          step_flops: FLOPs of the products of one update.
-          peak_flops_per_second: of one device, for MFU; None where it is not known.
+          config: the configuration of the run.
+          workdir: the directory of metrics.jsonl.
+          total_steps: the number of updates of the run, for the time left.
+          learning_rate: number of the update → learning rate.
+          rows_of_step: step → indices of the rows of its batch, for the message about a loss that is not finite.
+          position: the position in the checkpoint, or that of a new run.
+          step_flops: the FLOPs of the matrix products of one update.
+          peak_flops_per_second: the peak of one device, for MFU; None if it is unknown.
         """
         self._config, self._learning_rate, self._rows_of_step = config, learning_rate, rows_of_step
         self._window = MetricsWindow(position.window)
         self._train_seconds = position.train_seconds
         self._step_flops, self._peak = step_flops, peak_flops_per_second
-        self._writer, self._progress, self._total_steps = None, ProgressLine(total_steps), total_steps
+        self._writer: MetricsWriter | None = None
+        self._progress, self._total_steps = ProgressLine(total_steps), total_steps
         if jax.process_index() == 0:
             first_step, logging = position.examples // config.batch_size, config.logging
             self._writer = MetricsWriter(
@@ -56,26 +57,26 @@ class RunLog:
         self._mark = time.perf_counter()
 
     def start_clock(self) -> None:
-        """Counts the time from now on as training, and not what was needed to begin."""
+        """Counts the time from now on as training time, but not the time before, such as for compilation."""
         self._mark = time.perf_counter()
 
     def note(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line of text that is not overwritten, on process 0."""
         if self._writer:
             self._progress.note(text)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes one line of scalars."""
+        """Writes one line of scalars, on process 0."""
         if self._writer:
             self._writer.write(step, scalars)
 
-    def add(self, step: int, metrics, stall_seconds: float) -> None:
-        """Takes the metrics of update `step`, still being computed; at a log step, writes those before it.
+    def add(self, step: int, metrics: Mapping[str, tuple[jax.Array, jax.Array]], stall_seconds: float) -> None:
+        """Takes the metrics of update `step`, which may still be running; at a log step, writes the earlier ones.
 
         Args:
-          step: the update just dispatched; waiting for the ones before it leaves the device busy.
+          step: the update just dispatched; the device stays busy with it while this waits for earlier ones.
           metrics: name → (sum, weight), on the device.
-          stall_seconds: for how long the loop has waited for input, in total.
+          stall_seconds: the total time for which the loop has waited for input.
         """
         if step % self._config.logging.every_steps == 0:
             self.flush(step, stall_seconds)
@@ -83,7 +84,7 @@ class RunLog:
         self._updates_since_mark += 1
 
     def flush(self, step: int, stall_seconds: float) -> None:
-        """Writes the means of all updates before `step` that are not yet written."""
+        """Writes the means over all updates before `step` that are not written yet."""
         updates = self._window.fetch()
         if not updates:
             return
@@ -101,7 +102,7 @@ class RunLog:
             self._progress.show(step, _describe(means, speed), speed['perf/step_ms'] / 1000)
 
     def position(self, step: int, stall_seconds: float) -> Position:
-        """What a checkpoint at `step` must hold; lines that are due are written first, at the end of the run all."""
+        """The `Position` for a checkpoint at `step`; at a log step, and at the end of the run, writes a line first."""
         if step % self._config.logging.every_steps == 0 or step == self._total_steps:
             self.flush(step, stall_seconds)
         updates = self._window.fetch()
@@ -111,7 +112,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside does not count as training; updates still under way are waited for first, and do."""
+        """The time in the body does not count as training time; the time to wait for running updates first does."""
         self._window.fetch()
         start = time.perf_counter()
         yield
@@ -123,7 +124,7 @@ class RunLog:
             self._writer.close()
 
     def _measure(self, stall_seconds: float) -> dict[str, float]:
-        """The speed since the last measurement; nothing where no update was done since."""
+        """The speed since the last measurement, as scalars; empty if there were no updates since."""
         now = time.perf_counter()
         seconds, updates = now - self._mark, self._updates_since_mark
         stalled, self._stall_at_mark = stall_seconds - self._stall_at_mark, stall_seconds
@@ -153,14 +154,14 @@ class RunLog:
             self.note(f'{message}; skipped {len(bad)} of the last {len(updates)} updates')
             return
         raise FloatingPointError(
-            f'{message}. That update was not applied, and no checkpoint has been written since: the same command goes '
-            'on from the last one. Lower optimizer.learning_rate, lengthen the warm-up or clip gradients; '
-            'on_nonfinite=skip goes on without such updates'
+            f'{message}. That update was not applied, and no checkpoint has been written since then: the same command '
+            'resumes from the last checkpoint. Lower optimizer.learning_rate, lengthen the warm-up or clip gradients; '
+            'with on_nonfinite=skip, training continues without such updates'
         )
 
 
 def _means(updates: list[dict[str, list[float]]]) -> dict[str, float]:
-    """The means over the updates that were applied; `nonfinite`, the share of the others, and their number, if any."""
+    """Means over the updates that were applied; `nonfinite` is the share, `skipped_updates` the number of others."""
     skipped = [update for update in updates if update['nonfinite'][0] > 0]
     if not skipped:
         return weighted_means(updates)

@@ -1,11 +1,12 @@
-"""The machine under a run: processes, devices, compilation cache, preemption and profiling."""
+"""The machine that a run uses: processes, devices, compilation cache, preemption and profiling."""
 
 import contextlib
 import math
 import os
 import pathlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -20,26 +21,29 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.parallel import peers
 
-# sysexits' EX_TEMPFAIL: schedulers that requeue by exit status can tell a preemption from a failure.
+# EX_TEMPFAIL of sysexits.h, so that schedulers that requeue by exit status can tell a preemption from a failure.
 PREEMPTED_EXIT_CODE = 75
 
 
 def define_distributed_flags() -> None:
-    """Defines the flags that `distributed` reads."""
+    """Defines the command-line flags that `distributed` reads."""
     flags.DEFINE_bool(
-        'distributed', False, 'Join the other processes of the run; found by themselves on TPU pods, SLURM, GKE.'
+        'distributed', False, 'Join the other processes of the run; TPU pods, SLURM and GKE need no other flags for it.'
     )
-    flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, where it is not found by itself.')
-    flags.DEFINE_integer('num_processes', None, 'Number of processes, where it is not found by itself.')
-    flags.DEFINE_integer('process_id', None, 'Index of this process, where it is not found by itself.')
+    flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, if it is not detected automatically.')
+    flags.DEFINE_integer('num_processes', None, 'Number of processes, if it is not detected automatically.')
+    flags.DEFINE_integer('process_id', None, 'Index of this process, if it is not detected automatically.')
     flags.DEFINE_float(
-        'peer_timeout_seconds', 60.0, 'Silence after which another process of the run counts as lost.', lower_bound=1.0
+        'peer_timeout_seconds',
+        60.0,
+        'Seconds without a heartbeat after which another process of the run counts as lost.',
+        lower_bound=1.0,
     )
 
 
 @contextlib.contextmanager
 def distributed(values: flags.FlagValues) -> Iterator[None]:
-    """Joins the processes of the run, before anything touches a device, and watches them (parallel/peers.py)."""
+    """Joins the processes of the run, and watches them (parallel/peers.py); must precede any use of a device."""
     if values.distributed or values.coordinator_address:
         jax.distributed.initialize(
             values.coordinator_address, values.num_processes, values.process_id,
@@ -50,23 +54,23 @@ def distributed(values: flags.FlagValues) -> Iterator[None]:
 
 
 def _later(timeout_seconds: float) -> int:
-    """When JAX's own watch aborts, which names nobody: well behind ours."""
+    """The heartbeat timeout of JAX itself, whose abort does not name the lost process: well after that of `peers`."""
     return max(100, math.ceil(3 * timeout_seconds))
 
 
 def use_compilation_cache(directory: str) -> None:
-    """Keeps compiled programs in `directory` between runs; '' does not. ConfigError where it cannot lie there."""
+    """Keeps compiled programs in `directory`; '' means no cache. ConfigError if a cache cannot be there."""
     if directory:
         paths.check_compilation_cache(directory)
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser(directory))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
-def make_mesh(config: ml_collections.ConfigDict, devices=None) -> Mesh:
-    """The mesh of `config` over the devices that are there.
+def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that `config` describes, over `devices` or over all devices.
 
     Raises:
-      ConfigError: when the accelerator asked for is missing, or the devices do not fit mesh or batch.
+      ConfigError: if the requested accelerator is missing, or the devices do not fit the mesh or the batch.
     """
     config = config_lib.decided(config)
     devices = jax.devices() if devices is None else devices
@@ -95,52 +99,53 @@ def make_mesh(config: ml_collections.ConfigDict, devices=None) -> Mesh:
 
 
 def gather(mine: np.ndarray) -> np.ndarray:
-    """[P, …]: the array of each process, which all call at the same step."""
+    """[P, …]: the arrays of all P processes, each of which must call this at the same step."""
     return multihost_utils.process_allgather(mine)
 
 
 class Preemption:
-    """Notices that the machine is about to be taken away: SIGTERM, or SIGINT once.
+    """Notices a preemption: SIGTERM, which announces that the machine will be taken away, or a first SIGINT.
 
-    A program around the run that listens too, in Python, hears of it as well.
+    Python signal handlers that were installed before are called, too.
     """
 
-    def __init__(self):
-        self._signalled, self._before = False, {}
+    def __init__(self) -> None:
+        self._signaled = False
+        self._before: dict[int, Any] = {}
         if jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)
 
-    def _handle(self, number, frame) -> None:
-        self._signalled = True
-        signal.signal(number, signal.SIG_DFL)  # the second one ends the program at once
+    def _handle(self, number: int, frame: Any) -> None:
+        self._signaled = True
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the program at once
         before = self._before[number]
         if callable(before) and before is not signal.default_int_handler:
             before(number, frame)
 
     def reached(self, step: int) -> bool:
-        """Whether to save and stop at `step`; with several processes, all answer alike."""
+        """Whether to save and stop at `step`; the answer is the same on all processes."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._signalled
+        return self._signaled
 
 
 class Profiler:
-    """Writes a trace of a window of steps, for TensorBoard or Perfetto."""
+    """Writes a profiler trace of some steps, for TensorBoard or Perfetto."""
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, first_step: int):
-        """`config`: the part `profile` of a configuration; a run resumed past its start traces its first steps."""
+        """`config` is `profile` of a configuration; a run that resumes after `start_step` traces its first steps."""
         self._start = max(config.start_step, first_step)
         self._stop = self._start + config.num_steps
         self._directory = str(workdir / 'profile')
 
     def before(self, step: int) -> None:
-        """Starts the trace, at its first step."""
+        """Starts the trace if `step` is its first step."""
         if step == self._start < self._stop:
             jax.profiler.start_trace(self._directory)
 
-    def after(self, step: int, result) -> None:
-        """Ends the trace behind its last step, when the arrays in `result` are there."""
+    def after(self, step: int, result: Any) -> None:
+        """Ends the trace if `step` is its last step, after the arrays in `result` have been computed."""
         if self._start < self._stop == step + 1:
             jax.block_until_ready(result)
             jax.profiler.stop_trace()

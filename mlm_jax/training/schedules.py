@@ -1,4 +1,4 @@
-"""Learning-rate schedules: factor of the peak as a function of the step."""
+"""Learning-rate schedules: the factor of the peak learning rate as a function of the step."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 def make_schedule(name: str, total_steps: int, warmup_steps: int, decay_steps: int) -> Callable[[jax.Array], jax.Array]:
     """The factor, 0 … 1, that multiplies the peak learning rate at update 0, 1, 2, ….
 
-    Every schedule rises linearly over the warm-up, to 1 at its last update. Then:
-      linear: falls to 0 at `total_steps`.
-      cosine: falls to 0 at `total_steps` along half a cosine.
-      wsd: stays, and falls as 1 − √progress over the last `decay_steps` (arXiv 2405.18392).
-      constant: stays.
+    During the warm-up, the factor rises linearly and reaches 1 at the last update of the warm-up. Then:
+      linear: it decays linearly to 0 at `total_steps`.
+      cosine: it decays to 0 at `total_steps` along half a cosine.
+      wsd: it is constant, and decays as 1 − √progress over the last `decay_steps` (arXiv 2405.18392).
+      constant: it is constant.
     """
 
     def factor(step: jax.Array) -> jax.Array:

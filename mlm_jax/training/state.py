@@ -1,6 +1,7 @@
-"""The state of a run, created in its place on the mesh."""
+"""The state of a run, which is created directly with its sharding on the mesh."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -16,12 +17,12 @@ from mlm_jax.parallel.sharding import state_shardings
 
 @flax.struct.dataclass
 class TrainState:
-    """What one optimizer step reads and writes.
+    """The state that an optimizer step takes and returns.
 
     Attributes:
-      step: int32[], updates done so far; also the index of the next batch.
+      step: int32[], the number of updates so far, which is also the index of the next batch.
       params: the parameters of the objective, float32.
-      opt_state: of the optimizer.
+      opt_state: the state of the optimizer.
     """
 
     step: jax.Array
@@ -30,7 +31,7 @@ class TrainState:
 
 
 def example_batch(length: int, max_masked: int) -> MaskedBatch:
-    """A MaskedBatch of one row of zeros, for initialisation: parameters depend on no other shape."""
+    """A MaskedBatch with one row of zeros, for initialization: parameters depend only on these shapes."""
     row_1xT, slots_1xM = jnp.zeros((1, length), jnp.int32), jnp.zeros((1, max_masked), jnp.int32)
     return MaskedBatch(
         tokens=row_1xT, inputs=row_1xT, positions=slots_1xM, weights=slots_1xM.astype(jnp.float32), segments=row_1xT + 1
@@ -39,15 +40,15 @@ def example_batch(length: int, max_masked: int) -> MaskedBatch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Init:
-    """A function of nothing that returns the initial TrainState; trace it or run it on a mesh.
+    """A function without arguments that returns the initial TrainState; it can be traced, or run on a mesh.
 
     Attributes:
       objective: the Linen module.
-      optimizer: of its parameters.
-      seed: of the run.
-      length: T, of rows.
-      max_masked: M, slots of a row for masked positions.
-      parameters: rules for where its parameters lie on a mesh.
+      optimizer: the optimizer of its parameters.
+      seed: the seed of the run.
+      length: T, the number of tokens of a row.
+      max_masked: M, the number of slots of a row for masked positions.
+      parameters: the rules for the sharding of the parameters.
     """
 
     objective: nn.Module
@@ -58,25 +59,25 @@ class Init:
     parameters: tuple[Parameter, ...]
 
     def __call__(self) -> TrainState:
-        """The initial state."""
+        """Returns the initial state."""
         batch = example_batch(self.length, self.max_masked)
         params = self.objective.init(jax.random.key(self.seed), batch)['params']
         return TrainState(step=jnp.zeros([], jnp.int32), params=params, opt_state=self.optimizer.init(params))
 
 
 def create_state(init: Init, mesh: Mesh, preset: str) -> TrainState:
-    """Runs `init` with every leaf created directly where the preset puts it."""
+    """Runs `init`; every leaf is created directly with the sharding of the preset."""
     shardings = state_shardings(jax.eval_shape(init), preset, mesh, init.parameters)
     return jax.jit(init, out_shardings=shardings)()
 
 
 def abstract_state(init: Init, mesh: Mesh, preset: str) -> TrainState:
-    """The state as ShapeDtypeStructs with shardings: to compile ahead of time and to restore into."""
+    """The state as ShapeDtypeStructs with shardings, for compiling ahead of time and for restoring checkpoints."""
     shapes = jax.eval_shape(init)
     shardings = state_shardings(shapes, preset, mesh, init.parameters)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def num_parameters(params) -> int:
-    """Number of scalars in a pytree of parameters."""
+def num_parameters(params: Any) -> int:
+    """The number of scalars in a pytree of parameters."""
     return sum(x.size for x in jax.tree.leaves(params))

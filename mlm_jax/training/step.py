@@ -1,7 +1,9 @@
 """One optimizer step and one evaluation step, as pure functions to be jitted on a mesh."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,29 +17,29 @@ from mlm_jax.masking.selection import eligible_positions
 from mlm_jax.parallel.mesh import replicated
 from mlm_jax.training.state import TrainState
 
-# Streams of random bits that never meet: key = fold_in(fold_in(seed, stream), step).
+# Independent streams of random bits: key = fold_in(fold_in(seed, stream), step).
 MASK_STREAM, DROPOUT_STREAM = 0, 1
-# The masks of the evaluation are the same in every run, whatever its seed.
+# The masks of evaluations are the same in every run, whatever its seed.
 EVALUATION_SEED = 15
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
 def stream_key(seed: int, stream: int, step: jax.Array) -> jax.Array:
-    """The key of one stream at one step."""
+    """The random key of a stream at a step."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
 def make_train_step(
-    objective, masking: Masking, optimizer: optax.GradientTransformation, seed: int, num_microbatches: int
+    objective: nn.Module, masking: Masking, optimizer: optax.GradientTransformation, seed: int, num_microbatches: int
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The update `(state, tokens int32[B, T]) → (state, metrics)`.
 
-    Masking may make several rows of one; microbatches are parts of these.
+    Masking may turn one row into several; the batch is split into microbatches after masking.
 
-    The loss is Σ loss / Σ weight over the global batch: sums are accumulated over microbatches and divided once. Where
-    loss, gradient or the updated parameters are not finite, parameters and optimizer state stay as they were, and the
-    metric `nonfinite` is 1. The learning rate goes by the step of the run, which counts such updates too.
+    The loss is Σ loss / Σ weight over the global batch: sums are accumulated over microbatches and divided only once.
+    If the loss, the gradient or the updated parameters are not finite, parameters and optimizer state do not change,
+    and the metric `nonfinite` is 1. The learning rate depends on the step of the run, which counts such updates, too.
     """
 
     def train_step(state: TrainState, tokens_BxT: jax.Array) -> tuple[TrainState, Metrics]:
@@ -67,27 +69,27 @@ def make_train_step(
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation, state: TrainState, grads, loss_sum: jax.Array, weight_sum: jax.Array
+    optimizer: optax.GradientTransformation, state: TrainState, grads: Any, loss_sum: jax.Array, weight_sum: jax.Array
 ) -> tuple[dict, optax.OptState, jax.Array, jax.Array]:
-    """Parameters and optimizer state after an update, unless it is not finite.
+    """Applies an update to parameters and optimizer state, if it is finite.
 
     Args:
-      optimizer: of the run.
-      state: before the update.
-      grads: of the sum of the loss over the global batch.
-      loss_sum: f32[].
-      weight_sum: f32[], by which gradients are divided.
+      optimizer: the optimizer of the run.
+      state: the state before the update.
+      grads: the gradients of `loss_sum`.
+      loss_sum: f32[], the sum of the loss over the global batch.
+      weight_sum: f32[], by which the gradients are divided.
 
     Returns:
-      Parameters, optimizer state, the norm of the mean gradient, and whether loss, gradient and new parameters were
-      finite: else parameters and optimizer state are the old ones.
+      The parameters; the optimizer state; f32[], the norm of the mean gradient; bool[], whether loss, gradient and new
+      parameters are finite. If they are not, parameters and optimizer state are those of `state`.
     """
     grads = jax.tree.map(lambda g: g / jnp.maximum(weight_sum, 1e-6), grads)
     grad_norm = optax.tree.norm(grads)
     update = optax.with_extra_args_support(optimizer).update
     updates, opt_state = update(grads, state.opt_state, state.params, step=state.step)
     new = (optax.apply_updates(state.params, updates), opt_state)
-    # Moments are finite where the norm is: both square the gradient.
+    # If the norm is finite, so are the moments: both square the gradient.
     finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm) & _all_finite(new[0])
     old = (state.params, state.opt_state)
     params, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -99,29 +101,29 @@ def _all_finite(tree) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def jit_train_step(train_step: Callable, state: TrainState, mesh: Mesh):
-    """`train_step`, jitted: the old state is donated, and the new one lies on `mesh` just like it.
+def jit_train_step(train_step: Callable, state: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
+    """`train_step` under `jax.jit`: the old state is donated, and the new state has the same sharding.
 
     Args:
-      train_step: from `make_train_step`.
-      state: arrays, or ShapeDtypeStructs with shardings.
-      mesh: where the metrics are replicated.
+      train_step: a function from `make_train_step`.
+      state: a state of arrays, or of ShapeDtypeStructs with shardings.
+      mesh: the mesh, on which the metrics are replicated.
     """
     layout = (jax.tree.map(lambda x: x.sharding, state), replicated(mesh))
     return jax.jit(train_step, donate_argnums=0, out_shardings=layout)
 
 
 def accumulate_gradients(
-    objective, params, batch: MaskedBatch, dropout_key: jax.Array, num_microbatches: int
+    objective: nn.Module, params: Any, batch: MaskedBatch, dropout_key: jax.Array, num_microbatches: int
 ) -> tuple[dict, LossTerms]:
-    """Gradients of loss_sum and the LossTerms, both summed over microbatches.
+    """The gradients of `loss_sum`, and the LossTerms, both summed over microbatches.
 
-    Microbatch j holds rows j, j + n, j + 2n, …, so that each device keeps its own rows.
+    Microbatch j of n holds the rows j, j + n, j + 2n, …, so that no rows move between devices.
     """
 
     def loss(params, batch, key) -> tuple[jax.Array, LossTerms]:
         terms = objective.apply({'params': params}, batch, deterministic=False, rngs={'dropout': key})
-        return terms.loss_sum, terms
+        return cast(LossTerms, terms).loss_sum, cast(LossTerms, terms)
 
     gradient = jax.grad(loss, has_aux=True)
     if num_microbatches == 1:
@@ -143,10 +145,12 @@ def accumulate_gradients(
 
 
 def batch_statistics(batch: MaskedBatch, masking: Masking, overflow_B: jax.Array) -> Metrics:
-    """Share of the eligible tokens that are predicted, and of the row positions that hold real tokens.
+    """Metrics of a batch: `masked_ratio`, the share of the eligible tokens that are predicted, and `real_tokens`, the
+    share of the positions that are not padding.
 
-    Where masking repeats tokens: `corrupted_ratio`, the share of them of which no copy is left to read. Where it bounds
-    a random count: `masked_overflow`, the share of the chosen tokens that found no slot.
+    If masking repeats tokens, there is also `corrupted_ratio`, the share of the tokens all copies of which are masked.
+    If the number of masked tokens is random but bounded, there is also `masked_overflow`, the share of the chosen
+    tokens for which there was no slot.
     """
     used = jnp.sum(batch.positions < batch.tokens.shape[1]).astype(jnp.float32)
     eligible = jnp.sum(eligible_positions(batch.tokens, batch.segments, masking.vocabulary)).astype(jnp.float32)
@@ -162,23 +166,23 @@ def batch_statistics(batch: MaskedBatch, masking: Masking, overflow_B: jax.Array
     return statistics
 
 
-def make_eval_step(objective, masking: Masking) -> Callable[[dict, jax.Array, jax.Array], Metrics]:
-    """The evaluation `(params, tokens int32[B, T], first row's index) → metrics`, without dropout.
+def make_eval_step(objective: nn.Module, masking: Masking) -> Callable[[dict, jax.Array, jax.Array], Metrics]:
+    """The evaluation `(params, tokens int32[B, T], index of the first row) → metrics`, without dropout.
 
-    A row's mask depends on its index among the held-out rows alone: not on the batch, the run or the step.
+    The mask of a row depends only on its index among the held-out rows: not on the batch, the run or the step.
     """
 
     def eval_step(params, tokens_BxT: jax.Array, first_row: jax.Array) -> Metrics:
         segments_BxT = segment_ids(tokens_BxT, masking.vocabulary)
         batch = frozen_masks(masking, tokens_BxT, segments_BxT, first_row + jnp.arange(tokens_BxT.shape[0]))
-        terms = objective.apply({'params': params}, batch, deterministic=True)
+        terms = cast(LossTerms, objective.apply({'params': params}, batch, deterministic=True))
         return {'loss': (terms.loss_sum, terms.weight_sum), **terms.metrics}
 
     return eval_step
 
 
-def frozen_masks(masking: Masking, tokens_BxT, segments_BxT, row_B: jax.Array) -> MaskedBatch:
-    """A MaskedBatch in which the mask of a row is a function of its number in `row_B` and of its tokens."""
+def frozen_masks(masking: Masking, tokens_BxT: jax.Array, segments_BxT: jax.Array, row_B: jax.Array) -> MaskedBatch:
+    """A MaskedBatch in which the mask of a row depends only on its index in `row_B` and on its tokens."""
     key_B = jax.vmap(lambda row: stream_key(EVALUATION_SEED, MASK_STREAM, row))(row_B)
     batch_Bx1 = jax.vmap(masking)(key_B, tokens_BxT[:, None], segments_BxT[:, None])
     return jax.tree.map(lambda x: x[:, 0], batch_Bx1)

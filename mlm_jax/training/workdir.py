@@ -1,4 +1,4 @@
-"""The files that a run leaves in its workdir, besides checkpoints and metrics."""
+"""The files that a run writes to its workdir, except checkpoints and metrics."""
 
 import contextlib
 import importlib.metadata
@@ -22,7 +22,7 @@ from mlm_jax.training import checkpoints
 
 @contextlib.contextmanager
 def held(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other programs out of a directory, as `occupation.sole_writer`: one process does, for all of them."""
+    """Keeps other programs from writing to a directory: process 0 uses `occupation.sole_writer` for all processes."""
     with contextlib.ExitStack() as stack:
         agreement.of_leader(lambda: stack.enter_context(occupation.sole_writer(workdir)))
         yield
@@ -30,17 +30,15 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def saying_what_is_saved(saver: checkpoints.Checkpoints) -> Iterator[None]:
-    """Adds to an error of the disk from where the run will go on."""
+    """Adds a note to errors of the disk that says from which checkpoint the run will resume."""
     try:
         yield
     except OSError as error:
         step = saver.newest_written()
         if step is None:
-            error.add_note('There is no checkpoint yet: the same command starts anew.')
+            error.add_note('There is no checkpoint yet: the same command starts from the beginning.')
         else:
-            error.add_note(
-                f'The last complete checkpoint is that of step {step:,}: the same command goes on from there.'
-            )
+            error.add_note(f'The last complete checkpoint is that of step {step:,}: the same command resumes from it.')
         raise
 
 
@@ -50,16 +48,16 @@ def write_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """Reads `config.json`; where that is damaged, what the newest checkpoint holds of it, which is said.
+    """Reads `config.json`; if it is damaged, prints so, and reads the configuration in the newest checkpoint.
 
     Raises:
-      ConfigError: when the directory is no workdir, or the configuration is lost.
+      ConfigError: if the directory is not a workdir, or no readable configuration is left.
     """
     path = workdir / 'config.json'
     if not path.exists():
         raise ConfigError(f'{workdir} is not the workdir of a run: it has no config.json')
     try:
-        values = read_json(path, 'Start the training of that run again, with its command: this writes it anew')
+        values = read_json(path, 'Start the training of that run again, with its command, which writes the file again')
     except ConfigError:
         if (found := checkpoints.stored_config(workdir / 'checkpoints')) is None:
             raise
@@ -69,13 +67,13 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def read_json(path: pathlib.Path, cure: str) -> dict:
-    """The JSON object in a file of ours; ConfigError with the cure where it is cut or otherwise damaged."""
+    """The JSON object in a file; ConfigError, which ends with the sentence `cure`, if the file is damaged."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:  # not JSON, or not UTF-8
         raise ConfigError(f'{path} is damaged: {error}. {cure}') from error
     if not isinstance(value, dict):
-        raise ConfigError(f'{path} is damaged: it holds no JSON object. {cure}')
+        raise ConfigError(f'{path} is damaged: it does not hold a JSON object. {cure}')
     return value
 
 

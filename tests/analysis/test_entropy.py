@@ -16,6 +16,7 @@ from mlm_jax.objectives.exlm_spec import COMPARABLE, DISTRIBUTIONS
 from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig, keep_tokens
 from mlm_jax.objectives.mlm import MLM
 from mlm_jax.objectives.spec import PREDICTION
+from mlm_jax.pretrained import batches
 
 LENGTH, VOCAB, MASK = 12, 16, 4
 token_bits = jax.jit(entropy.token_bits, static_argnums=0)
@@ -228,6 +229,6 @@ def test_the_standard_error_is_over_rows():
 
 def test_batches_shrink_as_logits_grow():
     exlm, mlm = ExLM(ENCODER, ExLMConfig(num_states=4)), MLM(ENCODER)
-    few, many = (entropy.rows_at_once(exlm, 512, masked, 32768) for masked in (77, 257))
-    assert many < few < entropy.rows_at_once(mlm, 512, 77, 32768)
-    assert entropy.rows_at_once(exlm, 512, 512, 1 << 20) == 1
+    few, many = (batches.rows_at_once(exlm, 512, masked, 32768) for masked in (77, 257))
+    assert many < few < batches.rows_at_once(mlm, 512, 77, 32768)
+    assert batches.rows_at_once(exlm, 512, 512, 1 << 20) == 1

@@ -9,19 +9,6 @@ TINY = 'tiny,vocab_size=64,sequence_length=32,data.directory={prepared}'
 
 
 @pytest.mark.parametrize(
-    ('texts', 'names'),
-    [
-        (['a.py:x,seed=1,b.py'], ['a.py:x,seed=1', 'b.py']),
-        (['a.py,a.py:mini,tokenizer.model=t.py,c/b.py:k=v'], ['a.py', 'a.py:mini,tokenizer.model=t.py', 'c/b.py:k=v']),
-        (['a.py:x=1;b.py:y=2', 'c.py'], ['a.py:x=1', 'b.py:y=2', 'c.py']),
-        (['a.py, b.py ,'], ['a.py', 'b.py']),
-    ],
-)
-def test_names_are_split_where_a_file_begins(texts, names):
-    assert configurations.split_names(texts) == names
-
-
-@pytest.mark.parametrize(
     ('names', 'labels'),
     [
         (['c/mlm.py:tiny', 'c/mae_lm.py:tiny'], ['mlm', 'mae_lm']),
@@ -55,8 +42,8 @@ def test_shared_settings_reach_every_configuration(prepared):
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], ['a', '../b'], [], 'a label names a directory'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY},seed=2'], [], [], 'given by --seeds'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['seed=2'], 'given by --seeds'),
-        (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['batch_size'], 'give key=value'),
-        (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['slice=v5e-16'], 'give it in each of --configs'),
+        (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['batch_size'], 'give KEY=VALUE'),
+        (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['slice=v5e-16'], 'slice is an argument of the configuration file'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['batch_sise=3'], 'did you mean batch_size'),
         (['mlm.py:{TINY}', 'mae_lm.py:tiny'], [], [], 'compare only on the same rows'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY},evaluation.ratio=0.3'], [], [], 'evaluation.ratio: 0.15 in mlm, 0.3 in'),

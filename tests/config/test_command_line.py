@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
 from mlm_jax.config import ConfigError, command_line
 from mlm_jax.files.pictures import plain_text
@@ -22,6 +23,28 @@ def test_ctrl_c_is_one_line_and_status_130():
     result = run('import os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(5)')
     assert result.returncode == command_line.INTERRUPTED_EXIT_CODE == 128 + signal.SIGINT
     assert result.stderr.split() == ['interrupted;', 'the', 'same', 'command', 'goes', 'on', 'from', 'here']
+
+
+def test_former_spellings_name_their_successors():
+    """Those of configurations, in programs that take one, and those that a program names."""
+    former = {'workdir': '--workdir is now --model={value}'}
+
+    def said(*arguments):
+        return command_line.former_spelling(arguments, former)
+
+    assert said('--verbosity=1', '--workdir=runs/mlm') == '--workdir is now --model=runs/mlm'
+    assert said('-workdir', 'runs/mlm') == '--workdir is now --model=runs/mlm'
+    assert said('--workdir') == '--workdir is now --model=VALUE'
+    assert said('--output=--workdir=x', 'workdir=x', '--', '--workdir=x') == ''
+    assert said('--config.batch_size=8', '--configs=a.py,b.py') == '', 'this program takes no configuration'
+    before = set(flags.FLAGS)
+    command_line.define_config_flags()
+    try:
+        assert said('--config.data.corpus=a,b=c') == '--config.data.corpus=a,b=c is now --set=data.corpus=a,b=c'
+        assert said('--config=mlm:tiny', '--configs=a.py,b.py').startswith('--configs is now --config, given once for')
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
 
 
 def test_a_disk_that_is_full_is_one_line_and_a_status_of_its_own():

@@ -48,8 +48,9 @@ ALL += [
 ]
 
 
-# The sizes between are the same programs with other numbers, which are checked.
-TRACED = [(name, argument) for name, argument in ALL if argument.split(',')[0] not in ('mini', 'small', 'medium')]
+# The other sizes are the same programs as tiny and base with other numbers, which are checked.
+OTHER_SIZES = ('mini', 'small', 'medium', 'large', 'large++')
+TRACED = [(name, argument) for name, argument in ALL if argument.split(',')[0] not in OTHER_SIZES]
 
 
 @pytest.mark.parametrize(('name', 'argument'), ALL, ids=[f'{n}:{a}' for n, a in ALL])
@@ -129,13 +130,51 @@ def test_settings_of_mae_lm_that_disagree_are_refused(argument, message):
         config_lib.check(load('mae_lm.py', argument))
 
 
+def test_settings_of_the_command_line_come_last():
+    settings = config_lib.parse_settings(
+        ['batch_size=64', 'total_epochs=3', 'data.corpus=text:b,c.txt', 'batch_size=1e1', 'tokenizer.model=a=b']
+    )
+    config = config_lib.load('mlm:tiny,batch_size=8,total_steps=5', settings)
+    assert (config.batch_size, config.data.corpus, config.tokenizer.model) == (10, 'text:b,c.txt', 'a=b')
+    assert (config.total_epochs, config.total_steps) == (3, None)
+    twice = config_lib.parse_settings(['total_steps=5', 'total_epochs=3', 'total_steps=7'])
+    config = config_lib.load('mlm:tiny', twice)
+    assert (config.total_epochs, config.total_steps) == (None, 7), 'the last one counts'
+    with pytest.raises(ConfigError, match='batch_sise.*did you mean batch_size'):
+        config_lib.load('mlm:tiny', {'batch_sise': '8'})
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('batch_size', '--set=batch_size: give KEY=VALUE'),
+        ('recipe=modern', r'--config=FILE\.py:SIZE,recipe=modern'),
+    ],
+)
+def test_settings_that_are_none_are_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        config_lib.parse_settings([text])
+
+
+def test_a_file_that_does_not_load_is_named_with_the_line(tmp_path):
+    for name, text, message in (
+        ('raises', 'def get_config():\n    return None + 1\n', 'line 2: TypeError: unsupported operand'),
+        ('cut', 'def get_config(:\n', 'line 1: SyntaxError: '),
+        ('empty', '', 'AttributeError: .*get_config'),
+    ):
+        path = tmp_path / f'{name}.py'
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=f'{path}, .*{message}'):
+            config_lib.load(str(path))
+
+
 @pytest.mark.parametrize(
     ('argument', 'message'),
     [
         ('huge', 'neither a size'),
         (
             'mini,data.corpus=text:b,c.txt',
-            "'c.txt' in .* a value that holds one is given by itself, as in --config.data",
+            "'c.txt' in .* a value that holds one is given by itself, as in --set=data",
         ),
         ('mini,batchsize=3', 'did you mean batch_size'),
         ('mini,model.dropout=lots', 'expected a value of type float'),
@@ -156,8 +195,8 @@ def test_wrong_arguments_are_refused(argument, message):
         ('base,mesh.tensor=32,slice=v5e-16', 'does not fit 16 devices'),
         ('base,mesh.tensor=None,slice=v5e-16', 'must be a whole number'),
         ('base,slice=v9-16', "unknown topology 'v9-16'"),
-        ('base,slice=v5e:4by4', 'a layout is written v5e:4x4'),
-        ('base,slice=v5e:0x4', 'a layout is written v5e:4x4'),
+        ('base,slice=v5e:4by4', 'write a layout as in v5e:4x4'),
+        ('base,slice=v5e:0x4', 'write a layout as in v5e:4x4'),
         ('base,batch_size=24,slice=v5e-16', 'over its 16 devices'),
         ('base,mesh.data=2,mesh.fsdp=4,slice=v5e-16', 'does not fit 16 devices'),
         ('base,model.num_layers=0,slice=v5e-16', 'model.num_layers=0 must be at least 1'),
@@ -199,7 +238,7 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,masking.strategy=fully_explored,masking.fully_explored.segments=1', 'at least 2'),
         (
             'mini,masking.strategy=fully_explored,masking.fully_explored.schedule=subset,masking.fully_explored.views=8',
-            '1 … s',
+            'between 1 and segments',
         ),
         ('mini,masking.strategy=fully_explored,masking.ratio_schedule=linear', 'ratio_schedule=constant'),
         ('mini,masking.strategy=least_masked,masking.static_masks=1', 'cannot be static'),

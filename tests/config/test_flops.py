@@ -30,7 +30,7 @@ def load(file: str, argument: str = ''):
         # 20 slots for 19.2 masked tokens: a few of the head.
         ('mlm', ',recipe=modern,model.ffn_width=128', 0.02),
         # Besides, room for 112 kept tokens, where 108.8 are kept: lengths in eights, and a margin for special tokens.
-        ('mae_lm', ',mae_lm.decoder_layers=2,mae_lm.decoder_width=32', 0.04),
+        ('mae_lm', ',model.num_layers=1,mae_lm.decoder_layers=2,mae_lm.decoder_width=32', 0.04),
         # 22 expanded tokens for 21.2, on rows of 200 slots for 191.6, of which attention takes the square.
         ('exlm', '', 0.08),
     ],

@@ -79,7 +79,7 @@ def test_compressed_files(tmp_path, suffix):
     path.write_bytes(compress(content))
     assert [d.decode() for d in text_files.read(path, 'jsonl', 'text')] == TEXTS
     path.write_bytes(bz2.compress(content))
-    with pytest.raises(ConfigError, match=f'a.jsonl.{suffix} is damaged or cut off'):
+    with pytest.raises(ConfigError, match=f'a.jsonl.{suffix} is damaged, truncated or misnamed'):
         list(text_files.read(path, 'jsonl', 'text'))
 
 
@@ -88,7 +88,7 @@ def test_a_file_cut_off_is_an_error(tmp_path, suffix):
     path = tmp_path / f'a.txt.{suffix}'
     content = ''.join(TEXTS).encode()
     path.write_bytes((gzip.compress(content) if suffix == 'gz' else lzma.compress(content))[:-20])
-    with pytest.raises(ConfigError, match=r'is damaged or cut off'):
+    with pytest.raises(ConfigError, match=r'is damaged or truncated'):
         list(text_files.read(path, 'text', ''))
 
 
@@ -177,7 +177,7 @@ def test_a_json_array_is_refused_with_the_way_to_convert_it(tmp_path, indent):
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     assert [d.decode() for d in text_files.read(tmp_path / 'a.jsonl', 'jsonl', 'text')] == TEXTS
     path.write_text('{\n "data": []\n}')
-    with pytest.raises(ConfigError, match='line 1 of .* is not JSON.*this file spreads one over several'):
+    with pytest.raises(ConfigError, match='line 1 of .* is not JSON.*this file spreads an object over several lines'):
         list(text_files.read(path, 'jsonl', 'text'))
     path.write_text('<!DOCTYPE html>')
     with pytest.raises(ConfigError, match='a.json is a web page or XML, not JSON lines'):
@@ -230,7 +230,9 @@ def test_a_corpus_is_known_by_its_bytes(tmp_path):
     os.utime(path, (1, 1))
     assert corpora.changes(before, corpora.describe(spec)) == [], 'whenever it was written'
     path.write_text('same size')
-    assert corpora.changes(before, corpora.describe(spec)) == [f'{path}: as many bytes as then, 9, and other ones']
+    assert corpora.changes(before, corpora.describe(spec)) == [
+        f'{path}: the same size as then, 9 bytes, but different content'
+    ]
     assert corpora.changes({str(path): 9}, corpora.describe(spec)) == [], 'an earlier version knew the size alone'
     assert corpora.changes({str(path): 8}, corpora.describe(spec)) == [f'{path}: 8 bytes then, 9 now']
     assert corpora.changes({}, before) == [f'{path}: no bytes then, 9 now']
@@ -257,16 +259,16 @@ def test_a_line_of_50_megabytes(tmp_path):
         ('jsonl:{}/nothing*', '', 'no file matches .*nothing'),
         ('jsonl:{}/a', '', 'the corpus is empty'),
         ('jsonl:{}/a', '{"txt": "x"}', r"line 1 of .* has no 'text'; its fields are txt. Set data.text_key"),
-        ('jsonl:{}/a', '[1]', "has no 'text'; its fields are none: it is a list"),
+        ('jsonl:{}/a', '[1]', "has no 'text': it is a list, not an object"),
         ('jsonl:{}/a', '{"text": 3}', "'text' is a int, not text"),
         ('jsonl:{}/a', '{"text": "x"}\n{"te', 'line 2 of .* is not JSON'),
         ('csv:{}/a', 'id,body\n1,x\n', "has no 'text'; its fields are id, body"),
         ('text:{}/a', 'one document', 'no document fell into the 20.0 % to hold out'),
-        ('text:', '', 'is no corpus'),
-        ('parquet:{}/a', '', 'is no corpus. Write demo, tfds:NAME'),
-        ('demo:x', '', 'is no corpus'),
+        ('text:', '', 'does not specify a corpus'),
+        ('parquet:{}/a', '', 'does not specify a corpus. Write demo, tfds:NAME'),
+        ('demo:x', '', 'does not specify a corpus'),
         ('tfds:no_such_data_set', '', 'TFDS can neither find no_such_data_set'),
-        ('tfds:imdb_reviews/no_such_config', '', 'TFDS refuses imdb_reviews/no_such_config'),
+        ('tfds:imdb_reviews/no_such_config', '', 'TFDS rejects imdb_reviews/no_such_config'),
     ],
 )
 def test_what_is_wrong_is_named_with_its_cure(tmp_path, spec, content, message):
@@ -312,7 +314,7 @@ def test_a_tfds_data_set_is_divided_where_it_has_no_validation_split(tfds_direct
 
 def test_a_tfrecord_data_set_is_refused_with_the_cure(tfds_directory, tmp_path):
     tfds_directory.write_text(tfds_directory.read_text().replace('array_record', 'tfrecord'))
-    with pytest.raises(ConfigError, match=r'stored as tfrecord, which only TensorFlow reads(.|\n)*convert_format'):
+    with pytest.raises(ConfigError, match=r'stored as tfrecord, which only TensorFlow can read(.|\n)*convert_format'):
         read('tfds:my_texts/jsonl', tmp_path / 'unused')
 
 

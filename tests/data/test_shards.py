@@ -72,7 +72,7 @@ def test_what_is_missing_is_named(directory, tmp_path):
         shards.Shards(directory, 'test')
     name = shards.shard_name('train', 0, 3)
     shutil.copy(directory / shards.shard_name('train', 2, 3), directory / name)
-    with pytest.raises(ConfigError, match=r'holds \(7, 8\) ids, its manifest says \(5, 8\)'):
+    with pytest.raises(ConfigError, match=r'holds \(7, 8\) ids, but the manifest says \(5, 8\)'):
         shards.Shards(directory, 'train').read(np.array([0]))
     (directory / name).unlink()
     with pytest.raises(ConfigError, match=r'cannot read .*train-00000-of-00003.npy'):

@@ -140,14 +140,14 @@ def test_the_file_is_told_from_other_tokenizers(tokenizer, tmp_path):
 )  # fmt: skip
 def test_a_damaged_vocabulary_is_refused(tokenizer, change):
     stored = json.loads(tokenizer.model) | change
-    with pytest.raises(ConfigError, match='broken.json is no vocabulary of SMILES tokens'):
+    with pytest.raises(ConfigError, match='broken.json is not a vocabulary of SMILES tokens'):
         smiles.SmilesTokenizer(json.dumps(stored).encode(), 'broken.json')
 
 
 def test_texts_without_smiles_and_vocabularies_without_room_are_refused():
-    with pytest.raises(ConfigError, match='holds no SMILES.*smi:GLOB'):
+    with pytest.raises(ConfigError, match='contains no SMILES.*smi:GLOB'):
         smiles.train(['the model reads', 'words'], 100)
-    with pytest.raises(ConfigError, match='vocab_size=5 leaves no room .*the text has 2: set vocab_size=7'):
+    with pytest.raises(ConfigError, match='vocab_size=5 leaves no room .*the text has 2 tokens: set vocab_size=7'):
         smiles.train(['CCO'], 5)
 
 
@@ -184,7 +184,7 @@ def test_prepare_reads_molecules_and_counts_what_is_none(tmp_path):
     assert documents(tmp_path / 'rows', manifest, 'train') == sorted(MOLECULES)
     assert manifest.splits['train'].documents == len(MOLECULES)
     assert manifest.splits['train'].repairs == {
-        'documents with characters that no SMILES has, dropped': 3,
+        'documents with characters that no SMILES contains, dropped': 3,
         'empty documents, dropped': 1,
     }
     assert manifest.vocabulary.size == 64 and '' not in manifest.versions
@@ -220,7 +220,7 @@ def test_prepare_adds_copies_of_training_molecules(tmp_path):
     assert copied.splits == again.splits and copied.versions['rdkit'] and 'rdkit' not in plain.versions
     assert copied.splits['validation'] == plain.splits['validation']
     before, after = (documents(tmp_path / n, r, 'train') for n, r in (('plain', plain), ('copied', copied)))
-    assert copied.splits['train'].repairs == {'SMILES that RDKit does not parse, without copies': 1}
+    assert copied.splits['train'].repairs == {'SMILES that RDKit cannot parse, for which no variants were added': 1}
     assert len(after) == len(before) + 3 * (len(before) - 1)
     canonical = {molecules.canonical(text) for text in before}
     assert {molecules.canonical(text) for text in after} == canonical

@@ -110,7 +110,7 @@ def test_words_are_refused_where_no_piece_starts_one(copied):
     config, directory = copied
     config.masking.unit = 'word'
     np.savez(directory / tables.FILE, word_starts=np.zeros(config.vocab_size, bool))
-    with pytest.raises(ConfigError, match='masking.unit=ngram, or token'):
+    with pytest.raises(ConfigError, match='masking.unit=ngram or masking.unit=token'):
         tables.load(config, manifest_lib.load(directory))
 
 
@@ -164,7 +164,7 @@ def test_a_damaged_file_is_refused_and_made_again(copied, damage, newer):
         (directory / manifest_lib.FILE).write_text(json.dumps(stored))
     DAMAGES[damage](directory / tables.FILE)
     if newer or damage != 'changed':
-        with pytest.raises(ConfigError, match=r'cannot read .*tables.npz .*; delete it, and run prepare once more'):
+        with pytest.raises(ConfigError, match=r'cannot read .*tables.npz .*; delete that file and run prepare again'):
             tables.load(config, manifest_lib.load(directory))
         prepare.run(config, num_workers=1)
         assert (directory / tables.FILE).read_bytes() == before

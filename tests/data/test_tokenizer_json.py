@@ -119,7 +119,7 @@ def test_a_mask_takes_the_place_of_a_word_and_its_space(wordpiece, byte_level):
 def test_what_cannot_be_used_is_refused(wordpiece, tmp_path):
     path = tmp_path / 'tokenizer.json'
     path.write_text('{"model": {}}')
-    with pytest.raises(ConfigError, match='is no tokenizer.json'):
+    with pytest.raises(ConfigError, match='is not a Hugging Face tokenizer.json'):
         Tokenizer.from_file(path)
     stored = json.loads(wordpiece[0].read_text())
     stored['added_tokens'].pop()
@@ -130,7 +130,7 @@ def test_what_cannot_be_used_is_refused(wordpiece, tmp_path):
     words = hub.Tokenizer(hub.models.WordLevel({name: i for i, name in enumerate([*BERT, 'a'])}, unk_token='[UNK]'))
     words.pre_tokenizer = hub.pre_tokenizers.WhitespaceSplit()
     words.save(str(path))
-    with pytest.raises(ConfigError, match=r'makes the special token \[PAD\] from text'):
+    with pytest.raises(ConfigError, match=r'produces the special token \[PAD\] from text'):
         Tokenizer.from_file(path)
 
 
@@ -152,7 +152,7 @@ def test_prepare_takes_more_ids_than_pieces(wordpiece, tmp_path):
     assert len(loaded.word_starts) == len(loaded.word_marks) == size + 38
     config.update(vocab_size=size + 1025)
     config.data.directory = str(tmp_path / 'more')
-    with pytest.raises(ConfigError, match=f'set vocab_size={size}, or up to {size + 1024} where'):
+    with pytest.raises(ConfigError, match=f'set vocab_size={size}, or up to {size + 1024} if'):
         prepare.run(config, num_workers=1)
     config.update(vocab_size=size - 1)
     with pytest.raises(ConfigError, match=f'set vocab_size={size}'):

@@ -125,9 +125,9 @@ def test_the_size_must_be_the_configured_one(tokenizer):
 
 @pytest.mark.parametrize('model', tokenizers.SENTENCEPIECE)
 def test_too_little_text_names_the_largest_size_that_works(model):
-    with pytest.raises(ConfigError, match=r'too small for vocab_size=5000: the largest that works is \d+') as error:
+    with pytest.raises(ConfigError, match=r'too small for vocab_size=5000: the largest possible value is \d+') as error:
         tokenizers.train(sentences(), settings(vocab_size=5000, model=model))
-    largest = int(str(error.value).split('works is ')[1].split('.')[0])
+    largest = int(str(error.value).split('possible value is ')[1].split('.')[0])
     assert tokenizers.train(sentences(), settings(vocab_size=largest, model=model)).vocabulary.size == largest
 
 
@@ -195,10 +195,10 @@ def test_an_extended_tokenizer_keeps_its_ids_and_learns_new_words(kind):
 def test_what_cannot_be_extended_is_named(tokenizer):
     config = config_lib.default_config()
     config.vocab_size = tokenizer.vocabulary.size
-    with pytest.raises(ConfigError, match='has .* pieces already; set a larger vocab_size'):
+    with pytest.raises(ConfigError, match='already has .* pieces; set a larger vocab_size'):
         tokenizers.extend(tokenizer, new_text(), config)
     config.vocab_size = tokenizer.vocabulary.size + 60
-    with pytest.raises(ConfigError, match=r'set vocab_size=\d+|the largest that works is'):
+    with pytest.raises(ConfigError, match=r'set vocab_size=\d+|the largest possible value is'):
         tokenizers.extend(tokenizer, new_text(), config)
     last = types.SimpleNamespace(vocabulary=standard_vocabulary(400))
     last.vocabulary = dataclasses.replace(last.vocabulary, mask_id=399, special_ids=(0, 1, 2, 3, 399))

@@ -61,13 +61,15 @@ SEEN_AT_ONCE = {
     'is missing': lambda path: path.unlink(),
     'is a symbolic link to .*, which is missing': lambda path: (path.unlink(), path.symlink_to('gone')),
     'cannot be read: Is a directory': lambda path: (path.unlink(), path.mkdir()),
-    r'is no file of rows: it has 0 bytes': lambda path: path.write_bytes(b''),
-    r'is no file of rows: it has 224 bytes': lambda path: path.write_bytes(bytes(224)),
-    r'has 204 bytes and not 224: it was cut off': lambda path: path.write_bytes(path.read_bytes()[:-20]),
-    r'has 228 bytes and not 224: .* something was added': lambda path: path.write_bytes(path.read_bytes() + b'more'),
-    r'holds \(5, 8\) ids, its manifest says \(6, 8\)': lambda path: rewrite(path, lambda rows: rows[:5]),
-    r'holds numbers of type <f8, its manifest says uint16': lambda path: rewrite(path, np.float64),
-    r'holds numbers of type <u4, its manifest says uint16': lambda path: rewrite(path, np.uint32),
+    r'is not a file of rows: it has 0 bytes': lambda path: path.write_bytes(b''),
+    r'is not a file of rows: it has 224 bytes': lambda path: path.write_bytes(bytes(224)),
+    r'has 204 bytes instead of 224: it was truncated': lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    r'has 228 bytes instead of 224: .* something was appended': lambda path: path.write_bytes(
+        path.read_bytes() + b'more'
+    ),
+    r'holds \(5, 8\) ids, but the manifest says \(6, 8\)': lambda path: rewrite(path, lambda rows: rows[:5]),
+    r'holds numbers of type <f8, but the manifest says uint16': lambda path: rewrite(path, np.float64),
+    r'holds numbers of type <u4, but the manifest says uint16': lambda path: rewrite(path, np.uint32),
     r'holds numbers of type \|O': lambda path: np.save(path, np.full((6, 8), None), allow_pickle=True),
     r'holds numbers of type <u2': lambda path: rewrite(path, np.asfortranarray),
 }
@@ -91,8 +93,8 @@ def set_id(rows):
 @pytest.mark.parametrize(
     'change, message',
     [
-        (set_id, 'holds the id 50 in row 3, and there are 50 ids'),
-        (np.zeros_like, r'holds nothing but padding in row \d'),
+        (set_id, 'holds the id 50 in row 3, but there are only 50 ids'),
+        (np.zeros_like, r'holds only padding in row \d'),
     ],
 )
 def test_ids_out_of_range_and_empty_rows_are_refused_as_they_are_read(directory, change, message):

@@ -50,7 +50,7 @@ def test_a_file_system_without_locks_is_told_by_the_name(tmp_path, monkeypatch):
         if is_over:
             with occupation.sole_writer(tmp_path):
                 continue
-        said = r'seems to be in use by process .* If that process is over, delete '
+        said = r'seems to be in use by process .* If that process has ended, delete '
         with pytest.raises(ConfigError, match=said), occupation.sole_writer(tmp_path):
             pass
 

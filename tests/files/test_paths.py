@@ -16,13 +16,13 @@ from mlm_jax.config import ConfigError, command_line
 from mlm_jax.config import checks as config_check
 from mlm_jax.data import tokenizers
 from mlm_jax.files import paths, text_files
-from mlm_jax.pretrained import loading
+from mlm_jax.pretrained import sources
 from mlm_jax.training import runtime
 
 # Flags of text that names no files.
 OTHER_TEXT = {
-    'config', 'configs', 'coordinator_address', 'fill_mask', 'grid', 'label', 'metric', 'metrics', 'ratios',
-    'seeds', 'set', 'steps', 'target_columns', 'task_name', 'tasks', 'text_columns', 'thresholds', 'topology',
+    'config', 'coordinator_address', 'fill_mask', 'grid', 'label', 'metric', 'metrics', 'ratios',
+    'seeds', 'set', 'target_columns', 'task_name', 'tasks', 'text_columns', 'thresholds', 'topology',
 }  # fmt: skip
 OTHER_KEYS = {'data.text_key', 'logging.wandb_project', 'slice'}
 PACKAGE = pathlib.Path(mlm_jax.__file__).parent
@@ -88,8 +88,11 @@ def test_a_configuration_file_is_no_url(flags_of, monkeypatch, capsys):
     with pytest.raises(ConfigError, match='gs://bucket/mlm is a URL'):
         config_lib.load('gs://bucket/mlm.py:tiny')
     for argv in (['train', '--config=gs://bucket/mlm.py'], ['train', '--config', 'https://host/mlm.py:tiny']):
-        with pytest.raises(SystemExit, match=r'error: (gs|https)://\w+/mlm is a URL'):
-            command_line._parse_flags(argv)
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS['config'].unparse()
+        flags.FLAGS(argv)
+        with pytest.raises(ConfigError, match=r'(gs|https)://\w+/mlm is a URL'):
+            command_line.configuration()
 
 
 def test_jax_keeps_compiled_programs_in_a_bucket_where_it_can(monkeypatch):
@@ -124,7 +127,7 @@ def test_the_cure_follows_the_scheme():
 
 def test_the_prefixes_are_those_of_corpora_tokenizers_and_models():
     assert {f'{prefix}:' for prefix in paths.PREFIXES} == {
-        *(f'{kind}:' for kind in text_files.READERS), tokenizers.EXTEND, loading.RANDOM
+        *(f'{kind}:' for kind in text_files.READERS), tokenizers.EXTEND, sources.RANDOM
     }  # fmt: skip
 
 
@@ -138,7 +141,7 @@ def test_what_is_no_directory_or_no_file_is_named(tmp_path):
     for path, kind, message in [
         (file, 'directory', 'is a file; give a directory'),
         (tmp_path, 'file', 'is a directory; give a file'),
-        (link, 'directory', 'is a symbolic link to .*gone, which is not there'),
+        (link, 'directory', 'is a symbolic link to .*gone, which does not exist'),
         ('x' * 300, 'file', 'File name too long'),
         ('~nobody_of_that_name/x', 'directory', 'home directory'),
     ]:

@@ -59,13 +59,13 @@ def test_a_long_window_is_read(tmp_path):
 def test_damage_of_a_compressed_file_is_an_error(tmp_path, kind):
     path, whole = tmp_path / f'a.{kind}', COMPRESS[kind](TEXT[:300_000])
     for cut in (1, 20, len(whole) // 2, len(whole) - 12):
-        with pytest.raises(ConfigError, match=rf'a.{kind} is damaged or cut off: its \w+ has no end; copy it again'):
+        with pytest.raises(ConfigError, match=rf'a.{kind} is damaged or truncated: its \w+ data has no end'):
             read(path, whole[:-cut])
-    with pytest.raises(ConfigError, match=r'behind the end of its \w+ stands something else'):
+    with pytest.raises(ConfigError, match=r'damaged: other data follows the end of its \w+ data'):
         read(path, whole + b'<html>')
-    with pytest.raises(ConfigError, match=r'damaged or cut off, or has a wrong name: that promises .* are others'):
+    with pytest.raises(ConfigError, match=r'damaged, truncated or misnamed: its name says .* are not those of'):
         read(path, b'')
-    with pytest.raises(ConfigError, match=r'are others. Copy it again, or rename it'):
+    with pytest.raises(ConfigError, match=r'are not those of \w+. Copy the file again, or rename it'):
         read(path, b'plain text\n')
     other = 'xz' if kind != 'xz' else 'gz'
     with pytest.raises(ConfigError, match=r'its first bytes are those of (xz|gzip)'):
@@ -81,9 +81,9 @@ def test_a_byte_order_mark_tells_the_encoding(tmp_path, encoding, compress):
 
 
 def test_damage_of_utf_16_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match='damaged or cut off: it begins as UTF-16-LE, but .* truncated data'):
+    with pytest.raises(ConfigError, match='damaged or truncated: it begins as UTF-16-LE, but .* truncated data'):
         read(tmp_path / 'a', 'some text'.encode('utf-16')[:-1])
-    with pytest.raises(ConfigError, match='is not UTF-8: it holds the byte order mark of UTF-16-BE, and no text'):
+    with pytest.raises(ConfigError, match='is not UTF-8: it holds the byte order mark of UTF-16-BE but no text'):
         read(tmp_path / 'a', b'\xfe\xff')
     half = '\ud83d'.encode('utf-16-le', 'surrogatepass')
     assert read(tmp_path / 'a', b'\xff\xfea\0' + half) == b'a\xed\xa0\xbd', 'for whoever counts repairs'
@@ -109,21 +109,21 @@ def archives(path):
         'a tar archive inside gzip': gzip.compress(tarred.getvalue()),
         'a tar archive inside zstandard': zstandard.compress(tarred.getvalue()),
         'a NumPy array': array.getvalue(),
-        'a SQLite data base': (path / 'database').read_bytes(),
+        'a SQLite database': (path / 'database').read_bytes(),
         'a pickle': pickle.dumps(['text'] * 9),
         'a 7z archive': b'7z\xbc\xaf\x27\x1c\0\x04' + bytes(range(200)),
         'a RAR archive': b'Rar!\x1a\x07\x01\0' + bytes(range(200)),
         'a Parquet file': b'PAR1\x15\x04\x15' + bytes(range(200)) + b'PAR1',
         'an Arrow file': b'ARROW1\0\0' + bytes(range(200)),
         'a PDF document': b'%PDF-1.7\n%\xe2\xe3',
-        'a program': b'\x7fELF\x02\x01\x01' + bytes(200),
-        'a pointer of Git LFS': b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n',
+        'an executable program': b'\x7fELF\x02\x01\x01' + bytes(200),
+        'a Git LFS pointer': b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n',
     }
 
 
 def test_what_holds_no_text_is_refused_by_its_name(tmp_path):
     for name, content in archives(tmp_path).items():
-        with pytest.raises(ConfigError, match=rf'a.txt is no text: it is {re.escape(name)}.*[.] [A-Z]'):
+        with pytest.raises(ConfigError, match=rf'a.txt is not a text file: it is {re.escape(name)}.*[.] [A-Z]'):
             read(tmp_path / 'a.txt', content)
 
 
@@ -134,7 +134,7 @@ def test_what_holds_no_text_is_refused_by_its_name(tmp_path):
         (TEXT.decode().encode('utf-16-le'), 'looks like UTF-16LE without a byte order mark. Convert it: iconv -f'),
         (TEXT.decode().encode('utf-16-be'), 'looks like UTF-16BE'),
         (TEXT.decode().encode('utf-32-le'), 'looks like UTF-32LE'),
-        (bytes(4096), 'begins with 4,096 zero bytes: it was not copied to its end'),
+        (bytes(4096), 'begins with 4,096 zero bytes: it was not copied completely'),
         (np.random.default_rng(0).bytes(5000), 'of its first 5,000 bytes are control characters, and it is not UTF-8'),
     ],
 )

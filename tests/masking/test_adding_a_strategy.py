@@ -1,7 +1,7 @@
-"""The README's how-to for a new strategy, followed to the letter."""
+"""The how-to for a new strategy in docs/extend.md, followed to the letter."""
 
 import pathlib
-import textwrap
+import re
 
 import jax
 import numpy as np
@@ -14,16 +14,17 @@ from mlm_jax.masking import registry, selection
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.training import build
 
-README = pathlib.Path(__file__).parents[2] / 'README.md'
+PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'extend.md'
 
 
 @pytest.fixture
 def added(monkeypatch):
-    """The section of the README, and its function in the registry and among the values of the key."""
-    section = README.read_text().split('### … add a masking strategy\n')[1].split('\n### ')[0]
-    code = textwrap.dedent(section[section.index('    def ') :].split('\n\n')[0])
-    exec(code, vars(selection))
-    monkeypatch.setitem(registry.STRATEGIES, 'repeated', registry.Strategy('mlm_jax.masking.selection:repeated'))
+    """The section of the page, whose blocks are executed in the modules that it names."""
+    section = PAGE.read_text(encoding='utf-8').split('## Add a masking strategy\n')[1].split('\n## ')[0]
+    monkeypatch.setitem(registry.STRATEGIES, 'repeated', None)  # what the page sets is removed at the end
+    modules = {'mlm_jax/masking/selection.py': selection, 'mlm_jax/masking/registry.py': registry}
+    for file, code in re.findall(r'<!-- in: (\S+) -->\n```python\n(.*?)```', section, re.DOTALL):
+        exec(code, vars(modules[file]))
     yield section
     del selection.repeated
 

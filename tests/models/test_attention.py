@@ -167,7 +167,7 @@ REFUSALS = {
     'dropout on cudnn': (dict(backend='cudnn', dropout_rate=0.1), 'cudnn attention backend has no dropout'),
     'float32 on cudnn': (dict(backend='cudnn'), 'needs bfloat16, not float32'),
     'a bias on splash': (dict(backend='splash', bias_BxHxTxS=jnp.zeros((1, 1, 1, 1))), 'takes no relative bias'),
-    'an unknown backend': (dict(backend='flash'), "unknown attention backend 'flash': it is xla, cudnn, splash"),
+    'an unknown backend': (dict(backend='flash'), "backend 'flash': it must be one of xla, cudnn, splash"),
 }
 
 
@@ -231,7 +231,8 @@ RECIPES = {
 def model(recipe: str):
     """The jitted `logits` and `encode`, with weights larger than at the start, so that leaks would show."""
     module = MLM(RECIPES[recipe])
-    params = module.init(jax.random.key(0), masked(jnp.zeros((1, LENGTH), jnp.int32), SEGMENTS[:1]))['params']
+    row = masked(jnp.zeros((1, LENGTH), jnp.int32), SEGMENTS[:1])
+    params = jax.jit(module.init)(jax.random.key(0), row)['params']
     params = jax.tree.map(lambda x: 4 * x if x.ndim > 2 else x, params)
     return (
         jax.jit(lambda batch: module.apply({'params': params}, batch, method='logits')),

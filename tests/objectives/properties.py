@@ -29,7 +29,7 @@ def configuration(name: str):
     positions = OBJECTIVES[name].positions
     overrides = {
         'objective': name, 'vocab_size': '64', 'sequence_length': str(LENGTH), 'batch_size': str(ROWS),
-        'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '4', 'model.ffn_width': '64',
+        'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '8', 'model.ffn_width': '64',
         'model.dropout': '0.0', 'model.attention_dropout': '0.0',
         'model.positions': 'learned' if 'learned' in positions else positions[-1], 'masking.mask_fraction': '1.0',
         'masking.random_fraction': '0.0', 'compilation_cache': '',

@@ -389,7 +389,7 @@ def test_packed_rows_of_sentences_and_paragraphs_do_not_overflow(strategy, ratio
 def test_kept_tokens_without_a_slot_are_masked_positions_that_nobody_predicts():
     tokens = packed_rows(0, 2.0, 60)[:4]  # a document of two tokens has two specials
     segments = packing.segment_ids(jnp.asarray(tokens), VOCABULARY)
-    batch = Masking(VOCABULARY, ratio=0.5)(jax.random.key(0), jnp.asarray(tokens), segments)
+    batch = mask(Masking(VOCABULARY, ratio=0.5), jax.random.key(0), jnp.asarray(tokens), segments)
     narrow, wide = dataclasses.replace(SMALL, kept_margin=0.0), dataclasses.replace(SMALL, kept_margin=1.0)
     module, params = initialised(PLAIN, narrow, 5.0)
     kept = keep(batch, narrow)

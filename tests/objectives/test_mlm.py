@@ -33,7 +33,7 @@ RECIPES = {'roberta': ROBERTA, 'modern': MODERN, 'relative': RELATIVE}
 @pytest.fixture(scope='module')
 def batch():
     tokens = jax.random.randint(jax.random.key(0), (4, 32), 5, 200)
-    return Masking(VOCABULARY, ratio=0.2)(jax.random.key(1), tokens, jnp.ones_like(tokens))
+    return jax.jit(Masking(VOCABULARY, ratio=0.2))(jax.random.key(1), tokens, jnp.ones_like(tokens))
 
 
 @functools.cache

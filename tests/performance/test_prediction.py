@@ -12,7 +12,7 @@ from mlm_jax.config import ConfigError, flops
 from mlm_jax.parallel import topology
 from mlm_jax.performance import ahead_of_time, prediction
 
-SHAPE = 'vocab_size=512,sequence_length=128,batch_size=16,model.num_layers=2,model.dtype=bfloat16'
+SHAPE = 'vocab_size=512,sequence_length=128,batch_size=16,model.num_layers=1,model.dtype=bfloat16'
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed (extra `tpu`)'

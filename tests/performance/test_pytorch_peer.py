@@ -40,6 +40,7 @@ def ours():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, 'devices', lambda: one_device)
         contestant = speed.prepare('ours', config)
+    config = contestant.config
     before, batch = jax.device_get(contestant.state.params), contestant.masked_batch()
     _, rate = build.make_optimizer_of_run(contestant.config)
     contestant.state, metrics = contestant.step(contestant.state, contestant.tokens)
@@ -87,9 +88,9 @@ def test_documents_in_a_row_and_padding_are_kept_apart(ours):
     segments = np.repeat([1, 1, 1, 2, 2, 3, 0, 0], 4)[None].repeat(8, 0).astype(np.int32)
     segments[0] = 1
     tokens[segments == 0] = vocabulary.pad_id
-    batch = jax.device_get(Masking(vocabulary)(jax.random.key(0), tokens, segments))
+    batch = jax.device_get(jax.jit(Masking(vocabulary))(jax.random.key(0), tokens, segments))
     module = MLM(build.encoder_config(ours.config))
-    terms = module.apply({'params': ours.before}, batch)
+    terms = jax.jit(module.apply)({'params': ours.before}, batch)
     expected = float(terms.loss_sum / terms.weight_sum)
     for name in ('eager-float32', 'eager-float32-everywhere'):
         assert float(peer(ours, name, batch).loss) == pytest.approx(expected, rel=1e-5)
@@ -97,13 +98,14 @@ def test_documents_in_a_row_and_padding_are_kept_apart(ours):
 
 def test_what_bert_cannot_express_is_refused_with_the_keys_to_set():
     config = config_lib.load('configs/mlm.py:tiny,recipe=modern,num_microbatches=2')
+    config = config_lib.resolve(config)
     with pytest.raises(ConfigError) as error:
-        pytorch_peer.check(config, build.encoder_config(config_lib.resolve(config)))
+        pytorch_peer.check(config, build.encoder_config(config))
     text = 'set model.positions=learned, model.norm=post, model.bias=True, model.mlp=gelu, optimizer.name=adamw'
     assert f'{text}, num_microbatches=1' in str(error.value)
-    config = config_lib.load('configs/mae_lm.py:tiny,model.relative_buckets=0')
+    config = config_lib.resolve(config_lib.load('configs/mae_lm.py:tiny,model.relative_buckets=0'))
     with pytest.raises(ConfigError, match='set objective=mlm$'):
-        pytorch_peer.check(config, build.encoder_config(config_lib.resolve(config)))
+        pytorch_peer.check(config, build.encoder_config(config))
 
 
 def test_the_extra_is_named_where_it_is_missing(ours, monkeypatch):

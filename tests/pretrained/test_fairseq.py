@@ -120,7 +120,8 @@ def test_features_of_whole_rows_for_fine_tuning(file, case):
     numbers = golden(file)
     module, params = numbers.read(numbers.state_dict())
     valid, tokens = numbers[f'{case}/valid'], numbers[f'{case}/src_tokens']
-    features = module.apply({'params': params}, tokens, jnp.asarray(valid, jnp.int32), method='encode')
+    encode = jax.jit(lambda params, *rows: module.apply({'params': params}, *rows, method='encode'))
+    features = encode(params, tokens, jnp.asarray(valid, jnp.int32))
     np.testing.assert_allclose(features[valid], numbers[f'{case}/features'][valid], **OUTPUT)
     head = {k.removeprefix('param/classification_heads.h.'): v for k, v in numbers.arrays.items() if '_heads.h.' in k}
     hidden = np.tanh(features[:, 0] @ head['dense.weight'].T + head['dense.bias'])

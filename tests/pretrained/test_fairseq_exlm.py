@@ -104,7 +104,8 @@ def test_features_of_whole_rows_for_fine_tuning(file):
     module, params = read(numbers, FILES[file], released_weights(numbers))
     tokens = numbers['ft/src_tokens']
     valid = tokens != PAD
-    features = module.apply({'params': params}, tokens, jnp.asarray(valid, jnp.int32), method='encode')
+    encode = jax.jit(lambda params, *rows: module.apply({'params': params}, *rows, method='encode'))
+    features = encode(params, tokens, jnp.asarray(valid, jnp.int32))
     for row, index in enumerate(numbers['ft/ext_source_index']):
         _, first = np.unique(np.where(numbers['ft/ext_tokens'][row] != PAD, index, 10**6), return_index=True)
         expected = numbers['ft/features'][row, first[: valid[row].sum()]]

@@ -118,7 +118,10 @@ def test_values_that_cannot_be_are_named(bert, keys, message):
         (b'{"model_type": "bert"', 'is damaged'),
         (b'\xff\xfe{', 'is damaged'),
         (b'[' * 100_000, 'is damaged'),
-        (b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n', 'is damaged: it is a pointer'),
+        (
+            b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n',
+            'is damaged: it is a Git LFS pointer',
+        ),
     ],
 )
 def test_a_description_that_is_none_is_refused(bert, content, message):

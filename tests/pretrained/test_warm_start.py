@@ -55,13 +55,31 @@ def test_another_model_or_tokenizer_is_refused(trained, continued, tmp_path):
         warm_start.check_source(continued, manifest)
 
 
+def test_a_run_starts_from_a_step_by_its_name(trained, continued):
+    """And not from parameters that have learned nothing, for which `init_from` is not needed."""
+    workdir, mesh, model = trained
+    manifest = manifest_lib.load(continued.data.directory)
+    continued.init_from = f'{workdir}@{model.step}'
+    warm_start.check_source(continued, manifest)
+    run = build.make_run(continued, manifest.vocabulary, 1.0)
+    fresh = create_state(run.init, mesh, 'dp')
+    params = warm_start.start_from(continued.init_from, fresh, workdir / 'tokenizer.model').params
+    jax.tree.map(np.testing.assert_array_equal, params, model.params)
+    with pytest.raises(FileNotFoundError, match='no checkpoint of step 7 '):
+        warm_start.start_from(f'{workdir}@7', fresh, workdir / 'tokenizer.model')
+    continued.init_from = f'random:{workdir}'
+    with pytest.raises(ConfigError, match='init_from=random:.* have learned nothing: leave init_from empty'):
+        warm_start.check_source(continued, manifest)
+
+
 def test_new_pieces_start_as_the_mean_of_those_that_spell_them(trained, continued, tmp_path):
     workdir, mesh, model = trained
     old_size = continued.vocab_size
     words = np.random.default_rng(0).choice(['dogs', 'catfish', 'redden', 'bluebird', 'horsehair'], (300, 5))
     (tmp_path / 'text.txt').write_text('\n\n'.join(' '.join(line) + '.' for line in words))
     config = config_lib.from_json(config_lib.to_json(continued))
-    config.update(vocab_size=old_size + 5, batch_size=8)
+    config.update(vocab_size=old_size + 5, batch_size=8, total_steps=1)
+    config.masking.update(strategy='uniform', unit='token')
     config.data.update(directory=str(tmp_path / 'data'), corpus=f'text:{tmp_path}/text.txt', validation_percent=20)
     config.tokenizer.model = f'extend:{workdir}/tokenizer.model'
     manifest = prepare.run(config, num_workers=1)
@@ -73,7 +91,7 @@ def test_new_pieces_start_as_the_mean_of_those_that_spell_them(trained, continue
         params['encoder']['token_embedding']['embedding'],
     )
     np.testing.assert_array_equal(new[:old_size], old)
-    tokenizer = loading.load(tmp_path / 'run', mesh, step=0).tokenizer
+    tokenizer = loading.load(f'{tmp_path}/run@0', mesh).tokenizer
     for i, piece in enumerate(tokenizer.pieces(range(old_size, old_size + 5)), start=old_size):
         spelled = model.tokenizer.encode(piece.replace('▁', ' ').strip())
         candidates = [np.mean(old[spelled], axis=0), np.mean(old[spelled[1:]], axis=0)]  # within a word, without its ▁

@@ -1,7 +1,6 @@
 """Pretraining from a checkpoint of Hugging Face."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -25,34 +24,12 @@ from mlm_jax.training.step import make_eval_step
 
 pytest.importorskip('safetensors.numpy')
 pytest.importorskip('tokenizers')
-SPECIALS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
-TOKENIZER = {
-    'version': '1.0',
-    'added_tokens': [
-        dict(id=i, content=c, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-        for i, c in enumerate(SPECIALS)
-    ],
-    'pre_tokenizer': {'type': 'BertPreTokenizer'},
-    'model': {
-        'type': 'WordPiece',
-        'unk_token': '[UNK]',
-        'continuing_subword_prefix': '##',
-        'max_input_chars_per_word': 100,
-        'vocab': {piece: i for i, piece in enumerate([*SPECIALS, *(f'w{i}' for i in range(5, 64))])},
-    },
-}
 
 
 @pytest.fixture
-def source(tiny_config, tmp_path):
+def source(tiny_config, write_bert, tmp_path):
     """A checkpoint with 40 positions, and `tiny_config`, with rows of 32 tokens, that starts from it."""
-    directory = tmp_path / 'bert'
-    encoder = EncoderConfig(64, 40, num_layers=2, width=32, num_heads=2, ffn_width=64, norm_epsilon=1e-5)
-    shapes = jax.eval_shape(MLM(encoder).init, jax.random.key(0), example_batch(40, 4))['params']
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(0.1, 0.2, x.shape).astype(np.float32), shapes)
-    huggingface.to_hf(encoder, params, directory)
-    (directory / 'tokenizer.json').write_text(json.dumps(TOKENIZER))
+    directory = write_bert(tmp_path / 'bert')
     data = tmp_path / 'data'
     data.mkdir()
     for file in manifest_lib.pathlib.Path(tiny_config.data.directory).iterdir():
@@ -83,7 +60,7 @@ def test_a_run_starts_at_the_loss_of_the_checkpoint(source, tmp_path):
     total, weight = jax.device_get(terms['loss'])
     assert first['eval/loss'] == pytest.approx(total / weight, rel=1e-5)
 
-    model = loading.load(workdir, mesh, step=0)
+    model = loading.load(f'{workdir}@0', mesh)
     assert model.tokenizer.decode(model.tokenizer.encode('w7 w20')) == 'w7 w20'
     positions = model.params['encoder']['position_embedding']['embedding']
     np.testing.assert_array_equal(positions, params['encoder']['position_embedding']['embedding'][:32])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from mlm_jax.analysis import blimp_report, minimal_pairs
-from mlm_jax.analysis.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.config import ConfigError
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.vocabulary import standard_vocabulary
@@ -18,6 +17,7 @@ from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig
 from mlm_jax.objectives.mlm import MLM
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.parallel.sharding import state_shardings
+from mlm_jax.pretrained.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.tasks import blimp
 
 LENGTH, VOCAB = 12, 24
@@ -254,7 +254,7 @@ def test_a_byte_order_mark_and_other_ends_of_lines_do_not_matter(tmp_path):
     pairs = blimp.read(tmp_path)
     assert len(pairs) == 10 and pairs[0].good == 'A dog\u2028barks\x85.'
     write_file(tmp_path / 'a.jsonl', sentence_bad='half \ud83d')
-    with pytest.raises(ConfigError, match='a.jsonl, line 1: it holds half a character'):
+    with pytest.raises(ConfigError, match='a.jsonl, line 1: it holds a lone surrogate'):
         blimp.read(tmp_path)
 
 

@@ -71,7 +71,7 @@ def test_values_and_several_targets(table):
         ({'texts': ()}, 'give one, or the two of a pair'),
         ({'kind': 'regression'}, "'ham' is no number"),
         ({'train': 'nowhere.csv'}, 'cannot read nowhere.csv'),
-        ({'train': 'table.xlsx'}, r'of no known kind: name it \*\.tsv'),
+        ({'train': 'table.xlsx'}, r'has an unknown suffix; use one of \.tsv'),
         ({'targets': ('text',), 'kind': 'classification', 'train': 'many'}, 'has 1,500 classes'),
     ],
 )
@@ -112,7 +112,7 @@ def test_half_a_character_is_mended_in_texts_and_kept_in_names_of_classes(tmp_pa
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     data = custom.read(files(path, test=str(path)))
     assert data.splits['test'][0].texts == ('half � 0',) and data.task.labels == ('a\ud83d', 'b')
-    assert data.notes['examples of test with half a character, replaced by �'] == 40
+    assert data.notes['examples of test with a lone surrogate, replaced by �'] == 40
     problem, _ = problems.make_problem(data, Characters(), Recipe(), 16)
     problem.write('test', np.zeros((40, 2), np.float32), tmp_path)
     written = [json.loads(line) for line in (tmp_path / 'predictions_test.jsonl').read_text().split('\n') if line]
@@ -149,8 +149,8 @@ def test_nested_columns_and_numbers_of_any_size(tmp_path):
         ('text,label\na,\n', 'has 0 classes'),
         ('text,label\na,1\nb,1\n', 'has 1 classes'),
         ('text,label,label\na,1,2\n', "2 columns named 'label'"),
-        ('text,label\na,1\nb, c,2\n', 'line 3 of .* has 3 fields, and not 2'),
-        ('text,label\na,1\n"b,2\n', 'line 3 of .* opens a quotation mark that never closes'),
+        ('text,label\na,1\nb, c,2\n', 'line 3 of .* has 3 fields instead of 2'),
+        ('text,label\na,1\n"b,2\n', 'line 3 of .* opens a quotation mark that is never closed'),
     ],
 )
 def test_files_that_hold_no_task_are_refused(tmp_path, content, message):
@@ -162,11 +162,11 @@ def test_files_that_hold_no_task_are_refused(tmp_path, content, message):
 def test_damaged_files_are_named(tmp_path):
     path = tmp_path / 'rows.tsv'
     path.write_text('text\tlabel\na\t1\nb\n')
-    with pytest.raises(ConfigError, match=r'line 3 of .* has 1 fields, and not 2: text, label'):
+    with pytest.raises(ConfigError, match=r'line 3 of .* has 1 fields instead of 2 \(text, label\)'):
         custom.read(files(path))
     path = tmp_path / 'rows.jsonl'
     path.write_text('{"text": "a", "label": 1}\n[1]\n')
-    with pytest.raises(ConfigError, match='line 2 of .* is no JSON object'):
+    with pytest.raises(ConfigError, match='line 2 of .* is not a JSON object'):
         custom.read(files(path))
     path.write_bytes(b'\xff\xfe')
     with pytest.raises(ConfigError, match='is not UTF-8'):

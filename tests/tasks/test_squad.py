@@ -136,14 +136,14 @@ def test_damage_is_mended_and_counted(tmp_path):
         'questions whose id another one has, dropped': 1,
         'questions about an empty context': 2,
         'questions without answers that are not marked as impossible': 1,
-        'questions with half a character, replaced by �': 1,
+        'questions with a lone surrogate, replaced by �': 1,
     }
 
 
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ('{"data": [', r'file.json is not SQuAD: it is no JSON'),
+        ('{"data": [', r'file.json is not SQuAD: it is not JSON'),
         ('[]', r"file.json has no 'data': it is a list. A file of SQuAD is \{\"data\""),
         ('{"text": 1}', "has no 'data': its fields are text"),
         ('{"data": []}', 'holds no questions'),

@@ -20,6 +20,7 @@ from tests.test_train import assert_same_bits, final_state, learned
 @pytest.fixture(scope='module')
 def config(make_tiny_config):
     config = make_tiny_config()
+    config.model.num_layers = 1
     config.total_steps, config.checkpoint.every_steps, config.evaluation.every_steps = 6, 2, 3
     return config
 
@@ -78,7 +79,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_taken(copy, dam
     saver.close()
     aside = copy / 'checkpoints_damaged' / '6'
     assert sorted(path.relative_to(aside) for path in aside.rglob('*')) == there, 'nothing is deleted'
-    assert len(notes) == 1 and said in notes[0] and str(aside) in notes[0] and 'does 2 steps again' in notes[0]
+    assert len(notes) == 1 and said in notes[0] and str(aside) in notes[0] and 'repeats 2 steps' in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_a_run_goes_on_from_before_the_damage_to_the_same_curve_and_state(config
 def test_without_a_whole_checkpoint_a_run_is_refused_and_nothing_touched(config, copy):
     for step in (2, 4, 6):
         flip(largest(copy / 'checkpoints' / str(step), 'params'))
-    with pytest.raises(ConfigError, match=r'is whole \(step 6: .*; step 4: .*; step 2: .*\)\. Copy them anew'):
+    with pytest.raises(ConfigError, match=r'are damaged \(step 6: .*; step 4: .*; step 2: .*\)\. Copy them again'):
         train_lib.train(config, copy)
     assert sorted(path.name for path in (copy / 'checkpoints').iterdir()) == ['2', '4', '6']
 
@@ -145,7 +146,7 @@ def test_readers_pass_over_damage_say_so_and_change_nothing(copy, capsys):
     saver = checkpoints.Checkpoints(copy / 'checkpoints', read_only=True)
     assert saver.checked() == 4
     said = capsys.readouterr().err
-    assert 'the checkpoint of step 6 in' in said and 'is damaged, and passed over' in said and said.count('\n') == 1
+    assert 'the checkpoint of step 6 in' in said and 'is damaged and skipped' in said and said.count('\n') == 1
     with pytest.raises(ConfigError, match=r'the checkpoint of step 6 in .* is damaged: params/.*are \[2, 4, 6\]'):
         saver.checked(6)
     assert saver.checked(items=['position']) == 6
@@ -200,7 +201,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_same_command_g
         train_lib.train(config, tmp_path / 'run')
     assert raised.value.errno == errno.ENOSPC
     assert raised.value.__notes__ == [
-        'The last complete checkpoint is that of step 2: the same command goes on from there.'
+        'The last complete checkpoint is that of step 2: the same command resumes from it.'
     ]
     train_lib.train(config, tmp_path / 'run')
     assert learned(tmp_path / 'run') == learned(finished)

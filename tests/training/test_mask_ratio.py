@@ -44,7 +44,11 @@ def test_what_is_reached_is_not_complained_of(strategy, unit):
 def test_words_that_are_too_long_are_named_with_the_cure(strategy):
     masking = Masking(VOCABULARY, strategy, 0.15, unit='word', tables=words(49))
     text = mask_ratio.warning(masking, rows(), 0)
-    assert 'where 15.0% are asked for' in text and 'masking.unit=word' in text and 'masking.unit=token or ngram' in text
+    assert (
+        'instead of the requested 15.0%' in text
+        and 'masking.unit=word' in text
+        and 'masking.unit=token or ngram' in text
+    )
 
 
 def test_weights_of_nothing_are_named():
@@ -122,7 +126,7 @@ def test_prepare_and_train_say_that_words_are_too_long(without_spaces, capsys, t
     prepare.run(without_spaces, num_workers=1)
     assert 'WARNING: ' in capsys.readouterr().out
     monkeypatch.setattr(train, 'RunLog', Notes)
-    with pytest.raises(FirstWarning, match='where 15.0% are asked for'):
+    with pytest.raises(FirstWarning, match='instead of the requested 15.0%'):
         train.train(without_spaces, tmp_path / 'run')
 
 

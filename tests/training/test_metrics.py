@@ -142,7 +142,7 @@ def test_damaged_lines_are_dropped_and_counted(tmp_path, capsys):
     assert f'{2 * len(bad)} damaged lines dropped' in capsys.readouterr().err
     path.write_bytes(b'')
     MetricsWriter(tmp_path, 2, tensorboard=False, wandb_project='', config={}).close()
-    assert 'has no lines of the 2 steps before' in capsys.readouterr().err and read_metrics(path) == []
+    assert 'has no lines for the first 2 steps' in capsys.readouterr().err and read_metrics(path) == []
 
 
 def test_a_full_disk_is_said_by_the_file_that_it_cuts(tmp_path, monkeypatch):

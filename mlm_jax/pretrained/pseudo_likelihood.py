@@ -11,23 +11,22 @@ encoder does not see the token, ExLM predicts it by all its states, weighted by 
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlm_jax.analysis import entropy
+from mlm_jax.data.sequences import join, pad, padded_length
 from mlm_jax.data.tables import word_marks, word_starts
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.progress import bar
-from mlm_jax.finetuning.inputs import padded_length
 from mlm_jax.masking.batch import MaskedBatch, selected_of
 from mlm_jax.masking.tables import NEXT_STARTS, STARTS, find_word_starts
 from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.pretrained import batches
 
-# In a batch, on each device: on a CPU as many as its caches hold, elsewhere enough to keep it busy.
-CPU_TOKENS, ACCELERATOR_TOKENS = 2048, 32768
 SMALLEST_STEP = 4  # between the lengths of rows
 
 
@@ -89,7 +88,7 @@ class PseudoLikelihood:
         self._copies = _make_copies(different, self._vocabulary, repeats, words, config.max_length)
         self._num_masked = max(int((c.stop - c.start).max()) for c in self._copies)
         self.num_rows = sum(len(c.start) for c in self._copies)
-        self._batch_sizes, self._compiled, self._sharding = {}, {}, None
+        self._batch_sizes, self._compiled, self._mesh = {}, {}, None
 
     def compile(self, params, mesh: jax.sharding.Mesh, tokens_at_once: int = 0) -> None:
         """Compiles a program for each length of rows.
@@ -99,28 +98,28 @@ class PseudoLikelihood:
           mesh: rows are split over it.
           tokens_at_once: the most tokens of a batch on each device; 0 chooses by its kind.
         """
-        on_cpu = mesh.devices.flat[0].platform == 'cpu'
-        tokens_at_once = tokens_at_once or (CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS)
-        self._sharding = mesh_lib.batch_sharding(mesh)
-        shards = mesh.shape[mesh_lib.DATA] * mesh.shape[mesh_lib.FSDP]
-        score = jax.jit(self._score, out_shardings=mesh_lib.replicated(mesh))
+        self._mesh, v = mesh, self._vocabulary
+        score = _make_score(self._objective, self._num_masked, self._repeats, v.mask_id, v.pad_id, mesh)
         for copies in self._copies:
             length = copies.tokens.shape[1]
-            at_once = entropy.rows_at_once(self._objective, length, self._num_masked, self._vocabulary.size)
-            rows = max(1, min(tokens_at_once // length, at_once, -(-len(copies.start) // shards)))
-            self._batch_sizes[length] = rows * shards
+            most = batches.rows_at_once(self._objective, length, self._num_masked, v.size)
+            self._batch_sizes[length] = batches.batch_size(mesh, length, len(copies.start), tokens_at_once, most)
             self._compiled[length] = score.lower(params, *self._place(copies, 0)).compile()
 
-    def scores(self, params) -> np.ndarray:
+    def scores(self, params, progress: str = '') -> np.ndarray:
         """float64[N]: the pseudo-log-likelihood of each sentence, in nats.
+
+        Args:
+          params: of the objective.
+          progress: the name of a bar; '' shows none.
 
         Raises:
           FloatingPointError: when one is not finite.
         """
         scores, pending = np.zeros(self._num_different), []
         total = sum(c.tokens.shape[1] * len(c.start) for c in self._copies)
-        quiet = jax.process_index() > 0
-        with bar(desc='BLiMP', total=total, unit='token', unit_scale=True, leave=False, disable=quiet) as progress:
+        quiet = not progress or jax.process_index() > 0
+        with bar(desc=progress, total=total, unit='token', unit_scale=True, leave=False, disable=quiet) as shown:
             for copies in self._copies:
                 length = copies.tokens.shape[1]
                 size = self._batch_sizes[length]
@@ -128,9 +127,9 @@ class PseudoLikelihood:
                     part = copies.number[copies.sentence[first : first + size]]
                     pending.append((part, self._compiled[length](params, *self._place(copies, first)), length))
                     if len(pending) > 1:  # the device works on one batch while the other is fetched
-                        progress.update(_collect(scores, *pending.pop(0)))
+                        shown.update(_collect(scores, *pending.pop(0)))
             for entry in pending:
-                progress.update(_collect(scores, *entry))
+                shown.update(_collect(scores, *entry))
         if not np.isfinite(scores).all():
             raise FloatingPointError(
                 f'{(~np.isfinite(scores)).sum():,} of {len(scores):,} sentences have a pseudo-log-likelihood that is '
@@ -149,25 +148,30 @@ class PseudoLikelihood:
             np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)), constant_values=filling)
             for array, filling in zip(arrays, fillings, strict=True)
         ]
-        return [
-            jax.make_array_from_callback(array.shape, self._sharding, lambda index, array=array: array[index])
-            for array in padded
-        ]
+        return [batches.place(array, self._mesh) for array in padded]
 
-    def _score(self, params, tokens_BxT, start_B, stop_B) -> jax.Array:
-        """f32[B]: log-probability of the token at `start_B`, with all those masked up to `stop_B`."""
+
+@functools.lru_cache(maxsize=32)
+def _make_score(
+    objective, num_masked: int, repeats: int, mask_id: int, pad_id: int, mesh: jax.sharding.Mesh
+) -> Callable:
+    """(params, tokens, starts, stops) → f32[B]: log-probability of the token at a start, all up to its stop masked."""
+
+    def score(params, tokens_BxT, start_B, stop_B):
         length = tokens_BxT.shape[1]
-        slot_BxM = start_B[:, None] + jnp.arange(self._num_masked)
+        slot_BxM = start_B[:, None] + jnp.arange(num_masked)
         positions_BxM = jnp.where(slot_BxM < stop_B[:, None], slot_BxM, length)
         batch = MaskedBatch(
             tokens=tokens_BxT,
-            inputs=jnp.where(selected_of(positions_BxM, length), self._vocabulary.mask_id, tokens_BxT),
+            inputs=jnp.where(selected_of(positions_BxM, length), mask_id, tokens_BxT),
             positions=positions_BxM,
             weights=(positions_BxM < length).astype(jnp.float32),
-            segments=(tokens_BxT != self._vocabulary.pad_id).astype(jnp.int32),
+            segments=(tokens_BxT != pad_id).astype(jnp.int32),
         )
-        log_p_BxM = self._objective.apply({'params': params}, batch, method='log_likelihood')
-        return log_p_BxM[:, : self._repeats].mean(1)
+        log_p_BxM = objective.apply({'params': params}, batch, method='log_likelihood')
+        return log_p_BxM[:, :repeats].mean(1)
+
+    return jax.jit(score, out_shardings=mesh_lib.replicated(mesh))
 
 
 def _collect(scores: np.ndarray, number_C: np.ndarray, log_p_B: jax.Array, length: int) -> int:
@@ -186,7 +190,7 @@ def _encode(tokenizer, sentences: Sequence[str], max_length: int) -> list[np.nda
             )
         if _is_special(ids, v).all():
             raise ConfigError(f'{sentence!r} holds no text that the tokenizer knows, and nothing to predict')
-        encoded.append(np.concatenate([[v.cls_id], ids, [v.sep_id]]).astype(np.int32))
+        encoded.append(join([ids], v))
     return encoded
 
 
@@ -199,8 +203,7 @@ def _words(tokenizer) -> tuple[np.ndarray, np.ndarray]:
     starts_V, marks_V = word_starts(tokenizer), word_marks(tokenizer)
     if not starts_V.any() and not (marks_V & (STARTS | NEXT_STARTS)).any():
         raise ConfigError(
-            'this tokenizer does not mark where words start: its pieces can be masked one by one only, without '
-            '--blimp_within_word'
+            'this tokenizer does not mark where words start: its pieces can be masked one by one only, not within words'
         )
     return starts_V, marks_V
 
@@ -214,15 +217,15 @@ def _make_copies(
         by_length.setdefault(padded_length(repeats * len(ids), SMALLEST_STEP, max_length), []).append(number)
     groups = []
     for length, numbers in sorted(by_length.items(), reverse=True):
-        tokens = np.full((len(numbers), length), vocabulary.pad_id, np.int32)
+        rows = [np.repeat(sentences[number], repeats) for number in numbers]
         parts = []
         for row, number in enumerate(numbers):
-            ids = sentences[number]
-            tokens[row, : repeats * len(ids)] = np.repeat(ids, repeats)
-            start, stop = _masked_ranges(ids, vocabulary, words)
+            start, stop = _masked_ranges(sentences[number], vocabulary, words)
             parts.append((np.full(len(start), row), repeats * start, repeats * stop))
         sentence, start, stop = (np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True))
-        groups.append(Copies(tokens, np.array(numbers, np.int32), sentence, start, stop))
+        groups.append(
+            Copies(pad(rows, len(rows), length, vocabulary.pad_id), np.array(numbers, np.int32), sentence, start, stop)
+        )
     return groups
 
 

@@ -1,0 +1,33 @@
+"""The rows of a prepared directory, read as training reads them."""
+
+import pathlib
+
+import jax
+import ml_collections
+
+from mlm_jax import config as config_lib
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.data import tables, verification
+from mlm_jax.data.rows import Batches, Prefetcher
+from mlm_jax.data.shards import Shards
+from mlm_jax.masking.vocabulary import Vocabulary
+from mlm_jax.training import build
+
+__all__ = ['Prefetcher', 'from_directory']
+
+
+def from_directory(
+    config: ml_collections.ConfigDict, sharding: jax.sharding.NamedSharding
+) -> tuple[Vocabulary, build.Run, Batches]:
+    """The vocabulary, the functions of a run, and its batches, for the rows in `config.data.directory`.
+
+    Raises:
+      ConfigError: when the configuration does not fit the rows.
+    """
+    manifest = manifest_lib.load(config.data.directory)
+    config = config_lib.resolve(config, manifest)
+    verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
+    shards = Shards(config.data.directory, 'train')
+    steps_per_epoch = len(shards) / config.batch_size
+    run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables.load(config, manifest))
+    return manifest.vocabulary, run, Batches(shards, config.seed, config.batch_size, sharding)

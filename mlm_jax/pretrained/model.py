@@ -1,0 +1,261 @@
+"""A trained model: what `mlm_jax.load` returns, and what the programs use."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from mlm_jax.data import manifest, sequences
+from mlm_jax.data.shards import Shards
+from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.progress import bar
+from mlm_jax.masking.batch import MaskedBatch
+from mlm_jax.models import pooling as pooling_lib
+from mlm_jax.objectives.objective import Objective
+from mlm_jax.pretrained import batches
+from mlm_jax.pretrained.pseudo_likelihood import PseudoLikelihood
+from mlm_jax.pretrained.sources import Source
+from mlm_jax.training import build
+
+MASK = '[MASK]'
+SMALLEST_STEP = 4  # between the lengths that rows are padded to
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A trained encoder of any objective, with its tokenizer, on the devices of a mesh.
+
+    Attributes:
+      source: its name, taken apart.
+      objective: the Linen module; `objective.apply({'params': params}, …, method='encode')` and so on.
+      params: of the objective, float32, whole on each device.
+      tokenizer: of its text.
+      mesh: the rows of batches are split over it.
+      config: of the run, with the attention backend that runs everywhere; None of a checkpoint of Hugging Face.
+      step: updates done; None where there are none to count: of `hf:` and `random:`.
+      run: the functions of the run, None where `config` is. Where the prepared data are gone, `run.masking` lacks the
+        tables that some units need.
+    """
+
+    source: Source
+    objective: Objective
+    params: dict
+    tokenizer: Tokenizer
+    mesh: Mesh
+    config: ml_collections.ConfigDict | None = None
+    step: int | None = None
+    run: build.Run | None = None
+
+    @property
+    def objective_name(self) -> str:
+        """As the key `objective` has it."""
+        return self.config.objective if self.config else 'mlm'
+
+    @property
+    def repeats(self) -> int:
+        """How often each token of a text stands in a row: once, but in repeated MLM."""
+        return self.config.masking.repeats if self.config else 1
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest text, with [CLS] and [SEP]: those of a row in training, or positions that it knows."""
+        return self.objective.config.max_length // self.repeats
+
+    @property
+    def takes_any_length(self) -> bool:
+        """Whether rows may be longer than those it was trained on: nothing in it counts positions in a table."""
+        c = self.objective.config
+        return c.positions != 'learned' and not c.relative_buckets
+
+    def encode(
+        self, texts: Iterable[str], pooling: str = 'mean', batch_size: int | None = None, progress: bool = False
+    ) -> np.ndarray:
+        """One vector for each text, float32[N, d], in the order of the texts; those of no texts are float32[0, d].
+
+        Each text is a row of its own, `[CLS] text [SEP]`, so its vector does not depend on the texts beside it. Texts
+        that are longer than `max_length` are cut at their end, with a warning that counts them.
+
+        Args:
+          texts: to encode; not one string.
+          pooling: 'mean', over all tokens of the row, or 'cls', the vector of [CLS]. Rows packed with documents have a
+            [CLS] for each document only, so short pretraining teaches it little.
+          batch_size: rows of a batch, rounded up to a multiple of the devices; None chooses by device and length.
+          progress: whether a bar is shown.
+
+        Raises:
+          TypeError: for one string, and for texts that are no strings.
+          ConfigError: for another pooling, and of a model of repeated tokens.
+          FloatingPointError: when a vector is not finite.
+        """
+        texts = _checked(texts)
+        if pooling not in pooling_lib.POOLINGS:
+            raise ConfigError(f'pooling={pooling!r} must be {" or ".join(pooling_lib.POOLINGS)}')
+        self.check_reads_once('encode')
+        rows = self._rows(texts)
+        vectors_Nxd = np.zeros((len(rows), self.objective.config.width), np.float32)
+        lengths_N = np.array([len(row) for row in rows], np.int64)
+        order_N = np.argsort(-lengths_N, kind='stable')  # the longest first: a lack of memory shows at once
+        params, pending, start = {'encoder': self.params['encoder']}, [], 0
+        with jax.set_mesh(self.mesh), bar(total=len(rows), unit=' texts', disable=not progress) as shown:
+            while start < len(rows) or pending:
+                if start < len(rows):
+                    length = sequences.padded_length(int(lengths_N[order_N[start]]), SMALLEST_STEP, self.max_length)
+                    size = self._batch_size(length, len(rows), batch_size)
+                    part = order_N[start : start + size]
+                    tokens_BxT = sequences.pad([rows[i] for i in part], size, length, self.tokenizer.vocabulary.pad_id)
+                    pending.append((part, self._pooled(params, tokens_BxT, pooling)))
+                    start += size
+                if len(pending) > 1 or start >= len(rows):  # the device works on one batch while the other is fetched
+                    part, found_Bxd = pending.pop(0)
+                    vectors_Nxd[part] = np.asarray(found_Bxd)[: len(part)]
+                    shown.update(len(part))
+        if not np.isfinite(vectors_Nxd).all():
+            raise FloatingPointError(f'{self.source} gives vectors that are not finite: its parameters have diverged')
+        return vectors_Nxd
+
+    def fill_mask(self, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
+        """The most likely pieces for each '[MASK]' in `text`, with their probabilities, the most likely first.
+
+        Args:
+          text: with one '[MASK]' or more, or what the tokenizer calls it.
+          top: how many pieces for each.
+
+        Raises:
+          ConfigError: for a text without '[MASK]' or too long, or more pieces than there are.
+        """
+        v, repeats = self.tokenizer.vocabulary, self.repeats
+        if not 1 <= top <= v.num_ordinary:
+            raise ConfigError(f'top={top}: the vocabulary has {v.num_ordinary} pieces that can be filled in')
+        ids = tokens_with_masks(self.tokenizer, text)
+        if len(ids) > self.max_length:
+            raise ConfigError(f'the text has {len(ids)} tokens; this model takes {self.max_length} at most')
+        ids = np.repeat(ids, repeats)
+        masked = np.flatnonzero(ids == v.mask_id)
+        tokens_1xT = jnp.asarray(ids)[None]
+        batch = MaskedBatch(
+            tokens=tokens_1xT,
+            inputs=tokens_1xT,
+            positions=jnp.asarray(masked, jnp.int32)[None],
+            weights=jnp.ones((1, len(masked))),
+            segments=jnp.ones_like(tokens_1xT),
+        )
+        with jax.set_mesh(self.mesh):
+            logits_MxV = self.objective.apply({'params': self.params}, batch, method='logits')[0]
+            special_ids = v.padded(self.objective.config.vocab_size).special_ids
+            log_p_MxV = jax.nn.log_softmax(logits_MxV.at[:, jnp.asarray(special_ids)].set(-jnp.inf))
+            log_p_MxV = log_p_MxV.reshape(-1, repeats, log_p_MxV.shape[-1]).mean(1)
+            probability, token = jax.device_get(jax.lax.top_k(jax.nn.softmax(log_p_MxV), top))
+        return [
+            [(self.tokenizer.id_to_piece(t), float(p)) for t, p in zip(tokens, ps, strict=True)]
+            for tokens, ps in zip(token, probability, strict=True)
+        ]
+
+    def log_likelihood(self, texts: Iterable[str], within_word: bool = False, progress: bool = False) -> np.ndarray:
+        """float64[N]: the pseudo-log-likelihood of each text in nats, as `PseudoLikelihood` defines it.
+
+        It is the sum over the tokens of log p(token | all others), and grows with their number: divide it to compare
+        texts of different lengths.
+
+        Args:
+          texts: to score; not one string.
+          within_word: masks the later pieces of a word together with each piece.
+          progress: whether a bar is shown.
+
+        Raises:
+          TypeError: for one string, and for texts that are no strings.
+          ConfigError: when a text is too long, or holds no text; or the model gives single tokens no probability.
+          FloatingPointError: when one is not finite.
+        """
+        texts = _checked(texts)
+        if not texts:
+            return np.zeros(0)
+        scorer = PseudoLikelihood(self.objective, self.tokenizer, texts, repeats=self.repeats, within_word=within_word)
+        with jax.set_mesh(self.mesh):
+            scorer.compile(self.params, self.mesh)
+            return scorer.scores(self.params, progress)
+
+    def held_out_rows(self) -> Shards:
+        """The held-out rows of the data that the run was trained on.
+
+        Raises:
+          ConfigError: when the data are gone, or there are no such rows.
+        """
+        if not self.config:
+            raise ConfigError(f'{self.source} is no run, and has no held-out rows: give the workdir of a run')
+        directory = self.config.data.directory
+        if not manifest.load(directory).split('validation').rows:
+            raise ConfigError(
+                f'{directory} has no held-out rows: raise data.validation_percent, or name a data.validation_corpus'
+            )
+        return Shards(directory, 'validation', verify=True)
+
+    def check_reads_once(self, purpose: str) -> None:
+        """Raises ConfigError for a model of rows in which every token stands several times; `purpose` reads it once."""
+        if self.repeats > 1:
+            raise ConfigError(
+                f'{self.source} was trained on rows in which every token stands {self.repeats} times; {purpose} reads '
+                'each once, and would say nothing of it'
+            )
+
+    def _rows(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """int32[n] of each text, cut at `max_length`."""
+        room = self.max_length - 2
+        pieces = self.tokenizer.encode_batch(texts) if texts else []
+        if too_long := sum(len(ids) > room for ids in pieces):
+            warnings.warn(
+                f'{too_long:,} of {len(texts):,} texts are cut at {self.max_length} tokens, the most that this model '
+                'takes',
+                stacklevel=3,
+            )
+        return [sequences.join([ids[:room]], self.tokenizer.vocabulary) for ids in pieces]
+
+    def _batch_size(self, length: int, num_rows: int, wanted: int | None) -> int:
+        if wanted is None:
+            return batches.batch_size(self.mesh, length, num_rows)
+        shards = batches.num_shards(self.mesh)
+        return -(-max(1, wanted) // shards) * shards
+
+    def _pooled(self, params: dict, tokens_BxT: np.ndarray, pooling: str) -> jax.Array:
+        pad_id = self.tokenizer.vocabulary.pad_id
+        return _encode(self.objective, pooling, pad_id, params, batches.place(tokens_BxT, self.mesh))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _encode(objective: Objective, pooling: str, pad_id: int, params: dict, tokens_BxT: jax.Array) -> jax.Array:
+    """f32[B, d], whole on each device of the mesh."""
+    segments_BxT = (tokens_BxT != pad_id).astype(jnp.int32)
+    cls_Bx1 = jnp.zeros((len(tokens_BxT), 1), jnp.int32) if pooling == 'cls' else None
+    x_BxTxd = objective.apply({'params': params}, tokens_BxT, segments_BxT, method='encode', at_BxM=cls_Bx1)
+    x_BxTxd = x_BxTxd.astype(jnp.float32)
+    x_Bxd = x_BxTxd[:, 0] if pooling == 'cls' else pooling_lib.mean(x_BxTxd, segments_BxT)
+    return jax.lax.with_sharding_constraint(x_Bxd, PartitionSpec())
+
+
+def tokens_with_masks(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """int32[n]: [CLS] text [SEP], every '[MASK]' in the text as one masked token.
+
+    Raises:
+      ConfigError: when the text holds no '[MASK]'.
+    """
+    v = tokenizer.vocabulary
+    text = text.replace(tokenizer.id_to_piece(v.mask_id), MASK)
+    if MASK not in text:
+        raise ConfigError(f'the text {text!r} holds no {MASK}; write {MASK} where a word is to be filled in')
+    return sequences.join([tokenizer.encode_masked(text, MASK)], v)
+
+
+def _checked(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError('this takes a list of texts; of one text, give [text]')
+    texts = list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f'texts must be strings, and number {number} is {type(text).__name__}')
+    return texts

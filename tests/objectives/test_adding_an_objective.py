@@ -1,0 +1,156 @@
+"""The page on a new objective, docs/objectives.md, followed to the letter: its code trains, and every tool knows it."""
+
+import json
+import pathlib
+import re
+import sys
+import types
+
+import jax
+import numpy as np
+import properties
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import mlm_jax
+from mlm_jax import compare, finetune, probe
+from mlm_jax import config as config_lib
+from mlm_jax import train as train_lib
+from mlm_jax.comparing.configurations import Candidate
+from mlm_jax.config import ConfigError, flops
+from mlm_jax.objectives import registry
+from mlm_jax.pretrained import huggingface, sources
+from mlm_jax.training.metrics import read_metrics
+
+PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'objectives.md'
+
+
+@pytest.fixture(scope='module')
+def blocks():
+    """The file that each block of Python is, by its name; and the line of the registry."""
+    text = PAGE.read_text(encoding='utf-8')
+    files = dict(re.findall(r'`mlm_jax/objectives/(\w+)\.py`:\n\n```python\n(.*?)```', text, re.DOTALL))
+    line = files.pop('registry').strip()
+    assert list(files) == ['replaced_spec', 'replaced']
+    return files, line
+
+
+@pytest.fixture(scope='module')
+def registered(blocks):
+    """The objective `replaced`, in the registry while the tests of this file run."""
+    files, line = blocks
+    names = [f'mlm_jax.objectives.{name}' for name in files]
+    for name, code in zip(names, files.values(), strict=True):
+        module = types.ModuleType(name)
+        sys.modules[name] = module
+        exec(compile(code, name, 'exec'), vars(module))
+    exec(line, {'OBJECTIVES': registry.OBJECTIVES, **vars(sys.modules[names[0]])})
+    yield 'replaced'
+    del registry.OBJECTIVES['replaced']
+    for name in names:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope='module')
+def run(registered, animals_config, tmp_path_factory):
+    """A run of it, stopped after eight steps and gone on to twelve: (configuration, workdir)."""
+    config, workdir = config_lib.from_json(config_lib.to_json(animals_config)), tmp_path_factory.mktemp('run') / 'run'
+    settings = {'objective': registered, 'total_steps': '8', 'logging.every_steps': '4', 'compilation_cache': ''}
+    config_lib.apply_overrides(config, settings)
+    train_lib.train(config, workdir)
+    config.total_steps = 12
+    train_lib.train(config, workdir)
+    return config, workdir
+
+
+def test_the_code_is_short(blocks):
+    files, line = blocks
+    lines = [text for code in (*files.values(), line) for text in code.splitlines() if text.strip()]
+    assert len(lines) <= 51, 'fifty lines, and one in the registry'
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize('holds', properties.ALL)
+def test_what_holds_of_every_objective_holds_of_it(registered, holds):
+    holds(registered)
+
+
+def test_it_trains_and_goes_on(run):
+    config, workdir = run
+    lines = read_metrics(workdir / 'metrics.jsonl')
+    assert [line['step'] for line in lines if 'train/loss' in line] == [4, 8, 12]
+    assert all(np.isfinite(line['train/loss']) for line in lines if 'train/loss' in line)
+    config = config_lib.from_json(config_lib.to_json(config))
+    config.replaced.times_narrower = 2
+    with pytest.raises(ConfigError, match='replaced.times_narrower: 4 in the checkpoint, 2 now'):
+        train_lib.train(config, workdir)
+    config.replaced.times_narrower = 0
+    with pytest.raises(ConfigError, match=r'replaced.times_narrower=0 must lie within 1 … 64'):
+        train_lib.train(config, workdir)
+
+
+def test_it_is_compared_at_equal_cost(run, tmp_path):
+    config = run[0]
+    mlm = config_lib.from_json(config_lib.to_json(config))
+    mlm.objective = 'mlm'
+    candidates = [Candidate(name, name, value) for name, value in (('mlm', mlm), ('replaced', config))]
+    shared = compare.share_budget(candidates, 'flops', tmp_path)
+    spent = [c.config.total_steps * flops.step_flops(c.config) for c in shared]
+    assert shared[1].config.total_steps < shared[0].config.total_steps
+    assert spent[1] == pytest.approx(spent[0], rel=0.1)
+
+
+def test_it_is_evaluated_as_a_model_of_text(run):
+    model = mlm_jax.load(run[1])
+    assert model.encode(['the cat is red.', 'the cat is red. the dog is green.']).shape == (2, 64)
+    (filling,) = model.fill_mask('the cat is [MASK].')
+    assert sum(p for _, p in filling) <= 1 and len(filling) > 1
+    assert np.isfinite(model.log_likelihood(['the cat is red.'])).all()
+
+
+def test_its_ranks_and_its_entropy_are_probed(run, tmp_path):
+    before = set(flags.FLAGS)
+    probe._define_flags()
+    try:
+        for name in ('effective_rank', 'entropy'):
+            with flagsaver.flagsaver():
+                flags.FLAGS(['probe', f'--model={run[1]}', f'--output={tmp_path / name}', '--rows=8'])
+                probe.PROBES[name](sources.parse_runs(flags.FLAGS.model, f'probe {name}'))
+            assert json.loads((tmp_path / name / f'{name}.json').read_text())
+        with flagsaver.flagsaver(), pytest.raises(ConfigError, match='objective=replaced: .* no states to align'):
+            flags.FLAGS(['probe', f'--model={run[1]}', f'--output={tmp_path / "dag"}'])
+            probe.PROBES['dag'](sources.parse_runs(flags.FLAGS.model, 'probe dag'))
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+
+
+def test_it_is_fine_tuned(run, tmp_path):
+    pytest.importorskip('sklearn')
+    colors = ('red', 'green') * 20
+    lines = [f'the cat {number} is {color}.\t{color == "red"}' for number, color in enumerate(colors)]
+    (tmp_path / 'task.tsv').write_text('\n'.join(['text\tlabel', *lines]) + '\n')
+    before = set(flags.FLAGS)
+    finetune.define_flags()
+    try:
+        with flagsaver.flagsaver():
+            arguments = [
+                f'--model={run[1]}', f'--train_file={tmp_path / "task.tsv"}', '--seeds=1', '--set=epochs=1',
+                '--set=batch_size=8', f'--output={tmp_path / "out"}', '--held_out_percent=25',
+            ]  # fmt: skip
+            flags.FLAGS(['finetune', *arguments])
+            finetune.main()
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+    assert json.loads((tmp_path / 'out' / 'results.json').read_text())['task']
+
+
+def test_it_is_refused_in_words_as_a_bert(run, tmp_path):
+    pytest.importorskip('safetensors')
+    model = mlm_jax.load(run[1])
+    with pytest.raises(
+        ValueError, match='the parameters of the objective mlm; these have detector, encoder, generator'
+    ):
+        huggingface.to_hf(model.objective.config, jax.device_get(model.params), tmp_path / 'bert')
