@@ -9,9 +9,10 @@ from mlm_jax.masking.vocabulary import Vocabulary
 
 def join(pieces: Sequence[np.ndarray], vocabulary: Vocabulary) -> np.ndarray:
     """int32[n]: `[CLS] A [SEP]`, `[CLS] A [SEP] [SEP] B [SEP]` (RoBERTa, and MAE-LM's release)."""
-    v, row = vocabulary, []
+    v = vocabulary
+    row: list[np.ndarray] = []
     for piece in pieces:
-        row += [[v.sep_id if row else v.cls_id], piece, [v.sep_id]]
+        row += [np.array([v.sep_id if row else v.cls_id]), piece, np.array([v.sep_id])]
     return np.concatenate(row).astype(np.int32)
 
 
