@@ -6,8 +6,8 @@
 It separates two effects of masking: the share p of the inputs is [MASK], which is not a word, and for the share p^k of
 the tokens no copy is left to read, so that their information is lost. By default, k = 2 and p = 0.15^(1/2), so that
 15 % of the tokens are lost. `corruption=0.15,repeats=4` also loses 15 %, but raises p to 62 %; the arguments
-`masking.ratio=0.4,repeats=4` give p directly. The log has the measured shares, `train/masked_ratio` and `train/corrupted_ratio`. Other arguments are
-those of `configs/mlm.py`.
+`masking.ratio=0.4,repeats=4` give p directly. The log has the measured shares, `train/masked_ratio` and
+`train/corrupted_ratio`. Other arguments are those of `configs/mlm.py`.
 
 Evaluations mask the copies of held-out rows with probability `evaluation.ratio`, which is set to p.
 

@@ -11,10 +11,10 @@ steps of warm-up, gradients clipped at 0.1. The other sizes, of which `mini` (4Ã
 of `mlm_jax/config/keys.py`.
 
 A corpus is lines of SMILES, `smi:GLOB`, or a column of tables, `data.corpus=csv:GLOB,data.text_key=smiles`. A
-vocabulary of 512 ids suffices: half a million molecules of ChEMBL, MUV, DUD and HIV have 258 different tokens; the other
-ids are unused. A row holds two or three molecules, which do not attend to each other; molecules of more than 126 tokens (0.6 %)
-are split. `data.smiles_copies=2` adds two random SMILES of each molecule (extra `smiles`). Other arguments are keys of
-`mlm_jax/config/keys.py`.
+vocabulary of 512 ids suffices: half a million molecules of ChEMBL, MUV, DUD and HIV have 258 different tokens; the
+other ids are unused. A row holds two or three molecules, which do not attend to each other; molecules of more than 126
+tokens (0.6 %) are split. `data.smiles_copies=2` adds two random SMILES of each molecule (extra `smiles`). Other
+arguments are keys of `mlm_jax/config/keys.py`.
 
 `RESULTS.md` has a short run of `mlm` at size `mini`; `base` has not been run yet.
 """
