@@ -1,5 +1,6 @@
 """Metrics of predictions, by name, from scikit-learn and SciPy (extra `finetune`)."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -86,7 +87,7 @@ def _matthews(targets_NxC, outputs_NxC):
 def _correlation(name: str) -> Callable:
     """A metric: the mean correlation over targets; targets with fewer than two known values are left out."""
 
-    def correlation(targets_NxC, outputs_NxC):
+    def correlation(targets_NxC: np.ndarray, outputs_NxC: np.ndarray) -> float:
         from scipy import stats
 
         values = []
@@ -97,7 +98,7 @@ def _correlation(name: str) -> Callable:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore', stats.ConstantInputWarning)  # the result is NaN
                 values.append(getattr(stats, name)(target_N[known], output_N[known]).statistic)
-        return np.mean(values) if values else np.nan
+        return float(np.mean(values)) if values else math.nan
 
     return correlation
 
@@ -112,7 +113,7 @@ def _pearson_spearman(targets_NxC, outputs_NxC):
 def _per_target(name: str) -> Callable:
     """A metric: the mean over the targets with both classes; with one class, the curve is undefined."""
 
-    def mean(targets_NxC, outputs_NxC):
+    def mean(targets_NxC: np.ndarray, outputs_NxC: np.ndarray) -> float:
         if outputs_NxC.shape[1] == 2 and targets_NxC.shape[1] == 1:  # of two classes, the second is the positive class
             outputs_NxC = outputs_NxC[:, 1:] - outputs_NxC[:, :1]
         metric, values = getattr(_sklearn(), name), []
@@ -120,7 +121,7 @@ def _per_target(name: str) -> Callable:
             known = ~np.isnan(target_N)
             if len(np.unique(target_N[known])) == 2:
                 values.append(metric(target_N[known], output_N[known]))
-        return np.mean(values) if values else np.nan
+        return float(np.mean(values)) if values else math.nan
 
     return mean
 

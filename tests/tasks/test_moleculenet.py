@@ -95,7 +95,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r'the directory .*nowhere does not exist; it should hold the file HIV\.csv'):
         moleculenet.read('hiv', tmp_path / 'nowhere')
     (tmp_path / 'esol.csv').touch()
-    with pytest.raises(ConfigError, match=r'no HIV\.csv, nor HIV\.csv\.gz; it holds esol\.csv'):
+    with pytest.raises(ConfigError, match=r'neither HIV\.csv nor HIV\.csv\.gz; it holds esol\.csv'):
         moleculenet.read('hiv', tmp_path)
 
 
