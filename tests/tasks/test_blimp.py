@@ -259,7 +259,7 @@ def test_a_byte_order_mark_and_other_ends_of_lines_do_not_matter(tmp_path):
 
 
 def test_what_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match='nowhere is no directory: give the directory'):
+    with pytest.raises(ConfigError, match='nowhere is not a directory: give the directory'):
         blimp.read(tmp_path / 'nowhere')
     with pytest.raises(ConfigError, match=r'holds no \*.jsonl files'):
         blimp.read(tmp_path)
