@@ -203,7 +203,7 @@ def test_the_lines_of_a_picture():
 
 
 def test_only_a_graph_is_drawn(trained, exlm):
-    with pytest.raises(ConfigError, match='objective=mlm: .* no states to align'):
+    with pytest.raises(ConfigError, match='objective=mlm: .* has no states to align'):
         alignment.align_row(trained[2], 0, 0.15)
     with pytest.raises(ConfigError, match='there are [0-9]+ held-out rows'):
         alignment.align_row(exlm[1], 10**6, 0.15)

@@ -1,39 +1,45 @@
-"""A picture of one row's states with their posterior, from what `analysis/alignment.py` returns.
+"""A picture of the states of one row with their posterior, from what `analysis/alignment.py` returns.
 
-The row is cut into lines of a few expanded tokens: above, the text with those tokens in brackets; below, a column of
-states for each of them. All coordinates are inches, y downwards.
+The picture consists of lines with a few expanded tokens each. At the top of a line is its text, with the masked tokens
+in brackets; below the text, each expanded token has a column of states. All coordinates are in inches, and y increases
+downwards.
 """
 
 import itertools
 import pathlib
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-MOST_COLUMNS = 8
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_COLUMNS = 8  # in a line
 WIDTH, MARGIN = 15.0, 0.9
-RADIUS, PITCH = 0.14, 0.62  # of the circles, and from one to that below it
-RISE = 0.28  # of a curve that passes columns: above their circles
-TEXT_SIZE, TEXT_LINE = 10, 0.21  # points, and inches from line to line
-CHARACTER = TEXT_SIZE / 72 * 0.602  # the width of one in DejaVu Sans Mono
-HEADER, TITLE = 0.75, 1.0
+RADIUS, PITCH = 0.14, 0.62  # radius of the circles, and distance between two circles of a column
+RISE = 0.28  # how far a curve rises where it passes above the circles of other columns
+TEXT_SIZE, TEXT_LINE = 10, 0.21  # size of the font in points, and distance between two lines of text in inches
+CHARACTER = TEXT_SIZE / 72 * 0.602  # width of a character in DejaVu Sans Mono
+HEADER, TITLE = 0.75, 1.0  # heights: of the names above the columns, and of the title with the key
 ACCENT, STEP = '#c8102e', '#2f5b93'
-VISIBLE = 0.02  # occupancy below which a state is pale
+VISIBLE = 0.02  # a state with a smaller occupancy is pale
 SUPERSCRIPTS = str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹')
 
 
 def draw(row: dict, title: str, path: pathlib.Path) -> None:
     """Writes the picture.
 
-    States are circles, filled by the posterior that the alignment passes them, with their own best prediction below:
-    green where that is the token they are copies of. Transitions are as wide and dark as expected numbers of steps. Red
-    is the most likely alignment; where it lets a state emit another token than its own, that is written beside it.
+    Each state is a circle, the darker the larger the posterior probability that it emits a token. Below the circle is
+    the state's best prediction, in green where it is the token that the state is a copy of. A transition is the wider
+    and darker the larger its expected number of steps. The most likely alignment is red; where it makes a state emit a
+    token that the state is not a copy of, that token is written beside the circle.
 
     Args:
-      row: of `align_row`.
-      title: shown on top.
+      row: what `align_row` returns.
+      title: shown at the top.
       path: of the PNG file.
     """
-    from matplotlib.figure import Figure  # no pyplot: no global state and no display
+    from matplotlib.figure import Figure  # without pyplot, which keeps global state and may open a display
 
     lines = lines_of(len(row['targets']))
     num_states = len(row['states']) // len(row['targets'])
@@ -55,19 +61,19 @@ def draw(row: dict, title: str, path: pathlib.Path) -> None:
     _draw_transitions(axes, row, place)
     _draw_states(axes, row, place)
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='Glyph')  # scripts that the font lacks become boxes
+        warnings.filterwarnings('ignore', message='Glyph')  # a character that the font lacks becomes a box
         figure.savefig(path, dpi=110)
 
 
 def lines_of(count: int) -> list[range]:
-    """The columns of each line: about as many in each, `MOST_COLUMNS` at most."""
+    """The columns of each line: at most `MOST_COLUMNS`, and nearly the same number in all lines."""
     number = -(-count // MOST_COLUMNS)
     bounds = [count * i // number for i in range(number + 1)]
     return [range(a, b) for a, b in itertools.pairwise(bounds)]
 
 
 def text_of(row: dict, line: range) -> list[tuple[str, bool]]:
-    """The text from the first expanded token of a line to the next line, as pairs (piece, whether it is expanded)."""
+    """The text from the first expanded token of a line to that of the next line: pairs (piece, is it expanded?)."""
     targets = row['targets']
     first = targets[line.start]['position'] if line.start else 0
     last = targets[line.stop]['position'] if line.stop < len(targets) else len(row['pieces'])
@@ -85,13 +91,14 @@ def text_of(row: dict, line: range) -> list[tuple[str, bool]]:
 
 
 def wrap(pairs: Sequence[tuple[str, bool]], width: int) -> list[list[tuple[str, bool]]]:
-    """Cuts text into lines of at most `width` characters, at spaces; words without any may stick out."""
-    words = []
+    """Breaks text at spaces into lines of at most `width` characters; only a single longer word exceeds that."""
+    words: list[list[tuple[str, bool]]] = []
     for text, marked in pairs:
         if text.startswith(' ') or not words:
             words.append([])
         words[-1].append((text, marked))
-    lines, used = [[]], 0
+    lines: list[list[tuple[str, bool]]] = [[]]
+    used = 0
     for word in words:
         length = sum(len(text) for text, _ in word)
         if lines[-1] and used + length > width:
@@ -109,7 +116,7 @@ def _superscript(index: int) -> str:
 
 
 class _Places:
-    """Where the states are."""
+    """The coordinates of the states."""
 
     def __init__(self, lines: list[range], tops: list[float], num_states: int):
         self._num_states, self._tops = num_states, tops
@@ -122,14 +129,14 @@ class _Places:
         return self._line[state // self._num_states]
 
     def top(self, target: int) -> tuple[float, float]:
-        """The middle of a column, above its first state."""
+        """The center of a column, above its first state."""
         return self._x[target], self._tops[self._line[target]] - HEADER / 2
 
     def column(self, state: int) -> int:
         return state // self._num_states
 
     def passes_columns(self, state: int, to_right: bool) -> bool:
-        """Whether there are columns between a state and the margin."""
+        """Whether there are other columns between a state and the right or the left margin."""
         return self._line.get(self.column(state) + (1 if to_right else -1)) == self.line(state)
 
     def __call__(self, state: int) -> tuple[float, float]:
@@ -137,16 +144,16 @@ class _Places:
         return self._x[target], self._tops[self._line[target]] + (copy + 0.3) * PITCH
 
 
-def _draw_text(axes, lines, top: float) -> None:
+def _draw_text(axes: 'Axes', lines: Sequence[Sequence[tuple[str, bool]]], top: float) -> None:
     for number, pairs in enumerate(lines):
         x, y = MARGIN, top + (number + 0.5) * TEXT_LINE
         for text, marked in pairs:
-            style = dict(color=ACCENT, weight='bold') if marked else dict(color='0.25')
+            style: dict[str, Any] = dict(color=ACCENT, weight='bold') if marked else dict(color='0.25')
             axes.text(x, y, text, family='DejaVu Sans Mono', size=TEXT_SIZE, va='center', parse_math=False, **style)
             x += len(text) * CHARACTER
 
 
-def _draw_transitions(axes, row: dict, place: _Places) -> None:
+def _draw_transitions(axes: 'Axes', row: dict, place: _Places) -> None:
     for v, u, p in sorted(row['transitions'], key=lambda step: step[2]):
         style = dict(color=STEP, linewidth=0.5 + 3.5 * p, alpha=min(1.0, 0.12 + 0.8 * p), zorder=1 + min(p, 1.0))
         _draw_step(axes, place, v, u, style)
@@ -155,8 +162,8 @@ def _draw_transitions(axes, row: dict, place: _Places) -> None:
         _draw_step(axes, place, v, u, dict(color=ACCENT, linewidth=1.4, zorder=3))
 
 
-def _draw_step(axes, place: _Places, v: int, u: int, style: dict) -> None:
-    """A curve from v to u; between lines of the picture, one to the margin and another from it."""
+def _draw_step(axes: 'Axes', place: _Places, v: int, u: int, style: dict) -> None:
+    """A curve from state v to state u; to another line, one curve to the right margin and one from the left margin."""
     (x, y), (x_u, y_u) = place(v), place(u)
     if place.line(v) != place.line(u):
         right, left = (x + RADIUS, y), (x_u - RADIUS, y_u)
@@ -169,8 +176,8 @@ def _draw_step(axes, place: _Places, v: int, u: int, style: dict) -> None:
         _draw_curve(axes, [(x + RADIUS, y), (x_u - RADIUS, y_u)], style, RISE * (place.column(u) > place.column(v) + 1))
 
 
-def _draw_curve(axes, points, style: dict, rise: float = 0.0) -> None:
-    """A cubic curve by its 4 points, or by its ends: level there, and raised between them."""
+def _draw_curve(axes: 'Axes', points: Sequence[tuple[float, float]], style: dict, rise: float = 0.0) -> None:
+    """A cubic Bézier curve with 4 control points; 2 points are its ends, where it starts and ends horizontally."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
@@ -182,12 +189,12 @@ def _draw_curve(axes, points, style: dict, rise: float = 0.0) -> None:
     axes.add_patch(PathPatch(Path(points, codes), fill=False, capstyle='butt', **style))
 
 
-def _draw_states(axes, row: dict, place: _Places) -> None:
+def _draw_states(axes: 'Axes', row: dict, place: _Places) -> None:
     emits = {target['viterbi']: i for i, target in enumerate(row['targets'])}
     targets = row['targets']
     for i, target in enumerate(targets):
         x, y = place.top(i)
-        style = dict(color='0.5') if target['anchor'] else dict(color='black', weight='bold')
+        style: dict[str, Any] = dict(color='0.5') if target['anchor'] else dict(color='black', weight='bold')
         word = f'{_word(target["piece"], 16)}{_superscript(i)}'
         axes.text(x, y - 0.08, word, size=11, ha='center', va='center', parse_math=False, **style)
         note = f'{target["probability"]:.0%} from context'
@@ -196,12 +203,12 @@ def _draw_states(axes, row: dict, place: _Places) -> None:
         (x, y), piece = place(u), state['top'][0][0]
         _draw_circle(axes, x, y, state['occupancy'], u in emits)
         right = piece == targets[state['target']]['piece']
-        colour = '#1a7f37' if right else '0.2'
+        color = '#1a7f37' if right else '0.2'
         label = f'{_word(piece, 12)} {state["top"][0][1]:.0%}'
         box = dict(boxstyle='square,pad=0.05', facecolor='white', alpha=0.75, linewidth=0)
         pale = 0.5 if state['occupancy'] < VISIBLE and u not in emits else 1.0
         axes.text(
-            x, y + 0.25, label, size=7.5, color=colour, alpha=pale, ha='center', va='center', bbox=box, zorder=6,
+            x, y + 0.25, label, size=7.5, color=color, alpha=pale, ha='center', va='center', bbox=box, zorder=6,
             parse_math=False,
         )  # fmt: skip
         if emits.get(u, state['target']) != state['target']:
@@ -212,19 +219,19 @@ def _draw_states(axes, row: dict, place: _Places) -> None:
             )  # fmt: skip
 
 
-def _draw_circle(axes, x: float, y: float, occupancy: float, on_path: bool) -> None:
+def _draw_circle(axes: 'Axes', x: float, y: float, occupancy: float, on_path: bool) -> None:
     from matplotlib import colormaps
     from matplotlib.patches import Circle
 
-    edge = dict(edgecolor=ACCENT, linewidth=2.2) if on_path else dict(edgecolor='0.45', linewidth=0.8)
-    colour = colormaps['Blues'](0.9 * min(occupancy, 1.0))
-    axes.add_patch(Circle((x, y), RADIUS, facecolor=colour, zorder=5, **edge))
+    edge: dict[str, Any] = dict(edgecolor=ACCENT, linewidth=2.2) if on_path else dict(edgecolor='0.45', linewidth=0.8)
+    color = colormaps['Blues'](0.9 * min(occupancy, 1.0))
+    axes.add_patch(Circle((x, y), RADIUS, facecolor=color, zorder=5, **edge))
 
 
-def _draw_key(axes, y: float) -> None:
-    """What circles, lines and colours mean."""
+def _draw_key(axes: 'Axes', y: float) -> None:
+    """The key: what circles, lines and colors mean."""
 
-    def write(x, text, **style):
+    def write(x: float, text: str, **style: Any) -> None:
         axes.text(x, y, text, size=8.5, va='center', **{'color': '0.25', **style})
 
     write(MARGIN, 'state, by the probability that it emits a token:')
@@ -242,6 +249,6 @@ def _draw_key(axes, y: float) -> None:
 
 
 def _word(piece: str, length: int) -> str:
-    """A piece as in text; those that go on with a word begin with a dash."""
+    """A piece as it is in a text; a piece that continues a word gets a dash before it."""
     word = piece[1:] if piece.startswith('▁') and len(piece) > 1 else f'-{piece}' if piece[0].isalnum() else piece
     return word if len(word) <= length else f'{word[: length - 1]}…'

@@ -1,16 +1,17 @@
-"""Accuracies on BLiMP, of several models side by side: as a table and as a picture."""
+"""The accuracies of several models on BLiMP, as tables and as a picture."""
 
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from mlm_jax.files.pictures import plain_text
+from mlm_jax.files import markdown as markdown_lib
+from mlm_jax.files import pictures
 from mlm_jax.tasks.blimp import NUM_PARADIGMS, Pair
 
 FIVE_GRAM_COLUMN = '5-gram'
 GROUPS = {'fields': 'By field', 'terms': 'By phenomenon', 'paradigms': 'By paradigm'}
 
-# Pairs of 1,000 that the 5-gram model of Warstadt et al. (2020) has right, as the authors publish them:
-# github.com/alexwarstadt/blimp, raw_results/summary/models_summary.jsonl. All together: 61.2 %.
+# Paradigm → how many of its 1,000 pairs the 5-gram model of Warstadt et al. (2020) judges correctly, as published in
+# github.com/alexwarstadt/blimp, raw_results/summary/models_summary.jsonl. The accuracy over all pairs is 61.2 %.
 FIVE_GRAM = {
     'anaphor_gender_agreement': 439, 'anaphor_number_agreement': 519, 'animate_subject_passive': 703,
     'animate_subject_trans': 907, 'causative': 535, 'drop_argument': 716, 'inchoative': 509, 'intransitive': 678,
@@ -40,14 +41,21 @@ FIVE_GRAM = {
 
 
 def five_gram(pairs: Sequence[Pair]) -> dict:
-    """The published 5-gram model on the paradigms of `pairs`, in the form of `blimp.tally`; where they are known."""
+    """The accuracies of the published 5-gram model on the paradigms of `pairs`, in the form of `blimp.tally`.
+
+    Groups with a paradigm whose accuracy is not published are left out.
+    """
 
     def by(name_of: Callable[[Pair], str]) -> dict:
-        groups: dict[str, list] = {}
+        groups: dict[str, list[str]] = {}
         for pair in pairs:
-            groups.setdefault(name_of(pair), []).append(FIVE_GRAM.get(pair.paradigm))
-        known = {name: values for name, values in sorted(groups.items()) if None not in values}
-        return {name: {'accuracy': sum(values) / (1000 * len(values))} for name, values in known.items()}
+            groups.setdefault(name_of(pair), []).append(pair.paradigm)
+        accuracies = {}
+        for name, paradigms in sorted(groups.items()):
+            if FIVE_GRAM.keys() >= set(paradigms):
+                correct = sum(FIVE_GRAM[paradigm] for paradigm in paradigms)
+                accuracies[name] = {'accuracy': correct / (1000 * len(paradigms))}
+        return accuracies
 
     return {
         **by(lambda pair: 'all').get('all', {}),
@@ -58,33 +66,34 @@ def five_gram(pairs: Sequence[Pair]) -> dict:
 
 
 def setting_text(setting: dict) -> str:
-    """What was measured, in a sentence.
+    """A description of what was measured.
 
     Args:
-      setting: `percent`, `pairs`, `paradigms`, and whether `within_word`.
+      setting: with `percent`, `pairs`, `paradigms` and `within_word`.
     """
     few = '' if setting['paradigms'] == NUM_PARADIGMS else f' (the published set has {NUM_PARADIGMS})'
-    together = ' together with the later pieces of their word' if setting['within_word'] else ''
+    together = ' together with the later pieces of its word' if setting['within_word'] else ''
     return (
-        f'BLiMP, {setting["percent"]:g} %: {setting["pairs"]:,} pairs of {setting["paradigms"]} paradigms{few}; '
-        f'sums of log-probabilities, tokens masked one by one{together}; a tie is wrong, chance is 50 %'
+        f'BLiMP, {setting["percent"]:g} % of it: {setting["pairs"]:,} pairs of {setting["paradigms"]} paradigms{few}. '
+        f'The score of a sentence is the sum of the log-probabilities of its tokens, each masked alone{together}. '
+        'A tie counts as wrong; chance is 50 %'
     )
 
 
 def remarks(entry: dict) -> str:
-    """Ties, and unknown pieces, of one model; '' where there are none."""
+    """The number of ties, and of sentences with unknown pieces, of one model; '' where both are 0."""
     counts = {
         'ties': entry['ties'],
-        'sentences with pieces unknown to the tokenizer': entry['unknown_sentences'],
+        'sentences with pieces that the tokenizer does not know': entry['unknown_sentences'],
     }
     return ', '.join(f'{count:,} {name}' for name, count in counts.items() if count)
 
 
 def describe(report: dict) -> str:
-    """The table for the terminal: percent right, overall, by field and by phenomenon."""
+    """The table for the terminal: the percentage of correct pairs, overall, by field and by phenomenon."""
     columns = _columns(report)
     widths = [max(8, len(name) + 2) for name in columns]
-    lines = [setting_text(report['setting']), f'{"percent right":28}' + _cells(columns, widths)]
+    lines = [setting_text(report['setting']), f'{"percent correct":28}' + _cells(columns, widths)]
     lines.append(f'{"all":28}' + _cells([_percent(column) for column in columns.values()], widths))
     for kind in ('fields', 'terms'):
         for name, values in _rows(columns, kind):
@@ -94,56 +103,58 @@ def describe(report: dict) -> str:
 
 
 def markdown(report: dict) -> str:
-    """blimp.md: percent right, overall, by field of linguistics, by phenomenon and by paradigm."""
+    """The text of blimp.md: the percentage of correct pairs, overall, by field, by phenomenon and by paradigm."""
     columns = _columns(report)
-    head = ['| |' + ''.join(f' {name} |' for name in columns), '|---|' + '---:|' * len(columns)]
+    titles = ['', *columns]
     lines = ['# BLiMP', '', f'{setting_text(report["setting"])}.', '']
     for label, entry in report['models'].items():
         step = '' if entry['step'] is None else f', step {entry["step"]:,}'
         parts = [f'{entry["objective"]}{step} of {entry["model"]}', remarks(entry)]
         lines.append(f'* {label}: ' + '; '.join(filter(None, parts)))
-    lines += ['', '## Percent of the pairs that are right', '', *head]
-    lines.append('| all |' + ''.join(f' {_percent(column)} |' for column in columns.values()))
+    all_pairs = ['all', *(_percent(column) for column in columns.values())]
+    lines += ['', '## Percentage of pairs that are judged correctly', '', markdown_lib.table(titles, [all_pairs])]
     for kind, title in GROUPS.items():
-        lines += ['', f'## {title}', '', *head]
-        lines += [f'| {name} |' + ''.join(f' {value} |' for value in values) for name, values in _rows(columns, kind)]
-    lines += [
-        '',
-        f'{FIVE_GRAM_COLUMN}: of Warstadt et al. (2020, arXiv 1912.00582), on all pairs of these paradigms, read from '
-        'left to right: for orientation. Phenomena are those that the files name; the paper counts s-selection as '
-        'argument structure.',
-    ]
+        rows = [[name, *values] for name, values in _rows(columns, kind)]
+        lines += [f'## {title}', '', markdown_lib.table(titles, rows)]
+    lines.append(
+        f'{FIVE_GRAM_COLUMN}: the model of Warstadt et al. (2020, arXiv 1912.00582), which reads from left to right, '
+        'on all pairs of these paradigms; for orientation. The phenomena are those that the files name; the paper '
+        'counts s-selection as argument structure.'
+    )
     return '\n'.join(lines) + '\n'
 
 
 def draw(report: dict, path: pathlib.Path) -> None:
-    """Draws the bars of all models side by side, overall and for each phenomenon, with chance as a line."""
-    from matplotlib.figure import Figure  # no pyplot: no global state and no display
+    """Draws the bars of all models side by side, overall and for each phenomenon, and chance as a line.
 
+    Args:
+      report: with `models` and `five_gram`.
+      path: of the PNG file.
+    """
     columns = _columns(report)
     names = list(next(iter(report['models'].values()))['terms'])
-    figure = Figure(figsize=(max(9.0, 0.25 * len(names) * (1 + len(columns))), 4.8), layout='constrained')
+    figure = pictures.new_figure(max(9.0, 0.25 * len(names) * (1 + len(columns))), 4.8)
     axes = figure.subplots()
     width = 0.8 / len(columns)
     for i, (label, column) in enumerate(columns.items()):
         found = {-1: column, **{place: column['terms'].get(name, {}) for place, name in enumerate(names)}}
         heights = {place: 100 * entry['accuracy'] for place, entry in found.items() if 'accuracy' in entry}
         at = [place + (i - (len(columns) - 1) / 2) * width for place in heights]
-        colour = 'lightgray' if label == FIVE_GRAM_COLUMN else f'C{i}'
-        axes.bar(at, list(heights.values()), width, color=colour, label=plain_text(label))
+        color = 'lightgray' if label == FIVE_GRAM_COLUMN else f'C{i}'
+        axes.bar(at, list(heights.values()), width, color=color, label=pictures.plain_text(label))
     axes.axhline(50, color='black', linewidth=0.8, linestyle='--', label='chance')
     axes.set_xticks(
         range(-1, len(names)), ['all', *(name.replace('_', ' ') for name in names)], rotation=35, ha='right'
     )
-    axes.set(ylabel='% of the pairs that are right', ylim=(0, 100))
+    axes.set(ylabel='% of pairs judged correctly', ylim=(0, 100))
     axes.grid(axis='y', alpha=0.3)
     axes.set_axisbelow(True)
     figure.legend(loc='outside upper center', ncols=4, fontsize=8)
-    figure.savefig(path, dpi=120)
+    pictures.save(figure, path)
 
 
 def _columns(report: dict) -> dict[str, dict]:
-    """Name → accuracies in the form of `blimp.tally`."""
+    """Title of a column → accuracies in the form of `blimp.tally`."""
     return {**report['models'], FIVE_GRAM_COLUMN: report['five_gram']}
 
 
@@ -156,5 +167,5 @@ def _percent(entry: dict) -> str:
     return f'{100 * entry["accuracy"]:.1f}' if 'accuracy' in entry else '—'
 
 
-def _cells(values, widths: Sequence[int]) -> str:
+def _cells(values: Iterable[str], widths: Sequence[int]) -> str:
     return ''.join(f'{value:>{width}}' for value, width in zip(values, widths, strict=True))

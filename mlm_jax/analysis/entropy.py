@@ -1,22 +1,26 @@
 """The entropy of predictions, in bits per masked token over the whole vocabulary.
 
-MLM and MAE-LM predict a masked token by one distribution P: H(P). ExLM predicts it by several states u, each with its
-P_u, weighted by γ(u), the probability that u emits the target (Zheng et al., arXiv 2501.13397). Two definitions, each
-with the negative log-likelihood that belongs to it:
+MLM and MAE-LM predict a masked token by one distribution P, whose entropy is H(P). ExLM predicts it by several states u
+with a distribution P_u each, weighted by γ(u), the probability that u emits the target (Zheng et al., arXiv
+2501.13397). There are two definitions of its entropy, each with its own negative log-likelihood (NLL):
 
     states:   Σ_u γ(u)·H(P_u)        −Σ_u γ(u)·log P_u(y)
     mixture:  H(Σ_u γ(u)·P_u)        −log Σ_u γ(u)·P_u(y)
 
-and two weights: the prior, of the transitions alone, and the posterior, given all targets of the row. The posterior has
-seen what it predicts: of the four, only the mixture by the prior compares with MLM.
+There are also two choices of γ: the prior, which depends on the transitions alone, and the posterior, given all targets
+of the row. The posterior depends on the tokens that are to be predicted, so among the four combinations only the
+mixture with the prior can be compared with MLM.
 
-NLL less entropy is 0 on average where text is distributed as the model says, more where the model is surer than right.
-This holds of one distribution, of the mixture by the prior, and of the states by the posterior, as y ~ P_u when u emits
-it. It does not hold of the states by the prior, whose NLL includes how much they differ: there it is above 0 even then;
-nor of the mixture by the posterior, which the target itself has chosen.
+The mean of NLL − entropy is 0 if the text is distributed as the model predicts, and above 0 if the model is
+overconfident. This is true of a single distribution, of the mixture with the prior, and of the states with the
+posterior, because y ~ P_u when u emits y. It is not true of the states with the prior: their NLL includes the
+differences between the states, so the mean is above 0 even for a perfect model. It is not true of the mixture with the
+posterior either, because the posterior depends on the target.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,17 +30,18 @@ from mlm_jax.objectives import registry
 from mlm_jax.objectives.objective import Distributions, Objective
 
 
-def token_bits(objective: Objective, params, batch: MaskedBatch) -> Distributions:
-    """`Objective.distributions` of a batch, by parameters."""
-    return objective.apply({'params': params}, batch, method='distributions')
+def token_bits(objective: Objective, params: Mapping, batch: MaskedBatch) -> Distributions:
+    """What `Objective.distributions` returns for a batch and these parameters."""
+    # The type that `apply` declares is that of `__call__`, whatever the method.
+    return cast(Distributions, objective.apply({'params': params}, batch, method='distributions'))
 
 
-def row_sums(objective, params, batch: MaskedBatch) -> dict:
-    """`token_bits`, summed over each row.
+def row_sums(objective: Objective, params: Mapping, batch: MaskedBatch) -> dict[str, Any]:
+    """The sums of `token_bits` over each row.
 
     Returns:
-      `tokens`, f32[B]: the predictions that count; `left_out`, f32[B]: masked positions without one; `bits`: definition
-      → f32[B, 2], the sums of entropy and NLL.
+      `tokens`, float32[B]: the number of predictions of masked tokens; `left_out`, float32[B]: the number of masked
+      positions without a prediction; `bits`: definition → float32[B, 2], the sums of entropy and NLL.
     """
     bits, masked_BxN = token_bits(objective, params, batch)
     tokens_B = masked_BxN.sum(1).astype(jnp.float32)
@@ -49,11 +54,14 @@ def row_sums(objective, params, batch: MaskedBatch) -> dict:
 
 
 def mean_and_error(sum_R: np.ndarray, tokens_R: np.ndarray) -> tuple[float, float]:
-    """The mean over all tokens, and its standard error over rows: tokens of a row are not independent.
+    """The mean over all tokens, and its standard error, which counts rows because tokens of one row are dependent.
 
     Args:
-      sum_R: float, of each row, over its tokens.
-      tokens_R: float, their number, positive in one row at least.
+      sum_R: float[R], the sum of the values over the tokens of each row.
+      tokens_R: float[R], the number of these tokens; at least one row must have some.
+
+    Returns:
+      The mean and the standard error, which is infinite for a single row.
     """
     sum_R, tokens_R = np.asarray(sum_R, np.float64), np.asarray(tokens_R, np.float64)
     sum_R, tokens_R = sum_R[tokens_R > 0], tokens_R[tokens_R > 0]
@@ -63,11 +71,11 @@ def mean_and_error(sum_R: np.ndarray, tokens_R: np.ndarray) -> tuple[float, floa
     return float(mean), float(np.sqrt(squares * rows / (rows - 1)) / total) if rows > 1 else math.inf
 
 
-def summarize(sums: dict) -> dict:
-    """What the rows say together.
+def summarize(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """The means over all rows.
 
     Args:
-      sums: of `row_sums`, all rows of a ratio.
+      sums: what `row_sums` returns, for all rows at one mask ratio.
 
     Returns:
       `tokens`, `left_out`, and `bits`: definition → `entropy`, `nll` and `gap` = nll − entropy, each as
@@ -75,7 +83,7 @@ def summarize(sums: dict) -> dict:
     """
     tokens_R = sums['tokens']
     bits = {}
-    for name in sorted(sums['bits'], key=registry.distributions().index):  # jit has sorted them by name
+    for name in sorted(sums['bits'], key=registry.distributions().index):  # `jax.jit` sorts them by name
         entropy_R, nll_R = np.asarray(sums['bits'][name], np.float64).T
         values = {'entropy': entropy_R, 'nll': nll_R, 'gap': nll_R - entropy_R}
         bits[name] = {key: list(mean_and_error(value_R, tokens_R)) for key, value_R in values.items()}

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -10,20 +11,23 @@ from jax.experimental import multihost_utils
 from mlm_jax.analysis import entropy
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import place_rows
+from mlm_jax.files import pictures
 from mlm_jax.files.errors import ConfigError
-from mlm_jax.files.pictures import plain_text
 from mlm_jax.files.progress import bar
+from mlm_jax.files.statistics import plus_minus
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import batches
 from mlm_jax.pretrained.model import Model
 from mlm_jax.training import build
 from mlm_jax.training.step import frozen_masks
 
-STYLES = {'prior, mixture': '-', 'prior, states': '--', 'posterior, mixture': '-.', 'posterior, states': ':'}
+STYLES: dict[str, Literal['-', '--', '-.', ':']] = {
+    'prior, mixture': '-', 'prior, states': '--', 'posterior, mixture': '-.', 'posterior, states': ':',
+}  # fmt: skip
 
 
 def same_text(first: Model, other: Model, max_rows: int) -> bool:
-    """Whether two models have the same tokenizer and the same first held-out rows, wherever those lie."""
+    """Whether two models have the same tokenizer and the same first `max_rows` held-out rows, in any directory."""
     if first.tokenizer.model != other.tokenizer.model:
         return False
     one, two = first.held_out_rows(), other.held_out_rows()
@@ -34,23 +38,24 @@ def same_text(first: Model, other: Model, max_rows: int) -> bool:
 
 
 def measure(model: Model, mesh: jax.sharding.Mesh, ratios: Sequence[float], max_rows: int) -> dict[str, dict]:
-    """`entropy.summarize` of the first held-out rows, for each mask ratio.
+    """Mask ratio → what `entropy.summarize` returns for the first held-out rows.
 
-    The mask of a row is a function of its number, its tokens and the ratio: the same for every checkpoint. All chosen
-    positions are [MASK]. No more than a batch of logits is ever there.
+    The mask of a row depends only on its number, its tokens and the ratio, so it is the same for every checkpoint. All
+    chosen positions are replaced by [MASK]. The logits of only one batch exist at a time.
 
     Args:
-      model: any objective, on `mesh`.
-      mesh: rows are split over it.
-      ratios: each above 0 and below 1.
-      max_rows: the most rows.
+      model: of any objective, with its parameters on `mesh`.
+      mesh: the rows of a batch are divided over its devices.
+      ratios: mask ratios, each above 0 and below 1.
+      max_rows: the maximal number of rows.
 
     Raises:
-      ConfigError: when there are no held-out rows, or no token of theirs is masked.
+      ConfigError: when there are no held-out rows, or no token of these rows is masked.
     """
     rows, vocabulary = model.held_out_rows(), model.tokenizer.vocabulary
-    objective = model.run.objective.at_any_ratio()
-    count, found = min(len(rows), max_rows), {}
+    objective = model.objective.at_any_ratio()
+    count = min(len(rows), max_rows)
+    found: dict[str, dict] = {}
     for ratio in ratios:
         masking = build.evaluation_masking(model.config, vocabulary, ratio)
         at_once = batches.rows_at_once(
@@ -72,36 +77,46 @@ def measure(model: Model, mesh: jax.sharding.Mesh, ratios: Sequence[float], max_
         total = jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
         if not total['tokens'].sum():
             raise ConfigError(
-                f'at a ratio of {ratio:g}, no token of {count} held-out rows is masked: take a larger one'
+                f'at a mask ratio of {ratio:g}, no token of {count} held-out rows is masked: use a larger ratio'
             )
         found[f'{ratio:g}'] = entropy.summarize(total)
     return found
 
 
 def describe(label: str, entry: dict) -> str:
-    """The table of one checkpoint: bits per masked token, each with its standard error over rows."""
+    """The table of one checkpoint: bits per masked token with their standard errors."""
     lines = [
         f'{label} ({entry["objective"]}, step {entry["step"]:,}): bits per masked token, {entry["rows"]:,} rows',
         f'    {"masked":>6}  {"definition":20}{"entropy":>16}{"NLL":>17}{"NLL − entropy":>18}',
     ]
     for ratio, summary in entry['ratios'].items():
         for name, values in summary['bits'].items():
-            cells = ''.join(f'{mean:9.3f} ± {error:.3f}' for mean, error in (values[k] for k in ('entropy', 'nll')))
-            gap, error = values['gap']
-            lines.append(f'    {float(ratio):6.0%}  {name:20}{cells}   {gap:+9.3f} ± {error:.3f}')
+            cells = ''.join(
+                plus_minus(mean, error, '9.3f', '.3f') for mean, error in (values['entropy'], values['nll'])
+            )
+            gap = plus_minus(values['gap'][0], values['gap'][1], '+9.3f', '.3f')
+            lines.append(f'    {float(ratio):6.0%}  {name:20}{cells}   {gap}')
         if summary['left_out']:
-            lines.append(f'    {summary["left_out"]:,} masked tokens are in rows without an alignment, and left out')
+            lines.append(
+                f'    {summary["left_out"]:,} masked tokens are left out, because their rows have no alignment'
+            )
     return '\n'.join(lines)
 
 
 def draw(report: dict[str, dict], path: pathlib.Path) -> None:
-    """Draws entropy, NLL and gap against the mask ratio: a colour for each checkpoint, a style for each definition."""
-    from matplotlib.figure import Figure  # no pyplot: no global state and no display
+    """Draws entropy, NLL and their difference against the mask ratio.
+
+    Each checkpoint has a color, and each definition of the entropy a line style.
+
+    Args:
+      report: label → a dictionary with the results of `measure` under 'ratios'.
+      path: of the PNG file.
+    """
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(13, 4.8), layout='constrained')
+    figure = pictures.new_figure(13, 4.8)
     panels = {'entropy': 'entropy', 'nll': 'negative log-likelihood', 'gap': 'NLL − entropy'}
-    used = set()
+    used: set[str] = set()
     for axes, (key, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for i, entry in enumerate(report.values()):
             ratios = list(map(float, entry['ratios']))
@@ -115,7 +130,9 @@ def draw(report: dict[str, dict], path: pathlib.Path) -> None:
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel('bits per masked token')
     figure.axes[2].axhline(0, color='gray', linewidth=0.8)
-    colours = [Line2D([], [], color=f'C{i}', marker='o', label=plain_text(label)) for i, label in enumerate(report)]
+    colors = [
+        Line2D([], [], color=f'C{i}', marker='o', label=pictures.plain_text(label)) for i, label in enumerate(report)
+    ]
     styles = [Line2D([], [], color='gray', linestyle=STYLES[n], label=f'ExLM: {n}') for n in STYLES if n in used]
-    figure.legend(handles=colours + styles, loc='outside lower center', ncols=4, fontsize=8, handlelength=4)
-    figure.savefig(path, dpi=120)
+    figure.legend(handles=colors + styles, loc='outside lower center', ncols=4, fontsize=8, handlelength=4)
+    pictures.save(figure, path)

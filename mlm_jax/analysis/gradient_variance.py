@@ -1,23 +1,27 @@
-"""How much of the variance of a gradient comes from masks: of one text, between texts, and between masks of one text.
+"""How much of the variance of a gradient is due to the masks of a text, and how much to the differences between texts.
 
-Of a text, g(m) is the gradient of the mean loss over the positions of the mask m, and
+For one text, let g(m) be the gradient of the mean loss over the positions of a mask m, and let
 
-    μ = E g(m),    σ² = E ‖g(m) − μ‖²,    c_o = E ⟨g(m) − μ, g(m') − μ⟩ for masks of s positions that share o of them,
+    μ = E g(m),    σ² = E ‖g(m) − μ‖²,    c_o = E ⟨g(m) − μ, g(m') − μ⟩
 
-whose Hamming distance is 2(s − o). The mean over K independent masks has the variance σ²/K, over K disjoint ones
-(σ² + (K − 1) c_0)/K. With D = E ‖μ − E μ‖² between texts, a step on B·K rows has the variance (D + σ²)/(BK) from
-distinct texts, and (D + (σ² + (K − 1) c_0)/K)/B from K disjoint masks of each of B texts: less if and only if c_0 < −D.
-The question is that of fully-explored masking (Zheng et al., arXiv 2010.06040).
+for masks m and m' of s positions each that share o positions; their Hamming distance is 2(s − o). The mean of g over K
+independent masks has the variance σ²/K, and the mean over K disjoint masks has the variance (σ² + (K − 1) c_0)/K. Let
+D = E ‖μ − E μ‖² be the variance of μ between texts. The gradient of a step on B·K rows then has the variance
+(D + σ²)/(BK) if all rows are distinct texts, and (D + (σ² + (K − 1) c_0)/K)/B if the rows are B texts with K disjoint
+masks each. The second variance is smaller if and only if c_0 < −D. The question whether it is comes from fully-explored
+masking (Zheng et al., arXiv 2010.06040).
 
-Estimates. A draw is one random order of the eligible positions of a text; its masks are windows of s positions in that
-order, so each is a uniform mask, and two of them share what their windows share. P draws are independent. With ḡ_p the
-mean over the K disjoint windows of draw p, L_p the mean of all ḡ_q but ḡ_p, and V_p their sample variance,
+The estimates. A draw is one random order of the eligible positions of a text. The masks of a draw are windows of s
+positions in that order, so each mask is uniformly distributed, and two masks share the positions that their windows
+share. P draws are independent. Let ḡ_p be the mean of g over the K disjoint windows of draw p, L_p the mean of all ḡ_q
+with q ≠ p, and V_p the sample variance of these ḡ_q. Then
 
-    E ⟨g − L_p, g' − L_p⟩ = ⟨g − μ, g' − μ⟩ + E ‖L_p − μ‖²    and    E V_p / (P − 1) = E ‖L_p − μ‖²
+    E ⟨g − L_p, g' − L_p⟩ = E ⟨g − μ, g' − μ⟩ + E ‖L_p − μ‖²    and    E V_p / (P − 1) = E ‖L_p − μ‖²
 
-for any g, g' of draw p, which L_p is independent of. So ⟨g − L_p, g' − L_p⟩ − V_p / (P − 1) has no bias. A mean that
-holds the draw itself would pull every estimate towards 0. D is the sample variance of the means of the texts, less the
-variance that these have themselves. Standard errors are jackknifed over texts.
+for any g and g' of draw p, because L_p is independent of draw p. Hence ⟨g − L_p, g' − L_p⟩ − V_p / (P − 1) is unbiased.
+(With a mean that includes draw p itself, every estimate would be biased towards 0.) D is estimated by the sample
+variance of the texts' means, minus the variance of each mean around its μ. Standard errors are those of the jackknife
+over texts.
 """
 
 import dataclasses
@@ -34,24 +38,25 @@ from mlm_jax.masking import corruption
 from mlm_jax.masking.batch import MaskedBatch, positions_of
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.selection import eligible_positions
+from mlm_jax.objectives.objective import Objective
 from mlm_jax.parallel.mesh import BATCH_AXES
 
-# Shares of a mask that a second one has in common with it, besides 0. A share of 1 leaves only the corruption to be
-# drawn anew, which is worth a mask where corruption is random.
+# The shares of a mask that a second mask has in common with it; a share of 0 is always measured too. A share of 1 means
+# the same positions with another random corruption, and is useful only where the corruption is random.
 OVERLAPS = (0.25, 0.5, 0.75)
-MIN_MASK = 4  # positions in a mask, for these to be different numbers
+MIN_MASK = 4  # positions in a mask: with fewer, the shares above would not give different numbers of positions
 
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-    """What is drawn of each text.
+    """Which masks are drawn for each text.
 
     Attributes:
-      segments: K, disjoint masks in a draw; a mask holds ⌊N/K⌋ of the N eligible positions.
-      draws: P, at least 3.
-      overlaps: shares of the first mask of a draw that further masks have in common with it.
+      segments: K, the number of disjoint masks in a draw; a mask has ⌊N/K⌋ of the N eligible positions.
+      draws: P, the number of draws, at least 3.
+      overlaps: for each further mask of a draw, the share of its positions that it has in common with the first mask.
       seed: of all draws.
-      sketch_size: k.
+      sketch_size: k, the size of a sketch of a gradient.
     """
 
     segments: int = 7
@@ -60,29 +65,29 @@ class Design:
     seed: int = 0
     sketch_size: int = SIZE
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.segments < 2 or self.draws < 3:
             raise ValueError(f'segments={self.segments} must be at least 2, and draws={self.draws} at least 3')
 
     @property
     def num_masks(self) -> int:
-        """Masks in a draw."""
+        """The number of masks in a draw."""
         return self.segments + len(self.overlaps)
 
 
 def window_masks(key: jax.Array, eligible_T: jax.Array, size: jax.Array, starts_M: jax.Array) -> jax.Array:
-    """Masks of one size at prescribed overlaps.
+    """Masks of one size with prescribed overlaps.
 
     Args:
       key: a random key.
-      eligible_T: bool[T].
+      eligible_T: bool[T], the positions that a mask may contain.
       size: int32[], s.
-      starts_M: int32[M], where each window begins in a random order of the eligible positions; two windows share
-        max(0, s − |difference of starts|) positions.
+      starts_M: int32[M], where each window starts in a random order of the eligible positions; two windows share
+        max(0, s − |difference of their starts|) positions.
 
     Returns:
-      bool[M, T], of which each row by itself is a uniform mask of s positions, where the window ends within the
-      eligible ones.
+      bool[M, T]; each row alone is a uniformly distributed mask of s positions, provided that its window ends within
+      the eligible positions.
     """
     score_T = jnp.where(eligible_T, jax.random.uniform(key, eligible_T.shape), 2.0)
     rank_T = jnp.argsort(jnp.argsort(score_T))
@@ -90,13 +95,13 @@ def window_masks(key: jax.Array, eligible_T: jax.Array, size: jax.Array, starts_
 
 
 def window_starts(size: jax.Array, design: Design) -> jax.Array:
-    """int32[M]: K windows side by side, then those that overlap the first."""
+    """int32[M]: the starts of K adjacent windows, followed by those of the windows that overlap the first window."""
     shared = jnp.round(jnp.asarray(design.overlaps) * size).astype(jnp.int32)
     return jnp.concatenate([jnp.arange(design.segments, dtype=jnp.int32) * size, size - shared])
 
 
 def window_batches(key: jax.Array, tokens_T: jax.Array, masking: Masking, design: Design) -> MaskedBatch:
-    """The masks of one draw, as a MaskedBatch of M rows of the same text, corrupted as `masking` does."""
+    """The masks of one draw: a MaskedBatch of M rows with the same text, corrupted as `masking` corrupts it."""
     order_key, corrupt_key = jax.random.split(key)
     segments_1xT = segment_ids(tokens_T[None], masking.vocabulary)
     eligible_T = eligible_positions(tokens_T[None], segments_1xT, masking.vocabulary)[0]
@@ -121,14 +126,15 @@ def window_batches(key: jax.Array, tokens_T: jax.Array, masking: Masking, design
     )
 
 
-def make_sketched_gradients(objective, masking: Masking, design: Design, mesh: Mesh) -> Callable:
-    """A jitted function of `(params, tokens int32[B, T], numbers int32[B])`: numbered texts, split over `mesh`.
+def make_sketched_gradients(objective: Objective, masking: Masking, design: Design, mesh: Mesh) -> Callable:
+    """A jitted function of `(params, tokens int32[B, T], numbers int32[B])` that computes sketches of gradients.
 
-    Each device takes its own texts, one gradient at a time, so that it holds one gradient and not one for each mask.
+    The texts and their numbers are divided over `mesh`. The number of a text selects its masks. Each device computes
+    the gradients of its texts one after the other, so that it holds one gradient at a time, not one for each mask.
 
     Returns:
-      The function. It returns sketched gradients of mean losses, without dropout: float32[B, P, M, k] of the windows of
-      each draw, and float32[B, P, k] of P draws of `masking` itself, which may make several rows of a text.
+      The function. It returns sketches of the gradients of mean losses, without dropout: float32[B, P, M, k] for the
+      windows of each draw, and float32[B, P, k] for P draws of `masking` itself, which may make several rows of a text.
     """
     sketch_key, texts_key = jax.random.split(jax.random.key(design.seed))
 
@@ -153,11 +159,11 @@ def make_sketched_gradients(objective, masking: Masking, design: Design, mesh: M
 
         def of_masking(draw):
             key = jax.random.fold_in(text_key, design.draws + draw)
-            # Masks that follow from the visits of a row differ by the visit, not by the key.
+            # Some maskings depend on how often a row was visited and not on the key: each draw is another visit.
             by_visit = masking.cycle > 1 or masking.static_masks > 1
             step = draw * max(masking.num_rows, 1) if by_visit else 0
             batch = masking(key, tokens_T[None], segment_ids(tokens_T[None], masking.vocabulary), step)
-            sum_Rxk, weight_R = of_rows(params, batch)  # sketches add up as gradients do
+            sum_Rxk, weight_R = of_rows(params, batch)  # sketches are linear: their sum is the sketch of the sum
             return sum_Rxk.sum(0) / jnp.maximum(weight_R.sum(), 1e-6)
 
         draws = jnp.arange(design.draws)
@@ -174,13 +180,13 @@ def make_sketched_gradients(objective, masking: Masking, design: Design, mesh: M
 
 @dataclasses.dataclass(frozen=True)
 class TextMoments:
-    """Unbiased estimates of one text.
+    """Unbiased estimates for one text.
 
     Attributes:
       variance: σ².
-      covariances: c_o, for o = 0 and then the overlaps of the design.
+      covariances: float64[1 + number of overlaps], c_o for o = 0 and for the overlaps of the design.
       disjoint: the variance of the mean over K disjoint masks.
-      mean_k: float64[k], μ, sketched.
+      mean_k: float64[k], the sketch of μ.
       mean_variance: the variance of `mean_k`.
     """
 
@@ -192,21 +198,21 @@ class TextMoments:
 
 
 def window_moments(windows_PxMxk: np.ndarray, segments: int) -> TextMoments:
-    """Estimates from the sketched gradients of P draws of one text, of which the first K windows are disjoint."""
+    """Estimates from the sketched gradients of P draws of one text; the first K windows of a draw are disjoint."""
     windows_PxMxk = np.asarray(windows_PxMxk, np.float64)
     draws = len(windows_PxMxk)
     means_Pxk = windows_PxMxk[:, :segments].mean(1)
     mean_k = means_Pxk.mean(0)
     others_Pxk = (draws * mean_k - means_Pxk) / (draws - 1)  # L_p
-    # V_p / (P − 1): the sample variance of ḡ_q, q ≠ p, over how many there are.
+    # V_p / (P − 1): the sample variance of the P − 1 values ḡ_q with q ≠ p, divided by their number.
     square_PxP = ((means_Pxk[None] - others_Pxk[:, None]) ** 2).sum(-1)
     excess_P = (square_PxP.sum(1) - np.diag(square_PxP)) / ((draws - 1) * (draws - 2))
 
-    centred_PxMxk = windows_PxMxk - others_Pxk[:, None]
-    disjoint_PxKxk, first_Pxk = centred_PxMxk[:, :segments], centred_PxMxk[:, 0]
+    centered_PxMxk = windows_PxMxk - others_Pxk[:, None]
+    disjoint_PxKxk, first_Pxk = centered_PxMxk[:, :segments], centered_PxMxk[:, 0]
     squares_P = (disjoint_PxKxk**2).sum((1, 2))
     pairs_P = ((disjoint_PxKxk.sum(1) ** 2).sum(1) - squares_P) / (segments * (segments - 1))
-    overlapping_PxO = np.einsum('pk,pok->po', first_Pxk, centred_PxMxk[:, segments:])
+    overlapping_PxO = np.einsum('pk,pok->po', first_Pxk, centered_PxMxk[:, segments:])
     excess = excess_P.mean()
     disjoint = ((means_Pxk - mean_k) ** 2).sum() / (draws - 1)
     return TextMoments(
@@ -227,30 +233,35 @@ def draw_moments(draws_Pxk: np.ndarray) -> tuple[float, np.ndarray, float]:
 
 
 def between_texts(means_Sxk: np.ndarray, mean_variance_S: np.ndarray) -> float:
-    """D: the sample variance of estimated means, less what their own errors add to it."""
+    """D: the sample variance of the estimated means, minus the mean variance of the estimates themselves."""
     spread = ((means_Sxk - means_Sxk.mean(0)) ** 2).sum() / (len(means_Sxk) - 1)
     return float(spread - mean_variance_S.mean())
 
 
 def jackknife(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """A statistic of `count` independent items, and its standard error.
+    """A statistic of independent items, and its standard error by the jackknife.
 
     Args:
-      statistic: int[n] indices of items → float64[…].
-      count: of the items, at least 2.
+      statistic: a function from the indices of items, int[n], to float64[…].
+      count: the number of items, at least 2.
     """
     everything = np.arange(count)
     without = np.stack([statistic(np.delete(everything, i)) for i in everything])
     return statistic(everything), np.sqrt((count - 1) * ((without - without.mean(0)) ** 2).mean(0))
 
 
-def summarize(texts: Sequence[TextMoments], own: Sequence[tuple], design: Design) -> dict[str, list | dict]:
-    """What the texts say together, each value as [estimate, standard error].
+def summarize(
+    texts: Sequence[TextMoments], own: Sequence[tuple[float, np.ndarray, float]], design: Design
+) -> dict[str, list]:
+    """The estimates over all texts: name → [estimate, standard error].
 
     Args:
-      texts: at least 3.
-      own: `draw_moments` of the same texts under the masking of the run.
+      texts: of at least 3 texts.
+      own: what `draw_moments` returns for the same texts with the masking of the run.
       design: of the draws.
+
+    Returns:
+      Also `covariance_over_variance`: such a pair for each of `TextMoments.covariances`.
     """
     k = design.segments
     variance_S = np.array([text.variance for text in texts])
@@ -282,4 +293,4 @@ def summarize(texts: Sequence[TextMoments], own: Sequence[tuple], design: Design
         'variance', 'between_texts', 'disjoint_over_independent', 'disjoint_over_distinct_texts',
         'c0_plus_between_over_variance', 'between_over_variance', 'own_variance', 'own_between_texts',
     )  # fmt: skip
-    return dict(zip(names, pairs, strict=False)) | {'covariance_over_variance': pairs[len(names) :]}
+    return {**dict(zip(names, pairs, strict=False)), 'covariance_over_variance': pairs[len(names) :]}

@@ -1,21 +1,22 @@
-"""What masks look like: which positions were chosen and what became of them, counted over batches."""
+"""What masks look like: which positions are chosen and what replaces their tokens, counted over batches."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 
-from mlm_jax.files.pictures import plain_text
+from mlm_jax.files import pictures
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.tables import find_word_starts
 from mlm_jax.masking.vocabulary import Vocabulary
 
-# What became of a position. Of the last kind, only the input differs: nothing is predicted there.
+# What happens to a token. The last kind is no target: the input differs from the text there, but nothing is predicted.
 KINDS = ('left alone', '[MASK]', 'random token', 'unchanged, predicted', 'replaced, not predicted')
-MAX_RUN = 30  # longer runs count as this long
+MAX_RUN = 30  # a longer run is counted as a run of this length
 
 
 def kinds(batch: MaskedBatch, vocabulary: Vocabulary) -> np.ndarray:
-    """int[B, T]: what became of each position, an index into `KINDS`."""
+    """int[B, T]: what happens to each token, as an index into `KINDS`."""
     tokens, inputs = np.asarray(batch.tokens), np.asarray(batch.inputs)
     chosen = np.zeros((len(tokens), tokens.shape[1] + 1), bool)
     np.put_along_axis(chosen, np.asarray(batch.positions), True, axis=1)  # unused slots hold T
@@ -28,15 +29,16 @@ class MaskStatistics:
     """Counts over the rows added so far.
 
     Attributes:
-      ratios: the chosen share of the eligible tokens of each row.
-      kinds: int[5], tokens of each of `KINDS`.
-      runs: int[31], runs of neighbouring chosen tokens by their length.
-      words: words with a chosen token, and those of them whose tokens are all chosen.
-      chosen: int[T], rows in which a position is chosen; `eligible`, in which it might have been.
-      overflow: chosen tokens that found no slot.
+      ratios: for each row the share of its eligible tokens that are chosen.
+      kinds: int[5], the number of tokens of each of `KINDS`.
+      runs: int[31], the number of runs of adjacent chosen tokens, by their length.
+      words: int[2], the number of words with a chosen token, and of words whose tokens are all chosen.
+      chosen: int[T], the number of rows in which a position is chosen.
+      eligible: int[T], the number of rows in which a position could be chosen.
+      overflow: the number of tokens that were chosen but dropped, because a row had no free slot for them.
     """
 
-    ratios: list
+    ratios: list[float]
     kinds: np.ndarray
     runs: np.ndarray
     words: np.ndarray
@@ -46,8 +48,11 @@ class MaskStatistics:
 
     @classmethod
     def zeros(cls, length: int) -> 'MaskStatistics':
-        """No rows of `length` tokens."""
-        return cls([], *(np.zeros(n, np.int64) for n in (len(KINDS), MAX_RUN + 1, 2, length, length)))
+        """The counts over no rows, for rows of `length` tokens."""
+        kinds, runs, words, chosen, eligible = (
+            np.zeros(n, np.int64) for n in (len(KINDS), MAX_RUN + 1, 2, length, length)
+        )
+        return cls([], kinds, runs, words, chosen, eligible)
 
     def add(
         self,
@@ -57,7 +62,15 @@ class MaskStatistics:
         vocabulary: Vocabulary,
         word_marks: np.ndarray | None = None,
     ) -> None:
-        """Counts a batch; `word_starts` is bool[V], and `word_marks` uint8[V], as `masking.tables.Tables` has them."""
+        """Adds the counts of one batch.
+
+        Args:
+          batch: from `Masking`.
+          overflow_B: int[B], for each row the number of chosen tokens that were dropped for lack of a slot.
+          word_starts: bool[V], as in `masking.tables.Tables`.
+          vocabulary: of the tokens.
+          word_marks: uint8[V], as in `masking.tables.Tables`.
+        """
         tokens = np.asarray(batch.tokens)
         kinds_BxT = kinds(batch, vocabulary)
         chosen_BxT = kinds_BxT > 0
@@ -75,7 +88,7 @@ class MaskStatistics:
         self.overflow += int(np.sum(overflow_B))
 
     def summary(self) -> dict[str, float]:
-        """The figures, by names that say what they are."""
+        """The statistics over all rows, by a description of each."""
         chosen = int(self.kinds[1:].sum())
         lengths = np.arange(MAX_RUN + 1)
         return {
@@ -88,11 +101,9 @@ class MaskStatistics:
             'of the tokens chosen at first: without a slot': self.overflow / max(1, chosen + self.overflow),
         }
 
-    def draw(self, path, title: str) -> None:
-        """Draws ratios, runs and positions as a picture."""
-        from matplotlib.figure import Figure  # no pyplot: no global state and no display
-
-        figure = Figure(figsize=(12, 3.6), layout='constrained')
+    def draw(self, path: pathlib.Path, title: str) -> None:
+        """Draws the distributions of mask ratios, of lengths of runs, and of chosen positions, as a PNG file."""
+        figure = pictures.new_figure(12, 3.6)
         ratio, run, position = figure.subplots(1, 3)
         ratio.hist(self.ratios, bins=40, color='tab:blue')
         ratio.set(xlabel='chosen share of the tokens of a row', ylabel='rows')
@@ -104,12 +115,12 @@ class MaskStatistics:
         position.set(xlabel='position in the row', ylabel='share of its tokens chosen', ylim=(0, None))
         for axes in (ratio, run, position):
             axes.grid(alpha=0.3)
-        figure.suptitle(plain_text(title))
-        figure.savefig(path, dpi=120)
+        figure.suptitle(pictures.plain_text(title))
+        pictures.save(figure, path)
 
 
 def _run_lengths(chosen_BxT: np.ndarray) -> np.ndarray:
-    """int[MAX_RUN + 1]: how many runs of True there are of each length."""
+    """int[MAX_RUN + 1]: the number of runs of True of each length."""
     padded = np.pad(chosen_BxT.astype(np.int8), ((0, 0), (1, 1))).ravel()
     edges = np.flatnonzero(np.diff(padded))
     lengths = np.minimum(edges[1::2] - edges[::2], MAX_RUN)

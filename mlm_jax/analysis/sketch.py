@@ -1,27 +1,30 @@
 """Random sketches of gradients: a few thousand numbers whose inner products estimate those of the whole gradients.
 
-The flattened gradient is cut into chunks of k entries. Each entry gets a random sign, each chunk a random rotation, and
-the chunks are added up: a sparse Rademacher projection (count sketch, Charikar et al. 2002), which touches each
-entry once. E⟨Rg, Rh⟩ = ⟨g, h⟩ over the signs, whatever the rotations; the variance is at most
-(‖g‖²‖h‖² + ⟨g, h⟩²) / k, and 0 for gradients of up to k entries.
+The flattened gradient is cut into chunks of k entries. Each entry is multiplied by a random sign, each chunk is rotated
+by a random shift, and the chunks are added. This is a sparse Rademacher projection R (a count sketch, Charikar et al.
+2002), which reads each entry once. Over the random signs, E⟨Rg, Rh⟩ = ⟨g, h⟩ for any rotations; the variance is at most
+(‖g‖²‖h‖² + ⟨g, h⟩²) / k, and 0 for gradients with at most k entries.
 
-R is a function of the key and of the place of an entry alone. Its signs are made a block at a time, while the block is
-being added: no more memory than a block, however large the model.
+R depends only on the key and on the position of an entry. The signs are generated for one block of chunks at a time,
+just before the block is added, so they need the memory of one block, however large the model is.
 """
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 SIZE = 4096
-BLOCK_CHUNKS = 256
+BLOCK_CHUNKS = 256  # chunks in a block
 
 
-def sketch(tree, key: jax.Array, size: int = SIZE) -> jax.Array:
+def sketch(tree: Any, key: jax.Array, size: int = SIZE) -> jax.Array:
     """The sketch of all arrays in a pytree.
 
     Args:
-      tree: of float arrays.
-      key: the same for all sketches whose inner products are taken.
+      tree: a pytree of at least one float array.
+      key: the same key for all sketches between which inner products are computed.
       size: k, a multiple of 32.
 
     Returns:
@@ -30,7 +33,8 @@ def sketch(tree, key: jax.Array, size: int = SIZE) -> jax.Array:
     leaves = [x.astype(jnp.float32).reshape(-1) for x in jax.tree.leaves(tree)]
     small = [x for x in leaves if x.size < BLOCK_CHUNKS * size]
     flat = [x for x in leaves if x.size >= BLOCK_CHUNKS * size] + ([jnp.concatenate(small)] if small else [])
-    return sum(_sketch_array(x, jax.random.fold_in(key, i), size) for i, x in enumerate(flat))
+    sketches = [_sketch_array(x, jax.random.fold_in(key, i), size) for i, x in enumerate(flat)]
+    return functools.reduce(jnp.add, sketches)
 
 
 def _sketch_array(x_N: jax.Array, key: jax.Array, size: int) -> jax.Array:
@@ -52,6 +56,6 @@ def _sketch_array(x_N: jax.Array, key: jax.Array, size: int) -> jax.Array:
 
 
 def _random_bits(key: jax.Array, rows: int, columns: int) -> jax.Array:
-    """bool[rows, columns]; each random word gives 32."""
+    """bool[rows, columns]; each random word of 32 bits gives 32 of them."""
     words = jax.random.bits(key, (rows, columns // 32, 1), jnp.uint32)
     return ((words >> jnp.arange(32, dtype=jnp.uint32)) & 1).astype(bool).reshape(rows, columns)

@@ -1,4 +1,4 @@
-"""Single texts as rows: their special tokens, and the few lengths that rows are padded to."""
+"""Rows that hold one text or one pair of texts: their special tokens, and the lengths that they are padded to."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,12 @@ from mlm_jax.masking.vocabulary import Vocabulary
 
 
 def join(pieces: Sequence[np.ndarray], vocabulary: Vocabulary) -> np.ndarray:
-    """int32[n]: `[CLS] A [SEP]`, `[CLS] A [SEP] [SEP] B [SEP]` (RoBERTa, and MAE-LM's release)."""
+    """int32[n]: `[CLS] A [SEP]` or `[CLS] A [SEP] [SEP] B [SEP]`, as in RoBERTa and in MAE-LM's release.
+
+    Args:
+      pieces: the ids of each text, without special tokens.
+      vocabulary: with the ids of [CLS] and [SEP].
+    """
     v = vocabulary
     row: list[np.ndarray] = []
     for piece in pieces:
@@ -17,17 +22,17 @@ def join(pieces: Sequence[np.ndarray], vocabulary: Vocabulary) -> np.ndarray:
 
 
 def padded_length(length: int, smallest_step: int, max_length: int) -> int:
-    """`length` rounded up, to a multiple of `smallest_step` or of a quarter of the power of two below it.
+    """`length` rounded up to a multiple of a step: the larger of `smallest_step` and ¼ · 2^⌊log₂ length⌋.
 
-    A program is compiled for each such length, so there are few; padding is computed, so it is little. None is above
-    `max_length`: padding behind the last position that a model knows would not be a number.
+    A program is compiled for each padded length, so there are few of them; padding costs computation, so it is short.
+    The result is at most `max_length`: a model has no position embeddings beyond that, and would read NaN there.
     """
     step = max(smallest_step, (1 << length.bit_length() - 1) // 4)
     return min(-(-length // step) * step, max_length)
 
 
 def pad(rows: Sequence[np.ndarray], num_rows: int, length: int, pad_id: int) -> np.ndarray:
-    """int32[num_rows, length]: rows of at most `length` tokens, padded; behind the last one, rows of padding."""
+    """int32[num_rows, length]: rows of at most `length` tokens, each padded at its end; missing rows are padding."""
     tokens_BxT = np.full((num_rows, length), pad_id, np.int32)
     for i, row in enumerate(rows):
         tokens_BxT[i, : len(row)] = row

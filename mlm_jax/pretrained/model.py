@@ -5,7 +5,6 @@ import functools
 import warnings
 from collections.abc import Iterable, Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -19,6 +18,7 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.progress import bar
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models import pooling as pooling_lib
+from mlm_jax.objectives.objective import Objective
 from mlm_jax.pretrained import batches
 from mlm_jax.pretrained.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.pretrained.sources import Source
@@ -45,7 +45,7 @@ class Model:
     """
 
     source: Source
-    objective: nn.Module
+    objective: Objective
     params: dict
     tokenizer: AnyTokenizer
     mesh: Mesh
@@ -229,7 +229,7 @@ class Model:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _encode(objective: nn.Module, pooling: str, pad_id: int, params: dict, tokens_BxT: jax.Array) -> jax.Array:
+def _encode(objective: Objective, pooling: str, pad_id: int, params: dict, tokens_BxT: jax.Array) -> jax.Array:
     """f32[B, d], whole on each device of the mesh."""
     segments_BxT = (tokens_BxT != pad_id).astype(jnp.int32)
     cls_Bx1 = jnp.zeros((len(tokens_BxT), 1), jnp.int32) if pooling == 'cls' else None

@@ -41,7 +41,7 @@ def test_a_subspace_has_its_dimension(rank, width):
     hidden = rng.normal(size=(1, 4, 50, rank)) @ np.linalg.qr(rng.normal(size=(width, rank)))[0].T
     sums = GramSums.zeros(1, 1, width)
     sums.add(*gram_sums(hidden.astype(np.float32), np.ones((1, 4, 50), bool)))
-    assert effective_rank(sums.spectra(centred=False), 1 - 1e-6)[0, 0] == rank
+    assert effective_rank(sums.spectra(centered=False), 1 - 1e-6)[0, 0] == rank
 
 
 def test_known_spectra():
@@ -55,5 +55,5 @@ def test_known_spectra():
 def test_no_tokens_of_a_group_give_rank_zero():
     sums = GramSums.zeros(1, 2, 3)
     sums.add(*gram_sums(np.ones((1, 2, 4, 3), np.float32), np.stack([np.ones((2, 4)), np.zeros((2, 4))]) > 0))
-    assert effective_rank(sums.spectra(centred=False)).tolist() == [[1, 0]]
-    assert effective_rank(sums.spectra(centred=True)).tolist() == [[0, 0]]
+    assert effective_rank(sums.spectra(centered=False)).tolist() == [[1, 0]]
+    assert effective_rank(sums.spectra(centered=True)).tolist() == [[0, 0]]
