@@ -53,6 +53,12 @@ class Model:
     step: int | None = None
     run: build.Run | None = None
 
+    def require_run(self) -> tuple[ml_collections.ConfigDict, build.Run]:
+        """The configuration and the functions of the run; ConfigError for a model that does not come from a run."""
+        if self.config is None or self.run is None:
+            raise ConfigError(f'{self.source} is not a run, and has neither masks nor held-out rows: give a workdir')
+        return self.config, self.run
+
     @property
     def objective_name(self) -> str:
         """As the key `objective` has it."""
@@ -188,9 +194,7 @@ class Model:
         Raises:
           ConfigError: when the data are gone, or there are no such rows.
         """
-        if not self.config:
-            raise ConfigError(f'{self.source} is no run, and has no held-out rows: give the workdir of a run')
-        directory = self.config.data.directory
+        directory = self.require_run()[0].data.directory
         if not manifest.load(directory).split('validation').rows:
             raise ConfigError(
                 f'{directory} has no held-out rows: raise data.validation_percent, or name a data.validation_corpus'
