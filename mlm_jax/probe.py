@@ -152,7 +152,8 @@ def main_effective_rank(models: Sequence[sources.Source]) -> None:
     thresholds = sorted({float(t) for t in flags.FLAGS.thresholds})
     if not all(0 < t <= 1 for t in thresholds):
         raise ConfigError(f'--thresholds={",".join(flags.FLAGS.thresholds)} must lie above 0 and not above 1')
-    output, mesh, report = pathlib.Path(flags.FLAGS.output).expanduser(), mesh_lib.make_mesh(), {}
+    output, mesh = pathlib.Path(flags.FLAGS.output).expanduser(), mesh_lib.make_mesh()
+    report: dict[str, dict] = {}
     output.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
         for source, label in zip(models, sources.labels(models), strict=True):
