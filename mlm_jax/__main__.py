@@ -41,7 +41,7 @@ def usage() -> str:
 
 def _summary(name: str) -> str:
     source = pathlib.Path(__file__).with_name(f'{name}.py').read_text(encoding='utf-8')
-    return ast.get_docstring(ast.parse(source)).partition('\n')[0]
+    return (ast.get_docstring(ast.parse(source)) or '').partition('\n')[0]
 
 
 if __name__ == '__main__':

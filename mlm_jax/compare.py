@@ -47,8 +47,7 @@ def share_budget(candidates: Sequence[Candidate], budget: str, output: pathlib.P
       output: where times of steps are kept: measured again, they would ask for other lengths.
     """
     first = candidates[0].config
-    rows = manifest_lib.load(first.data.directory).split('train').rows
-    total = config_lib.resolve_steps(first, 'total', steps_per_epoch=rows / first.batch_size)
+    total = config_lib.resolve(first, manifest_lib.load(first.data.directory)).total_steps
     if budget == 'flops':
         costs = [flops.step_flops(candidate.config) for candidate in candidates]
     elif budget == 'time':

@@ -32,14 +32,14 @@ def held_out_metrics(model: Model, mesh) -> dict[str, float]:
 
     Adds `unigram_entropy`, the loss of a model that knows nothing but how often each token occurs.
     """
-    config = model.config
+    config, run = model.require_run()
     manifest = manifest_lib.load(config.data.directory)
     rows = Shards(config.data.directory, 'validation', verify=True, manifest=manifest)
     sharding = mesh_lib.batch_sharding(mesh)
     batch_size = config.batch_size // config.num_microbatches
     batch_size += -batch_size % mesh.size
     held_out = evaluation.HeldOut(rows, config.evaluation.rows, batch_size, manifest.vocabulary.pad_id, sharding)
-    metrics = held_out.evaluate(jax.jit(model.run.eval_step), model.params)
+    metrics = held_out.evaluate(jax.jit(run.eval_step), model.params)
     return {**metrics, 'unigram_entropy': manifest.split('validation').unigram_entropy_nats}
 
 

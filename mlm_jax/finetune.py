@@ -385,7 +385,8 @@ def run_jobs(jobs, missing, data, models, seeds, side_by_side: int, mesh, output
     with progress.bar(total=total, unit=' examples', unit_scale=True, disable=not total) as bar:
         for i, job in enumerate(jobs):
             model = models[job.model]
-            problem = make_problem(job, data[job.task], model, bar) if missing[job] else None
+            if missing[job]:
+                problem = make_problem(job, data[job.task], model, bar)
             for start in range(0, len(missing[job]), side_by_side):
                 some = missing[job][start : start + side_by_side]
                 snapshots = Snapshots(job.unfinished(output, some))

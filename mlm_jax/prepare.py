@@ -1,18 +1,18 @@
-"""Program: corpus → tokenizer → packed rows on disk, once, before any training.
+"""Program: prepares data for training: reads a corpus, trains a tokenizer, and writes packed rows to disk.
 
     python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mini
     python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mine,data.corpus='jsonl:corpus/*.jsonl'
 
-`mlm_jax/data/corpora.py` says how to write a corpus. Killed at any point and started again, it goes on, and
-the directory ends up the same to the byte, on any number of cores. Of a finished directory it compares every file
-with its hash, and makes anew what is damaged or missing. A directory holds
+`mlm_jax/data/corpora.py` explains how to specify a corpus. A run that was killed can be started again and resumes; the
+resulting directory is always the same to the byte, on any number of cores. For a finished directory, the program
+compares every file with its checksum, and makes damaged and missing files again. A directory holds
 
-    manifest.json                     what is here; written last
-    tokenizer.model                   SentencePiece, SMILES tokens, or the tokenizer.json that was given
-    tables.npz                        what masking must know: word starts, counts, with masking.unit=pmi collocations
+    manifest.json                     describes the directory; written last
+    tokenizer.model                   a SentencePiece model, a SMILES vocabulary, or the given tokenizer.json
+    tables.npz                        tables for masking: word starts, counts, and collocations for masking.unit=pmi
     train-00000-of-00012.npy, …       packed rows, uint16 or uint32 [rows, T]
     validation-00000-of-00001.npy
-    .prepare/                         while the work is under way
+    .prepare/                         temporary files; exists only until the preparation is finished
 """
 
 import contextlib
@@ -31,6 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from typing import TypeVar
 
 import ml_collections
 import numpy as np
@@ -43,13 +44,14 @@ from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.files import atomic, sealed
 
 TOKENIZER_FILE = 'tokenizer.model'
+Result = TypeVar('Result')
 _TOKENIZER_THREAD = 'tokenizer'
-_INTERRUPTED = 130  # the exit status of a program that Ctrl-C ends, as shells have it
+_INTERRUPTED = 130  # by convention, the exit status of a program that was interrupted by Ctrl-C
 _VERSIONS = ('array-record', 'numpy', 'tensorflow-datasets')
 
 
 def main() -> None:
-    """Prepares, and says what to do next."""
+    """Prepares the data, and prints the command that trains on it."""
     with ending_at_interrupts():
         config = command_line.configuration()
         run(config, flags.FLAGS.num_workers)
@@ -61,33 +63,37 @@ def main() -> None:
 
 @contextlib.contextmanager
 def ending_at_interrupts() -> Iterator[None]:
-    """Ends the program at Ctrl-C, with one line and the exit status of shells."""
+    """Ends the program at Ctrl-C with a short message and the usual exit status instead of a traceback."""
     try:
         yield
         return
     except KeyboardInterrupt:
         pass
-    # Here, where the progress bars that the exception held are closed.
-    print('\ninterrupted; the same command goes on from here', file=sys.stderr, flush=True)
+    # Outside of the `except` block, because the exception keeps progress bars open.
+    print('\ninterrupted; the same command resumes from here', file=sys.stderr, flush=True)
     if any(thread.name == _TOKENIZER_THREAD for thread in threading.enumerate()):
-        os._exit(_INTERRUPTED)  # SentencePiece is at work, which nothing else ends
+        os._exit(_INTERRUPTED)  # SentencePiece is running, which cannot be stopped in any other way
     sys.exit(_INTERRUPTED)
 
 
 def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> manifest_lib.Manifest:
-    """Prepares `config.data.directory`, or finds it finished.
+    """Prepares `config.data.directory`, or verifies and repairs it if it is finished.
 
     Args:
-      config: the keys `data.*`, `tokenizer.*`, `vocab_size` and `sequence_length` matter; `masking.*` for the tables.
-      num_workers: processes that encode; None means all cores. The result does not depend on it.
+      config: the configuration. The keys `data.*`, `tokenizer.*`, `vocab_size` and `sequence_length` determine the
+        rows, and `masking.*` determines the tables.
+      num_workers: the number of processes that encode; None means one per core. The result does not depend on it.
+
+    Returns:
+      The manifest of the directory.
 
     Raises:
-      ConfigError: for a corpus or a setting that does not work, or a directory made with other settings.
+      ConfigError: if the corpus or a setting cannot be used, or the directory was prepared with other settings.
       ImportError: for `data.smiles_copies` without the extra `smiles`.
     """
     config_lib.check(config)
     if config.data.smiles_copies:
-        molecules.parse('C')  # without RDKit this ends here, not after the tokenizer
+        molecules.parse('C')  # fails here if RDKit is missing, before the tokenizer is trained
     directory = pathlib.Path(config.data.directory).expanduser()
     working = directory / claim.WORKING_DIRECTORY
     specs = list(filter(None, (config.data.corpus, config.data.validation_corpus)))
@@ -101,8 +107,10 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
             return _prepare(config, directory, working, intent, num_workers or workers.num_cores())
 
 
-def _prepare(config, directory: pathlib.Path, working: pathlib.Path, intent: dict, num_workers: int):
-    """Corpus, tokenizer, rows: each finds what an earlier run has finished. The manifest comes last."""
+def _prepare(
+    config: ml_collections.ConfigDict, directory: pathlib.Path, working: pathlib.Path, intent: dict, num_workers: int
+) -> manifest_lib.Manifest:
+    """Makes corpus, tokenizer and rows, each of which reuses finished work of earlier runs, and then the manifest."""
     claim.claim(directory, working, intent)
     print(f'corpus     {config.data.corpus}')
     try:
@@ -110,13 +118,13 @@ def _prepare(config, directory: pathlib.Path, working: pathlib.Path, intent: dic
         tokenizer = _make_tokenizer(config, corpus, directory / TOKENIZER_FILE)
     except config_lib.ConfigError:
         if not (directory / TOKENIZER_FILE).exists():
-            shutil.rmtree(working)  # a setting is to be mended, and none is yet built into anything that stays
+            shutil.rmtree(working)  # no permanent file depends on the settings yet, so the user may change them
         raise
     jobs = _jobs(config, corpus, directory, working)
     counts = workers.encode(jobs, num_workers)
     splits = {name: _split(name, [(job, counts[job]) for job in jobs if job.split == name]) for name in corpus.splits}
     manifest = _manifest(config, intent, tokenizer, directory, splits)
-    (directory / tables.FILE).unlink(missing_ok=True)  # of a killed run: nothing tells whether it is whole
+    (directory / tables.FILE).unlink(missing_ok=True)  # left by a killed run, so it may be incomplete
     tables.write_missing(config, directory, manifest, working)
     manifest = dataclasses.replace(manifest, tables_sha256=atomic.sha256(directory / tables.FILE))
     manifest_lib.save(manifest, directory, working)
@@ -126,20 +134,23 @@ def _prepare(config, directory: pathlib.Path, working: pathlib.Path, intent: dic
     return manifest
 
 
-def _bring_up_to_date(config, directory: pathlib.Path, working: pathlib.Path, intent: dict, num_workers: int):
-    """A finished directory: compares every file with its hash, makes anew what is damaged, adds tables."""
+def _bring_up_to_date(
+    config: ml_collections.ConfigDict, directory: pathlib.Path, working: pathlib.Path, intent: dict, num_workers: int
+) -> manifest_lib.Manifest:
+    """Compares the files of a finished directory with their checksums, makes damaged ones again, and adds tables."""
     manifest = manifest_lib.load(directory)
     claim.refuse_changes(directory, dataclasses.asdict(manifest), intent)
     findings = verification.examine(directory, manifest, content=True)
     if manifest.tokenizer not in findings.wrong:
         _refuse_other_tokenizer(config, directory / manifest.tokenizer)
-    shutil.rmtree(working, ignore_errors=True)  # of a killed run, which ended behind the manifest or repaired
+    # A run that was killed after writing the manifest, or during a repair, leaves this directory.
+    shutil.rmtree(working, ignore_errors=True)
     if findings.wrong:
         for name, clause in findings.wrong.items():
-            print(f'damaged    {name} {clause}; it is made anew')
+            print(f'damaged    {name} {clause}; it is made again')
         _repair(config, directory, working, manifest, set(findings.wrong), num_workers)
     for name in findings.surplus:
-        print(f'surplus    {name} is not of this preparation, and nobody reads it: it may be deleted')
+        print(f'surplus    {name} does not belong to this preparation and is not used: it may be deleted')
     if tables.write_missing(config, directory, manifest):
         tables_sha256 = atomic.sha256(directory / tables.FILE)
         if (manifest.tables, manifest.tables_sha256) != (tables.FILE, tables_sha256):
@@ -151,11 +162,18 @@ def _bring_up_to_date(config, directory: pathlib.Path, working: pathlib.Path, in
     return manifest
 
 
-def _repair(config, directory, working, manifest: manifest_lib.Manifest, wrong: set[str], num_workers: int) -> None:
-    """Makes damaged files of a finished directory anew, as they were to the byte; deletes a damaged file of tables.
+def _repair(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    working: pathlib.Path,
+    manifest: manifest_lib.Manifest,
+    wrong: set[str],
+    num_workers: int,
+) -> None:
+    """Makes damaged files of a finished directory again, identical to the byte; deletes a damaged file of tables.
 
     Raises:
-      ConfigError: when corpus, tokenizer or libraries give something else than they did.
+      ConfigError: if the corpus, the tokenizer or the libraries now give a different result.
     """
     if wrong != {manifest.tables}:
         working.mkdir(exist_ok=True)
@@ -171,8 +189,8 @@ def _repair(config, directory, working, manifest: manifest_lib.Manifest, wrong: 
             different = {name: (then, _version(name)) for name, then in manifest.versions.items()}
             changes = [f'    {name} {then} then, {now} now' for name, (then, now) in different.items() if then != now]
             raise config_lib.ConfigError(
-                f'{", ".join(still)} cannot be made again as the manifest of {directory} says: the corpus'
-                f'{", or the versions of libraries," if not changes else ""} must have changed since\n'
+                f'{", ".join(still)} cannot be made again as the manifest of {directory} describes: the corpus'
+                f'{", or the versions of libraries," if not changes else ""} must have changed since then\n'
                 + ''.join(f'{line}\n' for line in changes)
                 + f'Delete {directory} and run this again'
             )
@@ -188,41 +206,41 @@ def _print_words(config: ml_collections.ConfigDict, directory: pathlib.Path, man
 
 @contextlib.contextmanager
 def _explained_errors(directory: pathlib.Path, sources: dict) -> Iterator[None]:
-    """Turns what the system says of a full or forbidden disk into a line with the cure."""
+    """Converts system errors about a full or write-protected disk to messages that say what to do."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         number = getattr(error, 'errno', None)
-        # Of the writers of corpora, which are C++, only the text of the error tells.
+        # Errors of the writers of corpora, which are implemented in C++, can only be recognized by their text.
         if number in (errno.ENOSPC, errno.EDQUOT) or re.search('No space left|quota exceeded', str(error)):
             text = sum(state['bytes'] for files in sources.values() for state in files.values())
-            need = f' ({text / 1e6:,.0f} MB in its files, and more where they are compressed)' if text else ''
+            need = f' ({text / 1e6:,.0f} MB in its files, and more if they are compressed)' if text else ''
             raise config_lib.ConfigError(
-                f'the disk of {directory} is full. The work takes as much room there as the text of the corpus{need}, '
-                'and about as much again for the rows, which stay. Make room, and the same command goes on from here; '
-                'or set data.directory to another disk'
+                f'the disk of {directory} is full. The preparation temporarily needs as much space as the text of the '
+                f'corpus{need}, and about as much again for the rows, which are kept. Free some space and run the same '
+                'command, which resumes from here; or set data.directory to another disk'
             ) from error
-        if number is None or isinstance(error, FileNotFoundError):
+        if not isinstance(error, OSError) or error.errno is None or isinstance(error, FileNotFoundError):
             raise
-        raise config_lib.ConfigError(f'cannot work in {directory}: {error.strerror} ({error.filename})') from error
+        raise config_lib.ConfigError(f'cannot use {directory}: {error.strerror} ({error.filename})') from error
 
 
-def _open_corpus(config, working: pathlib.Path) -> corpora.Corpus:
-    """The corpus; what was converted of it before is used again, unless it is no longer as it was written."""
+def _open_corpus(config: ml_collections.ConfigDict, working: pathlib.Path) -> corpora.Corpus:
+    """Opens the corpus; an earlier conversion of it is reused, unless that is damaged."""
     cache, record = working / 'corpus', working / 'corpus.json'
-    if record.exists():  # written when all was converted
+    if record.exists():  # it is written when the conversion is complete
         if _tree(cache) == record.read_bytes():
             return corpora.open_corpus(config.data, cache)
-        print('damaged    the converted corpus; it is converted anew')
+        print('damaged    the converted corpus; it is converted again')
         shutil.rmtree(cache, ignore_errors=True)
     corpus = corpora.open_corpus(config.data, cache)
-    if cache.exists():  # TFDS keeps its own data sets elsewhere
+    if cache.exists():  # data sets from TFDS are not stored in this cache
         atomic.write_bytes(record, _tree(cache))
     return corpus
 
 
 def _tree(directory: pathlib.Path) -> bytes:
-    """The files below a directory, with their hashes, as JSON."""
+    """The files below a directory with their checksums, as JSON."""
     files = {str(path.relative_to(directory)): path for path in sorted(directory.rglob('*')) if path.is_file()}
     found = {}
     with verification.progress_bar('verifying', sum(path.stat().st_size for path in files.values())) as bar:
@@ -235,12 +253,14 @@ def _tree(directory: pathlib.Path) -> bytes:
 # ---- The tokenizer -------------------------------------------------------------------------------------------
 
 
-def _make_tokenizer(config, corpus: corpora.Corpus, path: pathlib.Path) -> tokenizers.Tokenizer:
-    """The tokenizer of the directory: made, or found as it was made."""
+def _make_tokenizer(
+    config: ml_collections.ConfigDict, corpus: corpora.Corpus, path: pathlib.Path
+) -> tokenizers.AnyTokenizer:
+    """The tokenizer of the directory, which is made unless an undamaged one exists."""
     working = path.parent / claim.WORKING_DIRECTORY
     record = working / f'{path.name}.sha256'
     if path.exists() and not (record.exists() and record.read_bytes() == atomic.sha256(path).encode()):
-        print(f'damaged    {path.name} is not the one that was made here; it is made anew')
+        print(f'damaged    {path.name} is not the tokenizer that was made here; it is made again')
         path.unlink()
     if path.exists():
         _refuse_other_tokenizer(config, path)
@@ -254,7 +274,7 @@ def _make_tokenizer(config, corpus: corpora.Corpus, path: pathlib.Path) -> token
     return tokenizers.Tokenizer.from_file(path)
 
 
-def _new_tokenizer(config, corpus: corpora.Corpus) -> tokenizers.Tokenizer:
+def _new_tokenizer(config: ml_collections.ConfigDict, corpus: corpora.Corpus) -> tokenizers.AnyTokenizer:
     model = config.tokenizer.model
     if model in tokenizers.TRAINED:
         size = config.tokenizer.training_megabytes
@@ -267,38 +287,39 @@ def _new_tokenizer(config, corpus: corpora.Corpus) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer.from_file(model)
     tokenizers.check_size(tokenizer, config, model, tokenizers.LARGEST_PADDING)
     if unused := config.vocab_size - tokenizer.vocabulary.size:
-        print(f'tokenizer  has {tokenizer.vocabulary.size:,} pieces: the last {unused:,} ids have no text')
+        print(f'tokenizer  has {tokenizer.vocabulary.size:,} pieces: the last {unused:,} ids have no piece')
     return tokenizer
 
 
-def _refuse_other_tokenizer(config, path: pathlib.Path) -> None:
-    """Raises ConfigError where the file that `tokenizer.model` names is not what this directory was made with."""
+def _refuse_other_tokenizer(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+    """Raises ConfigError if `tokenizer.model` now names another tokenizer than that of this directory."""
     model = config.tokenizer.model
     given = pathlib.Path(model.removeprefix(tokenizers.EXTEND)).expanduser()
-    if model in tokenizers.TRAINED or not given.exists():  # the copy in the directory is all that is needed
+    if model in tokenizers.TRAINED or not given.exists():  # the copy in the directory is sufficient
         return
     ours, theirs = tokenizers.Tokenizer.from_file(path), tokenizers.Tokenizer.from_file(given)
     is_same = tokenizers.extends(ours, theirs) if model.startswith(tokenizers.EXTEND) else ours.model == theirs.model
     if not is_same:
         raise config_lib.ConfigError(
-            f'{path.parent} was prepared with another tokenizer than the one that now lies in {given}: put that one '
-            f'back, give data.directory another value, or delete {path.parent}'
+            f'{path.parent} was prepared with another tokenizer than the one that is now in {given}: restore the '
+            f'former tokenizer, give data.directory another value, or delete {path.parent}'
         )
 
 
-def _interruptible(work: Callable):
-    """The result of `work`, done in another thread: this one hears Ctrl-C while SentencePiece is at work."""
-    results, errors = [], []
+def _interruptible(work: Callable[[], Result]) -> Result:
+    """Runs `work` in another thread, so that this thread can react to Ctrl-C while SentencePiece is running."""
+    results: list[Result] = []
+    errors: list[Exception] = []
 
-    def run():
+    def run() -> None:
         try:
             results.append(work())
-        except Exception as error:  # raised below, in the thread that asked
+        except Exception as error:  # raised below, in the calling thread
             errors.append(error)
 
     thread = threading.Thread(target=run, name=_TOKENIZER_THREAD, daemon=True)
     thread.start()
-    while thread.is_alive():  # a signal that reaches another thread wakes none that waits without end
+    while thread.is_alive():  # a signal that reaches another thread does not end a wait without a timeout
         thread.join(0.1)
     if errors:
         raise errors[0]
@@ -308,8 +329,11 @@ def _interruptible(work: Callable):
 # ---- Rows ----------------------------------------------------------------------------------------------------
 
 
-def _jobs(config, corpus: corpora.Corpus, directory: pathlib.Path, working: pathlib.Path) -> list[encoding.Job]:
-    jobs, tokenizer_sha256 = [], atomic.sha256(directory / TOKENIZER_FILE)
+def _jobs(
+    config: ml_collections.ConfigDict, corpus: corpora.Corpus, directory: pathlib.Path, working: pathlib.Path
+) -> list[encoding.Job]:
+    jobs: list[encoding.Job] = []
+    tokenizer_sha256 = atomic.sha256(directory / TOKENIZER_FILE)
     for split, source in corpus.splits.items():
         count = encoding.num_shards(source)
         copies = config.data.smiles_copies if split == 'train' else 0
@@ -338,7 +362,7 @@ def _split(name: str, shards_made: list[tuple[encoding.Job, encoding.Counts]]) -
         print(f'repaired   {name}: {times:,} {repair}')
     corpora.check_repairs(repairs, total['documents'], f'the {name} split')
     if not total['rows']:
-        raise config_lib.ConfigError(f'the {name} split holds no text: all its documents are empty, or were dropped')
+        raise config_lib.ConfigError(f'the {name} split has no text: all its documents are empty or were dropped')
     share = np.sum([c.histogram for c in counts], axis=0) / total['text_tokens']
     return manifest_lib.Split(
         **total,
@@ -348,7 +372,13 @@ def _split(name: str, shards_made: list[tuple[encoding.Job, encoding.Counts]]) -
     )
 
 
-def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: dict) -> manifest_lib.Manifest:
+def _manifest(
+    config: ml_collections.ConfigDict,
+    intent: dict,
+    tokenizer: tokenizers.AnyTokenizer,
+    directory: pathlib.Path,
+    splits: dict[str, manifest_lib.Split],
+) -> manifest_lib.Manifest:
     packages = (*_VERSIONS, tokenizer.package, 'rdkit' if config.data.smiles_copies else '')
     return manifest_lib.Manifest(
         **intent,
@@ -368,7 +398,7 @@ def _manifest(config, intent: dict, tokenizer, directory: pathlib.Path, splits: 
 
 
 def _version(name: str) -> str:
-    """Of Python, or of a package; 'none' where it is not installed."""
+    """The version of Python or of a package; 'none' if the package is not installed."""
     try:
         return platform.python_version() if name == 'python' else metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -387,12 +417,14 @@ def _in_words(manifest: manifest_lib.Manifest) -> str:
             f'{name:12}{s.documents:12,}{s.words:14,}{s.text_tokens:14,}{s.rows:12,}{real:8.1f}'
             f'{s.text_tokens / max(1, s.words):13.2f}{s.unigram_entropy_nats:9.3f}'
         )
-    note = 'entropy: of single tokens, in nats; the loss of a model that knows no more than their frequencies'
+    note = 'entropy: of single tokens, in nats; the loss of a model that knows only their frequencies'
     return '\n'.join(['', *lines, note])
 
 
 if __name__ == '__main__':
     command_line.define_config_flags()
     flags.adopt_module_key_flags(command_line)
-    flags.DEFINE_integer('num_workers', None, 'Processes that encode; all cores unless given.', lower_bound=1)
+    flags.DEFINE_integer(
+        'num_workers', None, 'The number of processes that encode; by default, one per core.', lower_bound=1
+    )
     command_line.run(main, required=('config',))

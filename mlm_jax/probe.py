@@ -59,7 +59,7 @@ def layer_outputs(model: Model, params, *args, method: str) -> tuple[jax.Array, 
 
     The last layer is what downstream sees: of a pre-LN encoder, the output of the final LayerNorm.
     """
-    result, state = model.run.objective.apply({'params': params}, *args, method=method, mutable='intermediates')
+    result, state = model.objective.apply({'params': params}, *args, method=method, mutable='intermediates')
     hidden_LxBxSxd = state['intermediates']['encoder']['layers']['output'][0]
     final_BxSxd = result[0] if isinstance(result, tuple) else result
     return hidden_LxBxSxd.at[-1].set(final_BxSxd), result
@@ -67,7 +67,7 @@ def layer_outputs(model: Model, params, *args, method: str) -> tuple[jax.Array, 
 
 def rank_sums(model: Model, mesh, max_rows: int) -> GramSums:
     """Gram matrices of all layers for the four `CURVES`, over held-out rows at the frozen evaluation masks."""
-    config, vocabulary = model.config, model.tokenizer.vocabulary
+    config, vocabulary = model.require_run()[0], model.tokenizer.vocabulary
     masking = build.evaluation_masking(config, vocabulary)
     rows = model.held_out_rows()
     batch_size = min(config.batch_size, 64)
@@ -152,13 +152,14 @@ def main_effective_rank(models: Sequence[sources.Source]) -> None:
     thresholds = sorted({float(t) for t in flags.FLAGS.thresholds})
     if not all(0 < t <= 1 for t in thresholds):
         raise ConfigError(f'--thresholds={",".join(flags.FLAGS.thresholds)} must lie above 0 and not above 1')
-    output, mesh, report = pathlib.Path(flags.FLAGS.output).expanduser(), mesh_lib.make_mesh(), {}
+    output, mesh = pathlib.Path(flags.FLAGS.output).expanduser(), mesh_lib.make_mesh()
+    report: dict[str, dict] = {}
     output.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
         for source, label in zip(models, sources.labels(models), strict=True):
             model = loading.load(source, mesh)
             curves = describe_ranks(rank_sums(model, mesh, flags.FLAGS.rows), thresholds)
-            report[label] = {'step': model.step, 'objective': model.config.objective, 'curves': curves}
+            report[label] = {'step': model.step, 'objective': model.objective_name, 'curves': curves}
     (output / 'effective_rank.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
     shown = f'{min(thresholds, key=lambda t: abs(t - 0.9)):g}'
     draw_ranks(report, shown, output / 'effective_rank.png')
@@ -179,7 +180,7 @@ def main_gradient_variance(models: Sequence[sources.Source]) -> None:
     with jax.set_mesh(mesh):
         for source, label in zip(models, sources.labels(models), strict=True):
             model = loading.load(source, mesh)
-            masking = model.run.masking
+            masking = model.require_run()[1].masking
             again = (1.0,) if masking.mask_fraction < 1 else ()
             design = Design(values.segments, values.draws, (*OVERLAPS, *again))
             if source.directory not in gradients:
@@ -209,7 +210,7 @@ def main_entropy(models: Sequence[sources.Source]) -> None:
                 )
             report[label] = {
                 'step': model.step,
-                'objective': model.config.objective,
+                'objective': model.objective_name,
                 'rows': min(len(model.held_out_rows()), values.rows),
                 'ratios': entropy_report.measure(model, mesh, ratios, values.rows),
             }
@@ -228,7 +229,7 @@ def main_dag(models: Sequence[sources.Source]) -> None:
     output = pathlib.Path(values.output).expanduser()
     with jax.set_mesh(mesh):
         model = loading.load(models[0], mesh)
-        ratio = ratios[0] if ratios else model.config.evaluation.ratio
+        ratio = ratios[0] if ratios else model.require_run()[0].evaluation.ratio
         row = alignment.align_row(model, values.row, ratio)
     output.mkdir(parents=True, exist_ok=True)
     path = output / f'dag_row{values.row}.json'
@@ -285,6 +286,6 @@ def _define_flags() -> None:
 if __name__ == '__main__':
     if len(sys.argv) < 2 or (sys.argv[1] not in PROBES and 'help' not in sys.argv[1]):
         sys.exit(f'error: say what to probe: python -m mlm_jax.probe {"|".join(PROBES)} --model=… --output=…')
-    name = sys.argv.pop(1) if sys.argv[1] in PROBES else None
+    name = sys.argv.pop(1) if sys.argv[1] in PROBES else ''
     _define_flags()
     command_line.run(lambda: _main(name), required=('model', 'output'), former=sources.FORMER_FLAGS)

@@ -112,7 +112,7 @@ def test_the_program_lays_models_side_by_side(trained, minimal_pairs, tmp_path):
 
 def test_flags_and_directories_that_do_not_fit_are_refused(trained, minimal_pairs, tmp_path):
     workdir, mesh, _ = trained
-    with pytest.raises(ConfigError, match='nowhere is no directory'), jax.set_mesh(mesh):
+    with pytest.raises(ConfigError, match='nowhere is not a directory'), jax.set_mesh(mesh):
         evaluate.judge_minimal_pairs([sources.parse(str(workdir))], mesh, tmp_path / 'nowhere', 100.0, False)
     with pytest.raises(ConfigError, match='not the workdir of a run'), jax.set_mesh(mesh):
         evaluate.judge_minimal_pairs([*map(sources.parse, (str(workdir), 'none'))], mesh, minimal_pairs, 100.0, False)

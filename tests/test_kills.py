@@ -30,7 +30,7 @@ KILLS_OF_A_RUN = 12
 def config(prepared):
     config = config_lib.default_config()
     overrides = {
-        'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '400',
+        'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '240',
         'data.directory': str(prepared), 'model.num_layers': '1', 'model.width': '32', 'model.num_heads': '2',
         'model.ffn_width': '64', 'evaluation.rows': '24', 'evaluation.every_steps': '80',
         'checkpoint.every_steps': '20', 'logging.every_steps': '3',
@@ -229,7 +229,7 @@ def leave_temporary_files(workdir, rng) -> bool:
     if not (workdir / 'checkpoints').is_dir():
         return False
     (workdir / 'metrics.jsonl.7.tmp').write_bytes(b'{"step"')
-    (workdir / 'checkpoints' / f'{rng.integers(1, 400)}.orbax-checkpoint-tmp').mkdir(exist_ok=True)
+    (workdir / 'checkpoints' / f'{rng.integers(1, 240)}.orbax-checkpoint-tmp').mkdir(exist_ok=True)
     return True
 
 

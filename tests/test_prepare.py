@@ -344,8 +344,8 @@ def test_up_to_date_is_said_of_whole_directories_and_others_are_mended(finished,
     prepare.run(config, num_workers=1)
     said = capsys.readouterr().out
     for line in (
-        'train-00000-of-00001.npy has changed since prepare wrote it (its SHA-256 differs); it is made anew',
-        'validation-00000-of-00001.npy is missing; it is made anew',
+        'train-00000-of-00001.npy has changed since prepare wrote it (its SHA-256 differs); it is made again',
+        'validation-00000-of-00001.npy is missing; it is made again',
         'tokenizer.model has changed',
         'tables.npz has changed',
     ):
@@ -391,7 +391,7 @@ def test_a_tokenizer_replaced_between_two_calls_is_refused(finished, tmp_path):
     prepare.run(config, num_workers=1)
     prepare.run(make_config(tmp_path / 'other', corpus, **{'tokenizer.model': 'bpe'}), num_workers=1)
     shutil.copy(tmp_path / 'other' / 'tokenizer.model', given)
-    with pytest.raises(ConfigError, match=r'prepared with another tokenizer than the one that now lies in .*given'):
+    with pytest.raises(ConfigError, match=r'prepared with another tokenizer than the one that is now in .*given'):
         prepare.run(config)
     given.unlink()
     prepare.run(config)  # the copy in the directory is all that is needed
@@ -406,7 +406,7 @@ def test_a_tokenizer_replaced_while_rows_are_made_costs_those_rows(finished, tmp
     prepare.run(other, num_workers=1)
     shutil.copy(tmp_path / 'other' / 'tokenizer.model', tmp_path / 'rows' / 'tokenizer.model')
     prepare.run(config, num_workers=1)
-    assert 'tokenizer.model is not the one that was made here' in capsys.readouterr().out
+    assert 'tokenizer.model is not the tokenizer that was made here' in capsys.readouterr().out
     assert contents(tmp_path / 'rows') == contents(finished / 'rows')
 
 
@@ -420,7 +420,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(finished, tmp_path
             raise OSError(errno.ENOSPC, 'No space left on device')
         real(source, target)
 
-    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r'disk of .*rows is full.*goes on from here'):
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r'disk of .*rows is full.*resumes from here'):
         patch.setattr(os, 'replace', full)
         prepare.run(config, num_workers=1)
     prepare.run(config, num_workers=1)
@@ -441,7 +441,7 @@ def test_a_place_that_cannot_be_written_is_one_line(finished, tmp_path, monkeypa
         raise PermissionError(errno.EACCES, 'Permission denied', str(tmp_path / 'rows'))
 
     monkeypatch.setattr(pathlib.Path, 'mkdir', forbidden)
-    with pytest.raises(ConfigError, match=r'cannot work in .*rows: Permission denied'):
+    with pytest.raises(ConfigError, match=r'cannot use .*rows: Permission denied'):
         prepare.run(make_config(tmp_path / 'rows', finished / 'corpus.jsonl'))
 
 
@@ -464,7 +464,7 @@ def test_an_interrupt_of_the_whole_group_is_one_line(uninterrupted, moment, seco
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=100)  # comes to an end when no worker holds the pipe any more
     assert process.returncode == 130, errors
-    assert errors.strip().splitlines()[-1] == 'interrupted; the same command goes on from here'
+    assert errors.strip().splitlines()[-1] == 'interrupted; the same command resumes from here'
     assert 'Traceback' not in errors
     finish(start(uninterrupted, rows.name, 1))
     assert contents(rows) == contents(uninterrupted / 'rows')

@@ -401,7 +401,7 @@ def test_a_profile_is_written(shallow_config, tmp_path):
         ('batch_size', 12, 'must be a multiple of mesh.data'),
         ('sequence_length', 64, 'sequence_length: 64 in the configuration, 32 in the data'),
         ('data.directory', 'nowhere', 'mlm_jax.prepare'),
-        ('evaluation.blimp', 'nowhere', 'nowhere is no directory: give the directory of the published BLiMP data'),
+        ('evaluation.blimp', 'nowhere', 'nowhere is not a directory: give the directory of the published BLiMP data'),
         ('evaluation.blimp_percent', 0.0, 'must lie above 0'),
     ],
 )

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import io
 import os
 import platform
 import sys
@@ -88,7 +89,8 @@ def run(main: Callable[[], None], required: Sequence[str] = (), former: Mapping[
     """
     flags.mark_flags_as_required(required)
     keep_freed_memory()
-    sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: of names and texts that it cannot write
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: of names and texts that it cannot write
     try:
         app.run(lambda argv: _guarded(main), flags_parser=lambda argv: _parse_flags(argv, former or {}))
     except KeyboardInterrupt:
@@ -148,7 +150,7 @@ def _guarded(main: Callable[[], None]) -> None:
 def describe_disk_error(error: OSError) -> str:
     """An error of the file system in one line: what, where, the cure, and what has been added to it."""
     where = f': {error.filename}' if error.filename else ''
-    return ' '.join([f'{error.strerror}{where}.', _DISK_CURES[error.errno], *getattr(error, '__notes__', ())])
+    return ' '.join([f'{error.strerror}{where}.', _DISK_CURES[error.errno or 0], *getattr(error, '__notes__', ())])
 
 
 def _parse_flags(argv: list[str], former: Mapping[str, str]) -> list[str]:

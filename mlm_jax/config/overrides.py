@@ -10,10 +10,11 @@ A value with a comma is given by `--set`. One argument of the file is no key: `r
 
 import ast
 import difflib
-import importlib.util
+import importlib.machinery
 import math
 import pathlib
 import traceback
+import types
 from collections.abc import Mapping, Sequence
 
 import ml_collections
@@ -60,10 +61,11 @@ def load(name: str, settings: Mapping[str, str] | None = None) -> ml_collections
       ConfigError: when there is no such file, it does not load, its argument is wrong, or a setting is.
     """
     path, _, argument = with_path(name).partition(':')
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
+    loader = importlib.machinery.SourceFileLoader(pathlib.Path(path).stem, path)
+    module = types.ModuleType(loader.name)
+    module.__file__ = path
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
         config = module.get_config(argument) if argument else module.get_config()
     except (ConfigError, OSError, ImportError):
         raise
@@ -81,7 +83,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, str]:
     Raises:
       ConfigError: for a text without '=', and for arguments of a configuration file that are no keys.
     """
-    settings = {}
+    settings: dict[str, str] = {}
     for text in texts:
         key, equals, value = (part.strip() for part in text.partition('='))
         if not equals:
@@ -153,7 +155,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
             raise ConfigError(f'{key}={text}: expected a value of type {old.__name__}') from None
 
 
-def _parse_value(text: str, kind: type):
+def _parse_value(text: str, kind: type) -> bool | int | float | str | None:
     if text == 'None' or (text == 'auto' and kind is not str):
         return None
     if kind is str:

@@ -87,8 +87,13 @@ def _interrupts_held() -> Iterator[None]:
 def _start_worker() -> None:
     """Makes this process end with its parent, even if the parent is killed."""
 
-    def follow():
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    if parent is None:  # this is not a worker process
+        return
+    sentinel = parent.sentinel
+
+    def follow() -> None:
+        multiprocessing.connection.wait([sentinel])
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

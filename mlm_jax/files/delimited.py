@@ -83,7 +83,7 @@ def records(
             if len(fields) == width:
                 yield line, fields
             elif left_out is not None:
-                left_out[f'lines of {path.name} without {width} fields, left out'] += 1
+                left_out[f'lines of {path.name} without {width} fields, skipped'] += 1
             else:
                 raise ConfigError(_ragged(path, line, fields, names, form))
     except UnicodeDecodeError:

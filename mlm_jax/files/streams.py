@@ -113,7 +113,7 @@ _COMPRESSIONS = (
 )  # fmt: skip
 _MAGIC_BYTES = 10  # the longest magic
 
-_BYTE_ORDER_MARKS = (  # that of UTF-32 begins as that of UTF-16
+_BYTE_ORDER_MARKS = (  # UTF-32 first, because its mark begins with the mark of UTF-16
     (codecs.BOM_UTF32_LE, 'utf-32-le'),
     (codecs.BOM_UTF32_BE, 'utf-32-be'),
     (codecs.BOM_UTF16_LE, 'utf-16-le'),

@@ -69,7 +69,7 @@ class Encoder(nn.Module):
 
     config: EncoderConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         normal = nn.initializers.normal(c.init_stddev)
         self.token_embedding = nn.Embed(c.vocab_size, c.width, embedding_init=normal)

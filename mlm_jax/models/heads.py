@@ -14,7 +14,7 @@ class MLMHead(nn.Module):
 
     config: EncoderConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
         self.dense = dense(c, c.width, None)
         self.norm = layer_norm(c, None)

@@ -50,7 +50,7 @@ class ExLM(Objective):
 
     options: ExLMConfig = ExLMConfig()
 
-    def setup(self):
+    def setup(self) -> None:
         c, o = self.config, self.options
         self.encoder = Encoder(c)
         self.head = MLMHead(c)

@@ -151,7 +151,7 @@ class MAELM(Objective):
         """The module that a configuration describes; arguments as for `Objective.make`."""
         return cls(config, vocabulary.mask_id, options)
 
-    def setup(self):
+    def setup(self) -> None:
         c, d = self.config, decoder_config(self.config, self.options)
         self.encoder = Encoder(c)
         self.decoder = Decoder(d)

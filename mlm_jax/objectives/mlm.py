@@ -13,7 +13,7 @@ from mlm_jax.objectives.objective import Objective
 class MLM(Objective):
     """An encoder with BERT's prediction head on the masked positions."""
 
-    def setup(self):
+    def setup(self) -> None:
         self.encoder = Encoder(self.config)
         self.head = MLMHead(self.config)
 

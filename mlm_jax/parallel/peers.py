@@ -119,7 +119,9 @@ class Watch:
     def _lost(self, now: float) -> str | None:
         if now - self._reached > self._timeout:
             return None if self._process == 0 else f'{self._names[0]}, the coordinator,'
-        silent = [peer for peer, heard in self._heard.items() if peer != self._process and now - heard > self._timeout]
+        # Of what peers do since the last answer of the store, this process knows nothing.
+        silence = {peer: self._reached - heard for peer, heard in self._heard.items() if peer != self._process}
+        silent = [peer for peer, seconds in silence.items() if seconds > self._timeout]
         return ' and '.join(self._names[peer] for peer in silent) or None
 
     def _end(self, message: str) -> None:

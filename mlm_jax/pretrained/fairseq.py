@@ -8,6 +8,7 @@ was fine-tuned for.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -198,7 +199,7 @@ def _without_classification(state_dict: Mapping[str, np.ndarray]) -> StateDict:
 
 def _layers(source: StateDict, prefix: str, num_heads: int) -> list[dict]:
     """The layers of an encoder or decoder, first to last."""
-    found = []
+    found: list[dict] = []
     while f'{prefix}.layers.{len(found)}.fc1.weight' in source:
         name = f'{prefix}.layers.{len(found)}'
         block = block_params(
@@ -270,8 +271,8 @@ def _check_shapes(module, params: dict) -> None:
     """Raises ValueError where a parameter has another shape than the module's: an argument does not fit the weights."""
     row, slots = (jax.ShapeDtypeStruct((1, length), np.int32) for length in (module.config.max_length, 1))
     weights = jax.ShapeDtypeStruct((1, 1), np.float32)
-    batch = MaskedBatch(tokens=row, inputs=row, positions=slots, weights=weights, segments=row)
-    expected = jax.eval_shape(module.init, jax.random.key(0), batch)['params']
+    shapes: Any = dict(tokens=row, inputs=row, positions=slots, weights=weights, segments=row)
+    expected = jax.eval_shape(module.init, jax.random.key(0), MaskedBatch(**shapes))['params']
     for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
         actual = params
         for key in path:

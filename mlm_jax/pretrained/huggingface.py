@@ -299,9 +299,13 @@ def _read_config(directory: pathlib.Path) -> _Checkpoint:
         if (actual := stored.get(key, value)) != value:
             raise ValueError(f'{path} has {key}={actual!r}: only {value!r} has a place here')
     get = functools.partial(_number, stored, path)
+
+    def whole(key: str) -> int:
+        return int(get(key))
+
     pad_id = _pad_id(stored, path, kind)
-    vocab_size, width, num_heads = get('vocab_size'), get('hidden_size'), get('num_attention_heads')
-    num_positions = get('max_position_embeddings')
+    vocab_size, width, num_heads = whole('vocab_size'), whole('hidden_size'), whole('num_attention_heads')
+    num_positions = whole('max_position_embeddings')
     max_length = num_positions - (0 if kind == 'bert' else pad_id + 1)
     if max_length < 1:
         raise ValueError(
@@ -315,10 +319,10 @@ def _read_config(directory: pathlib.Path) -> _Checkpoint:
     encoder = EncoderConfig(
         vocab_size=vocab_size,
         max_length=max_length,
-        num_layers=get('num_hidden_layers'),
+        num_layers=whole('num_hidden_layers'),
         width=width,
         num_heads=num_heads,
-        ffn_width=get('intermediate_size'),
+        ffn_width=whole('intermediate_size'),
         dropout=get('hidden_dropout_prob', 0.1),
         attention_dropout=get('attention_probs_dropout_prob', 0.1),
         norm_epsilon=get('layer_norm_eps', 1e-12),
@@ -424,7 +428,8 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _read_weights(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    load_file, arrays = _safetensors().load_file, {}
+    load_file = _safetensors().load_file
+    arrays: dict[str, np.ndarray] = {}
     for file in _weight_files(directory):
         with _opened(file):
             arrays |= load_file(file)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from mlm_jax.data import manifest, sequences
 from mlm_jax.data.shards import Shards
-from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.data.tokenizers import AnyTokenizer
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.progress import bar
 from mlm_jax.masking.batch import MaskedBatch
@@ -47,11 +47,17 @@ class Model:
     source: Source
     objective: Objective
     params: dict
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     mesh: Mesh
     config: ml_collections.ConfigDict | None = None
     step: int | None = None
     run: build.Run | None = None
+
+    def require_run(self) -> tuple[ml_collections.ConfigDict, build.Run]:
+        """The configuration and the functions of the run; ConfigError for a model that does not come from a run."""
+        if self.config is None or self.run is None:
+            raise ConfigError(f'{self.source} is not a run, and has neither masks nor held-out rows: give a workdir')
+        return self.config, self.run
 
     @property
     def objective_name(self) -> str:
@@ -102,7 +108,8 @@ class Model:
         vectors_Nxd = np.zeros((len(rows), self.objective.config.width), np.float32)
         lengths_N = np.array([len(row) for row in rows], np.int64)
         order_N = np.argsort(-lengths_N, kind='stable')  # the longest first: a lack of memory shows at once
-        params, pending, start = {'encoder': self.params['encoder']}, [], 0
+        params, start = {'encoder': self.params['encoder']}, 0
+        pending: list = []
         with jax.set_mesh(self.mesh), bar(total=len(rows), unit=' texts', disable=not progress) as shown:
             while start < len(rows) or pending:
                 if start < len(rows):
@@ -179,7 +186,7 @@ class Model:
         scorer = PseudoLikelihood(self.objective, self.tokenizer, texts, repeats=self.repeats, within_word=within_word)
         with jax.set_mesh(self.mesh):
             scorer.compile(self.params, self.mesh)
-            return scorer.scores(self.params, progress)
+            return scorer.scores(self.params, 'likelihoods' if progress else '')
 
     def held_out_rows(self) -> Shards:
         """The held-out rows of the data that the run was trained on.
@@ -187,9 +194,7 @@ class Model:
         Raises:
           ConfigError: when the data are gone, or there are no such rows.
         """
-        if not self.config:
-            raise ConfigError(f'{self.source} is no run, and has no held-out rows: give the workdir of a run')
-        directory = self.config.data.directory
+        directory = self.require_run()[0].data.directory
         if not manifest.load(directory).split('validation').rows:
             raise ConfigError(
                 f'{directory} has no held-out rows: raise data.validation_percent, or name a data.validation_corpus'
@@ -232,13 +237,14 @@ def _encode(objective: Objective, pooling: str, pad_id: int, params: dict, token
     """f32[B, d], whole on each device of the mesh."""
     segments_BxT = (tokens_BxT != pad_id).astype(jnp.int32)
     cls_Bx1 = jnp.zeros((len(tokens_BxT), 1), jnp.int32) if pooling == 'cls' else None
-    x_BxTxd = objective.apply({'params': params}, tokens_BxT, segments_BxT, method='encode', at_BxM=cls_Bx1)
-    x_BxTxd = x_BxTxd.astype(jnp.float32)
+    x_BxTxd = jnp.asarray(
+        objective.apply({'params': params}, tokens_BxT, segments_BxT, method='encode', at_BxM=cls_Bx1), jnp.float32
+    )
     x_Bxd = x_BxTxd[:, 0] if pooling == 'cls' else pooling_lib.mean(x_BxTxd, segments_BxT)
     return jax.lax.with_sharding_constraint(x_Bxd, PartitionSpec())
 
 
-def tokens_with_masks(tokenizer: Tokenizer, text: str) -> np.ndarray:
+def tokens_with_masks(tokenizer: AnyTokenizer, text: str) -> np.ndarray:
     """int32[n]: [CLS] text [SEP], every '[MASK]' in the text as one masked token.
 
     Raises:

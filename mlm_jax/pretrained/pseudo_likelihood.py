@@ -80,7 +80,7 @@ class PseudoLikelihood:
         self._objective = objective.clone(config=config).at_any_ratio()
         words = _words(tokenizer) if within_word else None
         encoded = _encode(tokenizer, sentences, config.max_length // repeats)
-        numbers = {}  # of different sentences, by their tokens
+        numbers: dict[bytes, int] = {}  # of different sentences, by their tokens
         self._number_of = np.array([numbers.setdefault(ids.tobytes(), len(numbers)) for ids in encoded])
         different = list({ids.tobytes(): ids for ids in encoded}.values())
         self.num_unknown = sum(_is_special(ids[1:-1], self._vocabulary).any() for ids in encoded)
@@ -88,7 +88,9 @@ class PseudoLikelihood:
         self._copies = _make_copies(different, self._vocabulary, repeats, words, config.max_length)
         self._num_masked = max(int((c.stop - c.start).max()) for c in self._copies)
         self.num_rows = sum(len(c.start) for c in self._copies)
-        self._batch_sizes, self._compiled, self._mesh = {}, {}, None
+        self._batch_sizes: dict[int, int] = {}
+        self._compiled: dict = {}
+        self._mesh: jax.sharding.Mesh | None = None
 
     def compile(self, params, mesh: jax.sharding.Mesh, tokens_at_once: int = 0) -> None:
         """Compiles a program for each length of rows.
@@ -139,6 +141,7 @@ class PseudoLikelihood:
 
     def _place(self, copies: Copies, first: int) -> list[jax.Array]:
         """A batch on the mesh: int32[B, T], int32[B], int32[B]. Behind the last copy, rows of padding."""
+        assert self._mesh is not None, 'compile comes first'
         size = self._batch_sizes[copies.tokens.shape[1]]
         few = slice(first, first + size)
         missing = size - len(copies.start[few])

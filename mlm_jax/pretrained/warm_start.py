@@ -15,7 +15,7 @@ import numpy as np
 
 from mlm_jax import config as config_lib
 from mlm_jax.data.manifest import Manifest
-from mlm_jax.data.tokenizers import Tokenizer, extends
+from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer, extends
 from mlm_jax.files import atomic
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
@@ -119,7 +119,7 @@ def _stored(config: ml_collections.ConfigDict, fresh: dict) -> dict:
     return jax.tree.map(one, build.state_shapes(config).params, fresh)
 
 
-def _spelling(new: Tokenizer, old: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def _spelling(new: AnyTokenizer, old: AnyTokenizer) -> tuple[np.ndarray, np.ndarray]:
     """The old pieces that spell each new one, int32[N, K], and their weights, float32[N, K], which sum to 1."""
     added = new.pieces(range(old.vocabulary.size, new.vocabulary.size))
     start = old.encode('a')[0] if len(old.encode('a')) > 1 else None  # ▁, which stands before a piece within a word

@@ -1,8 +1,8 @@
-"""BLiMP: which of two sentences, that differ in one point of grammar, does a model find likelier?
+"""BLiMP: a model should prefer the grammatical one of two sentences that differ in one point of grammar.
 
 Warstadt et al., BLiMP: The Benchmark of Linguistic Minimal Pairs for English, TACL 2020, arXiv 1912.00582: 67 paradigms
-of 1,000 pairs each, as JSON lines, a file for each paradigm (github.com/alexwarstadt/blimp, `data/`). A masked model
-judges by pseudo-log-likelihood (`analysis/minimal_pairs.py`); guessing is right half of the time.
+of 1,000 pairs each, with one JSON lines file for each paradigm (github.com/alexwarstadt/blimp, `data/`). Masked models
+score sentences by pseudo-log-likelihood (`analysis/minimal_pairs.py`). The accuracy of chance is 0.5.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 from mlm_jax.files import json_lines, streams
 from mlm_jax.files.errors import ConfigError
 
-NUM_PARADIGMS = 67  # of the published set
+NUM_PARADIGMS = 67  # in the published data set
 _FIELDS = {
     'good': 'sentence_good', 'bad': 'sentence_bad', 'field': 'field', 'term': 'linguistics_term', 'paradigm': 'UID',
 }  # fmt: skip
@@ -26,10 +26,10 @@ class Pair:
 
     Attributes:
       good: the grammatical sentence.
-      bad: the other one.
-      field: of linguistics: morphology, syntax, semantics, syntax_semantics.
+      bad: the ungrammatical sentence.
+      field: the field of linguistics: morphology, syntax, semantics or syntax_semantics.
       term: the phenomenon, such as 'island_effects'.
-      paradigm: how the pair was made (UID), such as 'adjunct_island'.
+      paradigm: the name (UID) of the paradigm, such as 'adjunct_island'.
     """
 
     good: str
@@ -40,29 +40,30 @@ class Pair:
 
 
 def read(directory: str | pathlib.Path, percent: float = 100.0) -> list[Pair]:
-    """The pairs of a directory, file by file.
+    """Reads the pairs of a directory, file by file.
 
     Args:
-      directory: with one *.jsonl file for each paradigm.
-      percent: of each file, rounded, and one pair at least: evenly spaced lines, the same every time.
+      directory: a directory with one *.jsonl file for each paradigm.
+      percent: the percentage of the pairs of each file to read, rounded, but at least one pair. The lines are evenly
+        spaced and always the same.
 
     Raises:
-      ConfigError: when there is no such directory, or a file is none of BLiMP's, or empty.
+      ConfigError: if the directory does not exist, or a file is empty or not a file of BLiMP.
     """
     directory = pathlib.Path(directory).expanduser()
     if not 0 < percent <= 100:
-        raise ConfigError(f'{percent} % of BLiMP: it must be above 0, and 100 at most')
+        raise ConfigError(f'cannot read {percent} % of BLiMP: the percentage must be above 0 and at most 100')
     paths = sorted(directory.glob('*.jsonl')) if directory.is_dir() else []
     if not paths:
         raise ConfigError(
-            f'{directory} {"holds no *.jsonl files" if directory.is_dir() else "is no directory"}: give the directory '
-            'of the published BLiMP data, with one file for each paradigm, such as adjunct_island.jsonl'
+            f'{directory} {"holds no *.jsonl files" if directory.is_dir() else "is not a directory"}: give the '
+            'directory of the published BLiMP data, with one file for each paradigm, such as adjunct_island.jsonl'
         )
     pairs = []
     for path in paths:
         found = list(_read_file(path))
         if not found:
-            raise ConfigError(f'{path} is empty: a file of BLiMP holds a pair on each line')
+            raise ConfigError(f'{path} is empty: a file of BLiMP has one pair on each line')
         count = max(1, round(len(found) * percent / 100))
         pairs += [found[i * len(found) // count] for i in range(count)]
     return pairs
@@ -74,15 +75,17 @@ def _read_file(path: pathlib.Path) -> Iterator[Pair]:
             entry = json_lines.parse(line, 'the line')
         except ConfigError as error:
             raise ConfigError(f'{path}, line {number}: not JSON ({error})') from None
-        values = {name: entry.get(key) if isinstance(entry, dict) else None for name, key in _FIELDS.items()}
-        missing = [_FIELDS[name] for name, value in values.items() if not isinstance(value, str) or not value.strip()]
-        if missing:
+        found = {name: entry.get(key) if isinstance(entry, dict) else None for name, key in _FIELDS.items()}
+        values = {name: value for name, value in found.items() if isinstance(value, str) and value.strip()}
+        if missing := [key for name, key in _FIELDS.items() if name not in values]:
             raise ConfigError(
                 f'{path}, line {number}: no text in {", ".join(missing)}; each line of BLiMP has '
                 f'{", ".join(_FIELDS.values())}'
             )
-        if any(map(json_lines.LONE_SURROGATE.search, values.values())):
-            raise ConfigError(f'{path}, line {number}: it holds half a character (\\ud800 … \\udfff), which is no text')
+        if any(json_lines.LONE_SURROGATE.search(value) for value in values.values()):
+            raise ConfigError(
+                f'{path}, line {number}: it holds a lone surrogate (\\ud800 … \\udfff), which is not valid text'
+            )
         values['field'] = values['field'].replace('/', '_')  # one paradigm writes syntax/semantics
         yield Pair(**values)
 
@@ -96,20 +99,20 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 
 
 def tally(pairs: Sequence[Pair], good_N: np.ndarray, bad_N: np.ndarray) -> dict:
-    """How many pairs are right: the good sentence must score higher, and a tie is wrong.
+    """Counts the pairs that are judged correctly: the good sentence must score higher; a tie counts as wrong.
 
     Args:
-      pairs: N of them.
-      good_N: float, the scores of their good sentences.
-      bad_N: float, those of the others.
+      pairs: N pairs.
+      good_N: float, the scores of the good sentences.
+      bad_N: float, the scores of the bad sentences.
 
     Returns:
-      `accuracy`, a fraction; `pairs`; `ties`, how many; and `fields`, `terms` and `paradigms`: name → the same for the
-      pairs of that name.
+      `accuracy`, a fraction; `pairs` and `ties`, counts; and `fields`, `terms` and `paradigms`, each of which maps a
+      name to the same three numbers for the pairs of that name.
     """
     right_N, tie_N = good_N > bad_N, good_N == bad_N
 
-    def count(chosen_N) -> dict:
+    def count(chosen_N: np.ndarray) -> dict:
         return {
             'accuracy': float(right_N[chosen_N].mean()),
             'pairs': int(np.sum(chosen_N)),

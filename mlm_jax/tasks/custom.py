@@ -1,10 +1,11 @@
-"""A task of one's own: TSV, CSV or JSON lines with columns of text and of what is to be predicted."""
+"""A user-defined task: TSV, CSV or JSON lines files with columns of text and columns of targets."""
 
 import dataclasses
 import math
 import pathlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from mlm_jax.files import json_lines, records
 from mlm_jax.files.errors import ConfigError
@@ -20,18 +21,18 @@ METRICS = {
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Where the task lies, and what its columns mean.
+    """The files of the task, and the meaning of their columns.
 
     Attributes:
-      name: of the task.
-      kind: 'classification', 'multilabel' (targets 0, 1 or empty) or 'regression'.
-      train: a file.
-      validation: a file; '' holds out a part of `train`.
-      test: a file, with or without targets, or ''.
-      texts: one or two columns.
-      targets: one column of a classification, else one or several.
-      metrics: names; the first chooses. Empty takes `METRICS`.
-      held_out_percent: of `train`, without `validation`.
+      name: the name of the task.
+      kind: 'classification', 'multilabel' (targets are 0, 1 or empty) or 'regression'.
+      train: the training file.
+      validation: the validation file; '' means that a part of `train` is held out.
+      test: the test file, with or without targets, or ''.
+      texts: one or two columns with text.
+      targets: the columns with targets: one column for a classification, else one or more.
+      metrics: the names of the metrics; the first one selects the best model. If empty, `METRICS` applies.
+      held_out_percent: the percentage of `train` that is held out if there is no `validation`.
     """
 
     name: str
@@ -45,16 +46,18 @@ class Files:
     held_out_percent: float = 10.0
 
 
-def read(files: Files) -> TaskData:
+def read(files: Files) -> TaskData[Example]:
     """Reads the task.
 
     Raises:
-      ConfigError: for files, columns or values that do not fit.
+      ConfigError: if files, columns or values are missing or not valid.
     """
     if len(files.texts) not in (1, 2):
-        raise ConfigError(f'{files.name} has {len(files.texts)} text columns; give one, or the two of a pair')
+        raise ConfigError(
+            f'{files.name} has {len(files.texts)} text columns; give one column, or two columns for pairs'
+        )
     if files.kind == 'classification' and len(files.targets) != 1:
-        raise ConfigError(f'a classification has one target column, and {files.name} has {len(files.targets)}')
+        raise ConfigError(f'a classification has one target column, but {files.name} has {len(files.targets)}')
     if not files.targets:
         raise ConfigError(f'{files.name} has no target column')
     named = {'train': files.train, 'validation': files.validation, 'test': files.test}
@@ -62,21 +65,22 @@ def read(files: Files) -> TaskData:
     rows = {split: list(records.read(path)) for split, path in paths.items()}
     for split, path in paths.items():
         if not rows[split]:
-            raise ConfigError(f'{path} holds no example: it is empty, or has names of columns and nothing below')
+            raise ConfigError(f'{path} has no examples: it is empty, or has only a line of column names')
     labels = _labels(files, paths['train'], rows['train']) if files.kind == 'classification' else files.targets
     metrics.check(files.metrics, files.kind, len(labels))
-    notes, splits = Counter(), {}
+    notes: Counter[str] = Counter()
+    splits = {}
     for split, path in paths.items():
         splits[split] = _examples(files, path, rows[split], labels, split, notes)
     if 'validation' not in splits:
         splits['train'], splits['validation'] = hold_out(splits['train'], files.held_out_percent)
-        notes['examples of train held out, since there is no validation set'] = len(splits['validation'])
+        notes['examples of train held out, because there is no validation set'] = len(splits['validation'])
     task = Task(files.name, files.kind, tuple(labels), files.metrics or METRICS[files.kind])
     return TaskData(task, splits, dict(notes))
 
 
 def _labels(files: Files, path: pathlib.Path, rows: Sequence[tuple[int, dict]]) -> Sequence[str]:
-    """The classes of the train split: numbers in their order, else names in that of the alphabet."""
+    """The classes of the train split; numbers come first, in numerical order, then names in alphabetical order."""
     column, found = files.targets[0], set()
     for line, record in rows:
         where = f'line {line} of {path}'
@@ -86,13 +90,13 @@ def _labels(files: Files, path: pathlib.Path, rows: Sequence[tuple[int, dict]]) 
     if not 2 <= len(found) <= 1000:
         raise ConfigError(
             f'the column {column!r} of {path} has {len(found):,} classes; a classification has 2 … 1000. '
-            'Numbers to be predicted are --kind=regression'
+            'To predict numbers, set --kind=regression'
         )
     return sorted(found, key=_in_order)
 
 
 def _in_order(label: str) -> tuple[int, int, str, str]:
-    """Sorts whole numbers, of however many digits, before names."""
+    """A sort key that puts integers, with any number of digits, before names."""
     digits = label.lstrip('0')
     return (0, len(digits), digits, label) if label.isdecimal() else (1, 0, label, '')
 
@@ -103,7 +107,7 @@ def _examples(
     rows: Sequence[tuple[int, dict]],
     labels: Sequence[str],
     split: str,
-    notes: Counter,
+    notes: Counter[str],
 ) -> list[Example]:
     examples = []
     for line, record in rows:
@@ -111,40 +115,40 @@ def _examples(
         texts = tuple(records.text(record, column, where) for column in files.texts)
         texts = records.whole_characters(texts, notes, split)
         if not any(text.strip() for text in texts):
-            notes[f'examples of {split} without text, left out'] += 1
+            notes[f'examples of {split} without text, skipped'] += 1
             continue
         targets = tuple(_target(files.kind, _value(record, c, split, where), labels, where) for c in files.targets)
         if all(map(math.isnan, targets)) and split != 'test':
-            notes[f'examples of {split} without a target, left out'] += 1
+            notes[f'examples of {split} without a target, skipped'] += 1
             continue
         examples.append(Example(str(line), texts, targets))
     if not examples:
-        raise ConfigError(f'{path} holds no example')
+        raise ConfigError(f'{path} has no usable examples')
     return examples
 
 
-def _value(record: dict, column: str, split: str, where: str):
-    """What is to be predicted; a test set need not have it."""
+def _value(record: dict, column: str, split: str, where: str) -> Any:
+    """The target as it is written in the file; None if a test set does not have the column."""
     if split == 'test' and json_lines.lookup(record, column) is json_lines.MISSING:
         return None
     return records.field(record, column, where)
 
 
-def _is_missing(value) -> bool:
+def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value == '')
 
 
-def _class_name(label, where: str) -> str:
+def _class_name(label: Any, where: str) -> str:
     if isinstance(label, (list, dict)):
         raise ConfigError(
-            f'{where}: the label is a {type(label).__name__}, {str(label)[:60]}, and a classification has one class '
-            'for each example. Where several may hold, give each a column of 0 and 1, name them all in '
-            '--target_columns, and set --kind=multilabel'
+            f'{where}: the label is a {type(label).__name__}, {str(label)[:60]}, but a classification has one class '
+            'for each example. If an example can have several labels, write a column of 0 and 1 for each label, name '
+            'all these columns in --target_columns, and set --kind=multilabel'
         )
     return str(label)
 
 
-def _target(kind: str, value, labels: Sequence[str], where: str) -> float:
+def _target(kind: str, value: Any, labels: Sequence[str], where: str) -> float:
     if _is_missing(value):
         return math.nan
     if kind == 'classification':

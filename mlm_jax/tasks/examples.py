@@ -1,9 +1,10 @@
-"""What a downstream task hands to fine-tuning, whatever files it came in."""
+"""Downstream tasks and their examples in the form that fine-tuning uses, independent of file formats."""
 
 import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from mlm_jax.files.errors import ConfigError
 
@@ -13,10 +14,10 @@ class Example:
     """One example of a classification or regression task.
 
     Attributes:
-      id: as files of predictions name it; unique within its split.
-      texts: one text, or the two of a pair.
-      targets: the number of the class; or the value; or of a task with several targets one value for each. NaN where it
-        is unknown: a target that is missing, or a test set without labels.
+      id: the name of the example in files of predictions; unique within its split.
+      texts: one text, or the two texts of a pair.
+      targets: the number of the class, or the value to predict; a task with several targets has one value for each. NaN
+        means that a target is unknown, because it is missing or because a test set has no labels.
     """
 
     id: str
@@ -26,15 +27,15 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is to be learned, and how it is judged.
+    """A task and its metrics.
 
     Attributes:
-      name: such as 'glue/sst2'.
-      kind: 'classification' (one of several classes), 'regression', 'multilabel' (several yes-or-no targets, some of
-        them missing), or 'span' (answers in a text; its examples are `squad.Question`).
-      labels: the classes of a classification; else the names of the targets.
-      metrics: names in `tasks/metrics.py`; the first chooses among settings and epochs.
-      recipe: how its fine-tuning differs from the defaults.
+      name: the name of the task, such as 'glue/sst2'.
+      kind: 'classification' (one of several classes), 'regression', 'multilabel' (several binary targets, some of which
+        may be missing), or 'span' (answers are spans of a text; the examples are `squad.Question`).
+      labels: the classes of a classification, or the names of the targets.
+      metrics: names in `tasks/metrics.py`; the first metric selects the best settings and the best epoch.
+      recipe: the settings of fine-tuning that differ from the defaults.
     """
 
     name: str
@@ -44,22 +45,25 @@ class Task:
     recipe: Mapping[str, int | float | str] = dataclasses.field(default_factory=dict)
 
 
+E = TypeVar('E')  # `Example`, or another type of the task's kind
+
+
 @dataclasses.dataclass(frozen=True)
-class TaskData:
+class TaskData(Generic[E]):
     """A task with its examples.
 
     Attributes:
-      task: what they are for.
-      splits: 'train' and 'validation', and what else there is ('test', 'validation_mismatched', …).
-      notes: what was dropped or mended in reading, in words → how often; empty where nothing was.
+      task: the task.
+      splits: 'train', 'validation', and any others ('test', 'validation_mismatched', …).
+      notes: what was dropped or repaired while reading → how often; empty if nothing was.
     """
 
     task: Task
-    splits: Mapping[str, Sequence[Example]]
+    splits: Mapping[str, Sequence[E]]
     notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def digest(self) -> str:
-        """A hash of the task and all its examples: results of other ones are not results of these."""
+        """A hash of the task and all its examples, which identifies the data to which results belong."""
         found = hashlib.blake2b(repr(self.task).encode(), digest_size=16)
         for split, examples in self.splits.items():
             for example in examples:
@@ -68,14 +72,14 @@ class TaskData:
 
 
 def hold_out(examples: Sequence[Example], percent: float) -> tuple[list[Example], list[Example]]:
-    """Divides examples by a hash of their texts: the same ones in every run, and equal texts on one side.
+    """Divides examples by a hash of their texts, so that all runs agree and equal texts are on the same side.
 
     Args:
-      examples: of the train split.
-      percent: the share to hold out.
+      examples: the examples of the train split.
+      percent: the percentage of the examples to hold out.
 
     Returns:
-      Those that stay, and those held out.
+      The examples that remain, and the examples that are held out.
     """
     threshold = percent / 100 * 2**64
     sides: tuple[list[Example], list[Example]] = ([], [])
@@ -85,30 +89,32 @@ def hold_out(examples: Sequence[Example], percent: float) -> tuple[list[Example]
     return sides
 
 
-def class_number(value, labels: Sequence[str], where: str) -> float:
-    """The number of a class that a file gives by name, or by number; NaN for −1, the mark of a hidden label.
+def class_number(value: Any, labels: Sequence[str], where: str) -> float:
+    """The number of a class that a file gives by name or by number; NaN for −1, which marks a hidden label.
 
     Raises:
-      ConfigError: when it is neither.
+      ConfigError: if `value` is neither the name nor the number of a class.
     """
     if str(value) in labels:
         return float(labels.index(str(value)))
     try:
         number = float(value)
     except (TypeError, ValueError):
-        number = None
+        number = math.inf
     if number == -1:
         return math.nan
-    if number is None or number not in range(len(labels)):
-        raise ConfigError(f'{where}: {value!r} is no label; they are {", ".join(labels)}, or 0 … {len(labels) - 1}')
+    if number not in range(len(labels)):
+        raise ConfigError(
+            f'{where}: {value!r} is not a label; the labels are {", ".join(labels)}, or 0 … {len(labels) - 1}'
+        )
     return number
 
 
-def number(value, where: str) -> float:
-    """A value to be predicted; NaN where it is missing.
+def number(value: Any, where: str) -> float:
+    """Converts a target to a number; NaN if it is missing.
 
     Raises:
-      ConfigError: for what is no finite number.
+      ConfigError: if `value` is not a finite number.
     """
     if value is None or value == '':
         return math.nan
@@ -117,15 +123,15 @@ def number(value, where: str) -> float:
     except (TypeError, ValueError):
         result = math.inf
     if not math.isfinite(result):
-        raise ConfigError(f'{where}: {value!r} is no number')
+        raise ConfigError(f'{where}: {value!r} is not a finite number')
     return result
 
 
-def yes_or_no(value, where: str) -> float:
-    """0 or 1; NaN where it is missing.
+def yes_or_no(value: Any, where: str) -> float:
+    """Converts a binary target to 0 or 1; NaN if it is missing.
 
     Raises:
-      ConfigError: for anything else.
+      ConfigError: if `value` is something else.
     """
     if value is None or value == '':
         return math.nan

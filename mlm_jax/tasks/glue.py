@@ -1,16 +1,17 @@
-"""The nine tasks of GLUE (Wang et al. 2019, arXiv 1804.07461): the files of its download, JSON lines, or TFDS.
+"""Reads the nine tasks of GLUE (Wang et al. 2019, arXiv 1804.07461) from its download, from JSON lines, or from TFDS.
 
-A task lies in a directory of its own, named as in the download (`SST-2`) or as in TFDS (`sst2`), with `train.tsv`,
-`dev.tsv` and `test.tsv` (MNLI: `dev_matched.tsv` and so on), or the same as `.jsonl`. A JSON line holds the fields of
-the TSV file, or `text`, or `a` and `b`; and `label` (of STS-B `score`). Test sets of the download have no labels:
-predictions for them are what gluebenchmark.com takes.
+Each task has its own directory, named as in the download (`SST-2`) or as in TFDS (`sst2`), with the files `train.tsv`,
+`dev.tsv` and `test.tsv` (MNLI: `dev_matched.tsv` and so on), or `.jsonl` files of the same names. A JSON line has the
+fields of the TSV file, or `text`, or `a` and `b`; and `label` (STS-B: `score`). The test sets of the download have no
+labels; gluebenchmark.com accepts predictions for them.
 """
 
 import dataclasses
 import math
 import pathlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from mlm_jax.data import corpora
 from mlm_jax.files import atomic, records
@@ -18,11 +19,11 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.tasks.examples import Example, Task, TaskData, class_number, hold_out, number
 
 SUITE = 'glue'
-HELD_OUT_PERCENT = 10.0  # of train, where a task comes without a validation set
+HELD_OUT_PERCENT = 10.0  # of the train split, if a task has no validation set
 
 _MAX_SCORE = 5.0  # of STS-B
 _VALIDATION, _TEST = ('dev', 'validation'), ('test',)
-# Split → names of its file or of its TFDS split; the first that is there.
+# Split → possible names of its file or TFDS split; the first name that exists is used.
 _SPLITS = {'train': ('train',), 'validation': _VALIDATION, 'test': _TEST}
 _MNLI_SPLITS = {
     'train': ('train',),
@@ -35,17 +36,17 @@ _MNLI_SPLITS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Where a task of GLUE is found, and how its files are read.
+    """Where the data of a GLUE task is found, and how its files are read.
 
     Attributes:
-      task: what is learned.
-      directory: its name in the download.
-      texts: the columns of its texts.
-      tfds_texts: the features of TFDS, where they differ.
-      label: the column of the label.
-      headless: the columns of files that have no line of names.
-      splits: split → the names that its file may have.
-      submission: split → the file of predictions that the benchmark takes.
+      task: the task.
+      directory: the name of its directory in the download.
+      texts: the columns with text.
+      submission: split → the name of the file of predictions that the benchmark accepts.
+      label: the column with the label.
+      tfds_texts: the TFDS features with text, if their names differ from `texts`.
+      headless: the column names, if the files have no line of column names.
+      splits: split → the possible names of its file.
     """
 
     task: Task
@@ -104,23 +105,24 @@ SOURCES = {
 }  # fmt: skip
 
 
-def read(name: str, directory: str) -> TaskData:
+def read(name: str, directory: str) -> TaskData[Example]:
     """Reads a task.
 
     Args:
       name: a key of `SOURCES`.
-      directory: of all tasks, or of this one; or 'tfds', for the data set that lies in TFDS_DATA_DIR.
+      directory: the directory of all tasks or of this task, or 'tfds' for the data set in TFDS_DATA_DIR.
 
     Raises:
-      ConfigError: when files are missing, or are not those of the task.
+      ConfigError: if files are missing or do not belong to the task.
     """
-    source, notes = SOURCES[name], Counter()
+    source = SOURCES[name]
+    notes: Counter[str] = Counter()
     if directory == 'tfds':
-        splits = {split: _read_tfds(source, name, names) for split, names in source.splits.items()}
+        found = {split: _read_tfds(source, name, names) for split, names in source.splits.items()}
     else:
         home = _home(source, name, pathlib.Path(directory).expanduser())
-        splits = {split: _read_split(source, home, names, split, notes) for split, names in source.splits.items()}
-    splits = {split: examples for split, examples in splits.items() if examples is not None}
+        found = {split: _read_split(source, home, names, split, notes) for split, names in source.splits.items()}
+    splits = {split: examples for split, examples in found.items() if examples is not None}
     if 'train' not in splits:
         raise ConfigError(f'{source.task.name}: {directory} has no train split, such as train.tsv or train.jsonl')
     for split in ('train', 'validation'):
@@ -129,20 +131,23 @@ def read(name: str, directory: str) -> TaskData:
             raise ConfigError(f'{source.task.name}: {hidden:,} examples of the {split} split have no label')
     if 'validation' not in splits:
         splits['train'], splits['validation'] = hold_out(splits['train'], HELD_OUT_PERCENT)
-        notes['examples of train held out, since there is no validation set'] = len(splits['validation'])
+        notes['examples of train held out, because there is no validation set'] = len(splits['validation'])
     return TaskData(source.task, splits, dict(notes))
 
 
 def write_submission(name: str, split: str, predictions: Sequence, directory: pathlib.Path) -> pathlib.Path | None:
-    """Writes the file that gluebenchmark.com takes for one split; None where it takes none.
+    """Writes the file of predictions that gluebenchmark.com accepts for one split.
 
-    MNLI, QNLI and RTE give the names of classes, STS-B a score from 0 to 5, all others numbers.
+    The file has the names of classes for MNLI, QNLI and RTE, a score from 0 to 5 for STS-B, and numbers for all others.
 
     Args:
       name: a key of `SOURCES`.
-      split: of the task.
-      predictions: in the order of the file: names of classes, or for STS-B values.
-      directory: receives it.
+      split: a split of the task.
+      predictions: the predictions in the order of the examples: names of classes, or values for STS-B.
+      directory: where the file is written.
+
+    Returns:
+      The path of the file, or None if the benchmark accepts no predictions for this split.
     """
     source = SOURCES[name]
     if split not in source.submission:
@@ -160,9 +165,9 @@ def write_submission(name: str, split: str, predictions: Sequence, directory: pa
 
 
 def _home(source: _Source, name: str, directory: pathlib.Path) -> pathlib.Path:
-    """The directory of the task in `directory`, or that itself."""
+    """The directory of the task inside `directory`, or `directory` itself if it holds the files of the task."""
     if not directory.is_dir():
-        raise ConfigError(f'{source.task.name}: there is no directory {directory}')
+        raise ConfigError(f'{source.task.name}: the directory {directory} does not exist')
     known = {source.directory.lower(), name}
     homes = sorted(path for path in directory.iterdir() if path.is_dir() and path.name.lower() in known)
     if homes:
@@ -177,17 +182,17 @@ def _home(source: _Source, name: str, directory: pathlib.Path) -> pathlib.Path:
 
 
 def _read_split(
-    source: _Source, home: pathlib.Path, names: Sequence[str], split: str, notes: Counter
+    source: _Source, home: pathlib.Path, names: Sequence[str], split: str, notes: Counter[str]
 ) -> list[Example] | None:
-    """The examples of one split; None where it has no file."""
+    """The examples of one split; None if there is no file for it."""
     files = (home / f'{name}{suffix}' for name in names for suffix in records.SUFFIXES)
     path = next((file for file in files if file.is_file()), None)
     if path is None:
         return None
     is_test = split.startswith('test')
     columns = source.headless if path.suffix == '.tsv' and not is_test else ()
-    examples = []
-    # A submission counts the lines of a test set: none may be left out.
+    examples: list[Example] = []
+    # Predictions for a test set are numbered by its lines, so no line may be skipped.
     for line, record in records.read(path, columns, None if is_test else notes, quoted=False):
         where = f'line {line} of {path}'
         label = next((record[key] for key in (source.label, 'label', 'score') if key in record), None)
@@ -197,10 +202,10 @@ def _read_split(
         texts = records.whole_characters(texts, notes, split)
         if not any(part.strip() for part in texts):
             notes[f'examples of {split} without text'] += 1
-        # Rows of the benchmark's test sets are counted from 0, and predictions are sent in by these numbers.
+        # The benchmark numbers the rows of its test sets from 0, and submissions use these numbers.
         examples.append(Example(str(len(examples)), texts, (_target(source.task, label, where),)))
     if not examples:
-        raise ConfigError(f'{path} holds no example')
+        raise ConfigError(f'{path} has no examples')
     return examples
 
 
@@ -210,18 +215,18 @@ def _text_columns(source: _Source, record: dict, where: str) -> tuple[str, ...]:
         if columns and all(column in record for column in columns):
             return columns
     raise ConfigError(
-        f'{where} is not of {source.task.name}, which has {" and ".join(map(repr, source.texts))}; its fields are '
-        f'{", ".join(record)}'
+        f'{where} does not belong to {source.task.name}, whose texts are in '
+        f'{" and ".join(map(repr, source.texts))}; its fields are {", ".join(record)}'
     )
 
 
-def _target(task: Task, label, where: str) -> float:
+def _target(task: Task, label: Any, where: str) -> float:
     if label is None:
         return math.nan
     if task.kind != 'regression':
         return class_number(label, task.labels, where)
     score = number(label, where)
-    if score == -1:  # how TFDS hides it
+    if score == -1:  # TFDS marks a hidden score by −1
         return math.nan
     if not math.isnan(score) and not 0 <= score <= _MAX_SCORE:
         raise ConfigError(f'{where}: the score {score:g} is not between 0 and {_MAX_SCORE:g}')
@@ -234,7 +239,7 @@ def _read_tfds(source: _Source, name: str, names: Sequence[str]) -> list[Example
     return None if split is None else list(_tfds_examples(source, splits.as_data_source(split), split))
 
 
-def _tfds_examples(source: _Source, rows, split: str) -> Iterator[Example]:
+def _tfds_examples(source: _Source, rows: Sequence[Mapping[str, Any]], split: str) -> Iterator[Example]:
     for i, row in enumerate(rows):
         where = f'example {i} of {source.task.name}, {split}'
         texts = tuple(row[key].decode() for key in source.tfds_texts or source.texts)

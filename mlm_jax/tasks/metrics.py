@@ -1,15 +1,17 @@
-"""How predictions are judged: scikit-learn's and SciPy's metrics by name (extra `finetune`)."""
+"""Metrics of predictions, by name, from scikit-learn and SciPy (extra `finetune`)."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from mlm_jax.files.errors import ConfigError
 
-# Metrics of which less is better.
+# Metrics for which lower values are better.
 DECREASING = ('rmse', 'mae')
-# Kind of task → what can be said of it.
+# Kind of task → the metrics that apply to it.
 OF_KIND = {
     'classification': ('accuracy', 'macro_f1', 'matthews', 'f1', 'roc_auc', 'average_precision'),
     'multilabel': ('roc_auc', 'average_precision'),
@@ -19,23 +21,26 @@ _TWO_CLASSES = ('f1', 'roc_auc', 'average_precision')
 
 
 def check(names: Sequence[str], kind: str, num_labels: int) -> None:
-    """Raises ConfigError for metrics that do not exist, or not for this kind of task and number of classes."""
+    """Raises ConfigError for metrics that do not exist for this kind of task and number of classes."""
     possible = [
         name for name in OF_KIND[kind] if kind != 'classification' or num_labels == 2 or name not in _TWO_CLASSES
     ]
     wrong = [name for name in names if name not in possible]
     if wrong:
-        of = f'{kind} of {num_labels} classes' if kind == 'classification' else kind
-        raise ConfigError(f'there is no metric {", ".join(wrong)} of a {of}; there are {", ".join(possible)}')
+        task = f'{kind} with {num_labels} classes' if kind == 'classification' else kind
+        raise ConfigError(f'there is no metric {", ".join(wrong)} for a {task}; the metrics are {", ".join(possible)}')
 
 
 def score(names: Sequence[str], targets_NxC: np.ndarray, outputs_NxC: np.ndarray) -> dict[str, float]:
-    """Metrics of predictions, as fractions (not percent); NaN where one is not defined.
+    """Computes metrics of predictions, as fractions (not percent); NaN for a metric that is undefined.
 
     Args:
-      names: keys of `METRICS` that `check` lets pass.
-      targets_NxC: float; class numbers or values [N, 1], or [N, C] of 0, 1 and, where unknown, NaN.
-      outputs_NxC: float; of a classification one logit for each class, else one logit or value for each target.
+      names: keys of `METRICS` that `check` accepts.
+      targets_NxC: float; class numbers or values [N, 1], or binary targets [N, C], which are 0, 1 or NaN for unknown.
+      outputs_NxC: float; one logit for each class of a classification, else one logit or value for each target.
+
+    Returns:
+      The value of each metric.
 
     Raises:
       ImportError: without the extra `finetune`.
@@ -44,13 +49,13 @@ def score(names: Sequence[str], targets_NxC: np.ndarray, outputs_NxC: np.ndarray
 
 
 def is_better(name: str, value: float, than: float) -> bool:
-    """Whether a value of a metric improves on another; NaN never does, and everything else improves on it."""
+    """Whether `value` of a metric is better than `than`; NaN is worse than every number."""
     if np.isnan(value):
         return False
     return bool(np.isnan(than) or (value < than if name in DECREASING else value > than))
 
 
-def _sklearn():
+def _sklearn() -> Any:
     try:
         import sklearn.metrics
     except ModuleNotFoundError:
@@ -67,7 +72,7 @@ def _accuracy(targets_NxC, outputs_NxC):
 
 
 def _f1(targets_NxC, outputs_NxC):
-    """Of class 1, as GLUE has it for its two-class tasks."""
+    """The F1 of class 1, as GLUE defines it for its two-class tasks."""
     return _sklearn().f1_score(*_classes(targets_NxC, outputs_NxC), zero_division=0.0)
 
 
@@ -80,9 +85,9 @@ def _matthews(targets_NxC, outputs_NxC):
 
 
 def _correlation(name: str) -> Callable:
-    """The mean over targets."""
+    """A metric: the mean correlation over targets; targets with fewer than two known values are left out."""
 
-    def correlation(targets_NxC, outputs_NxC):
+    def correlation(targets_NxC: np.ndarray, outputs_NxC: np.ndarray) -> float:
         from scipy import stats
 
         values = []
@@ -91,9 +96,9 @@ def _correlation(name: str) -> Callable:
             if known.sum() < 2:
                 continue
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore', stats.ConstantInputWarning)  # NaN says it
+                warnings.simplefilter('ignore', stats.ConstantInputWarning)  # the result is NaN
                 values.append(getattr(stats, name)(target_N[known], output_N[known]).statistic)
-        return np.mean(values) if values else np.nan
+        return float(np.mean(values)) if values else math.nan
 
     return correlation
 
@@ -106,17 +111,17 @@ def _pearson_spearman(targets_NxC, outputs_NxC):
 
 
 def _per_target(name: str) -> Callable:
-    """The mean over the targets of which both classes occur: where one is missing, the curve does not exist."""
+    """A metric: the mean over the targets with both classes; with one class, the curve is undefined."""
 
-    def mean(targets_NxC, outputs_NxC):
-        if outputs_NxC.shape[1] == 2 and targets_NxC.shape[1] == 1:  # two classes: the second is the positive one
+    def mean(targets_NxC: np.ndarray, outputs_NxC: np.ndarray) -> float:
+        if outputs_NxC.shape[1] == 2 and targets_NxC.shape[1] == 1:  # of two classes, the second is the positive class
             outputs_NxC = outputs_NxC[:, 1:] - outputs_NxC[:, :1]
         metric, values = getattr(_sklearn(), name), []
         for target_N, output_N in zip(targets_NxC.T, outputs_NxC.T, strict=True):
             known = ~np.isnan(target_N)
             if len(np.unique(target_N[known])) == 2:
                 values.append(metric(target_N[known], output_N[known]))
-        return np.mean(values) if values else np.nan
+        return float(np.mean(values)) if values else math.nan
 
     return mean
 

@@ -1,15 +1,17 @@
 """MoleculeNet (arXiv 1703.00564): properties of molecules, from the CSV files that DeepChem publishes.
 
-Eleven data sets: of yes-or-no targets BBBP, BACE, ClinTox, Tox21, ToxCast, SIDER, HIV and MUV, judged by the area under
-the ROC curve, and the regressions ESOL, FreeSolv and Lipophilicity, judged by the root mean square error. They are read
-from a directory, compressed or not, and divided 80/10/10 by scaffold (`scaffolds.py`).
+There are eleven data sets. BBBP, BACE, ClinTox, Tox21, ToxCast, SIDER, HIV and MUV have binary targets, with the area
+under the ROC curve as their metric; ESOL, FreeSolv and Lipophilicity are regressions, with the root mean square error
+as their metric. The files are read from a directory, compressed or not, and divided 80/10/10 by scaffold
+(`scaffolds.py`).
 
-What RDKit does not parse is dropped before that and counted, as in DeepChem. Molecules that occur twice stay. The text
-of an example is RDKit's canonical SMILES, as in most corpora: some files write aromatic rings with double bonds. Needs
-the extra `smiles`.
+As in DeepChem, SMILES that RDKit cannot parse are dropped before the division, and counted. Duplicate molecules are
+kept. The text of an example is RDKit's canonical SMILES, as in most corpora, because some files write aromatic rings
+with double bonds. Needs the extra `smiles`.
 
-Recipes are Uni-Mol's (github.com/deepmodeling/Uni-Mol), for the regressions too. Its protocol besides: the best epoch
-by the validation set, at most 20 epochs without a better one, mean and standard deviation over three seeds.
+The recipes are those of Uni-Mol (github.com/deepmodeling/Uni-Mol), also for the regressions. Its protocol is to use the
+best epoch on the validation set, to stop after 20 epochs without improvement, and to report the mean and the standard
+deviation over three seeds.
 """
 
 import collections
@@ -31,13 +33,13 @@ class DataSet:
     """One data set of MoleculeNet.
 
     Attributes:
-      file: its name; it may end in .gz, .bz2, .xz or .zst besides.
+      file: the name of its file, which may have the additional suffix .gz, .bz2, .xz or .zst.
       kind: as in `Task`.
-      recipe: Uni-Mol's; its dropout is that of the head.
-      targets: their columns; none: all but that of the SMILES and `mol_id`.
-      num_targets: how many they are.
-      smiles: the column of the molecule.
-      aliases: names that columns have in other editions of the file → theirs here.
+      recipe: the recipe of Uni-Mol; its dropout applies to the head.
+      targets: the columns with targets; if empty, all columns except `smiles` and `mol_id`.
+      num_targets: the number of targets.
+      smiles: the column with the SMILES.
+      aliases: the name of a column in other editions of the file → its name here.
     """
 
     file: str
@@ -81,28 +83,31 @@ DATA_SETS: dict[str, DataSet] = {
     'freesolv': DataSet('SAMPL.csv', 'regression', _recipe(8e-5, 64, 60, 0.2, 10.0), ('expt',)),
     'lipophilicity': DataSet('Lipophilicity.csv', 'regression', _recipe(1e-4, 32, 80, 0.1), ('exp',)),
 }
-METRICS = {'multilabel': ('roc_auc',), 'regression': ('rmse',)}  # roc_auc: mean over targets with both classes
+METRICS = {
+    'multilabel': ('roc_auc',),
+    'regression': ('rmse',),
+}  # roc_auc is the mean over the targets with both classes
 _MISSING = ('nan', 'NaN', 'NA')
 
 
-def read(name: str, directory: str | pathlib.Path) -> TaskData:
+def read(name: str, directory: str | pathlib.Path) -> TaskData[Example]:
     """Reads a data set and divides it by scaffold.
 
     Args:
-      name: a key of `DATA_SETS`, in any case.
-      directory: holds its file.
+      name: a key of `DATA_SETS`, in upper or lower case.
+      directory: the directory that holds its file.
 
     Returns:
-      The task `moleculenet/<name>` with the splits train, validation and test. An example's id is the number of its
-      record in the file, from 0; targets are 0 or 1, or values in the units of the file; NaN where there is none.
+      The task `moleculenet/<name>` with the splits train, validation and test. The id of an example is the number of
+      its record in the file, from 0. Targets are 0 or 1, or values in the units of the file; NaN means missing.
 
     Raises:
-      ConfigError: for an unknown name, or a file that is missing, is another, or holds what is no label.
+      ConfigError: if the name is unknown, or the file is missing, is not the right one, or has invalid targets.
       ImportError: without the extra `smiles`.
     """
     name = name.lower()
     if name not in DATA_SETS:
-        raise ConfigError(f'MoleculeNet has no data set {name!r}: it is one of {", ".join(DATA_SETS)}')
+        raise ConfigError(f'MoleculeNet has no data set {name!r}; its data sets are {", ".join(DATA_SETS)}')
     data_set = DATA_SETS[name]
     path = _find(data_set.file, pathlib.Path(directory).expanduser())
     rows = [
@@ -110,21 +115,23 @@ def read(name: str, directory: str | pathlib.Path) -> TaskData:
         for line, row in records.read(path)
     ]
     if not rows:
-        raise ConfigError(f'{path} holds no molecule')
+        raise ConfigError(f'{path} holds no molecules')
     targets = _target_columns(name, path, list(rows[0][1]))
     as_number = number if data_set.kind == 'regression' else yes_or_no
-    examples, skeletons, notes = [], [], collections.Counter()
+    examples: list[Example] = []
+    skeletons: list[str | None] = []
+    notes: collections.Counter[str] = collections.Counter()
     for index, (where, row) in enumerate(rows):
         smiles = row[data_set.smiles]
         values = tuple(as_number('' if row[t] in _MISSING else row[t], f'{where}, {t}') for t in targets)
         canonical = molecules.canonical(smiles) if smiles else None
         if canonical is None:
-            notes['SMILES that RDKit does not parse, dropped' if smiles else 'records without SMILES, dropped'] += 1
+            notes['SMILES that RDKit cannot parse, dropped' if smiles else 'records without SMILES, dropped'] += 1
             continue
         examples.append(Example(str(index), (canonical,), values))
         skeletons.append(scaffolds.scaffold(smiles))
     if not examples:
-        raise ConfigError(f'{path} holds no molecule: it has a header, and {sum(notes.values())} records of no use')
+        raise ConfigError(f'{path} holds no molecules: it has a header and {sum(notes.values())} unusable records')
     task = Task(f'{SUITE}/{name}', data_set.kind, targets, METRICS[data_set.kind], data_set.recipe)
     splits = {split: tuple(examples[i] for i in places) for split, places in scaffolds.split(skeletons).items()}
     return TaskData(task, splits, dict(notes))
@@ -136,10 +143,10 @@ def _find(file: str, directory: pathlib.Path) -> pathlib.Path:
         if path.is_file():
             return path
     if not directory.is_dir():
-        raise ConfigError(f'there is no directory {directory}; it should hold {file} of MoleculeNet')
+        raise ConfigError(f'the directory {directory} does not exist; it should hold the file {file} of MoleculeNet')
     found = sorted(path.name for path in directory.iterdir())
     raise ConfigError(
-        f'{directory} has no {file}, nor {file}.gz; it holds {", ".join(found[:12]) or "nothing"}'
+        f'{directory} has neither {file} nor {file}.gz; it holds {", ".join(found[:12]) or "nothing"}'
         f'{" …" * (len(found) > 12)}. DeepChem publishes the files of MoleculeNet'
     )
 

@@ -1,7 +1,8 @@
-"""SQuAD 1.1 and 2.0: questions about paragraphs, whose answers are spans of them; in 2.0 some have none.
+"""Reads SQuAD 1.1 and 2.0, questions about paragraphs whose answers are spans of a paragraph.
 
-Read from files in the official form (`train-v1.1.json`, …), or from TFDS. What is made of them: `squad_features.py`;
-of a model's logits: `squad_answers.py`; how that is judged: `squad_metrics.py`.
+SQuAD 2.0 also has questions without an answer. The questions come from files in the official format (`train-v1.1.json`,
+…) or from TFDS. `squad_features.py` converts them to model inputs, `squad_answers.py` converts logits to answers, and
+`squad_metrics.py` scores the answers.
 """
 
 import collections
@@ -25,12 +26,12 @@ class Question:
     """A question about a text.
 
     Attributes:
-      id: as files of predictions name it; unique within its data set.
-      question: what is asked.
-      context: the text that holds the answer.
-      texts: the answers that count as right; none where there is no answer, or none is known.
-      starts: where each of them stands in the context, in characters; −1 for what does not stand there.
-      impossible: whether the context does not answer it (2.0).
+      id: the name of the question in files of predictions; unique within its data set.
+      question: the text of the question.
+      context: the text that contains the answer.
+      texts: the correct answers; empty if there is no answer or none is known.
+      starts: the position of each answer in the context, in characters; −1 if the context does not contain it.
+      impossible: whether the context does not answer the question (2.0 only).
     """
 
     id: str
@@ -46,9 +47,9 @@ class QuestionSet:
     """The questions of a file or of a split.
 
     Attributes:
-      questions: in the order of the file.
-      version_2: whether some are impossible: it is SQuAD 2.0.
-      notes: what was dropped or mended in reading, in words → how often; empty where nothing was.
+      questions: the questions in the order of the file.
+      version_2: whether some questions are impossible, as in SQuAD 2.0.
+      notes: what was dropped or repaired while reading → how often; empty if nothing was.
     """
 
     questions: Sequence[Question]
@@ -60,21 +61,22 @@ def read(source: str | pathlib.Path, split: str = 'validation') -> QuestionSet:
     """Reads questions.
 
     Args:
-      source: the path of a file in the official form, or 'tfds:squad/v1.1', 'tfds:squad/v2.0', or another TFDS data set
-        with the same features.
-      split: of a TFDS data set; a file is one.
+      source: the path of a file in the official format, or 'tfds:squad/v1.1', 'tfds:squad/v2.0', or another TFDS data
+        set with the same features.
+      split: the split of a TFDS data set; ignored for a file.
 
     Raises:
-      ConfigError: when it is missing, is not SQuAD, or is empty.
+      ConfigError: if the source is missing, is not SQuAD, or is empty.
     """
-    questions, notes = {}, collections.Counter()
+    questions: dict[str, Question] = {}
+    notes: collections.Counter[str] = collections.Counter()
     if str(source).startswith('tfds:'):
         found = _tfds_questions(str(source).removeprefix('tfds:'), split, notes)
     else:
         found = _file_questions(pathlib.Path(source).expanduser(), notes)
     for question in found:
         if question.id in questions:
-            notes['questions whose id another one has, dropped'] += 1
+            notes['questions with the id of an earlier question, dropped'] += 1
         else:
             questions[question.id] = question
     if not questions:
@@ -83,24 +85,25 @@ def read(source: str | pathlib.Path, split: str = 'validation') -> QuestionSet:
     return QuestionSet(tuple(questions.values()), version_2, dict(notes))
 
 
-def read_task(version: str, directory: str) -> TaskData:
+def read_task(version: str, directory: str) -> TaskData[Question]:
     """Reads a version of SQuAD for fine-tuning.
 
     Args:
       version: one of `VERSIONS`.
-      directory: with train-v1.1.json and dev-v1.1.json, say; or 'tfds'.
+      directory: a directory that holds, for example, train-v1.1.json and dev-v1.1.json; or 'tfds'.
 
     Raises:
-      ConfigError: when a file is missing, is not SQuAD, or is that of the other version.
+      ConfigError: if a file is missing, is not SQuAD, or belongs to the other version.
     """
-    splits, notes = {}, collections.Counter()
+    splits: dict[str, Sequence[Question]] = {}
+    notes: collections.Counter[str] = collections.Counter()
     for split, name in (('train', 'train'), ('validation', 'dev')):
-        source = f'tfds:{SUITE}/{version}'
+        source: str | pathlib.Path = f'tfds:{SUITE}/{version}'
         if directory != 'tfds':
             source = pathlib.Path(directory).expanduser() / f'{name}-{version}.json'
         found = read(source, split)
         if found.version_2 != (version == 'v2.0'):
-            has = 'has questions without answers' if found.version_2 else 'has an answer to every question'
+            has = 'has questions without an answer' if found.version_2 else 'has an answer to every question'
             raise ConfigError(f'{source} is not SQuAD {version}: it {has}')
         splits[split] = found.questions
         notes += collections.Counter({f'{note} ({split})': times for note, times in found.notes.items()})
@@ -109,11 +112,11 @@ def read_task(version: str, directory: str) -> TaskData:
 
 
 def _question(
-    fields: Mapping[str, str], answers: Sequence[tuple[str, int]], impossible: bool, notes: collections.Counter
+    fields: Mapping[str, str], answers: Sequence[tuple[str, int]], impossible: bool, notes: collections.Counter[str]
 ) -> Question:
-    """A question whose answers stand where it says; `fields` are its id, the question and the context."""
+    """Builds a question and corrects the positions of its answers; `fields` has the keys id, question and context."""
     if any(map(json_lines.LONE_SURROGATE.search, [*fields.values(), *(text for text, _ in answers)])):
-        notes['questions with half a character, replaced by �'] += 1
+        notes['questions with a lone surrogate, replaced by �'] += 1
         fields = {name: json_lines.LONE_SURROGATE.sub('�', text) for name, text in fields.items()}
         answers = [(json_lines.LONE_SURROGATE.sub('�', text), start) for text, start in answers]
     if not fields['context'].strip():
@@ -128,8 +131,8 @@ def _question(
     )
 
 
-def _locate(text: str, start: int, context: str, notes: collections.Counter) -> int:
-    """Where an answer stands: at `start`, or at the place nearest to it; −1 if nowhere."""
+def _locate(text: str, start: int, context: str, notes: collections.Counter[str]) -> int:
+    """The position of an answer: `start`, or the nearest position where the context has it; −1 if there is none."""
     if not text.strip():
         notes['answers that are empty'] += 1
         return -1
@@ -139,26 +142,26 @@ def _locate(text: str, start: int, context: str, notes: collections.Counter) -> 
     if not places:
         notes['answers that are not in the context'] += 1
         return -1
-    notes['answers that stood elsewhere, moved to the nearest place'] += 1
+    notes['answers at a wrong position, moved to the nearest occurrence'] += 1
     return min(places, key=lambda place: abs(place - start))
 
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
 
 
-def _file_questions(path: pathlib.Path, notes: collections.Counter) -> Iterator[Question]:
+def _file_questions(path: pathlib.Path, notes: collections.Counter[str]) -> Iterator[Question]:
     try:
         with streams.open_text(path) as file:
             text = file.read()
     except OSError as error:
         raise ConfigError(
-            f'cannot read {path}: {error.strerror}. SQuAD comes as train-v1.1.json, dev-v1.1.json, train-v2.0.json and '
-            'dev-v2.0.json; or name a TFDS data set, such as tfds:squad/v1.1'
+            f'cannot read {path}: {error.strerror}. The files of SQuAD are train-v1.1.json, dev-v1.1.json, '
+            'train-v2.0.json and dev-v2.0.json; or name a TFDS data set, such as tfds:squad/v1.1'
         ) from error
     try:
         content = json_lines.parse(text, 'the file')
     except ConfigError as error:
-        raise ConfigError(f'{path} is not SQuAD: it is no JSON: {error}') from None
+        raise ConfigError(f'{path} is not SQuAD: it is not JSON: {error}') from None
     for i, article in enumerate(_field(content, 'data', list, str(path))):
         where = f'{path}, data[{i}]'
         for j, paragraph in enumerate(_field(article, 'paragraphs', list, where)):
@@ -168,7 +171,7 @@ def _file_questions(path: pathlib.Path, notes: collections.Counter) -> Iterator[
                 yield _entry_question(entry, context, f'{place}.qas[{k}]', notes)
 
 
-def _entry_question(entry: Any, context: str, where: str, notes: collections.Counter) -> Question:
+def _entry_question(entry: Any, context: str, where: str, notes: collections.Counter[str]) -> Question:
     fields = {name: _field(entry, name, str, where) for name in ('id', 'question')}
     answers = []
     for i, answer in enumerate(_field(entry, 'answers', list, where)):
@@ -179,13 +182,13 @@ def _entry_question(entry: Any, context: str, where: str, notes: collections.Cou
 
 
 def _field(node: Any, name: str, kind: type, where: str) -> Any:
-    """A field of a JSON object; ConfigError where it is missing, or something else than it should be."""
-    names = {list: 'a list', str: 'text', int: 'a whole number', bool: 'true or false'}
+    """A field of a JSON object; raises ConfigError if it is missing or has the wrong type."""
+    names = {list: 'a list', str: 'text', int: 'an integer', bool: 'true or false'}
     if not isinstance(node, dict) or name not in node:
         found = f'its fields are {", ".join(node)}' if isinstance(node, dict) else f'it is a {type(node).__name__}'
         raise ConfigError(
             f'{where} has no {name!r}: {found}. A file of SQuAD is {{"data": [{{"paragraphs": [{{"context": …, "qas": '
-            '[{"id": …, "question": …, "answers": [{"text": …, "answer_start": …}]}]}]}]}, and in 2.0 each question '
+            '[{"id": …, "question": …, "answers": [{"text": …, "answer_start": …}]}]}]}]}; in 2.0, each question also '
             'has "is_impossible"'
         )
     if not isinstance(node[name], kind):
@@ -196,7 +199,7 @@ def _field(node: Any, name: str, kind: type, where: str) -> Any:
 # ---- TFDS -----------------------------------------------------------------------------------------------------------
 
 
-def _tfds_questions(name: str, split: str, notes: collections.Counter) -> Iterator[Question]:
+def _tfds_questions(name: str, split: str, notes: collections.Counter[str]) -> Iterator[Question]:
     builder = corpora.prepared_builder(name)
     features, splits = builder.info.features, builder.info.splits
     missing = [wanted for wanted in ('id', 'question', 'context', 'answers') if wanted not in features]

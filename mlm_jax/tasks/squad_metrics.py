@@ -1,9 +1,10 @@
-"""How answers to SQuAD's questions are judged: exact match and F1, as the official scripts of 1.1 and 2.0 count them.
+"""The metrics of SQuAD, exact match and F1, as the official scripts of SQuAD 1.1 and 2.0 compute them.
 
-Answers are compared in small letters, without punctuation, articles and repeated white space. F1 is the harmonic mean
-of precision and recall over the words of the two, each as often as it occurs. A question counts by the best of its
-answers. Where 2.0 goes other ways than 1.1: a question without answers wants the empty one, an answer that is nothing
-but punctuation and articles is no answer, and every question must be answered.
+Answers are compared in lower case, without punctuation, articles and repeated whitespace. F1 is the harmonic mean of
+precision and recall over the words of the two answers, counted with multiplicity. The score of a question is the best
+score over its correct answers. SQuAD 2.0 differs from 1.1 in three ways: the correct answer to a question without
+answers is the empty string, correct answers that consist of only punctuation and articles are ignored, and there must
+be a prediction for every question.
 
 Rajpurkar et al., SQuAD: 100,000+ Questions for Machine Comprehension of Text (2016); Know What You Don't Know (2018).
 """
@@ -26,38 +27,38 @@ _SENTENCE = re.compile(r'\S.*?(?:[.!?](?=\s)|$)', re.DOTALL)
 
 
 def normalize(text: str) -> str:
-    """A text without what does not count: case, ASCII punctuation, articles, and the amount of white space."""
+    """Removes differences that do not count: case, ASCII punctuation, articles, and the amount of whitespace."""
     return ' '.join(_ARTICLES.sub(' ', text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answer: str) -> int:
-    """1 if the two are the same but for what does not count, else 0."""
+    """1 if the two are equal after `normalize`, else 0."""
     return int(normalize(prediction) == normalize(answer))
 
 
 def f1(prediction: str, answer: str) -> float:
-    """The F1 of the words of a prediction, as 2.0 has it: of two texts of which one has no words, 1 if neither has."""
+    """The F1 of the words of a prediction as in 2.0: if a text has no words, 1 if neither has any, else 0."""
     return _f1(normalize(prediction).split(), normalize(answer).split())
 
 
 def evaluate_1(questions: Sequence[Question], predictions: Mapping[str, str]) -> dict[str, float]:
-    """The numbers of evaluate-v1.1.py: 'exact_match' and 'f1', percent; a question without prediction counts 0.
+    """The metrics of evaluate-v1.1.py, 'exact_match' and 'f1', in percent; a question without a prediction counts as 0.
 
     Raises:
-      ConfigError: when a question has no answer to compare with: it is none of 1.1.
+      ConfigError: if a question has no correct answer, which does not happen in SQuAD 1.1.
     """
-    exact_sum = f1_sum = 0
+    exact_sum, f1_sum = 0, 0.0
     for question in questions:
         if not question.texts:
             raise ConfigError(
-                f'question {question.id} has no answers, so its data set is not SQuAD 1.1: evaluate it as 2.0'
+                f'question {question.id} has no answers, so its data set is not SQuAD 1.1: evaluate it as SQuAD 2.0'
             )
         if question.id not in predictions:
             continue
         predicted = normalize(predictions[question.id])
         answers = [normalize(text) for text in question.texts]
         exact_sum += any(predicted == answer for answer in answers)
-        # Unlike 2.0, nothing against nothing is 0.
+        # Unlike in 2.0, an empty prediction and an empty answer score 0.
         f1_sum += max(_f1(predicted.split(), answer.split()) if predicted else 0 for answer in answers)
     return {'exact_match': 100.0 * exact_sum / len(questions), 'f1': 100.0 * f1_sum / len(questions)}
 
@@ -68,27 +69,30 @@ def evaluate_2(
     null_odds: Mapping[str, float] | None = None,
     threshold: float = 1.0,
 ) -> dict[str, float]:
-    """The numbers of evaluate-v2.0.py, percent, under its names.
+    """The metrics of evaluate-v2.0.py, in percent and under the names that it uses.
 
     Args:
-      questions: with and without answers.
-      predictions: the answer to each question, by its id; '' where there is none.
-      null_odds: how likely each question is to have none, on any scale (`squad.decode`).
-      threshold: an answer counts as none where the odds are above it; the official script's default.
+      questions: questions with and without answers.
+      predictions: id of a question → predicted answer; '' means no answer.
+      null_odds: id of a question → how likely it has no answer, on any scale (`squad_answers.py`).
+      threshold: if the odds of a question exceed it, its prediction counts as no answer. The default is that of the
+        official script.
 
     Returns:
-      'exact', 'f1' and 'total', for all questions, and where there are any, with the prefixes 'HasAns_' and 'NoAns_'.
-      With `null_odds` also 'best_exact' and 'best_f1', what the best threshold for each would give, and these
-      thresholds, 'best_exact_thresh' and 'best_f1_thresh': found on the same questions, so they flatter.
+      'exact', 'f1' and 'total' for all questions, and with the prefixes 'HasAns_' and 'NoAns_' for the questions with
+      and without answers, if there are any. With `null_odds` also 'best_exact' and 'best_f1', the scores at the best
+      threshold, and these thresholds, 'best_exact_thresh' and 'best_f1_thresh'. The best thresholds are found on the
+      same questions, so these scores are optimistic.
 
     Raises:
-      ConfigError: when a prediction or odds are missing.
+      ConfigError: if predictions or odds are missing.
     """
     odds = dict.fromkeys((question.id for question in questions), 0.0) if null_odds is None else null_odds
     _check_complete(questions, predictions, 'prediction')
     _check_complete(questions, odds, 'odds')
     has_answer = {question.id: bool(question.texts) for question in questions}
-    numbers, best = {}, {}
+    numbers: dict[str, float] = {}
+    best: dict[str, float] = {}
     for name, scores in zip(('exact', 'f1'), _scores_2(questions, predictions)):
         kept = {i: float(not has_answer[i]) if odds[i] > threshold else score for i, score in scores.items()}
         for prefix, wanted in (('', (False, True)), ('HasAns_', (True,)), ('NoAns_', (False,))):
@@ -109,17 +113,17 @@ def best_threshold(
     null_odds: Mapping[str, float],
     has_answer: Mapping[str, bool],
 ) -> tuple[float, float]:
-    """The threshold of the odds that gives the best score, as evaluate-v2.0.py looks for it.
+    """Finds the threshold of the odds that gives the best score, as evaluate-v2.0.py does.
 
     Args:
-      predictions: id → answer; '' is none.
-      scores: id → exact match or F1 of that answer.
-      null_odds: id → how likely there is none.
-      has_answer: id → whether there is one.
+      predictions: id of a question → predicted answer; '' means no answer.
+      scores: id of a question → exact match or F1 of that prediction.
+      null_odds: id of a question → how likely it has no answer.
+      has_answer: id of a question → whether it has an answer.
 
     Returns:
-      The score, percent, and the threshold: the largest odds whose question is still answered, among equal ones the
-      first; 0 where the best is to answer no question.
+      The best score in percent, and the threshold: the largest odds at which a question is still answered. If several
+      thresholds are equally good, it is the lowest one; it is 0 if answering no question is best.
     """
     order = sorted((i for i in null_odds if i in scores), key=lambda i: null_odds[i])
     unanswerable = sum(not has for has in has_answer.values())
@@ -130,15 +134,16 @@ def best_threshold(
 
 
 def trivial_baseline(questions: Sequence[Question], kind: str) -> dict[str, str]:
-    """Answers that know nothing: what a trained model has to beat.
+    """Answers without a model, as baselines for trained models.
 
     Args:
-      questions: to be answered.
-      kind: one of `BASELINES`: none; the whole context; its first sentence; the sentence that shares most words with
-        the question; or the same words of every context, those that score best on these questions (`constant_span`).
+      questions: the questions to answer.
+      kind: one of `BASELINES`: no answer; the whole context; its first sentence; the sentence that shares the most
+        words with the question; or the words at the same position in every context, where the position is the best one
+        for these questions (`constant_span`).
 
     Returns:
-      id → answer.
+      id of a question → answer.
     """
     if kind == 'constant_span':
         first, count = constant_span(questions)
@@ -153,7 +158,7 @@ def trivial_baseline(questions: Sequence[Question], kind: str) -> dict[str, str]
 
 
 def constant_span(questions: Sequence[Question], max_first: int = 8, max_count: int = 6) -> tuple[int, int]:
-    """The words of a context, the first of them and their number, that have the best F1 on average."""
+    """The span of words, as the index of its first word and its length, that has the best mean F1 over all contexts."""
     spans = [(first, count) for first in range(max_first) for count in range(1, max_count + 1)]
     totals = np.zeros(len(spans))
     for question in questions:
@@ -165,7 +170,7 @@ def constant_span(questions: Sequence[Question], max_first: int = 8, max_count: 
 
 
 def _scores_2(questions: Sequence[Question], predictions: Mapping[str, str]) -> tuple[dict, dict]:
-    """Exact match and F1 of each question, as 2.0 has them."""
+    """Exact match and F1 of each question, as in 2.0."""
     exact, overlap = {}, {}
     for question in questions:
         predicted = normalize(predictions[question.id])
@@ -189,8 +194,8 @@ def _check_complete(questions: Sequence[Question], values: Mapping, name: str) -
     missing = [question.id for question in questions if question.id not in values]
     if missing:
         raise ConfigError(
-            f'{len(missing):,} of {len(questions):,} questions have no {name}, such as {missing[0]}: SQuAD 2.0 is '
-            'judged on all of them'
+            f'{len(missing):,} of {len(questions):,} questions have no {name}, such as {missing[0]}: the metrics of '
+            'SQuAD 2.0 need all of them'
         )
 
 

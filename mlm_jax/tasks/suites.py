@@ -1,4 +1,4 @@
-"""Tasks by name, such as glue/sst2, wherever their files lie."""
+"""Finds tasks by name, such as glue/sst2, and reads their files from the directories that the user gives."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,7 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.tasks import glue, moleculenet, squad
 from mlm_jax.tasks.examples import TaskData
 
-# Suite → the names of its tasks, and what reads one: (name, directory) → TaskData.
+# Suite → the names of its tasks, and a function (name, directory) → TaskData that reads one of them.
 SUITES: dict[str, tuple[Sequence[str], Callable[[str, str], TaskData]]] = {
     glue.SUITE: (tuple(glue.SOURCES), glue.read),
     moleculenet.SUITE: (tuple(moleculenet.DATA_SETS), moleculenet.read),
@@ -15,24 +15,27 @@ SUITES: dict[str, tuple[Sequence[str], Callable[[str, str], TaskData]]] = {
 
 
 def split_names(texts: Sequence[str]) -> list[str]:
-    """The names of tasks; a suite stands for all of its own.
+    """The names of tasks; the name of a suite stands for all of its tasks.
 
     Raises:
-      ConfigError: for an unknown name.
+      ConfigError: if a name is unknown.
     """
-    names = []
+    names: list[str] = []
     for text in texts:
         suite, _, task = text.partition('/')
         known = SUITES.get(suite, ((), None))[0]
         if suite not in SUITES or (task and task not in known):
             available = [f'{name}/{{{",".join(tasks)}}}' for name, (tasks, _) in SUITES.items()]
-            raise ConfigError(f'there is no task {text}; there are {"; ".join(available)}')
+            raise ConfigError(f'there is no task {text}; the tasks are {"; ".join(available)}')
         names += [text] if task else [f'{suite}/{name}' for name in known]
     return list(dict.fromkeys(names))
 
 
 def directories(texts: Sequence[str]) -> dict[str, str]:
-    """Suite or task → directory, from 'glue=DIRECTORY' or 'glue/sst2=DIRECTORY'; 'DIRECTORY' alone is for all, ''."""
+    """Maps suites and tasks to directories, from texts such as 'glue=DIRECTORY' or 'glue/sst2=DIRECTORY'.
+
+    A text without a known name before '=' is the directory of all other tasks, under the key ''.
+    """
     found = {}
     for text in texts:
         name, equals, directory = text.partition('=')
@@ -45,14 +48,14 @@ def read(name: str, where: dict[str, str]) -> TaskData:
     """Reads a task.
 
     Args:
-      name: SUITE/TASK.
-      where: of `directories`.
+      name: the name of the task, SUITE/TASK.
+      where: the result of `directories`.
 
     Raises:
-      ConfigError: when nothing says where it is, or it is not there.
+      ConfigError: if no directory is given for the task, or its files are missing.
     """
     suite, _, task = name.partition('/')
     directory = where.get(name) or where.get(suite) or where.get('')
     if not directory:
-        raise ConfigError(f'nothing says where {name} lies: give --data=DIRECTORY, or --data={suite}=DIRECTORY')
+        raise ConfigError(f'no directory is given for {name}: set --data=DIRECTORY or --data={suite}=DIRECTORY')
     return SUITES[suite][1](task, directory)

@@ -95,7 +95,7 @@ def test_records_can_be_left_out_and_counted(tmp_path):
     notes = Counter()
     found = read(tmp_path, 'a\tb\n1\t"2\nbroken\n3\t4"\n', 'a.tsv', quoted=False, left_out=notes)
     assert found == [['a', 'b'], ['1', '"2'], ['3', '4"']]
-    assert notes == {'lines of a.tsv without 2 fields, left out': 1}
+    assert notes == {'lines of a.tsv without 2 fields, skipped': 1}
 
 
 def test_how_a_tsv_file_is_read_is_said(tmp_path, capsys):

@@ -28,37 +28,19 @@ with peers.watched(2.0):
 
 
 class Store:
-    """A key-value store as the coordinator's, in this process; `fate` is what is to become of it: gone, or frozen.
-
-    That comes about with an answer in which process 0 hears a new beat of process 1. Of a beat that process 0 missed
-    before, nobody could say whether the store or process 1 is to blame.
-    """
+    """A key-value store as the coordinator's, in this process; `is_gone` and `is_frozen` are what may become of it."""
 
     def __init__(self):
-        self.entries, self.fate, self.is_gone, self.thaw = {}, None, False, threading.Event()
+        self.entries, self.is_gone, self.thaw = {}, False, threading.Event()
         self.thaw.set()
-        self._process_0, self._heard = None, None  # its thread, and the beat of process 1 that it heard last
 
     def key_value_set(self, key, value, allow_overwrite):
         self._reach()
         self.entries[key] = value
-        if key.endswith('beat/0'):
-            self._process_0 = threading.get_ident()
 
     def key_value_dir_get(self, prefix):
         self._reach()
-        entries = dict(self.entries)
-        if threading.get_ident() == self._process_0:
-            beat = next((value for key, value in entries.items() if key.endswith('beat/1')), None)
-            if self.fate and beat != self._heard:
-                self._meet_its_fate()
-            self._heard = beat
-        return [(key, value) for key, value in entries.items() if key.startswith(prefix)]
-
-    def _meet_its_fate(self):
-        if self.fate == 'frozen':
-            self.thaw.clear()
-        self.is_gone = self.fate == 'gone'
+        return [(key, value) for key, value in self.entries.items() if key.startswith(prefix)]
 
     def _reach(self):
         self.thaw.wait()
@@ -108,7 +90,9 @@ def test_a_silent_process_is_named_with_its_host_and_a_cure(pair):
 def test_a_coordinator_that_does_not_answer_is_named(pair, fate):
     store, watches, messages = pair
     time.sleep(2 * watches[0]._interval)
-    store.fate = fate
+    store.is_gone = fate == 'gone'
+    if fate == 'frozen':
+        store.thaw.clear()
     assert wait_for(lambda: messages[1]) and messages[1][0].startswith('process 0 (')
     assert not messages[0], 'it does not accuse itself'
 

@@ -104,7 +104,7 @@ def test_what_is_known_of_a_model(model, trained):
     assert model.params.keys() >= {'encoder', 'head'}
     if model.source.is_hugging_face:
         assert (model.config, model.step, model.objective_name, model.max_length) == (None, None, 'mlm', 40)
-        with pytest.raises(ConfigError, match='hf:.* is no run, and has no held-out rows'):
+        with pytest.raises(ConfigError, match='hf:.* is not a run, and has neither masks nor held-out rows'):
             model.held_out_rows()
     else:
         assert model.objective_name == model.config.objective and model.max_length == 32

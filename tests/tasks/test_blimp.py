@@ -15,7 +15,9 @@ from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.exlm import ExLM, ExLMConfig
 from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig
 from mlm_jax.objectives.mlm import MLM
+from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.parallel.mesh import make_mesh
+from mlm_jax.parallel.parameters import ENCODER
 from mlm_jax.parallel.sharding import state_shardings
 from mlm_jax.pretrained.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.tasks import blimp
@@ -26,6 +28,7 @@ ENCODER = EncoderConfig(
     vocab_size=VOCAB, max_length=LENGTH, num_layers=1, width=16, num_heads=2, ffn_width=32, positions='rotary_2d',
     norm='pre', embedding_norm=False, dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
+RULES = [rule for spec in OBJECTIVES.values() for rule in spec.parameters] + [*ENCODER]
 MODULES = {
     'mlm': MLM(ENCODER),
     'mae_lm': MAELM(ENCODER, VOCABULARY.mask_id, MAELMConfig(decoder_layers=1)),
@@ -125,7 +128,7 @@ def test_neither_company_nor_mesh_nor_layout_matter(model):
     mesh = make_mesh(1, 8, 1)
     with jax.set_mesh(mesh):
         scorer = PseudoLikelihood(module, NumberTokenizer(), [SENTENCES[i] for i in SHORT[::-1]])
-        split = jax.device_put(params, state_shardings(params, 'fsdp', mesh))
+        split = jax.device_put(params, state_shardings(params, 'fsdp', mesh, RULES))
         scorer.compile(split, mesh)
         found = scorer.scores(split)
     np.testing.assert_allclose(found[::-1], scores[SHORT], rtol=1e-5, atol=1e-5)
@@ -259,7 +262,7 @@ def test_a_byte_order_mark_and_other_ends_of_lines_do_not_matter(tmp_path):
 
 
 def test_what_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match='nowhere is no directory: give the directory'):
+    with pytest.raises(ConfigError, match='nowhere is not a directory: give the directory'):
         blimp.read(tmp_path / 'nowhere')
     with pytest.raises(ConfigError, match=r'holds no \*.jsonl files'):
         blimp.read(tmp_path)

@@ -37,8 +37,8 @@ def test_classes_are_those_of_the_train_split(table, tmp_path):
     assert len(data.splits['train']) + len(data.splits['validation']) == 40
     assert data.splits['train'][0].texts[0].startswith('one, '), 'a quoted field keeps its comma'
     assert data.splits['test'][0].targets == (1.0,)
-    assert data.notes['examples of train without text, left out'] == 1
-    assert data.notes['examples of train without a target, left out'] == 1
+    assert data.notes['examples of train without text, skipped'] == 1
+    assert data.notes['examples of train without a target, skipped'] == 1
     test.write_text('text\tlabel\nagain\teggs\n')
     with pytest.raises(
         ConfigError, match="line 2 of .*: the label 'eggs' is not in the train split, which has ham, spam"
@@ -68,8 +68,8 @@ def test_values_and_several_targets(table):
         ({'texts': ('body',)}, "line 2 of .* has no 'body'; its fields are text, other, label"),
         ({'targets': ('class',)}, "has no 'class'"),
         ({'targets': ('label', 'x')}, 'a classification has one target column'),
-        ({'texts': ()}, 'give one, or the two of a pair'),
-        ({'kind': 'regression'}, "'ham' is no number"),
+        ({'texts': ()}, 'give one column, or two columns for pairs'),
+        ({'kind': 'regression'}, "'ham' is not a finite number"),
         ({'train': 'nowhere.csv'}, 'cannot read nowhere.csv'),
         ({'train': 'table.xlsx'}, r'has an unknown suffix; use one of \.tsv'),
         ({'targets': ('text',), 'kind': 'classification', 'train': 'many'}, 'has 1,500 classes'),
@@ -89,13 +89,13 @@ def test_none_is_a_class_and_null_is_none(tmp_path):
     path.write_text('text,label\n' + ''.join(f'a {i},{("None", "favor", "")[i % 3]}\n' for i in range(30)))
     data = custom.read(files(path))
     assert data.task.labels == ('None', 'favor')
-    assert data.notes['examples of train without a target, left out'] == 10
+    assert data.notes['examples of train without a target, skipped'] == 10
     path = tmp_path / 'stance.jsonl'
     labels = ('None', 'favor', None)
     path.write_text(''.join(json.dumps({'text': f'a {i}', 'label': labels[i % 3]}) + '\n' for i in range(30)))
     data = custom.read(files(path))
     assert data.task.labels == ('None', 'favor')
-    assert data.notes['examples of train without a target, left out'] == 10
+    assert data.notes['examples of train without a target, skipped'] == 10
 
 
 @pytest.mark.parametrize('label', [[0], ['a', 'b'], {'name': 'a'}, []])
@@ -137,15 +137,15 @@ def test_nested_columns_and_numbers_of_any_size(tmp_path):
     digits = '9' * 5000
     path.write_text(path.read_text().replace('"label": 2', f'"label": {digits}'))
     assert custom.read(files(path, **nested)).task.labels == ('1', digits)
-    with pytest.raises(ConfigError, match='is no number'):
+    with pytest.raises(ConfigError, match='is not a finite number'):
         custom.read(files(path, kind='regression', **nested))
 
 
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ('', 'a.csv holds no example: it is empty'),
-        ('text,label\n', 'a.csv holds no example'),
+        ('', 'a.csv has no examples: it is empty'),
+        ('text,label\n', 'a.csv has no examples'),
         ('text,label\na,\n', 'has 0 classes'),
         ('text,label\na,1\nb,1\n', 'has 1 classes'),
         ('text,label,label\na,1,2\n', "2 columns named 'label'"),

@@ -82,7 +82,7 @@ def test_the_download(download, name):
 def test_quotation_marks_mean_nothing_and_broken_lines_are_counted(download):
     assert glue.read('cola', str(download)).splits['train'][0].texts == ('They "read".',)
     assert glue.read('sst2', str(download)).splits['train'][0].texts == ('a "fine film ',)
-    assert glue.read('qqp', str(download)).notes == {'lines of train.tsv without 6 fields, left out': 1}
+    assert glue.read('qqp', str(download)).notes == {'lines of train.tsv without 6 fields, skipped': 1}
 
 
 def test_both_test_sets_of_mnli_and_their_submissions(download, tmp_path):
@@ -108,7 +108,7 @@ def test_json_lines_and_a_part_held_out(tmp_path):
     data = glue.read('mrpc', str(tmp_path))
     held = len(data.splits['validation'])
     assert 5 < held < 40 and len(data.splits['train']) == 200 - held
-    assert data.notes == {'examples of train held out, since there is no validation set': held}
+    assert data.notes == {'examples of train held out, because there is no validation set': held}
     assert glue.read('mrpc', str(tmp_path / 'mrpc')).splits.keys() == data.splits.keys(), 'the directory itself'
 
 
@@ -117,13 +117,13 @@ def test_json_lines_and_a_part_held_out(tmp_path):
     [
         (
             {'a': 'x', 'b': 'y', 'label': 1},
-            "line 1 of .* is not of glue/sst2, which has 'sentence'; its fields are a, b",
+            "line 1 of .* does not belong to glue/sst2, whose texts are in 'sentence'; its fields are a, b",
         ),
-        ({'text': 'x', 'label': 3}, '3 is no label; they are negative, positive, or 0 … 1'),
-        ({'text': 'x', 'label': 'entailment'}, "'entailment' is no label"),
-        ({'text': 'x', 'score': 2.5}, '2.5 is no label'),
+        ({'text': 'x', 'label': 3}, '3 is not a label; the labels are negative, positive, or 0 … 1'),
+        ({'text': 'x', 'label': 'entailment'}, "'entailment' is not a label"),
+        ({'text': 'x', 'score': 2.5}, '2.5 is not a label'),
         ({'text': 'x'}, "has no 'label'; its fields are text"),
-        ({'text': 7, 'label': 1}, "'text' is 7, and not text"),
+        ({'text': 7, 'label': 1}, "'text' is 7, not text"),
         ({'text': 'x', 'label': -1}, '1 examples of the train split have no label'),
     ],
 )
@@ -139,7 +139,7 @@ def test_scores_out_of_range_and_missing_files(tmp_path):
         glue.read('stsb', str(tmp_path))
     with pytest.raises(ConfigError, match='has neither RTE/ nor rte/.*it holds STS-B'):
         glue.read('rte', str(tmp_path))
-    with pytest.raises(ConfigError, match='there is no directory'):
+    with pytest.raises(ConfigError, match='the directory .* does not exist'):
         glue.read('rte', str(tmp_path / 'nowhere'))
     (tmp_path / 'RTE').mkdir()
     with pytest.raises(ConfigError, match='has no train split'):
@@ -149,10 +149,12 @@ def test_scores_out_of_range_and_missing_files(tmp_path):
 def test_names_of_tasks_and_where_they_lie(download):
     assert suites.split_names(['glue/rte', 'glue/rte']) == ['glue/rte']
     assert len(suites.split_names(['glue'])) == 9
-    with pytest.raises(ConfigError, match='there is no task glue/sst; there are glue/{cola,sst2.*moleculenet/{bbbp'):
+    with pytest.raises(
+        ConfigError, match='there is no task glue/sst; the tasks are glue/{cola,sst2.*moleculenet/{bbbp'
+    ):
         suites.split_names(['glue/sst'])
     where = suites.directories([f'glue={download}', f'glue/rte={download}/RTE', '/a=b'])
     assert where == {'glue': str(download), 'glue/rte': f'{download}/RTE', '': '/a=b'}
     assert suites.read('glue/rte', where).task.name == 'glue/rte'
-    with pytest.raises(ConfigError, match='nothing says where glue/rte lies'):
+    with pytest.raises(ConfigError, match='no directory is given for glue/rte'):
         suites.read('glue/rte', {})

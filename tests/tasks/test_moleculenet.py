@@ -73,7 +73,7 @@ def test_texts_are_canonical_and_what_does_not_parse_is_counted(tmp_path):
     data = moleculenet.read('hiv', tmp_path)
     found = {example.id: example.texts for examples in data.splits.values() for example in examples}
     assert found == {'0': ('c1ccccc1',), '3': ('CCO',)}
-    assert data.notes == {'SMILES that RDKit does not parse, dropped': 2, 'records without SMILES, dropped': 1}
+    assert data.notes == {'SMILES that RDKit cannot parse, dropped': 2, 'records without SMILES, dropped': 1}
 
 
 def test_editions_of_a_file_are_read_alike(tmp_path):
@@ -90,12 +90,12 @@ def test_editions_of_a_file_are_read_alike(tmp_path):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="no data set 'pcba': it is one of bbbp, bace"):
+    with pytest.raises(ConfigError, match="no data set 'pcba'; its data sets are bbbp, bace"):
         moleculenet.read('pcba', tmp_path)
-    with pytest.raises(ConfigError, match=r'no directory .*nowhere; it should hold HIV\.csv'):
+    with pytest.raises(ConfigError, match=r'the directory .*nowhere does not exist; it should hold the file HIV\.csv'):
         moleculenet.read('hiv', tmp_path / 'nowhere')
     (tmp_path / 'esol.csv').touch()
-    with pytest.raises(ConfigError, match=r'no HIV\.csv, nor HIV\.csv\.gz; it holds esol\.csv'):
+    with pytest.raises(ConfigError, match=r'neither HIV\.csv nor HIV\.csv\.gz; it holds esol\.csv'):
         moleculenet.read('hiv', tmp_path)
 
 
@@ -120,9 +120,9 @@ def test_the_file_of_another_task_is_refused(tmp_path):
         ('hiv', [['C', '1'], ['CC', '2']], r"line 3 of .*HIV\.csv, HIV_active: '2' must be 0, 1, or empty"),
         ('hiv', [['C', 'yes']], "line 2 of .*HIV_active: 'yes' must be 0"),
         ('hiv', [['C', '1'], ['CC']], r'line 3 of .* has 1 fields instead of 2 \(smiles, HIV_active\)'),
-        ('hiv', [['C1', '1']], r'holds no molecule: it has a header, and 1 records of no use'),
-        ('freesolv', [['C', 'low']], "line 2 of .*expt: 'low' is no number"),
-        ('freesolv', [['C', 'inf']], "line 2 of .*expt: 'inf' is no number"),
+        ('hiv', [['C1', '1']], r'holds no molecules: it has a header and 1 unusable records'),
+        ('freesolv', [['C', 'low']], "line 2 of .*expt: 'low' is not a finite number"),
+        ('freesolv', [['C', 'inf']], "line 2 of .*expt: 'inf' is not a finite number"),
     ],
 )
 def test_what_is_no_target_is_refused_with_its_line(name, rows, message, tmp_path):

@@ -130,10 +130,10 @@ def test_damage_is_mended_and_counted(tmp_path):
     }  # fmt: skip
     assert found.questions[-1].context == 'x � y' and found.questions[-1].texts == ('� y',)
     assert found.notes == {
-        'answers that stood elsewhere, moved to the nearest place': 2,
+        'answers at a wrong position, moved to the nearest occurrence': 2,
         'answers that are not in the context': 2,
         'answers that are empty': 1,
-        'questions whose id another one has, dropped': 1,
+        'questions with the id of an earlier question, dropped': 1,
         'questions about an empty context': 2,
         'questions without answers that are not marked as impossible': 1,
         'questions with a lone surrogate, replaced by �': 1,

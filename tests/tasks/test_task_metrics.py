@@ -53,9 +53,19 @@ def test_errors():
 def test_metrics_that_do_not_fit_the_task_are_refused():
     metrics.check(('f1', 'roc_auc'), 'classification', 2)
     for names, kind, labels, message in (
-        (('accuarcy',), 'classification', 2, 'no metric accuarcy of a classification of 2 classes; there are accuracy'),
-        (('f1',), 'classification', 3, 'no metric f1 of a classification of 3 classes; there are accuracy, macro_f1, '),
-        (('rmse', 'accuracy'), 'multilabel', 4, 'no metric rmse, accuracy of a multilabel; there are roc_auc'),
+        (
+            ('accuarcy',),
+            'classification',
+            2,
+            'no metric accuarcy for a classification with 2 classes; the metrics are accuracy',
+        ),
+        (
+            ('f1',),
+            'classification',
+            3,
+            'no metric f1 for a classification with 3 classes; the metrics are accuracy, macro_f1, ',
+        ),
+        (('rmse', 'accuracy'), 'multilabel', 4, 'no metric rmse, accuracy for a multilabel; the metrics are roc_auc'),
     ):
         with pytest.raises(ConfigError, match=message):
             metrics.check(names, kind, labels)

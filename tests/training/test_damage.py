@@ -64,7 +64,10 @@ DAMAGES = {
     'a cut position': (lambda c: os.truncate(c / 'position' / 'metadata', 9), 'position/metadata has 9 bytes instead'),
     'no metadata': (lambda c: (c / '_CHECKPOINT_METADATA').unlink(), '_CHECKPOINT_METADATA cannot be read'),
     'cut metadata': (lambda c: os.truncate(c / '_CHECKPOINT_METADATA', 9), '_CHECKPOINT_METADATA cannot be read'),
-    'cut checksums': (lambda c: os.truncate(c / integrity.CHECKSUMS_FILE, 9), 'checksums.json is not what was written'),
+    'cut checksums': (
+        lambda c: os.truncate(c / integrity.CHECKSUMS_FILE, 9),
+        'checksums.json is not a file of checksums',
+    ),
 }
 
 
