@@ -16,8 +16,8 @@ from mlm_jax.objectives.exlm import ExLM, ExLMConfig
 from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig
 from mlm_jax.objectives.mlm import MLM
 from mlm_jax.objectives.registry import OBJECTIVES
+from mlm_jax.parallel import parameters
 from mlm_jax.parallel.mesh import make_mesh
-from mlm_jax.parallel.parameters import ENCODER
 from mlm_jax.parallel.sharding import state_shardings
 from mlm_jax.pretrained.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.tasks import blimp
@@ -28,7 +28,7 @@ ENCODER = EncoderConfig(
     vocab_size=VOCAB, max_length=LENGTH, num_layers=1, width=16, num_heads=2, ffn_width=32, positions='rotary_2d',
     norm='pre', embedding_norm=False, dropout=0.0, attention_dropout=0.0,
 )  # fmt: skip
-RULES = [rule for spec in OBJECTIVES.values() for rule in spec.parameters] + [*ENCODER]
+RULES = [rule for spec in OBJECTIVES.values() for rule in spec.parameters] + [*parameters.ENCODER]
 MODULES = {
     'mlm': MLM(ENCODER),
     'mae_lm': MAELM(ENCODER, VOCABULARY.mask_id, MAELMConfig(decoder_layers=1)),
