@@ -1,14 +1,16 @@
-"""Can this machine, or a TPU slice that is not here, run this configuration?
+"""Checks whether this machine, or a TPU slice that is not present, can run a configuration.
 
     python -m mlm_jax.doctor --config=configs/mlm.py:mini
     python -m mlm_jax.doctor --config=configs/mlm.py:base,slice=v5e-16 --topology=v5e-16
-    python -m mlm_jax.doctor --config=configs/mlm.py:mini --verify      every byte of the prepared data too
+    python -m mlm_jax.doctor --config=configs/mlm.py:mini --verify      reads all of the prepared data, too
 
-Without --topology it looks at this machine: configuration, prepared data, disk, devices, and the train step, compiled
-but not run; an attention kernel runs beside the reference. With --verify it reads all prepared data, and compares each
-file with its hash. With --topology it compiles the step for the slice, on any
-machine with libtpu (extra `tpu`), and tells what it takes there. Exits with 1 when something is in the way; every ✗
-names its cure.
+Without --topology, the program checks this machine: the configuration, the prepared data, the disk, the devices, and
+the train step, which is compiled but not run. If the configuration uses an attention kernel, the kernel runs, and its
+results are compared with those of the reference. With --verify, the program reads all prepared data and compares the
+checksum of each file. With --topology, it compiles the step for the slice, on any machine with libtpu (extra `tpu`),
+and reports what the step needs there.
+
+The exit status is 1 when a check fails. Each line that starts with ✗ tells what to do.
 """
 
 import os
@@ -39,13 +41,16 @@ from mlm_jax.training.state import num_parameters
 def examine(
     config: ml_collections.ConfigDict, topology: str | None, workdir: pathlib.Path, verify: bool = False
 ) -> Iterator[tuple[bool, str]]:
-    """Yields (fine, text) for each thing looked at; later ones are left out where an earlier one prevents them.
+    """Yields (whether it passed, text) for each check; a check is left out if an earlier failure makes it impossible.
 
     Args:
-      config: may be wrong.
+      config: any configuration, valid or not.
       topology: a TPU slice to compile for, as `parallel.topology` names them; None means this machine.
-      workdir: where the run would write.
-      verify: whether the prepared data are compared with their hashes, which takes as long as reading them.
+      workdir: the directory into which the run would write.
+      verify: whether the checksums of the prepared data are compared, which takes as long as reading the data.
+
+    Raises:
+      ValueError: for an unknown topology.
     """
     configuration = _try(lambda: _check_configuration(config))
     yield configuration
@@ -98,7 +103,7 @@ def _check_prepared(config: ml_collections.ConfigDict, verify: bool) -> Iterator
 
 
 def _check_data(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> str:
-    config_lib.resolve(config, manifest)  # which compares the two
+    config_lib.resolve(config, manifest)  # raises ConfigError if the configuration does not fit the data
     verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
     tables_lib.load(config, manifest)
     warm_start.check_source(config, manifest)
@@ -107,24 +112,24 @@ def _check_data(config: ml_collections.ConfigDict, manifest: manifest_lib.Manife
 
 
 def _check_files(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest, verify: bool) -> str:
-    """Whether all files that were prepared are there, by their sizes, or with `verify` by their content."""
+    """Checks the sizes of all prepared files, and with `verify` their checksums."""
     directory = pathlib.Path(config.data.directory).expanduser()
     findings = verification.examine(directory, manifest, verify)
     if findings.wrong:
         raise ConfigError(verification.describe(directory, findings.wrong))
     count, notes = len(verification.hashes(manifest)), ''
     if findings.surplus:
-        notes += f'; not of this preparation, and read by nobody: {", ".join(findings.surplus)}'
+        notes += f'; these files are not part of the prepared data, and are ignored: {", ".join(findings.surplus)}'
     if verify and findings.unknown:
-        notes += f'; the manifest has no hash of {findings.unknown} others'
+        notes += f'; the manifest has no checksum of {findings.unknown} other files'
     if verify:
-        return f'files: {findings.verified} are as prepare wrote them, by their SHA-256{notes}'
-    return f'files: {count} have the sizes that prepare gave them{notes}; --verify compares their content'
+        return f'files: {findings.verified} have the SHA-256 checksums that prepare recorded{notes}'
+    return f'files: {count} have the sizes that prepare recorded{notes}; --verify compares their checksums, too'
 
 
 def _check_disk(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> str:
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(build.state_shapes(config)))
-    needed = state * (config.checkpoint.keep_last + 1)  # a new one is written before the oldest goes
+    needed = state * (config.checkpoint.keep_last + 1)  # a new checkpoint is written before the oldest is deleted
     existing = next(parent for parent in (workdir.absolute(), *workdir.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -135,8 +140,10 @@ def _check_disk(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> str
     return f'disk: checkpoints take {needed / MIB:,.0f} MiB of the {free / MIB:,.0f} MiB free at {existing}'
 
 
-def _check_step(config: ml_collections.ConfigDict, devices: list[jax.Device], options: dict | None):
-    """Yields what compiling the train step for `devices` shows."""
+def _check_step(
+    config: ml_collections.ConfigDict, devices: list[jax.Device], options: dict | None
+) -> Iterator[tuple[bool, str]]:
+    """Compiles the train step for `devices`, and yields its memory, its FLOPs and its collectives."""
     try:
         needs = ahead_of_time.examine_train_step(config, devices, options)
     except ConfigError as error:
@@ -161,21 +168,25 @@ def _check_step(config: ml_collections.ConfigDict, devices: list[jax.Device], op
 
 
 def _check_attention(config: ml_collections.ConfigDict) -> tuple[bool, str]:
-    """Runs the kernel beside the reference."""
+    """Runs the attention kernel and the reference, and compares their results."""
     m, length = config.model, config_lib.row_length(config)
     try:
         found = attention_parity.errors(m.attention_backend, length, m.num_heads, m.width // m.num_heads, m.dtype)
     except (RuntimeError, ValueError) as error:
         reason, _, _ = str(error).partition('\n')
-        return False, f'attention: {m.attention_backend} does not run here; use xla\n{reason}'
+        return False, (
+            f'attention: {m.attention_backend} does not run on this machine: use model.attention_backend=xla\n{reason}'
+        )
     text = ', '.join(f'{name} {ours:.1e} ({reference:.1e})' for name, (ours, reference) in found.items())
-    text = f'attention: relative errors of {m.attention_backend}, and of xla in {m.dtype} (in brackets): {text}'
+    text = f'attention: relative errors of {m.attention_backend}, and of xla in {m.dtype} (in parentheses): {text}'
     fine = attention_parity.agrees(found)
-    return fine, text if fine else f'{text}\nthey do not agree: use model.attention_backend=xla'
+    return fine, text if fine else (
+        f'{text}\nthe errors of {m.attention_backend} are too large: use model.attention_backend=xla'
+    )
 
 
 def _memory_limit(devices: list[jax.Device]) -> int | None:
-    """Bytes that one device has for a program; None where nobody says."""
+    """Bytes of memory that one device has for a program; None where they are not known."""
     if devices[0].platform == 'cpu':
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(devices)
     if limit := slices.memory_bytes(devices[0].device_kind):
@@ -188,8 +199,8 @@ def _describe_flops(
 ) -> str:
     needed = flops.step_flops(config) / len(devices)
     text = (
-        f'matrix products: {needs.flops / 1e12:,.3f} TFLOP per device and step, {needs.flops / needed:.2f} of what the '
-        'model needs'
+        f'matrix products: {needs.flops / 1e12:,.3f} TFLOP per device and step, {needs.flops / needed:.2f} times what '
+        'the model needs'
     )
     if config.model.attention_backend != 'xla':
         text += ' (fused attention not counted)'
@@ -198,14 +209,14 @@ def _describe_flops(
 
 
 def main() -> None:
-    """Runs the program."""
+    """Prints the result of each check, and exits with 1 when one of them fails."""
     values, config, all_fine = flags.FLAGS, command_line.configuration(), True
     try:
         workdir = pathlib.Path(values.workdir).expanduser()
         for fine, text in examine(config, values.topology, workdir, values.verify):
             print('✓' if fine else '✗', text.replace('\n', '\n  '), flush=True)
             all_fine = all_fine and fine
-    except ValueError as error:  # an unknown topology
+    except ValueError as error:  # raised for an unknown topology
         sys.exit(f'error: {error}')
     sys.exit(0 if all_fine else 1)
 
@@ -213,7 +224,10 @@ def main() -> None:
 if __name__ == '__main__':
     command_line.define_config_flags()
     flags.adopt_module_key_flags(command_line)
-    flags.DEFINE_bool('verify', False, 'Compare all prepared data with their hashes: about a second for each GB.')
+    flags.DEFINE_bool('verify', False, 'Compare the checksums of all prepared data: about a second for each GB.')
     flags.DEFINE_string('topology', None, 'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64.')
-    paths.define_flag('workdir', 'runs', 'Where the run would write: its disk must hold the checkpoints.', 'directory')
+    paths.define_flag(
+        'workdir', 'runs', 'Directory into which the run would write: its disk must have space for checkpoints.',
+        'directory',
+    )  # fmt: skip
     command_line.run(main, required=('config',))

@@ -1,19 +1,20 @@
-"""Shows what a configuration masks: in colour in the terminal, as an HTML page, and as a picture.
+"""Shows what a configuration masks: in color in the terminal, as an HTML page, and as a picture.
 
     python -m mlm_jax.inspect_masks --config=configs/masking.py:spans
     python -m mlm_jax.inspect_masks --config=configs/masking.py:fully_explored --output=masks --step=1000
 
-Rows and masks are, to the bit, those that training sees from that step on. Each of several masks of a text is a row.
-With --output: masks.html, masks.png and statistics.json in that directory.
+The rows and the masks are exactly those of a training run from --step on. If a text has several masks, each of them
+makes a row. With --output, the program writes masks.html, masks.png and statistics.json into that directory.
 """
 
 import html
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
+import ml_collections
 import numpy as np
 from absl import flags
 
@@ -26,33 +27,46 @@ from mlm_jax.data import verification
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import Batches
 from mlm_jax.data.shards import Shards
-from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer
 from mlm_jax.files import atomic, paths
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build, mask_ratio
 from mlm_jax.training.step import MASK_STREAM, stream_key
 
-COLOURS = {1: ('41;97', '#e57373'), 2: ('43;30', '#ffd54f'), 3: ('44;97', '#64b5f6'), 4: ('100;97', '#bdbdbd')}
+# Kind of mask → the color codes of a terminal, and the color in HTML.
+COLORS = {1: ('41;97', '#e57373'), 2: ('43;30', '#ffd54f'), 3: ('44;97', '#64b5f6'), 4: ('100;97', '#bdbdbd')}
 _STYLE = 'body{font:16px/1.6 sans-serif;max-width:60em;margin:2em auto}mark{border-radius:3px}td{padding:0 1em}'
-SIGNS = {1: '[]', 2: '{}', 3: '()', 4: '<>'}  # where there are no colours
+BRACKETS = {1: '[]', 2: '{}', 3: '()', 4: '<>'}  # instead of colors
 
 
-def _run(config, manifest) -> build.Run:
-    """The functions of the run."""
+def _run(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> build.Run:
+    """The functions of a training run."""
     steps_per_epoch = len(Shards(config.data.directory, 'train')) / config.batch_size
     return build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
 
 
-def masked_batches(config, manifest, first_step: int, num_texts: int) -> Iterator[tuple[MaskedBatch, np.ndarray]]:
-    """The batches of a run from `first_step` on, and their overflow, int32[B·K], until `num_texts` rows are seen."""
+def masked_batches(
+    config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest, first_step: int, num_texts: int
+) -> Iterator[tuple[MaskedBatch, np.ndarray]]:
+    """Yields the batches of a training run, and for each of their rows the tokens that were dropped for lack of a slot.
+
+    Args:
+      config: a resolved configuration.
+      manifest: of the prepared data.
+      first_step: the step of the first batch.
+      num_texts: the least number of texts in all batches together.
+
+    Yields:
+      A batch of B·K rows, where K is the number of masks of a text, and int32[B·K].
+    """
     rows = Shards(config.data.directory, 'train')
     run = _run(config, manifest)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
     batches = Batches(rows, config.seed, config.batch_size, mesh_lib.batch_sharding(mesh))
 
     @jax.jit
-    def draw(tokens_BxT, step):
+    def draw(tokens_BxT: jax.Array, step: jax.Array):
         key = stream_key(config.seed, MASK_STREAM, step)
         return run.masking.draw(key, tokens_BxT, segment_ids(tokens_BxT, manifest.vocabulary), step)
 
@@ -60,15 +74,21 @@ def masked_batches(config, manifest, first_step: int, num_texts: int) -> Iterato
         yield jax.device_get(draw(batches(step), np.int32(step)))
 
 
-def text_of(tokenizer: Tokenizer, tokens_T: np.ndarray, inputs_T: np.ndarray, kinds_T: np.ndarray, paint) -> str:
-    """A row as text; chosen tokens painted by `paint(text, kind)`, with what stands there instead of them.
+def text_of(
+    tokenizer: AnyTokenizer,
+    tokens_T: np.ndarray,
+    inputs_T: np.ndarray,
+    kinds_T: np.ndarray,
+    paint: Callable[[str, int], str],
+) -> str:
+    """A row as text, in which chosen tokens are painted, each with the token that replaces it.
 
     Args:
       tokenizer: of the row.
-      tokens_T: int[T].
-      inputs_T: int[T], as the model reads them.
-      kinds_T: int[T], as `analysis.mask_statistics.kinds` says.
-      paint: (text, kind) → text; kind 0 is plain text.
+      tokens_T: int[T], the tokens of the text.
+      inputs_T: int[T], the tokens that the model reads.
+      kinds_T: int[T], as `analysis.mask_statistics.kinds` returns them.
+      paint: (text, kind) → text; the kind 0 is text that is left alone.
     """
     v, parts = tokenizer.vocabulary, []
     for token, new, kind in zip(tokens_T.tolist(), inputs_T.tolist(), kinds_T.tolist()):
@@ -85,28 +105,34 @@ def text_of(tokenizer: Tokenizer, tokens_T: np.ndarray, inputs_T: np.ndarray, ki
 
 
 def paint_terminal(text: str, kind: int) -> str:
-    """In colour."""
-    return f'\033[{COLOURS[kind][0]}m{text}\033[0m' if kind else text
+    """The text in the color of its kind, by the codes of a terminal."""
+    return f'\033[{COLORS[kind][0]}m{text}\033[0m' if kind else text
 
 
 def paint_plain(text: str, kind: int) -> str:
-    """Between brackets."""
-    return SIGNS[kind][0] + text + SIGNS[kind][1] if kind else text
+    """The text between the brackets of its kind."""
+    return BRACKETS[kind][0] + text + BRACKETS[kind][1] if kind else text
 
 
 def paint_html(text: str, kind: int) -> str:
-    """As a coloured <mark>."""
+    """The text as HTML, in a colored <mark>."""
     escaped = html.escape(text)
     return f'<mark class="k{kind}" title="{html.escape(KINDS[kind])}">{escaped}</mark>' if kind else escaped
 
 
 def page(title: str, figures: dict[str, float], rows: list[str]) -> str:
-    """The HTML page: figures, a legend, the picture beside it, and the rows."""
-    colours = ''.join(f'.k{kind}{{background:{colour}}}' for kind, (_, colour) in COLOURS.items())
-    legend = ' '.join(paint_html(KINDS[kind], kind) for kind in COLOURS)
+    """The HTML page with statistics, a legend, the picture masks.png and rows of text.
+
+    Args:
+      title: of the page.
+      figures: description → value.
+      rows: HTML of each row.
+    """
+    colors = ''.join(f'.k{kind}{{background:{color}}}' for kind, (_, color) in COLORS.items())
+    legend = ' '.join(paint_html(KINDS[kind], kind) for kind in COLORS)
     cells = ''.join(f'<tr><td>{html.escape(k)}<td>{_number(v)}' for k, v in figures.items())
     return (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}{colours}</style>'
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}{colors}</style>'
         f'<h1>{html.escape(title)}</h1><table>{cells}</table><p>{legend}</p>'
         '<p><img src="masks.png" alt="ratios, runs and positions" style="width:100%"></p>'
         + ''.join(f'<p>{row}</p>' for row in rows)
@@ -118,15 +144,15 @@ def _number(value: float) -> str:
     return f'{value:,}' if isinstance(value, int) else f'{value:.4f}'
 
 
-def describe(config) -> str:
-    """The masking of a configuration in a line."""
+def describe(config: ml_collections.ConfigDict) -> str:
+    """The masking of a configuration in one line: the keys that differ from the defaults."""
     default = config_lib.values(config_lib.default_config().masking)
     changed = {key: value for key, value in config_lib.values(config.masking).items() if value != default[key]}
     return ', '.join(f'{key}={value}' for key, value in changed.items()) or 'the default masking'
 
 
 def main() -> None:
-    """Prints rows and figures, and writes the page where asked."""
+    """Prints rows and statistics, and writes the page if there is an output directory."""
     values, config = flags.FLAGS, command_line.configuration()
     config_lib.check(config)
     masking_in_words = describe(config)
@@ -135,20 +161,22 @@ def main() -> None:
     verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
     tokenizer = Tokenizer.from_file(pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer)
     word_starts, word_marks = tables_lib.of_words(tokenizer, manifest.vocabulary.size)
-    coloured = values.colour == 'always' or (values.colour == 'auto' and sys.stdout.isatty())
-    paint = paint_terminal if coloured else paint_plain
+    in_color = values.colour == 'always' or (values.colour == 'auto' and sys.stdout.isatty())
+    paint = paint_terminal if in_color else paint_plain
 
-    statistics, pages, batches = MaskStatistics.zeros(config.masking.repeats * config.sequence_length), [], []
+    statistics = MaskStatistics.zeros(config.masking.repeats * config.sequence_length)
+    pages: list[str] = []
+    batches: list[MaskedBatch] = []
     print(masking_in_words, '\n')
-    print('  '.join(paint(KINDS[kind], kind) for kind in COLOURS), '\n')
+    print('  '.join(paint(KINDS[kind], kind) for kind in COLORS), '\n')
     for batch, overflow_B in masked_batches(config, manifest, values.step, values.texts):
         statistics.add(batch, overflow_B, word_starts, manifest.vocabulary, word_marks)
         batches.append(batch)
         kinds_BxT = kinds(batch, manifest.vocabulary)
         for row in range(min(len(kinds_BxT), values.rows - len(pages))):
-            parts = tokenizer, batch.tokens[row], batch.inputs[row], kinds_BxT[row]
-            print(text_of(*parts, paint).strip(), '\n')
-            pages.append(text_of(*parts, paint_html))
+            tokens_T, inputs_T = np.asarray(batch.tokens[row]), np.asarray(batch.inputs[row])
+            print(text_of(tokenizer, tokens_T, inputs_T, kinds_BxT[row], paint).strip(), '\n')
+            pages.append(text_of(tokenizer, tokens_T, inputs_T, kinds_BxT[row], paint_html))
     masking = _run(config, manifest).masking
     ratio = mask_ratio.of_batches(masking, batches, values.step)
     figures = statistics.summary() | {'asked share of the tokens': ratio.asked}
@@ -169,8 +197,8 @@ if __name__ == '__main__':
     command_line.define_config_flags()
     flags.adopt_module_key_flags(command_line)
     flags.DEFINE_integer('rows', 6, 'Rows to show.', lower_bound=0)
-    flags.DEFINE_integer('texts', 1024, 'Texts to count, in whole batches.', lower_bound=1)
-    flags.DEFINE_integer('step', 0, 'The step of the run to begin at.', lower_bound=0)
+    flags.DEFINE_integer('texts', 1024, 'Texts to count, rounded up to whole batches.', lower_bound=1)
+    flags.DEFINE_integer('step', 0, 'The step of the training run to start at.', lower_bound=0)
     paths.define_flag('output', None, 'Directory for masks.html, masks.png and statistics.json.', 'directory')
-    flags.DEFINE_enum('colour', 'auto', ['auto', 'always', 'never'], 'Whether the terminal shows colours.')
+    flags.DEFINE_enum('colour', 'auto', ['auto', 'always', 'never'], 'Whether to print in color.')
     command_line.run(main, required=('config',))

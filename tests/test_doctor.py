@@ -74,17 +74,15 @@ def test_damage_is_found_by_its_size_or_by_its_hash(animals_config, tmp_path, mo
     def said(verify):
         return '\n'.join(text for _, text in doctor.examine(config, None, tmp_path, verify))
 
-    assert (
-        'files: 4 have the sizes that prepare gave them; not of this preparation, and read by nobody: train-00001-of'
-        in said(False)
-    )
-    assert 'files: 4 are as prepare wrote them, by their SHA-256' in said(True)
+    assert 'files: 4 have the sizes that prepare recorded; ' in said(False)
+    assert 'these files are not part of the prepared data, and are ignored: train-00001-of' in said(False)
+    assert 'files: 4 have the SHA-256 checksums that prepare recorded' in said(True)
     shard = tmp_path / 'copy' / 'train-00000-of-00001.npy'
     shard.write_bytes(shard.read_bytes()[:-2] + b'!!')
     assert 'is damaged' not in said(False)
     assert 'train-00000-of-00001.npy has changed since prepare wrote it' in said(True)
     shard.write_bytes(shard.read_bytes()[:-2])
-    assert 'train-00000-of-00001.npy has ' in said(False) and 'cut off' in said(False)
+    assert 'train-00000-of-00001.npy has ' in said(False) and 'it was truncated' in said(False)
 
 
 def test_too_little_memory_is_a_problem(tiny_config, tmp_path, monkeypatch):
@@ -106,13 +104,15 @@ def test_a_kernel_runs_beside_the_reference(tiny_config, tmp_path, monkeypatch):
     found = {'output': (0.003, 0.003)}
     monkeypatch.setattr(attention_parity, 'errors', lambda *args: found)
     assert findings(tiny_config, tmp_path)[-1] == (
-        True, 'attention: relative errors of cudnn, and of xla in bfloat16 (in brackets): output 3.0e-03 (3.0e-03)',
+        True, 'attention: relative errors of cudnn, and of xla in bfloat16 (in parentheses): output 3.0e-03 (3.0e-03)',
     )  # fmt: skip
     found['d key'] = (0.05, 0.003)
-    assert 'they do not agree: use model.attention_backend=xla' in problems(tiny_config, tmp_path)
+    assert 'the errors of cudnn are too large: use model.attention_backend=xla' in problems(tiny_config, tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(doctor, '_check_step', lambda *args: iter([(True, 'a CPU that claims to be a GPU')]))
-    assert 'attention: cudnn does not run here; use xla' in problems(tiny_config, tmp_path)
+    assert 'attention: cudnn does not run on this machine: use model.attention_backend=xla' in problems(
+        tiny_config, tmp_path
+    )
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

@@ -9,9 +9,7 @@ import ml_collections
 import numpy as np
 
 from mlm_jax.data.manifest import Manifest
-from mlm_jax.data.smiles import SmilesTokenizer
-from mlm_jax.data.tokenizer_json import JSONTokenizer
-from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer
 from mlm_jax.objectives.objective import Objective
 from mlm_jax.pretrained.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.tasks import blimp
@@ -24,7 +22,7 @@ class Blimp:
         self,
         pairs: Sequence[blimp.Pair],
         objective: Objective,
-        tokenizer: Tokenizer | JSONTokenizer | SmilesTokenizer,
+        tokenizer: AnyTokenizer,
         repeats: int = 1,
         within_word: bool = False,
     ):

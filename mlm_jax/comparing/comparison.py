@@ -1,8 +1,9 @@
-"""Runs of several configurations laid beside each other: means over seeds, differences paired by seed, one picture.
+"""A comparison of the runs of several configurations: means over seeds, differences paired by seed, and a picture.
 
-The seed decides the initial parameters, the order of the rows and the masks. Two configurations under one seed share
-what of these they have in common, so the difference of a pair varies less than the two losses do, and its standard
-error is that of the mean difference: s / √n with n − 1 degrees of freedom.
+The seed decides the initial parameters, the order of the rows and the masks. Two runs with the same seed share as many
+of these as their configurations allow, so the difference of the two runs varies less than each of their losses. The
+standard error of a mean difference is therefore computed from the paired differences: s / √n, with n − 1 degrees of
+freedom.
 """
 
 import dataclasses
@@ -11,11 +12,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mlm_jax.files import markdown, pictures
 from mlm_jax.files.errors import ConfigError
-from mlm_jax.files.pictures import plain_text
-from mlm_jax.files.statistics import mean_and_error
+from mlm_jax.files.statistics import mean_and_error, plus_minus
 
-# What is spent, by the name of the budget.
+# Name of a budget → what it counts.
 UNITS = {'flops': 'FLOPs', 'steps': 'optimizer steps', 'time': 'seconds of training steps'}
 
 
@@ -26,11 +27,11 @@ class Entry:
     Attributes:
       name: the configuration, as on the command line.
       total_steps: optimizer steps of each run.
-      tokens: source tokens of each run.
-      flops: of the matmuls of each run.
-      step_cost: what one step takes off the budget, in its unit.
+      tokens: tokens of the text that each run reads.
+      flops: FLOPs of the matrix products of each run.
+      step_cost: the cost of one step, in the unit of the budget.
       runs: seed → the lines of metrics.jsonl.
-      train_seconds: seed → the time that the run really took, without compiling and evaluating.
+      train_seconds: seed → the measured time of the run, without compilation and evaluations.
     """
 
     name: str
@@ -43,15 +44,15 @@ class Entry:
 
 
 def choose_metric(entry: Entry, wanted: str = '') -> str:
-    """The metric to compare `entry` by.
+    """The metric by which an entry is compared.
 
     Args:
       entry: with at least one run.
-      wanted: 'eval/NAME' or 'NAME'. '' takes `eval/masked_nll`, the nats per masked token that mean the same under
-        every objective, where the runs have it, and `eval/loss` elsewhere.
+      wanted: 'eval/NAME' or 'NAME'. '' means `eval/masked_nll` (nats per masked token, which has the same meaning for
+        every objective) if the runs have it, and otherwise `eval/loss`.
 
     Raises:
-      ConfigError: when a run lacks the metric that is wanted.
+      ConfigError: when a run does not have the metric.
     """
     names = set.intersection(*(set().union(*lines) for lines in entry.runs.values()))
     held_out = sorted(name for name in names if name.startswith('eval/'))
@@ -64,13 +65,17 @@ def choose_metric(entry: Entry, wanted: str = '') -> str:
 
 
 def summarize(entries: Mapping[str, Entry], metric: str = '') -> dict[str, dict]:
-    """Label → what the table, the picture and the JSON file say of a configuration.
+    """Label → the numbers of a configuration for the table, the picture and the JSON file.
 
     Args:
-      entries: by label; all with the same seeds. The first is what the others are compared with.
+      entries: by label; all with the same seeds. The others are compared with the first.
       metric: as for `choose_metric`.
+
+    Raises:
+      ConfigError: when a run does not have the metric, or not at its last step.
     """
-    first, summary = None, {}
+    first: dict[int, float] | None = None
+    summary: dict[str, dict] = {}
     for label, entry in entries.items():
         name = choose_metric(entry, metric)
         points = {
@@ -80,7 +85,7 @@ def summarize(entries: Mapping[str, Entry], metric: str = '') -> dict[str, dict]
         if lost:
             raise ConfigError(
                 f'the log of {label}, seed {lost[0]}, lacks the evaluation at its end, step {entry.total_steps:,}: '
-                'delete the directory of that run to train it again'
+                'delete the directory of this run to train it again'
             )
         final = {seed: by_step[entry.total_steps] for seed, by_step in points.items()}
         first = final if first is None else first
@@ -113,25 +118,28 @@ def summarize(entries: Mapping[str, Entry], metric: str = '') -> dict[str, dict]
 
 
 def markdown_table(summary: Mapping[str, dict]) -> str:
-    """The table, a line for each configuration."""
+    """A Markdown table with a row for each configuration.
+
+    Args:
+      summary: what `summarize` returns.
+    """
     first = next(iter(summary))
     titles = ['', _metric_title(summary), f'− {first}, paired', 'steps', 'tokens', 'FLOPs', 'training seconds']
-    rows = [titles, ['---', *['---:'] * (len(titles) - 1)]]
+    rows = []
     for label, line in summary.items():
+        difference = plus_minus(line['difference'], line['difference_standard_error'], '+.4f')
         rows.append(
             [
                 label,
-                _plus_minus(line['mean'], line['standard_error']),
-                '' if label == first else _plus_minus(line['difference'], line['difference_standard_error'], '+'),
+                plus_minus(line['mean'], line['standard_error'], '.4f'),
+                '' if label == first else difference,
                 f'{line["steps"]:,}',
                 f'{line["tokens"] / 1e6:,.2f} M',
                 f'{line["flops"]:.3g}',
                 f'{line["train_seconds"]:,.0f}',
             ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
-    lines = (' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return ''.join(f'| {line} |\n' for line in lines)
+    return markdown.table(titles, rows)
 
 
 def _metric_title(summary: Mapping[str, dict]) -> str:
@@ -139,27 +147,27 @@ def _metric_title(summary: Mapping[str, dict]) -> str:
     return ', '.join(names) + (' (nats)' if all(name.endswith(('loss', 'nll')) for name in names) else '')
 
 
-def _plus_minus(value: float, error: float | None, sign: str = '') -> str:
-    return f'{value:{sign}.4f}' + ('' if error is None else f' ± {error:.4f}')
-
-
 def draw(summary: Mapping[str, dict], budget: str, path: pathlib.Path) -> None:
-    """Draws the metric against what was spent: a colour for each configuration, a band of ± one standard error.
+    """Draws the metric against the part of the budget that is spent, with a band of ± one standard error.
 
-    The evaluation before the first step is left out: it would press all others together.
+    Each configuration has a color. The evaluation before the first step is left out, because its large loss would
+    compress the scale for all others.
+
+    Args:
+      summary: what `summarize` returns.
+      budget: a key of `UNITS`.
+      path: of the PNG file.
     """
-    from matplotlib.figure import Figure  # no pyplot: no global state and no display
-
-    figure = Figure(figsize=(7, 4.2), layout='constrained')
+    figure = pictures.new_figure(7, 4.2)
     axes = figure.subplots()
-    for colour, (label, line) in enumerate(summary.items()):
+    for i, (label, line) in enumerate(summary.items()):
         curve = line['curve']
-        used = [i for i, step in enumerate(curve['step']) if step > 0]
-        spent, mean = (np.array([curve[key][i] for i in used]) for key in ('spent', 'mean'))
-        axes.plot(spent, mean, 'o-', color=f'C{colour}', markersize=3, linewidth=1.2, label=plain_text(label))
+        used = [place for place, step in enumerate(curve['step']) if step > 0]
+        spent, mean = (np.array([curve[key][place] for place in used]) for key in ('spent', 'mean'))
+        axes.plot(spent, mean, 'o-', color=f'C{i}', markersize=3, linewidth=1.2, label=pictures.plain_text(label))
         if line['standard_error'] is not None:
-            error = np.array([curve['standard_error'][i] for i in used])
-            axes.fill_between(spent, mean - error, mean + error, color=f'C{colour}', alpha=0.2, linewidth=0)
+            error = np.array([curve['standard_error'][place] for place in used])
+            axes.fill_between(spent, mean - error, mean + error, color=f'C{i}', alpha=0.2, linewidth=0)
     seeds = len(next(iter(summary.values()))['by_seed'])
     axes.set(
         xlabel=UNITS[budget],
@@ -168,4 +176,4 @@ def draw(summary: Mapping[str, dict], budget: str, path: pathlib.Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    pictures.save(figure, path)

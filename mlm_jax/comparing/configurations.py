@@ -13,7 +13,7 @@ from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import verification
 from mlm_jax.files.errors import ConfigError
 
-# Keys that decide where and how quickly a run computes, or what it leaves behind, and not what it learns.
+# Keys that decide where and how fast a run computes, or which files it writes, and not what it learns.
 WITHOUT_INFLUENCE = (
     'accelerator', 'checkpoint', 'compilation_cache', 'logging', 'mesh', 'num_microbatches', 'profile', 'sharding',
     'slice',
@@ -28,10 +28,10 @@ class Candidate:
     """One configuration of a comparison.
 
     Attributes:
-      label: short and unique; the directory of its runs.
+      label: a short and unique name, which is also the name of the directory of its runs.
       name: as on the command line.
-      config: without a seed of its own; its `total_steps` is its share of the budget.
-      step_cost: what one step takes off the budget: FLOPs, 1, or seconds.
+      config: the configuration, whose seed is replaced for each run; the budget decides its `total_steps`.
+      step_cost: the cost of one step in the unit of the budget: its FLOPs, 1, or its seconds.
     """
 
     label: str
@@ -41,30 +41,30 @@ class Candidate:
 
     @property
     def cost(self) -> float:
-        """What a run is expected to take, to tell the time that is left: its FLOPs."""
+        """The expected cost of a run, its FLOPs, from which the remaining time is estimated."""
         return self.config.total_steps * flops.step_flops(self.config)
 
     def of_seed(self, seed: int) -> ml_collections.ConfigDict:
-        """The configuration of one run."""
+        """The configuration of the run with this seed."""
         config = self.config.copy_and_resolve_references()
         config.seed = seed
         return config
 
 
 def make_labels(names: Sequence[str]) -> list[str]:
-    """Short labels that tell configurations apart: their files, and the arguments that not all of them have.
+    """Short labels that distinguish configurations: their files, and the arguments that not all of them have.
 
-    `configs/mlm.py:tiny` beside `configs/mlm.py:tiny,masking.ratio=0.4` are 'tiny' and 'ratio=0.4'; beside
-    `configs/mae_lm.py:tiny` they are 'mlm' and 'mae_lm'.
+    The labels of `configs/mlm.py:tiny` and `configs/mlm.py:tiny,masking.ratio=0.4` are 'tiny' and 'ratio=0.4'. The
+    labels of `configs/mlm.py:tiny` and `configs/mae_lm.py:tiny` are 'mlm' and 'mae_lm'.
 
     Raises:
-      ConfigError: where that leaves two alike.
+      ConfigError: when two labels would be equal.
     """
     stems = [pathlib.Path(name.partition(':')[0]).stem for name in names]
     arguments = [[part for part in name.partition(':')[2].split(',') if part] for name in names]
     shared = set(arguments[0]).intersection(*arguments)
     own = [[part for part in parts if part not in shared] for parts in arguments]
-    for shorten in (_last_of_key, str):  # short keys, if they are clear enough
+    for shorten in (_last_of_key, str):  # the last part of a key is enough, unless two labels would be equal
         labels = []
         for stem, parts, all_parts in zip(stems, own, arguments, strict=True):
             words = [stem] if len(set(stems)) > 1 else []
@@ -74,7 +74,7 @@ def make_labels(names: Sequence[str]) -> list[str]:
         if len(set(labels)) == len(labels):
             return labels
     raise ConfigError(
-        f'the configurations {"; ".join(names)} have no different short names; give each one with --label=NAME'
+        f'no different short names can be made for the configurations {"; ".join(names)}: name each with --label=NAME'
     )
 
 
@@ -84,11 +84,11 @@ def _last_of_key(argument: str) -> str:
 
 
 def load_candidates(names: Sequence[str], labels: Sequence[str], settings: Sequence[str]) -> list[Candidate]:
-    """Loads configurations, applies the settings that all share, and checks that they can be compared.
+    """Loads configurations, applies the settings that all of them share, and checks that they can be compared.
 
     Args:
       names: FILE.py[:ARGUMENT] each.
-      labels: one for each name; empty makes them.
+      labels: one for each name; if there are none, `make_labels` makes them.
       settings: 'KEY=VALUE' each.
 
     Raises:
@@ -100,14 +100,16 @@ def load_candidates(names: Sequence[str], labels: Sequence[str], settings: Seque
             '--config=configs/mae_lm.py:mini'
         )
     if labels and (len(labels) != len(names) or len(set(labels)) < len(labels)):
-        raise ConfigError(f'--label={", ".join(labels)}: give {len(names)} different ones, or none')
+        raise ConfigError(f'--label={", ".join(labels)}: give {len(names)} different labels, or none')
     for label in labels:
         if not re.fullmatch(r'\w[\w.=+-]*', label):
-            raise ConfigError(f'--label={label}: a label names a directory; use letters, digits and . _ = + -')
+            raise ConfigError(
+                f'--label={label}: a label is the name of a directory, so use only letters, digits and . _ = + -'
+            )
     overrides = config_lib.parse_settings(settings)
     for text in (*names, *(f':{key}=' for key in overrides)):
         if re.search(r'[:,]seed=', text):
-            raise ConfigError(f'{text.strip(":")}: the seeds of a comparison are given by --seeds')
+            raise ConfigError(f'{text.strip(":")}: give the seeds of a comparison with --seeds')
     candidates = []
     for label, name in zip(labels or make_labels(names), names, strict=True):
         candidates.append(Candidate(label, name, config_lib.load(name, overrides)))
@@ -129,8 +131,9 @@ def _check_comparable(candidates: Sequence[Candidate]) -> None:
         ]
         if unequal:
             raise ConfigError(
-                'held-out losses compare only on the same rows and masks:\n' + '\n'.join(unequal) + '\n'
-                'Give them to all configurations alike, for example with --set=data.directory=…'
+                'held-out losses can only be compared on the same rows and masks, but these keys differ:\n'
+                + '\n'.join(unequal)
+                + '\nGive all configurations the same values, for example with --set=data.directory=…'
             )
     for candidate in candidates:
         config_lib.check(candidate.config)
@@ -138,13 +141,19 @@ def _check_comparable(candidates: Sequence[Candidate]) -> None:
         resolved = config_lib.resolve(candidate.config, manifest)
         verification.check_tokenizer(pathlib.Path(resolved.data.directory).expanduser(), manifest)
         if not resolved.evaluation.every_steps:
-            raise ConfigError(f'{candidate.name} is never evaluated: --set=evaluation.every_percent=10')
+            raise ConfigError(f'{candidate.name} is never evaluated: set, for example, evaluation.every_percent=10')
 
 
 def differences(
     old: ml_collections.ConfigDict, new: ml_collections.ConfigDict, ignored: Sequence[str] = WITHOUT_INFLUENCE
 ) -> dict[str, tuple]:
-    """Key → (old value, new value) where two configurations differ, apart from keys at or under those `ignored`."""
+    """Key → (old value, new value) where two configurations differ.
+
+    Args:
+      old: a configuration.
+      new: a configuration.
+      ignored: keys that are left out, with all keys under them.
+    """
     return {
         key: values
         for key, values in config_lib.differences(old, new).items()

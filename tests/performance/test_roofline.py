@@ -16,7 +16,7 @@ def needs(**values) -> Requirements:
 
 @pytest.fixture
 def config():
-    return config_lib.load('configs/mlm.py:base')  # bfloat16
+    return config_lib.resolve(config_lib.load('configs/mlm.py:base'))  # bfloat16
 
 
 def test_each_time_is_an_amount_by_a_published_peak(config):

@@ -185,7 +185,7 @@ def test_what_an_accelerator_leaves_open_is_idle(program, thread):
 
 
 def test_a_trace_without_the_program_and_a_place_without_a_trace_are_refused(program, tmp_path):
-    with pytest.raises(FileNotFoundError, match='holds no'):
+    with pytest.raises(FileNotFoundError, match='has no file'):
         step_profile.load_trace(tmp_path)
     with gzip.open(tmp_path / 'host.trace.json.gz', 'wt') as file:
         json.dump({'traceEvents': process('/host:CPU', {1: 'python'})}, file)
