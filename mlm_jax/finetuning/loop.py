@@ -28,7 +28,7 @@ from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.finetuning.record import Record
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training.checkpoints import Snapshots
-from mlm_jax.training.schedules import make_schedule
+from mlm_jax.training.learning_rate import make_schedule
 
 # Rows of an evaluation batch for each row of a training batch: an evaluation keeps no activations for gradients.
 EVALUATION_FACTOR = 2
