@@ -245,7 +245,7 @@ def main() -> None:
         contestants.append(prepare(name, config, rows=values.rows))
         _note(f'compiled in {contestants[-1].compile_seconds:.1f} s')
     others, failed = peers(contestants[0], values.peer_variants) if values.peer else ([], {})
-    everyone = [*contestants, *others]
+    everyone: list[speed.Contestant] = [*contestants, *others]
     matmuls = {dtype: speed.LargeMatmul(dtype) for dtype in dict.fromkeys(c.dtype for c in everyone)}
     _note(f'one step of each that does not count, then {values.rounds} rounds')
     progress = ProgressLine(values.rounds, unit='round')

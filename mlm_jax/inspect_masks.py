@@ -11,7 +11,7 @@ import html
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from mlm_jax.data import masking_tables, verification
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import Batches
 from mlm_jax.data.shards import Shards
-from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer
 from mlm_jax.files import atomic, paths
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.parallel import mesh as mesh_lib
@@ -59,7 +59,9 @@ def masked_batches(config, manifest, first_step: int, num_texts: int) -> Iterato
         yield jax.device_get(draw(batches(step), np.int32(step)))
 
 
-def text_of(tokenizer: Tokenizer, tokens_T: np.ndarray, inputs_T: np.ndarray, kinds_T: np.ndarray, paint) -> str:
+def text_of(
+    tokenizer: AnyTokenizer, tokens_T: np.ndarray, inputs_T: np.ndarray, kinds_T: np.ndarray, paint: Callable[..., str]
+) -> str:
     """A row as text; chosen tokens painted by `paint(text, kind)`, with what stands there instead of them.
 
     Args:
@@ -137,7 +139,9 @@ def main() -> None:
     coloured = values.colour == 'always' or (values.colour == 'auto' and sys.stdout.isatty())
     paint = paint_terminal if coloured else paint_plain
 
-    statistics, pages, batches = MaskStatistics.zeros(config.masking.repeats * config.sequence_length), [], []
+    statistics = MaskStatistics.zeros(config.masking.repeats * config.sequence_length)
+    pages: list[str] = []
+    batches: list[MaskedBatch] = []
     print(masking_in_words, '\n')
     print('  '.join(paint(KINDS[kind], kind) for kind in COLOURS), '\n')
     for batch, overflow_B in masked_batches(config, manifest, values.step, values.texts):
@@ -145,9 +149,9 @@ def main() -> None:
         batches.append(batch)
         kinds_BxT = kinds(batch, manifest.vocabulary)
         for row in range(min(len(kinds_BxT), values.rows - len(pages))):
-            parts = tokenizer, batch.tokens[row], batch.inputs[row], kinds_BxT[row]
-            print(text_of(*parts, paint).strip(), '\n')
-            pages.append(text_of(*parts, paint_html))
+            parts = np.asarray(batch.tokens[row]), np.asarray(batch.inputs[row]), kinds_BxT[row]
+            print(text_of(tokenizer, *parts, paint).strip(), '\n')
+            pages.append(text_of(tokenizer, *parts, paint_html))
     masking = _run(config, manifest).masking
     ratio = mask_ratio.of_batches(masking, batches, values.step)
     figures = statistics.summary() | {'asked share of the tokens': ratio.asked}

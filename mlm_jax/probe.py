@@ -29,6 +29,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +129,7 @@ def draw_ranks(report: dict[str, dict], threshold: str, path: pathlib.Path) -> N
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    styles = dict(zip(CURVES, ('-', ':', '-.', '--'), strict=True))
+    styles: dict[str, Any] = dict(zip(CURVES, ('-', ':', '-.', '--'), strict=True))
     figure = Figure(figsize=(12, 4.6), layout='constrained')
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ('uncentred', 'centred'), strict=True):
         for colour, entry in enumerate(report.values()):

@@ -211,7 +211,7 @@ def test_only_a_graph_is_drawn(trained, exlm):
     config.exlm.transitions = 'none'
     run = loading.build.make_run(config, exlm[1].tokenizer.vocabulary, steps_per_epoch=1.0)
     with pytest.raises(ConfigError, match='without transitions there is no graph'):
-        alignment.check_model(types.SimpleNamespace(config=config, run=run))
+        alignment.check_model(types.SimpleNamespace(objective=run.objective, objective_name='exlm'))
 
 
 def test_ratios_are_sorted():

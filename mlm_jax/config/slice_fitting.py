@@ -1,8 +1,8 @@
 """`slice=v5e-16` and the like: chooses the keys that are left open so that a run suits a TPU slice.
 
 The choices come from compiling BERT-base and BERT-large with each objective for TPU slices ahead of time (`bench
---topology`; docs/results.md has the figures) and from published peak performance; they were not run on a TPU. Keys that the
-user has set do not change, and the other keys are chosen to go with them.
+--topology`; docs/results.md has the figures) and from published peak performance; they were not run on a TPU. Keys
+that the user has set do not change, and the other keys are chosen to go with them.
 """
 
 import math

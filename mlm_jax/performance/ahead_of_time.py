@@ -1,4 +1,4 @@
-"""The train step of a configuration, compiled for devices that need not be there, and what it asks of them."""
+"""Compiles the train step of a configuration for devices that need not be present, and reports what the step needs."""
 
 import contextlib
 import dataclasses
@@ -19,20 +19,20 @@ from mlm_jax.training import build, runtime
 from mlm_jax.training.state import abstract_state
 from mlm_jax.training.step import jit_train_step
 
-# For TPUs that are not there: the step is divided the same way and takes the same memory to 1 %, but compiling takes a
-# sixth of the time (BERT-base for a v5e-16: 25 s of a core, not 167 s).
+# For TPUs that are not present: the sharding is the same and the memory is the same within 1 %, but compiling takes a
+# sixth of the time (BERT-base for a v5e-16: 25 s of one core instead of 167 s).
 LOW_EFFORT = {'exec_time_optimization_effort': -1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Requirements:
-    """What one run of the step asks of one device.
+    """What one run of the step needs on one device.
 
     Attributes:
-      memory: that it holds.
-      flops: of the matrix products; fused attention does not show its own.
-      accessed_bytes: read from and written to the device's memory.
-      collectives: name → (times executed, bytes of their results).
+      memory: the memory that the step occupies.
+      flops: FLOPs of the matrix products, without those inside fused attention kernels, which the compiler hides.
+      accessed_bytes: bytes read from and written to the memory of the device.
+      collectives: name → (times executed, bytes of the results).
     """
 
     memory: Memory
@@ -42,7 +42,7 @@ class Requirements:
 
 
 class DoesNotFit(Exception):
-    """The step needs more memory than the devices have; the message has the sizes, and the cure."""
+    """The step needs more memory than the devices have; the message tells the sizes and what to do."""
 
 
 CURE = 'raise num_microbatches, set model.remat=matmuls, or use more devices'
@@ -51,7 +51,7 @@ CURE = 'raise num_microbatches, set model.remat=matmuls, or use more devices'
 def examine_train_step(
     config: ml_collections.ConfigDict, devices: list[jax.Device], compiler_options: dict | None = None
 ) -> Requirements:
-    """Compiles the train step for `devices`, as `compile_train_step` does, and tells what it asks of each.
+    """Compiles the train step for `devices`, as `compile_train_step` does, and reports what it needs on each of them.
 
     Raises:
       ConfigError: when the devices do not fit the configuration.
@@ -71,13 +71,13 @@ def compile_train_step(
     vocabulary: Vocabulary | None = None,
     compiler_options: dict | None = None,
 ) -> jax.stages.Compiled:
-    """Compiles the train step for `devices` from shapes alone: nothing is allocated.
+    """Compiles the train step for `devices` from shapes alone, without allocating arrays.
 
     Args:
       config: any configuration; it is resolved here.
-      devices: of this machine, or of `parallel.topology.tpu_devices`.
-      vocabulary: the special ids; None means those of the tokenizers trained here. They hardly matter.
-      compiler_options: of XLA, e.g. `LOW_EFFORT`.
+      devices: devices of this machine, or those that `parallel.topology.tpu_devices` returns.
+      vocabulary: the special ids; None means those of the tokenizers that `prepare` trains. They hardly matter here.
+      compiler_options: options of XLA, for example `LOW_EFFORT`.
 
     Raises:
       ConfigError: when the devices do not fit the configuration.
@@ -98,10 +98,10 @@ def compile_train_step(
 
 @contextlib.contextmanager
 def _no_compilation_cache() -> Iterator[None]:
-    """Programs for devices that are not here can be written to JAX's cache, but not read from it."""
+    """Turns the compilation cache off: JAX can write programs for absent devices to it, but cannot read them."""
     before = jax.config.jax_enable_compilation_cache
     jax.config.update('jax_enable_compilation_cache', False)
-    compilation_cache.reset_cache()  # it remembers whether it is in use
+    compilation_cache.reset_cache()  # the cache would otherwise remember that it is in use
     try:
         yield
     finally:
@@ -110,9 +110,16 @@ def _no_compilation_cache() -> Iterator[None]:
 
 
 def requirements(compiled: jax.stages.Compiled) -> Requirements:
-    """What the compiled step asks of each device."""
+    """What the compiled step needs on each device.
+
+    Raises:
+      ValueError: when the compiler does not report the memory of the step.
+    """
+    memory = memory_of(compiled)
+    if memory is None:
+        raise ValueError('the compiler does not report how much memory the step needs')
     return Requirements(
-        memory=memory_of(compiled),
+        memory=memory,
         flops=collectives.matmul_flops(compiled),
         accessed_bytes=collectives.accessed_bytes(compiled),
         collectives=collectives.describe_collectives(compiled),

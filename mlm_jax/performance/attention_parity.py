@@ -1,4 +1,4 @@
-"""Does an attention kernel compute, on this machine, what the reference computes?"""
+"""Checks whether an attention kernel computes on this machine what the reference computes."""
 
 import functools
 from collections.abc import Callable
@@ -8,29 +8,30 @@ import jax.numpy as jnp
 
 from mlm_jax.models import attention
 
-# Against the reference in float32, a kernel may be off by so many times what the reference in its own dtype is, plus
-# what nobody would notice.
+# Compared with the reference in float32, the error of a kernel may be at most FACTOR times the error of the reference
+# in the kernel's dtype, plus SLACK, a relative error that does not matter.
 FACTOR, SLACK = 2.0, 1e-3
 
 
 def errors(
     backend: str, length: int, num_heads: int, head_width: int, dtype: str, attend: Callable = attention.attend
 ) -> dict[str, tuple[float, float]]:
-    """How far a backend, and the reference in the same dtype, are from the reference in float32.
+    """The errors of a backend, and of the reference in the same dtype, compared with the reference in float32.
 
-    Two rows, one of two documents and padding, one full; forwards and backwards, from the same random numbers.
+    The inputs are two rows of random numbers: one with two documents and padding, and one that a single document fills.
+    Both the outputs and the gradients are compared.
 
     Args:
       backend: 'cudnn' or 'splash'.
       length: T.
       num_heads: H.
       head_width: D.
-      dtype: that the backend computes in.
-      attend: `models.attention.attend`, or what a test puts in its place.
+      dtype: the dtype that the backend computes in.
+      attend: the attention function, with the arguments of `models.attention.attend`.
 
     Returns:
-      'output', 'd query', 'd key', 'd value' → the norm of the difference by that of the exact one, over real tokens:
-      of the backend, and of the reference.
+      'output', 'd query', 'd key', 'd value' → (error of the backend, error of the reference). An error is the norm of
+      the difference divided by the norm of the exact array, over all tokens except padding.
     """
     first, padding = length // 3, length // 8
     sizes = jnp.array([first, length - first - padding, padding])
@@ -41,7 +42,7 @@ def errors(
     *qkv, weight_BxTxHxD = [x * (segments_BxT > 0)[..., None, None] for x in inputs]
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
-    def outputs(backend, dtype):
+    def outputs(backend: str, dtype: str) -> list[jax.Array]:
         def loss(*qkv):
             out = attend(*(x.astype(dtype) for x in qkv), segments_BxT, segments_BxT, backend=backend)
             out = out.astype(jnp.float32)
@@ -50,10 +51,10 @@ def errors(
         gradients, out = jax.grad(loss, (0, 1, 2), has_aux=True)(*qkv)
         return [out, *gradients]
 
-    with jax.default_matmul_precision('highest'):  # else accelerators round what goes into products
+    with jax.default_matmul_precision('highest'):  # by default, accelerators round the operands of products
         exact = outputs('xla', 'float32')
 
-    def error(found, wanted) -> float:
+    def error(found: jax.Array, wanted: jax.Array) -> float:
         return float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted))
 
     pairs = zip(outputs(backend, dtype), outputs('xla', dtype), exact, strict=True)
@@ -64,5 +65,5 @@ def errors(
 
 
 def agrees(found: dict[str, tuple[float, float]]) -> bool:
-    """Whether `errors` are those of rounding."""
+    """Whether the result of `errors` can be explained by rounding."""
     return all(ours <= FACTOR * reference + SLACK for ours, reference in found.values())

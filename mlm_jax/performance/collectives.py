@@ -1,4 +1,4 @@
-"""What devices send each other in a compiled program, and what each of them computes: read from the optimised HLO."""
+"""What the devices of a compiled program send to each other, and what each of them computes, from the optimized HLO."""
 
 import collections
 import math
@@ -10,7 +10,7 @@ import jax
 from mlm_jax.performance import hlo
 
 COLLECTIVES = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
-# Instructions that move nothing by themselves: they name what is there, or what they call moves it.
+# Instructions that move no data themselves: they rename existing arrays, or the computations that they call move data.
 _FREE = (
     'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'after-all',
     'optimization-barrier', 'partition-id', 'replica-id',
@@ -19,27 +19,27 @@ _ALLOCATES = 'custom_call_target="AllocateBuffer"'
 
 
 def describe_collectives(compiled: jax.stages.Compiled) -> dict[str, tuple[int, int]]:
-    """The collectives of one run of a compiled function.
+    """The collectives in one run of a compiled function.
 
     Returns:
-      Name → (times executed, bytes of their results on one device), for those that occur.
+      Name → (times executed, bytes of the results on one device), for the collectives that occur.
     """
-    totals = collections.defaultdict(lambda: [0, 0])
-    for times, instruction in hlo.parse(compiled.as_text()).executed():
+    totals: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
+    for times, instruction in hlo.of_compiled(compiled).executed():
         name = instruction.operation.removesuffix('-start')
         if name not in COLLECTIVES:
             continue
         sizes = [array.num_bytes for array in instruction.arrays]
-        # The result of a start holds its operand too.
+        # The result of an asynchronous start contains its operand as well, except for an all-reduce.
         size = max(sizes) if instruction.operation.endswith('-start') and name != 'all-reduce' else sum(sizes)
-        totals[name][0] += times
-        totals[name][1] += times * size
-    return {name: tuple(totals[name]) for name in COLLECTIVES if name in totals}
+        count, num_bytes = totals[name]
+        totals[name] = count + times, num_bytes + times * size
+    return {name: totals[name] for name in COLLECTIVES if name in totals}
 
 
 def matmul_flops(compiled: jax.stages.Compiled) -> int:
-    """FLOPs of the matrix products of one run on one device; kernels written by hand do not show theirs."""
-    program = hlo.parse(compiled.as_text())
+    """FLOPs of the matrix products in one run on one device, without those inside custom kernels."""
+    program = hlo.of_compiled(compiled)
     return sum(
         times * 2 * _product_terms(instruction, program)
         for times, instruction in program.executed()
@@ -50,11 +50,12 @@ def matmul_flops(compiled: jax.stages.Compiled) -> int:
 def accessed_bytes(compiled: jax.stages.Compiled) -> int:
     """Bytes that the instructions of one run read from and write to the memory of one device.
 
-    Each launched instruction (a fusion is one) counts its operands and its results, as often as it runs: of an operand
-    that it slices or gathers from, the slices; of one that it updates in place, the update. Arrays that XLA keeps in
-    the memory of the core do not count, and caches are not known: what a cache holds counts again.
+    The operands and the results of each launched instruction (a fusion is one instruction) are counted each time that
+    it runs. Of an operand that the instruction slices or gathers from, only the slices are counted; of an operand that
+    it updates in place, only the update. Arrays that XLA keeps in the memory of the core are not counted. Caches are
+    ignored: each access is counted even if the data are in a cache.
     """
-    program = hlo.parse(compiled.as_text())
+    program = hlo.of_compiled(compiled)
     return sum(times * _bytes_of(instruction, program) for times, instruction in program.launched())
 
 
@@ -72,14 +73,14 @@ def _bytes_of(instruction: hlo.Instruction, program: hlo.Program) -> int:
         return 2 * _main_memory(instruction.arrays)
     if instruction.operation == 'dynamic-update-slice':
         return 2 * _main_memory(program.instructions[instruction.operands[1]].arrays)
-    # What starts has its operand in its result: once is enough.
+    # The result of an asynchronous start contains its operand, which is counted once.
     written = instruction.arrays[:1] if instruction.operation.endswith('-start') else instruction.arrays
     read = sum(_main_memory(program.instructions[name].arrays) for name in instruction.operands)
     return read + _main_memory(written)
 
 
 def _read_in(fusion: hlo.Instruction, place: int, whole: int, program: hlo.Program) -> int:
-    """Bytes of an operand of a fusion, of `whole` bytes, that its body reads, within fusions inside it too."""
+    """Bytes that the body of a fusion, with the fusions inside it, reads of an operand of `whole` bytes."""
     body = program.computations[fusion.called[0]]
     parameter = next(i for i in body if i.operation == 'parameter' and int(i.rest.split(')', 1)[0]) == place)
     read, pending = 0, [parameter.name] if whole else []
@@ -99,7 +100,7 @@ def _read_in(fusion: hlo.Instruction, place: int, whole: int, program: hlo.Progr
 
 
 def _is_view(instruction: hlo.Instruction, program: hlo.Program) -> bool:
-    """Whether an instruction of a fusion's body has the values of its operand, in another shape or layout."""
+    """Whether an instruction in the body of a fusion returns its operand in another shape or layout."""
     if instruction.operation == 'fusion':
         body = program.computations[instruction.called[0]]
         return all(i.operation == 'parameter' or _is_view(i, program) for i in body)
@@ -107,7 +108,7 @@ def _is_view(instruction: hlo.Instruction, program: hlo.Program) -> bool:
 
 
 def _written(fusion: hlo.Instruction, root: hlo.Instruction, program: hlo.Program) -> int:
-    """Bytes of the results of a fusion that its body writes."""
+    """Bytes that the body of a fusion writes of its results."""
     roots = [program.instructions[name] for name in root.operands] if root.operation == 'tuple' else [root]
     if len(roots) < len(fusion.arrays):  # one instruction with several results
         return _main_memory(fusion.arrays)
@@ -130,24 +131,29 @@ def _main_memory(arrays: tuple[hlo.Array, ...]) -> int:
 
 
 def _product_terms(instruction: hlo.Instruction, program: hlo.Program) -> int:
-    """Products that a dot or a convolution sums up, in all of its outputs."""
+    """The number of products of two numbers that a dot or a convolution adds up, over all of its outputs."""
     arguments = instruction.rest
     left, right = (program.instructions[name].arrays[0].dimensions for name in instruction.operands[:2])
     output = instruction.arrays[0].dimensions
     if labels := re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', arguments):
-        return _convolution_terms(arguments, *(dict(zip(*p)) for p in zip(labels.groups(), (left, right, output))))
-    contracted = re.search(r'lhs_contracting_dims=\{([\d,]+)\}', arguments)[1]
-    return math.prod(output) * math.prod(left[int(d)] for d in contracted.split(','))
+        sizes = [dict(zip(names, shape)) for names, shape in zip(labels.groups(), (left, right, output))]
+        return _convolution_terms(arguments, *sizes)
+    contracted = re.search(r'lhs_contracting_dims=\{([\d,]+)\}', arguments)
+    # An outer product contracts no dimension, and XLA leaves the attribute out.
+    dimensions = contracted[1].split(',') if contracted else []
+    return math.prod(output) * math.prod(left[int(d)] for d in dimensions)
 
 
 def _convolution_terms(arguments: str, left: dict, right: dict, output: dict) -> int:
-    """TPUs turn products into convolutions whose windows reach into padding: only pairs with real inputs count.
+    """The products of a convolution, without those with padding.
+
+    The TPU compiler turns matrix products into convolutions whose windows extend into padding.
 
     Args:
-      arguments: holds the window.
-      left: label (b, f, or the number of a spatial dimension) → size, of the input.
-      right: the same for the kernel (i, o).
-      output: the same for the output (b, f).
+      arguments: the attributes of the instruction, with the window.
+      left: label (b, f, or the number of a spatial dimension) → size, for the input.
+      right: the same for the kernel, with the labels i and o.
+      output: the same for the output, with the labels b and f.
     """
     terms = output['b'] * output['f'] * right['i']
     for number, size in right.items():
@@ -168,5 +174,5 @@ def _window(arguments: str, key: str, where: int, default: str) -> str:
 
 
 def table(found: Mapping[str, Sequence[int]]) -> list[str]:
-    """A line for each kind of `describe_collectives`, aligned."""
+    """An aligned line for each collective of `describe_collectives`."""
     return [f'{name:<19}{times:>7,} times, {size / 2**20:>10,.1f} MiB in all' for name, (times, size) in found.items()]

@@ -1,6 +1,6 @@
-"""Optimised HLO as XLA prints it: its instructions, and how often each of them runs.
+"""Optimized HLO, as XLA prints it: its instructions, and how often each of them runs.
 
-XLA's own cost analysis counts the body of a loop once; here, everything inside a loop counts as often as it runs.
+XLA's own cost analysis counts the body of a loop once. Here the body is counted as often as it runs.
 """
 
 import collections
@@ -10,7 +10,9 @@ import math
 import re
 from collections.abc import Iterator
 
-_ITEM_BITS = {'pred': 8, 'bf16': 16}  # others end in their number of bits: f32, s8, u64, …
+import jax
+
+_ITEM_BITS = {'pred': 8, 'bf16': 16}  # the names of all other types end in their number of bits: f32, s8, u64, …
 
 _MODULE = re.compile(r'HloModule ([^\s,]+)')
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$')
@@ -28,8 +30,8 @@ class Array:
 
     Attributes:
       dimensions: its sizes.
-      item_bits: of one element.
-      is_local: whether it lies in the memory of the core, not in that of the device (TPUs; memory space 1).
+      item_bits: bits of one element.
+      is_local: whether it is in the memory of the core (on TPUs, memory space 1) and not in that of the device.
     """
 
     dimensions: tuple[int, ...]
@@ -38,12 +40,12 @@ class Array:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """The number of elements."""
         return math.prod(self.dimensions)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes, without the padding of a layout."""
+        """The number of bytes, without the padding of the layout."""
         return self.size * self.item_bits // 8
 
 
@@ -53,10 +55,10 @@ class Instruction:
 
     Attributes:
       name: without the percent sign.
-      shape: of the result, as printed.
+      shape: the shape of the result, as printed.
       operation: 'add', 'fusion', 'custom-call', ….
-      rest: the line after the opening parenthesis: operands and attributes.
-      is_root: whether it is what the computation returns.
+      rest: the part of the line after the opening parenthesis: operands and attributes.
+      is_root: whether the computation returns its result.
     """
 
     name: str
@@ -67,23 +69,23 @@ class Instruction:
 
     @functools.cached_property
     def op_name(self) -> str:
-        """What JAX calls the operation that it comes from, a path of modules and functions; '' where unknown."""
+        """JAX's name of the operation that it was compiled from, a path of modules and functions; '' if unknown."""
         found = _OP_NAME.search(self.rest)
         return found[1] if found else ''
 
     @functools.cached_property
     def operands(self) -> tuple[str, ...]:
-        """Names of the instructions that it reads."""
+        """The names of the instructions whose results it reads."""
         return tuple(re.findall(r'%([\w.-]+)', self.rest.split(')', 1)[0]))
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
-        """Names of the computations that it calls."""
+        """The names of the computations that it calls."""
         return tuple(called_computations(self.rest))
 
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
-        """The arrays of the result: one, or those of a tuple."""
+        """The arrays of the result: one array, or the arrays of a tuple."""
         return tuple(arrays_of(self.shape))
 
 
@@ -92,16 +94,16 @@ class Program:
     """A compiled program.
 
     Attributes:
-      name: of the module, such as 'jit_train_step'.
+      name: the name of the module, such as 'jit_train_step'.
       computations: name → instructions.
-      entry: the name of the computation that is the program.
-      times: name of a computation → how often it runs in one run of the program, within kernels too.
+      entry: the name of the computation at which the program starts.
+      times: name of a computation → how often it runs in one run of the program; includes the insides of kernels.
     """
 
     name: str
     computations: dict[str, list[Instruction]]
     entry: str
-    times: collections.Counter
+    times: collections.Counter[str]
 
     @functools.cached_property
     def instructions(self) -> dict[str, Instruction]:
@@ -110,11 +112,12 @@ class Program:
 
     @functools.cached_property
     def kernels(self) -> frozenset[str]:
-        """Names of the computations that are parts of single instructions: bodies of fusions, reductions, sorts, ….
+        """The names of the computations that are part of a single instruction: bodies of fusions, reductions, sorts, ….
 
-        The others are where instructions are launched: the entry, loops, branches and calls.
+        The other computations launch instructions: the entry, loops, branches and calls.
         """
-        launching, pending = set(), [self.entry]
+        launching: set[str] = set()
+        pending = [self.entry]
         while pending:
             name = pending.pop()
             if name not in launching:
@@ -125,26 +128,26 @@ class Program:
         return frozenset(self.computations) - launching
 
     def executed(self) -> Iterator[tuple[int, Instruction]]:
-        """Yields how often, and what, for all instructions that run, those inside kernels too."""
+        """Yields (how often it runs, instruction) for all instructions that run, including those inside kernels."""
         for name, instructions in self.computations.items():
             if self.times[name]:
                 for instruction in instructions:
                     yield self.times[name], instruction
 
     def launched(self) -> Iterator[tuple[int, Instruction]]:
-        """As `executed`, without the insides of kernels."""
+        """Yields the same as `executed`, without the instructions inside kernels."""
         for name, instructions in self.computations.items():
             if self.times[name] and name not in self.kernels:
                 for instruction in instructions:
                     yield self.times[name], instruction
 
     def readers(self) -> dict[str, set[str]]:
-        """Name of a launched instruction → those that read its result, out of tuples and by other names too."""
+        """Name of a launched instruction → the instructions that read its result, also through tuples and renamings."""
         read_by: dict[str, set[str]] = {}
         for name, instructions in self.computations.items():
             if name in self.kernels:
                 continue
-            for instruction in reversed(instructions):  # a reader stands behind what it reads
+            for instruction in reversed(instructions):  # a reader comes after the instructions whose results it reads
                 through = instruction.operation in ('tuple', 'get-tuple-element', 'bitcast')
                 found = read_by.get(instruction.name, set()) if through else {instruction.name}
                 for operand in instruction.operands:
@@ -152,9 +155,32 @@ class Program:
         return read_by
 
 
+def of_compiled(compiled: jax.stages.Compiled) -> Program:
+    """The program of a compiled function.
+
+    Raises:
+      ValueError: when the backend does not print its programs.
+    """
+    return parse(text_of(compiled))
+
+
+def text_of(compiled: jax.stages.Compiled) -> str:
+    """The optimized HLO of a compiled function.
+
+    Raises:
+      ValueError: when the backend does not print its programs.
+    """
+    text = compiled.as_text()
+    if text is None:
+        raise ValueError('this backend of JAX does not print the HLO of its compiled programs')
+    return text
+
+
 def parse(text: str) -> Program:
-    """The program that `jax.stages.Compiled.as_text()` shows."""
-    computations, entry, current = {}, '', None
+    """The program that `text_of` returns as text."""
+    computations: dict[str, list[Instruction]] = {}
+    entry = ''
+    current: list[Instruction] | None = None
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
             current = computations.setdefault(match[2], [])
@@ -168,7 +194,7 @@ def parse(text: str) -> Program:
 
 
 def arrays_of(shape: str) -> list[Array]:
-    """The arrays of a shape as printed, such as 'f32[2,3]{1,0}' or a tuple of such."""
+    """The arrays of a printed shape, such as 'f32[2,3]{1,0}' or a tuple of such shapes."""
     return [
         Array(tuple(int(n) for n in sizes.split(',') if n), _ITEM_BITS.get(kind) or int(kind[1:]), 'S(1)' in layout)
         for kind, sizes, layout in _SHAPE.findall(shape)
@@ -176,11 +202,11 @@ def arrays_of(shape: str) -> list[Array]:
 
 
 def called_computations(text: str) -> list[str]:
-    """Names of the computations that an instruction with these attributes calls."""
+    """The names of the computations that an instruction with these attributes calls."""
     return [name.strip(' %') for group in _CALLED.findall(text) for name in group.split(',')]
 
 
-def _times(computations: dict[str, list[Instruction]], entry: str) -> collections.Counter:
+def _times(computations: dict[str, list[Instruction]], entry: str) -> collections.Counter[str]:
     times = collections.Counter({entry: 1})
     for name in _callers_first(computations, entry):
         for instruction in computations[name]:
@@ -191,9 +217,10 @@ def _times(computations: dict[str, list[Instruction]], entry: str) -> collection
 
 
 def _callers_first(computations: dict[str, list[Instruction]], entry: str) -> list[str]:
-    finished, order = set(), []
+    finished: set[str] = set()
+    order: list[str] = []
 
-    def visit(name):
+    def visit(name: str) -> None:
         finished.add(name)
         for instruction in computations[name]:
             for called in instruction.called:
@@ -206,11 +233,13 @@ def _callers_first(computations: dict[str, list[Instruction]], entry: str) -> li
 
 
 def _trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int:
-    """The trip count that XLA knows, or else the bound in the condition: our loops count up from 0."""
+    """The trip count that XLA reports; without it, the bound in the condition, because loops of JAX count up from 0."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(known[1])
-    condition = re.search(r'condition=%([\w.-]+)', loop.rest)[1]
-    instructions = list(computations[condition])
+    condition = re.search(r'condition=%([\w.-]+)', loop.rest)
+    if condition is None:
+        raise ValueError(f'the loop {loop.name} of the HLO has no condition')
+    instructions = list(computations[condition[1]])
     for inner in [called for i in instructions for called in i.called]:
         instructions += computations[inner]
     bounds = [

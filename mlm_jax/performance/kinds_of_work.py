@@ -1,8 +1,8 @@
-"""What kind of work the instructions of a compiled step do, by the parts of the model that they compute.
+"""The kind of work that each instruction of a compiled step does, by the part of the model that it computes.
 
-The optimised HLO says of each instruction which operations of the model it holds (`op_name`, a path of Linen modules,
-named scopes and JAX functions). An instruction often holds several, fused: it belongs to the kind with the most work in
-it, by elements computed.
+The optimized HLO names for each instruction the operation of the model that it comes from (`op_name`, a path of Linen
+modules, named scopes and JAX functions). An instruction is often a fusion of several operations. Its kind is then the
+kind for which the most elements are computed in the fusion.
 """
 
 import collections
@@ -23,13 +23,13 @@ KINDS = (
 )  # fmt: skip
 
 _PRODUCTS = ('dot', 'convolution')
-# Operations that move or rename elements, and compute nothing.
+# Operations that move or rename elements and compute nothing.
 _MOVES = (
     'parameter', 'constant', 'iota', 'bitcast', 'bitcast-convert', 'broadcast', 'concatenate', 'convert', 'copy',
     'copy-start', 'copy-done', 'dynamic-slice', 'dynamic-update-slice', 'get-tuple-element', 'pad', 'reshape',
     'reverse', 'slice', 'transpose', 'tuple', 'async-start', 'async-done', 'async-update',
 )  # fmt: skip
-# Operations whose work is in their input.
+# Operations whose work is measured by the size of their input.
 _REDUCTIONS = ('reduce', 'reduce-window', 'sort')
 _RANDOM = re.compile(r'threefry|random_bits|rng_bit_generator|_bernoulli|_uniform|_randint|_gumbel|random_wrap|\brng')
 _SOFTMAX_OPERATIONS = {'exp', 'exp2', 'log', 'sub', 'neg', 'div', 'reduce_max', 'reduce_sum', 'max', 'stop_gradient'}
@@ -39,8 +39,8 @@ _FLASH_KERNEL = re.compile(r'fmha|flash|splash|sdpa|mha_')
 
 
 def classify(program: hlo.Program) -> dict[str, str]:
-    """Name of a launched instruction → its kind; also under the names that GPU kernels have, '_' in place of '.'."""
-    kinds = {}
+    """Name of a launched instruction → its kind; also by the names of GPU kernels, which have '_' in place of '.'."""
+    kinds: dict[str, str] = {}
     for name, instructions in program.computations.items():
         if name not in program.kernels:
             own = {instruction.name: _kind(instruction, program) for instruction in instructions}
@@ -52,8 +52,9 @@ def classify(program: hlo.Program) -> dict[str, str]:
 
 
 def _kinds_of_unnamed(kinds: Mapping[str, str], program: hlo.Program) -> dict[str, str]:
-    """Kinds of what XLA has put in without saying why, such as the first half of a long sum: those of their readers."""
-    read_by, found = program.readers(), {}
+    """The kinds of instructions without an `op_name`, such as the first half of a long sum: the kind of a reader."""
+    read_by = program.readers()
+    found: dict[str, str] = {}
     for name, kind in kinds.items():
         if kind == OTHER and not op_name_of(name, program):
             known = [
@@ -64,7 +65,7 @@ def _kinds_of_unnamed(kinds: Mapping[str, str], program: hlo.Program) -> dict[st
 
 
 def kind_of_kernel(name: str) -> str:
-    """The kind of a kernel of which only the name is known, such as those of cuBLAS."""
+    """The kind of a kernel of which only the name is known, such as a kernel of cuBLAS."""
     name = name.lower()
     for pattern, kind in ((_COLLECTIVE_KERNEL, COLLECTIVE), (_FLASH_KERNEL, ATTENTION), (_PRODUCT_KERNEL, MATMUL)):
         if pattern.search(name):
@@ -81,26 +82,26 @@ def _kind(instruction: hlo.Instruction, program: hlo.Program) -> str:
     inside = _inside(instruction, program)
     if products := [i for i in inside if i.operation in _PRODUCTS or _is_product_call(i)]:
         return kind_of_path(max(products, key=lambda i: _size(i, program)).op_name or instruction.op_name, True)
-    work = collections.Counter()
+    work: collections.Counter[str] = collections.Counter()
     for part in inside:
         if part.operation not in _MOVES:
             work[kind_of_path(part.op_name or instruction.op_name, False)] += _size(part, program)
-    # Where next to nothing is computed, such as the place of a slice, the instruction is there to move its result.
+    # If very little is computed, such as the start of a slice, the purpose of the instruction is to move its result.
     return work.most_common(1)[0][0] if work and work.total() >= _written(inside, program) else COPIES
 
 
 def _draws(instructions: list[hlo.Instruction], kinds: Mapping[str, str], program: hlo.Program) -> bool:
-    """Whether this is a loop that draws random bits and nothing else: then what it copies belongs to that."""
-    work = collections.Counter()
+    """Whether a computation is a loop that only draws random bits; its copies then count as drawing, too."""
+    work: collections.Counter[str] = collections.Counter()
     for instruction in instructions:
         work[kinds[instruction.name]] += _size(instruction, program)
     return work[RANDOM_BITS] > 0.9 * (work.total() - work[COPIES])
 
 
 def _inside(instruction: hlo.Instruction, program: hlo.Program) -> list[hlo.Instruction]:
-    """The instructions of a fusion or a called kernel, however deep; the instruction itself where it has none.
+    """The instructions inside a fusion or a called kernel, at any depth; of other instructions, the instruction.
 
-    Reducers and comparators, which work on scalars, are not among them.
+    Reducers and comparators, which work on scalars, are left out.
     """
     if instruction.operation not in ('fusion', 'custom-call') or not instruction.called:
         return [instruction]
@@ -115,13 +116,13 @@ def _is_product_call(instruction: hlo.Instruction) -> bool:
 
 
 def _written(inside: list[hlo.Instruction], program: hlo.Program) -> int:
-    """Elements of the result; of arrays that are updated in place, those of the update."""
+    """The number of elements of the result; for arrays that are updated in place, of the update."""
     updates = [program.instructions[i.operands[1]] for i in inside if i.operation == 'dynamic-update-slice']
     return sum(_size(i, program) for i in updates) if updates else _size(inside[-1], program)
 
 
 def _size(instruction: hlo.Instruction, program: hlo.Program) -> int:
-    """Elements that an instruction computes, or reduces."""
+    """The number of elements that an instruction computes or reduces."""
     arrays = list(instruction.arrays)
     if instruction.operation in _REDUCTIONS and instruction.operands:
         arrays += program.instructions[instruction.operands[0]].arrays
@@ -133,7 +134,7 @@ def kind_of_path(op_name: str, is_product: bool) -> str:
 
     Args:
       op_name: e.g. 'jit(train_step)/jvp(MLM)/MLM.logits/encoder/while/body/closed_call/layers/mlp/up/dot_general'.
-      is_product: whether it is a matrix product, or a fused kernel of such.
+      is_product: whether it is a matrix product, or a fused kernel with matrix products.
     """
     parts = op_name.split('/')
     modules, operation = set(parts[:-1]), parts[-1]
@@ -155,11 +156,11 @@ def kind_of_path(op_name: str, is_product: bool) -> str:
         return _outside_layers(op_name, modules)
     if 'attention' in modules:
         if modules & {'qkv', 'out'}:
-            return MATMUL  # their biases
+            return MATMUL  # the bias of a projection
         return SOFTMAX if operation in _SOFTMAX_OPERATIONS or 'softmax' in op_name else ATTENTION
     if 'mlp' in modules:
         return MATMUL if modules & {'up', 'down', 'gate_and_up'} else ACTIVATION
-    return DROPOUT  # what is left of a layer: residual connections
+    return DROPOUT  # the rest of a layer: residual connections
 
 
 def _in_model(op_name: str) -> bool:
@@ -176,11 +177,12 @@ def _outside_layers(op_name: str, modules: set[str]) -> str:
     embeds = any(part.endswith(('embed', 'embedding', 'token_vectors', 'relative_bias')) for part in modules)
     if embeds or 'head' in modules or not modules & {'encoder', 'decoder'}:
         return EMBEDDING if embeds and 'head' not in modules else HEAD
-    return DROPOUT if 'while' in modules else EMBEDDING  # sums over the layers of a scan, such as those of gradients
+    # In a loop over layers, the rest are sums over the layers, such as sums of gradients.
+    return DROPOUT if 'while' in modules else EMBEDDING
 
 
 def op_name_of(name: str, program: hlo.Program) -> str:
-    """The `op_name` of an instruction, or of the last one in it that has any; '' where nobody knows."""
+    """The `op_name` of an instruction, or else of the last instruction inside it that has one; '' if none has."""
     if name not in program.instructions:
         return ''
     instruction = program.instructions[name]

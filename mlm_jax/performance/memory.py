@@ -1,4 +1,4 @@
-"""The memory of a compiled program, as the compiler counts it."""
+"""The memory of a compiled program, as the compiler reports it."""
 
 import dataclasses
 
@@ -9,12 +9,12 @@ MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What one device holds while a program runs.
+    """The memory of one device that a program uses.
 
     Attributes:
-      argument_bytes: of a train step: the state and the batch.
-      temporary_bytes: activations and whatever else lives during the step.
-      output_bytes: the new state, where it does not take the place of the old one, and the metrics.
+      argument_bytes: the arguments; for a train step, the state and the batch.
+      temporary_bytes: arrays that exist only while the program runs, such as activations.
+      output_bytes: results that do not reuse the memory of an argument; for a train step, mainly the metrics.
       program_bytes: the program itself.
     """
 
@@ -25,14 +25,16 @@ class Memory:
 
     @property
     def total_bytes(self) -> int:
-        """The most that lives at once."""
+        """The maximal memory in use at one time."""
         return self.argument_bytes + self.temporary_bytes + self.output_bytes + self.program_bytes
 
 
 def memory_of(compiled: jax.stages.Compiled) -> Memory | None:
-    """The memory of a compiled function; None where the compiler does not say."""
+    """The memory of a compiled function; None where the compiler does not report it."""
     memory = compiled.memory_analysis()
-    return memory and Memory(
+    if memory is None:
+        return None
+    return Memory(
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -41,7 +43,7 @@ def memory_of(compiled: jax.stages.Compiled) -> Memory | None:
 
 
 def describe(compiled: jax.stages.Compiled) -> str:
-    """Its largest parts, in MiB; '' where the compiler does not say."""
+    """The largest parts of the memory, in MiB; '' where the compiler does not report them."""
     memory = memory_of(compiled)
     if memory is None:
         return ''

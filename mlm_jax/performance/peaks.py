@@ -1,10 +1,12 @@
-"""Published peaks of devices: matrix products by number format, memory, and links to neighbours.
+"""Published peaks of devices: matrix products by number format, memory bandwidth, and links to neighbors.
 
-All dense (without structured sparsity) and at boost clocks, as published in these places. Only those of TPU v5e and v6e
-were compared with them when this table was written: check a number before you rest a claim on it.
+All peaks are for dense operands (without structured sparsity) and at boost clocks. Their sources follow. Only the
+numbers of TPU v5e and v6e were compared with the sources when this table was written, so check a number before you base
+a claim on it.
   NVIDIA H100, H200: the whitepaper of the H100 architecture, and the data sheets of the SXM, PCIe and NVL boards.
-  NVIDIA A100: its data sheet, 40 GB and 80 GB. L40S, L4, A10: theirs.
-  TPU: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, per chip. Links are 'bidirectional' there: half each way.
+  NVIDIA A100: the data sheet of the 40 GB and 80 GB boards. NVIDIA L40S, L4, A10: their data sheets.
+  TPU: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, per chip. The pages give 'bidirectional' bandwidths of links;
+    half of them is the bandwidth in each direction.
 """
 
 import dataclasses
@@ -14,16 +16,16 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """What one device can do at most.
+    """The peaks of one device.
 
     Attributes:
-      bfloat16: TFLOP/s of matrix products.
-      float32: TFLOP/s of products of float32 in the format that XLA takes by default: TF32 on NVIDIA GPUs, a single
-        pass of bfloat16 on TPUs.
-      exact_float32: TFLOP/s of float32 as such, with `jax_default_matmul_precision` set to 'highest'; None where no
-        number is published.
+      bfloat16: TFLOP/s of matrix products in bfloat16.
+      float32: TFLOP/s of matrix products of float32 arrays in the format that XLA uses by default: TF32 on NVIDIA GPUs,
+        a single pass of bfloat16 on TPUs.
+      exact_float32: TFLOP/s of matrix products in float32 itself, as `jax_default_matmul_precision` = 'highest' asks
+        for; None where no number is published.
       memory: GB/s from and to the memory of the device.
-      links: GB/s to other devices, each way, over all links together; None without links worth the name.
+      links: GB/s to other devices in each direction, the sum over all links; None for a device without fast links.
     """
 
     bfloat16: float
@@ -33,7 +35,7 @@ class Peak:
     links: float | None = None
 
 
-# By the start of `device_kind`; the first that fits counts.
+# By the beginning of `device_kind`; the longest beginning that fits counts.
 PEAKS = {
     'NVIDIA H200': Peak(989.4, 494.7, 66.9, 4800, 450),
     'NVIDIA H100 PCIe': Peak(756, 378, 51, 2000),
@@ -56,17 +58,19 @@ PEAKS = {
 
 
 def peak_of(device_kind: str) -> Peak | None:
-    """The published peaks of a kind of device; None for kinds without any, such as CPUs."""
+    """The published peaks of a kind of device; None for a kind without published peaks, such as a CPU."""
     kinds = sorted((kind for kind in PEAKS if device_kind.startswith(kind)), key=len)
-    if not kinds or device_kind[len(kinds[-1]) :][:1].isdigit():  # an L40 is no L4, an A1000 no A100
+    if not kinds or device_kind[len(kinds[-1]) :][:1].isdigit():  # an L40 is not an L4, and an A1000 is not an A100
         return None
     return PEAKS[kinds[-1]]
 
 
 def peak_flops_per_second(device_kind: str, dtype: str = 'bfloat16') -> float | None:
-    """Peak FLOP/s of one device for matrix products of a `model.dtype`, in the format that XLA computes them in.
+    """Peak FLOP/s of one device for matrix products with the configuration key `model.dtype`; None if not published.
 
-    None where no number is published.
+    Args:
+      device_kind: as `jax.Device.device_kind` names it.
+      dtype: 'bfloat16', or 'float32', for which `jax_default_matmul_precision` decides the format of the products.
     """
     peak = peak_of(device_kind)
     if peak is None:

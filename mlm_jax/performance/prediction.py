@@ -1,4 +1,6 @@
-"""What steps ask of a TPU slice that is not here, and how long they take there by its published peaks, as a table."""
+"""A table of what steps need on a TPU slice that is not present, and of the time they take by its published peaks."""
+
+from typing import Any
 
 import jax
 import ml_collections
@@ -13,23 +15,24 @@ from mlm_jax.performance.memory import MIB
 def predict(
     name: str, config: ml_collections.ConfigDict, devices: list[jax.Device], compiler_options: dict | None
 ) -> dict:
-    """Compiles the step of a configuration for devices that need not be there; a line of `table`, as JSON has it.
+    """Compiles the step of a configuration for devices that need not be present, and predicts its time.
 
     Args:
-      name: as tables show it.
-      config: not yet checked.
-      devices: of `parallel.topology.tpu_devices`.
-      compiler_options: of XLA.
+      name: the name of the configuration in tables.
+      config: any configuration; it is resolved here.
+      devices: as `parallel.topology.tpu_devices` returns them.
+      compiler_options: options of XLA.
 
     Returns:
-      With 'error' alone besides the names, where the step does not fit the memory of the devices.
+      A line for `table`, which JSON can hold. If the step does not fit the memory of the devices, it has only the names
+      and 'error'.
 
     Raises:
-      ConfigError: for a configuration that cannot run there.
+      ConfigError: for a configuration that cannot run on these devices.
     """
     config = config_lib.resolve(config)
     kind, count = devices[0].device_kind, len(devices)
-    line = {'config': name, 'device': kind, 'num_devices': count}
+    line: dict[str, Any] = {'config': name, 'device': kind, 'num_devices': count}
     try:
         needs = ahead_of_time.examine_train_step(config, devices, compiler_options)
     except ahead_of_time.DoesNotFit as error:
@@ -61,7 +64,7 @@ def predict(
 
 
 def table(lines: list[dict]) -> str:
-    """The lines of several configurations, aligned; their collectives below."""
+    """An aligned table with a row for each configuration, and below it the collectives of each."""
     titles = (
         'memory MiB', 'TFLOP', 'needed', 'GB moved', 'products ms', 'memory ms', 'links ms', 'step ms', 'tokens/s',
         'MFU',
@@ -80,7 +83,7 @@ def table(lines: list[dict]) -> str:
         if not line['collectives']:
             text.append('  no collectives')
         if line['attention_hidden_in_a_kernel']:
-            text.append('  TFLOP without the attention in its kernel; products ms with it')
+            text.append('  TFLOP leaves out the attention, which a fused kernel computes; products ms includes it')
     return '\n'.join(text)
 
 

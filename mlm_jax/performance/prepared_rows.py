@@ -1,4 +1,4 @@
-"""The rows of a prepared directory, read as training reads them."""
+"""The rows of a prepared directory, read in the way in which training reads them."""
 
 import pathlib
 
@@ -20,6 +20,10 @@ def from_directory(
     config: ml_collections.ConfigDict, sharding: jax.sharding.NamedSharding
 ) -> tuple[Vocabulary, build.Run, Batches]:
     """The vocabulary, the functions of a run, and its batches, for the rows in `config.data.directory`.
+
+    Args:
+      config: with the directory of the rows under `data.directory`.
+      sharding: of the batches.
 
     Raises:
       ConfigError: when the configuration does not fit the rows.

@@ -1,9 +1,10 @@
-"""The same training step in PyTorch, as its users write it: `transformers.BertForMaskedLM`, to be timed beside ours.
+"""The same training step in PyTorch, as its users write it, with `transformers.BertForMaskedLM`: a peer for benchmarks.
 
-Architecture, initial weights, rows, masks and optimizer are those of a configuration; dropout draws its own bits. What
-is done for PyTorch: scaled_dot_product_attention without a mask where rows are whole, AdamW in its fused form, TF32
-for float32 on GPUs as XLA has it, and masks drawn beforehand, which our step draws itself. The masked positions alone
-pass through the head, as here; `everywhere` computes logits at every position, as `model(input_ids, labels=labels)`.
+The architecture, the initial weights, the rows, the masks and the optimizer are those of a configuration; dropout draws
+other random bits. The comparison favors PyTorch in these points: scaled_dot_product_attention gets no mask where each
+row holds one document, AdamW is the fused implementation, float32 products on GPUs use TF32 as in XLA, and the masks
+are drawn beforehand, whereas the step in JAX draws its own. Only the masked positions pass through the head, as in the
+step in JAX; the variants `everywhere` compute logits at every position, as `model(input_ids, labels=labels)` does.
 
 PyTorch and transformers (extra `peer`) are imported where they are used.
 """
@@ -12,7 +13,9 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -23,7 +26,7 @@ from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.models.positions import positions_in_documents
 from mlm_jax.pretrained import huggingface
 
-NOT_PREDICTED = -100  # the label that transformers and cross_entropy leave out
+NOT_PREDICTED = -100  # the label of positions that transformers and torch's cross_entropy leave out of the loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +34,9 @@ class Variant:
     """How PyTorch runs the step.
 
     Attributes:
-      compiled: by torch.compile; else eagerly.
-      dtype: 'float32', or 'bfloat16' by autocast.
-      everywhere: the head at every position, not only at the masked ones.
+      compiled: whether torch.compile compiles the step; otherwise it runs eagerly.
+      dtype: 'float32', or 'bfloat16', which is applied by autocast.
+      everywhere: whether the head is applied at every position, not only at the masked ones.
     """
 
     compiled: bool
@@ -61,14 +64,18 @@ DEFAULT_VARIANTS = [
 
 
 class CannotCompile(Exception):
-    """torch.compile does not work here; the message says why."""
+    """torch.compile does not work on this machine; the message tells why."""
 
 
 def check(config: ml_collections.ConfigDict, encoder: EncoderConfig) -> None:
-    """Checks that BertForMaskedLM can do what a configuration asks for.
+    """Checks that BertForMaskedLM can compute the step of a configuration.
+
+    Args:
+      config: of the step.
+      encoder: the encoder of this configuration.
 
     Raises:
-      ConfigError: with all keys in the way, and the values to set.
+      ConfigError: when it cannot; the message lists all keys that must change, with the values to set.
       ImportError: without the extra `peer`.
     """
     import_torch()
@@ -79,14 +86,16 @@ def check(config: ml_collections.ConfigDict, encoder: EncoderConfig) -> None:
             wanted[key] = value
     if wanted:
         text = ', '.join(f'{key}={value}' for key, value in wanted.items())
-        raise ConfigError(f'the peer is a BertForMaskedLM with AdamW, which this configuration is not: set {text}')
+        raise ConfigError(
+            f'the peer in PyTorch is a BertForMaskedLM with AdamW, and this configuration is different: set {text}'
+        )
 
 
-def import_torch():
+def import_torch() -> tuple[Any, Any]:
     """The modules torch and transformers.
 
     Raises:
-      ImportError: naming the extra.
+      ImportError: when one of them is missing; the message names the extra.
     """
     try:
         import torch
@@ -100,13 +109,14 @@ class PyTorchStep:
     """A training step of BertForMaskedLM: a Contestant of `performance.speed`.
 
     Attributes:
-      name: as tables show it.
-      tokens_per_step: as of our step.
-      flops_per_step: as of our step, whatever PyTorch computes besides.
-      compile_seconds: of the first step, which compiles.
-      memory_bytes: the most that PyTorch held for the first step on a GPU; None on a CPU.
-      seconds: of one step, for each round so far; `cpu_seconds`, of all cores together.
-      loss: of the last step; ours of the same masks, where there is no dropout.
+      name: the name in tables.
+      tokens_per_step: as in the step in JAX.
+      flops_per_step: as in the step in JAX, even if PyTorch computes more.
+      compile_seconds: the time until the first step, which compiles, is done.
+      memory_bytes: the maximal memory that PyTorch used on a GPU for the first step; None on a CPU.
+      seconds: for each round so far, the seconds of one step.
+      cpu_seconds: for each round so far, the CPU seconds of one step, summed over all cores.
+      loss: of the last step; without dropout, it equals the loss of the step in JAX with the same masks.
     """
 
     num_devices = 1
@@ -126,15 +136,15 @@ class PyTorchStep:
         """Builds the model, and runs the step once.
 
         Args:
-          name: as tables show it.
-          variant: how to run it.
-          config: one that `check` accepts.
-          encoder: its encoder.
-          params: of the objective `mlm`, arrays in the memory of the host.
-          batch: the rows and masks of every step, there too.
+          name: the name in tables.
+          variant: how to run the step.
+          config: a configuration that `check` accepts.
+          encoder: the encoder of this configuration.
+          params: parameters of the objective `mlm`, in the memory of the host.
+          batch: the rows and the masks of every step, also in the memory of the host.
           learning_rate: of every step.
-          tokens_per_step: as of our step.
-          flops_per_step: as of our step.
+          tokens_per_step: as in the step in JAX.
+          flops_per_step: as in the step in JAX.
 
         Raises:
           CannotCompile: when torch.compile fails.
@@ -168,7 +178,7 @@ class PyTorchStep:
             self.memory_bytes = torch.cuda.max_memory_allocated() - held
 
     def run(self, num_steps: int) -> float:
-        """Runs steps and returns the seconds of one."""
+        """Runs steps and returns the seconds of one step."""
         start = time.perf_counter()
         for _ in range(num_steps):
             self._step()
@@ -177,7 +187,7 @@ class PyTorchStep:
         return (time.perf_counter() - start) / num_steps
 
     def run_parts(self, num_steps: int) -> None:
-        """It has none."""
+        """Does nothing: the parts of a step in PyTorch are not timed."""
 
     def _step(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -201,20 +211,22 @@ class PyTorchStep:
         return self._torch.cuda.memory_allocated()
 
 
-def _model(torch, transformers, encoder: EncoderConfig, params: Mapping):
+def _model(torch: Any, transformers: Any, encoder: EncoderConfig, params: Mapping) -> Any:
     config = transformers.BertConfig(**huggingface.bert_description(encoder), attn_implementation='sdpa')
     model = transformers.BertForMaskedLM(config)
     arrays = {name: torch.tensor(np.asarray(array, np.float32)) for name, array in huggingface.bert_arrays(params)}
     missing, unexpected = model.load_state_dict(arrays, strict=False)
-    # What is tied to another name is not among ours, and buffers are none of our business.
+    # Tied weights are missing under their second name, and buffers are not parameters: neither is an error.
     lacking = set(missing) & {name for name, _ in model.named_parameters()}
     if lacking or unexpected:
-        raise ValueError(f'weights do not fit BertForMaskedLM: {sorted(lacking)} missing, {unexpected} unknown')
+        raise ValueError(
+            f'the weights do not fit BertForMaskedLM: {sorted(lacking)} are missing, and {unexpected} are unknown'
+        )
     return model
 
 
 def _inputs(batch: MaskedBatch) -> dict[str, np.ndarray]:
-    """What PyTorch gets: ids, labels, where the masked tokens are in the flattened batch, and what attends to what."""
+    """The arrays for PyTorch: ids, labels, the masked positions in the flattened batch, and the attention mask."""
     tokens, positions = np.asarray(batch.tokens), np.asarray(batch.positions)
     segments, length = np.asarray(batch.segments), batch.tokens.shape[1]
     row, slot = np.nonzero(positions < length)
@@ -227,14 +239,15 @@ def _inputs(batch: MaskedBatch) -> dict[str, np.ndarray]:
         'masked': row * length + column,
         'targets': tokens[row, column].astype(np.int64),
     }
-    if (segments != segments[:, :1]).any() or not segments.all():  # documents, or padding: else no mask is needed
+    # Several documents in a row, or padding, need an attention mask.
+    if (segments != segments[:, :1]).any() or not segments.all():
         inputs['attention_mask'] = (segments[:, :, None] == segments[:, None, :])[:, None]
-        inputs['position_ids'] = np.asarray(positions_in_documents(segments), np.int64)
+        inputs['position_ids'] = np.asarray(positions_in_documents(jnp.asarray(segments)), np.int64)
     return inputs
 
 
-def _at_masked(torch, model, inputs: Mapping) -> Callable:
-    """The loss of the masked positions, with the head at these alone."""
+def _at_masked(torch: Any, model: Any, inputs: Mapping) -> Callable:
+    """The loss over the masked positions, with the head applied at these positions only."""
     options = {name: inputs[name] for name in ('attention_mask', 'position_ids') if name in inputs}
 
     def loss():
@@ -245,14 +258,14 @@ def _at_masked(torch, model, inputs: Mapping) -> Callable:
     return loss
 
 
-def _everywhere(model, inputs: Mapping) -> Callable:
-    """The loss as users ask for it."""
+def _everywhere(model: Any, inputs: Mapping) -> Callable:
+    """The loss as `model(input_ids, labels=labels)` computes it, with the head at every position."""
     options = {name: inputs[name] for name in ('attention_mask', 'position_ids') if name in inputs}
     return lambda: model(input_ids=inputs['input_ids'], labels=inputs['labels'], **options).loss
 
 
-def _optimizer(torch, model, options: ml_collections.ConfigDict, learning_rate: float):
-    """AdamW with the decay of `options`, and the norm at which gradients are clipped."""
+def _optimizer(torch: Any, model: Any, options: ml_collections.ConfigDict, learning_rate: float) -> tuple[Any, float]:
+    """AdamW with the weight decay of `options`, and the norm at which gradients are clipped."""
     everything = options.decay_mask == 'all'
     decayed = [p for p in model.parameters() if everything or p.ndim > 1]
     others = [p for p in model.parameters() if not everything and p.ndim <= 1]

@@ -1,12 +1,14 @@
-"""How long a compiled step takes on devices that are not here, if they reach their published peaks: a prediction.
+"""Predicts how long a compiled step takes on devices that are not present, if these reach their published peaks.
 
-Three times that no step can beat: products at the peak of their format, bytes at the bandwidth of the memory, and
-collectives at that of the links. A step takes at least the longest of them, where all overlap, and their sum where
-nothing does. Kernels that fall short of peaks, latencies, hosts and networks between slices are not in it.
+Three lower bounds of the time of a step are computed: matrix products at the peak of their format, memory traffic at
+the bandwidth of the memory, and collectives at the bandwidth of the links. If all three overlap, a step takes as long
+as the longest; if nothing overlaps, it takes their sum. The prediction leaves out kernels that do not reach the peaks,
+latencies, hosts, and networks between slices.
 
-What is counted: products as the compiled program has them, as often as they run, and attention hidden in a fused kernel
-by formula; bytes as `performance/collectives.py` counts them, without caches; an all-reduce sends its bytes twice (once
-to reduce, once to spread the sums), other collectives once, over all links of a device together.
+Matrix products are counted as often as the compiled program runs them; the products inside a fused attention kernel are
+computed by a formula. Memory traffic is counted as in `performance/collectives.py`, without caches. An all-reduce sends
+its bytes twice (to reduce them, and to distribute the sums), all other collectives send them once, over all links of a
+device together.
 """
 
 import dataclasses
@@ -22,10 +24,11 @@ class Prediction:
     """Times of one step on one device, in seconds.
 
     Attributes:
-      product_seconds: for matrix products.
-      memory_seconds: for bytes from and to memory.
-      link_seconds: for collectives.
-      needed_seconds: for the products that the objective needs: MFU is that, by the time of the step.
+      product_seconds: for the matrix products of the compiled program.
+      memory_seconds: for the memory traffic.
+      link_seconds: for the collectives.
+      needed_seconds: for the matrix products that the objective needs. Divided by the time of the step, this is the
+        MFU (model FLOPs utilization).
     """
 
     product_seconds: float
@@ -35,7 +38,7 @@ class Prediction:
 
     @property
     def shortest(self) -> float:
-        """Seconds of a step in which all overlaps."""
+        """Seconds of a step in which everything overlaps."""
         return max(self.product_seconds, self.memory_seconds, self.link_seconds)
 
     @property
@@ -45,26 +48,26 @@ class Prediction:
 
     @property
     def mfu(self) -> tuple[float, float]:
-        """From where nothing overlaps to where all does."""
+        """MFU of the longest and of the shortest step."""
         return self.needed_seconds / self.longest, self.needed_seconds / self.shortest
 
     @property
     def bound(self) -> str:
-        """What takes longest: 'products', 'memory' or 'links'."""
+        """What takes the longest time: 'products', 'memory' or 'links'."""
         times = {'products': self.product_seconds, 'memory': self.memory_seconds, 'links': self.link_seconds}
-        return max(times, key=times.get)
+        return max(times, key=lambda name: times[name])
 
 
 def predict(
     config: ml_collections.ConfigDict, needs: ahead_of_time.Requirements, device_kind: str, num_devices: int
 ) -> Prediction | None:
-    """The prediction for a step; None for kinds of devices without published peaks.
+    """The prediction for a step; None for a kind of device without published peaks.
 
     Args:
-      config: of the step.
-      needs: of the compiled step.
+      config: the configuration of the step.
+      needs: what the compiled step needs on each device.
       device_kind: such as 'TPU v5 lite'.
-      num_devices: that share the step.
+      num_devices: the number of devices that share the step.
     """
     peak, rate = peaks.peak_of(device_kind), peaks.peak_flops_per_second(device_kind, config.model.dtype)
     if peak is None or rate is None or (num_devices > 1 and not peak.links):
@@ -74,6 +77,6 @@ def predict(
     return Prediction(
         product_seconds=(needs.flops + hidden) / rate,
         memory_seconds=needs.accessed_bytes / (peak.memory * 1e9),
-        link_seconds=sent / (peak.links * 1e9) if sent else 0.0,
+        link_seconds=sent / (peak.links * 1e9) if sent and peak.links else 0.0,
         needed_seconds=step_flops.step_flops(config) / num_devices / rate,
     )

@@ -1,6 +1,6 @@
-"""How fast a training step is, and its parts: contestants that take turns, and what is reported of them.
+"""Measures how fast a training step and its parts are: contestants take turns, round after round.
 
-Synthetic rows need no data stack, and none is imported for them.
+Synthetic rows need none of the libraries that read data, so these are imported only for prepared rows.
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,48 +20,58 @@ from mlm_jax.config import step_flops
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking import tables
+from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.models.products import product
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.performance.memory import memory_of
 from mlm_jax.training import build, runtime
 from mlm_jax.training.metrics import ProgressLine
-from mlm_jax.training.state import create_state
+from mlm_jax.training.state import TrainState, create_state
 from mlm_jax.training.step import MASK_STREAM, apply_gradients, jit_train_step, stream_key
 
 
 class Contestant(Protocol):
-    """Anything whose steps are timed in turn with others.
+    """Anything whose steps are timed in turn with those of others.
 
     Attributes:
-      name: as tables show it.
-      tokens_per_step: source tokens, whatever an objective makes of them.
-      flops_per_step: that the model needs for them.
-      compile_seconds: what came before the first step.
-      dtype: of the matrix products.
-      num_devices: at work.
-      memory_bytes: of one device, where that is known.
-      seconds: of one step, for each round so far.
-      cpu_seconds: likewise, of all cores together: what a busy machine changes least.
-      parts: name → seconds of one step, likewise, of what is timed apart from the whole.
+      name: its name in tables.
+      flops_per_step: FLOPs that the model needs for these tokens.
+      compile_seconds: the time of the preparation before the first step.
+      seconds: for each round so far, the seconds of one step.
+      cpu_seconds: for each round so far, the CPU seconds of one step, summed over all cores. A busy machine changes
+        these less than `seconds`.
+      parts: name of a part → the seconds of one step of this part, for each round so far, where parts are timed.
     """
 
     name: str
-    tokens_per_step: int
     flops_per_step: float
     compile_seconds: float
-    dtype: str
-    num_devices: int
-    memory_bytes: int | None
     seconds: list[float]
     cpu_seconds: list[float]
     parts: dict[str, list[float]]
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of the text in a step, whatever the objective makes of them."""
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the operands of matrix products."""
+
+    @property
+    def num_devices(self) -> int:
+        """The number of devices that compute the step."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Bytes of memory on one device; None where they are not known."""
+
     def run(self, num_steps: int) -> float:
-        """Runs steps and returns the seconds of one."""
+        """Runs steps and returns the seconds of one step."""
 
     def run_parts(self, num_steps: int) -> None:
-        """Times what it can time apart from the whole step, and remembers it."""
+        """Times the parts of a step that it can time separately, and adds the times to `parts`."""
 
 
 @dataclasses.dataclass
@@ -69,15 +79,15 @@ class TrainStep:
     """A compiled training step with its state: a Contestant.
 
     Attributes:
-      config: of the step.
+      config: the resolved configuration of the step.
       step: (state, tokens) → (state, metrics).
-      masking: (tokens, step) → MaskedBatch: what the step does first, alone.
-      optimizer: (state, gradients) → state: what it does last, alone.
-      gradients: for `optimizer`.
+      masking: (tokens, step) → MaskedBatch: the first part of the step, compiled separately.
+      optimizer: (state, gradients) → state: the last part of the step, compiled separately.
+      gradients: an argument for `optimizer`.
       vocabulary: of the tokens.
-      batches: step → tokens, where rows come from a prepared directory.
-      parts: name → seconds of one step, for each round so far: 'masking', 'optimizer', 'input' (a batch, read by
-        nobody else), 'fed' (a step from the input pipeline), 'stall' (how long that step waited for its batch).
+      batches: step → tokens, where rows come from a prepared directory; otherwise None.
+      parts: the parts are 'masking'; 'optimizer'; and for prepared rows 'input' (reading a batch while nothing else
+        runs), 'fed' (a step with its batch from the input pipeline) and 'stall' (how long that step waited for it).
     """
 
     name: str
@@ -87,9 +97,9 @@ class TrainStep:
     step: jax.stages.Compiled
     masking: jax.stages.Compiled
     optimizer: jax.stages.Compiled
-    state: object
+    state: TrainState
     tokens: jax.Array
-    gradients: dict
+    gradients: Any
     mesh: jax.sharding.Mesh
     vocabulary: Vocabulary
     batches: Callable[[int], jax.Array] | None = None
@@ -99,31 +109,31 @@ class TrainStep:
 
     @property
     def tokens_per_step(self) -> int:
-        """Source tokens."""
+        """Tokens of the text in a step."""
         return self.config.batch_size * self.config.sequence_length
 
     @property
     def dtype(self) -> str:
-        """Of the matrix products."""
+        """The dtype of the operands of matrix products."""
         return self.config.model.dtype
 
     @property
     def num_devices(self) -> int:
-        """At work."""
+        """The number of devices that compute the step."""
         return self.mesh.size
 
     @property
     def memory_bytes(self) -> int | None:
-        """State, batch, temporaries and program on one device, by the compiler."""
+        """Bytes of the state, the batch, temporaries and the program on one device, as the compiler reports them."""
         memory = memory_of(self.step)
-        return memory and memory.total_bytes
+        return None if memory is None else memory.total_bytes
 
     def run(self, num_steps: int) -> float:
-        """Runs steps on the same batch and returns the seconds of one."""
+        """Runs steps on the same batch and returns the seconds of one step."""
         return self._timed(lambda _: self.tokens, num_steps)
 
     def run_parts(self, num_steps: int) -> None:
-        """Times masking, optimizer and input pipeline apart."""
+        """Times the masking, the optimizer and the input pipeline separately."""
         start = time.perf_counter()
         for _ in range(num_steps):
             masks = self.masking(self.tokens, self.state.step)
@@ -135,28 +145,28 @@ class TrainStep:
         jax.block_until_ready(self.state)
         self._note('optimizer', (time.perf_counter() - start) / num_steps)
         if self.batches:
-            self._run_pipeline(num_steps)
+            self._run_pipeline(self.batches, num_steps)
 
     def flops_within_documents(self) -> float:
-        """What `flops_per_step` would be if attention left out what documents do not see of each other."""
+        """What `flops_per_step` would be if attention computed only the pairs of tokens in the same document."""
         share = step_flops.document_share(jax.device_get(segment_ids(self.tokens, self.vocabulary)))
         return step_flops.step_flops(self.config, document_share=share)
 
-    def masked_batch(self):
-        """The MaskedBatch of the tokens, as the next step would draw it, in the memory of the host."""
+    def masked_batch(self) -> MaskedBatch:
+        """The tokens with the masks that the next step would draw, in the memory of the host."""
         return jax.device_get(self.masking(self.tokens, self.state.step))
 
-    def _run_pipeline(self, num_steps: int) -> None:
+    def _run_pipeline(self, batches: Callable[[int], jax.Array], num_steps: int) -> None:
         first = len(self.parts.get('fed', ())) * 2 * num_steps
         start = time.perf_counter()
         for number in range(first, first + num_steps):
-            batch = self.batches(number)
+            batch = batches(number)
         jax.block_until_ready(batch)
         self._note('input', (time.perf_counter() - start) / num_steps)
-        # The next batch is read while a step runs; the first step, which waits for all of its own, does not count.
-        from mlm_jax.performance import prepared_rows  # here: rows that are made up need none of the data stack
+        # The next batch is read while a step runs. The first step waits until its batch is read, and does not count.
+        from mlm_jax.performance import prepared_rows  # here, because synthetic rows need no libraries that read data
 
-        prefetcher = prepared_rows.Prefetcher(self.batches, first + num_steps, first + 2 * num_steps + 1, size=1)
+        prefetcher = prepared_rows.Prefetcher(batches, first + num_steps, first + 2 * num_steps + 1, size=1)
         try:
             self._timed(lambda _: next(prefetcher), 1)
             before = prefetcher.stall_seconds
@@ -180,12 +190,12 @@ class TrainStep:
 def prepare(
     name: str, config: ml_collections.ConfigDict | None = None, rows: str | pathlib.Path | None = None
 ) -> TrainStep:
-    """Compiles the step of `config`, or of what `name`, FILE.py:ARGUMENT, says, and creates its state on the mesh.
+    """Compiles the step of a configuration, and creates its state on the mesh.
 
     Args:
-      name: as tables show it.
-      config: None loads what `name` says.
-      rows: a directory that `prepare` wrote; None makes rows up.
+      name: the name in tables.
+      config: the configuration; None loads the configuration that `name`, FILE.py:ARGUMENT, names.
+      rows: a directory that the program `prepare` wrote; None generates synthetic rows.
 
     Raises:
       ConfigError: for a configuration that cannot run here, or does not fit the rows.
@@ -197,7 +207,7 @@ def prepare(
     mesh = runtime.make_mesh(config)
     sharding = mesh_lib.batch_sharding(mesh)
     if rows:
-        from mlm_jax.performance import prepared_rows  # as above
+        from mlm_jax.performance import prepared_rows  # here for the same reason as above
 
         vocabulary, run, batches = prepared_rows.from_directory(config, sharding)
         tokens = batches(0)
@@ -212,11 +222,11 @@ def prepare(
         step = jit_train_step(run.train_step, state, mesh).lower(state, tokens).compile()
         compile_seconds = time.perf_counter() - start
 
-        def mask(tokens_BxT, step):
+        def mask(tokens_BxT: jax.Array, step: jax.Array) -> MaskedBatch:
             key = stream_key(config.seed, MASK_STREAM, step)
             return run.masking(key, tokens_BxT, segment_ids(tokens_BxT, vocabulary), step)
 
-        def optimize(state, gradients):
+        def optimize(state: TrainState, gradients: Any) -> TrainState:
             params, opt_state, _, _ = apply_gradients(run.optimizer, state, gradients, jnp.zeros([]), jnp.ones([]))
             return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
 
@@ -233,14 +243,19 @@ def prepare(
 
 
 class LargeMatmul:
-    """One large matrix product on one device: what a step could attain if it were nothing else. A Contestant."""
+    """One large matrix product on one device, as an upper bound for the FLOP/s of a step. A Contestant."""
 
-    num_devices, memory_bytes = 1, None
+    tokens_per_step, num_devices = 0, 1
+    memory_bytes: int | None = None
 
     def __init__(self, dtype: str):
-        """`dtype`: of its operands and its result; summed in float32, as in the models."""
+        """Compiles the product.
+
+        Args:
+          dtype: of the operands and the result; sums are computed in float32, as in the models.
+        """
         size = 2048 if jax.default_backend() == 'cpu' else 8192
-        self.name, self.tokens_per_step, self.flops_per_step = f'one matmul of {size}³ in {dtype}', 0, 2.0 * size**3
+        self.name, self.flops_per_step = f'one matmul of {size}³ in {dtype}', 2.0 * size**3
         self.dtype = dtype
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
@@ -252,7 +267,7 @@ class LargeMatmul:
         self.compile_seconds = time.perf_counter() - start
 
     def run(self, num_steps: int) -> float:
-        """Seconds of one product."""
+        """Computes products and returns the seconds of one product."""
         start = time.perf_counter()
         for _ in range(num_steps):
             result = self._product(self._operand, self._operand)
@@ -260,11 +275,11 @@ class LargeMatmul:
         return (time.perf_counter() - start) / num_steps
 
     def run_parts(self, num_steps: int) -> None:
-        """It has none."""
+        """Does nothing: a product has no parts."""
 
     @property
     def tflops_per_second(self) -> float:
-        """The median over the rounds so far."""
+        """The median of the TFLOP/s over the rounds so far."""
         return self.flops_per_step / float(np.median(self.seconds)) / 1e12
 
 
@@ -275,14 +290,14 @@ def measure(
     parts: bool = False,
     progress: ProgressLine | None = None,
 ) -> None:
-    """Times every contestant in every round, after one step each that does not count.
+    """Times every contestant once in every round. Before the first round, each runs one step that is not timed.
 
     Args:
       contestants: in the order in which they take turns.
-      rounds: how many turns each has.
-      steps_per_round: steps of a turn.
-      parts: whether their parts are timed too.
-      progress: is shown after each round.
+      rounds: the number of rounds.
+      steps_per_round: the number of steps of each contestant in a round.
+      parts: whether the parts of the steps are timed, too.
+      progress: a progress line that is updated after each round.
     """
     for contestant in contestants:
         contestant.run(1)

@@ -1,15 +1,19 @@
-"""Where the time of a compiled step goes, by kind of work: a trace of `jax.profiler`, read beside the compiled program.
+"""How the time of a compiled step is spent, by kind of work, from a trace of `jax.profiler` and the compiled program.
 
-A trace says when which instruction of the program ran, and for how long; `kinds_of_work` says what an
-instruction is there for, and that kind gets all of its time.
+The trace tells when and for how long each instruction of the program ran. `kinds_of_work` tells the kind of work of
+each instruction, and all of the instruction's time counts for this kind.
 
-What is known of traces. XLA:CPU writes two events for each launched instruction, in the threads where they happen: one
-while the thread that launched it is busy with it, and another, 'end: NAME', when all threads have finished it. A thread
-works on what it has an event open for, innermost; threads without one share what is handed out and not yet finished.
-Each moment is divided by the threads at work, so that times add up to the wall clock. On GPUs, a device has a thread of
-events for each stream, with the instruction in `hlo_op`; on TPUs, a thread 'XLA Ops'. What nothing covers is idle.
-Kernels of libraries that a GPU launches from a CUDA graph may be known by their own names only: profile without graphs,
-XLA_FLAGS=--xla_gpu_enable_command_buffer=, to tell whose products they are.
+The format of traces:
+* XLA:CPU writes two events for each launched instruction, each in the thread where it happens. The first lasts as long
+  as the thread that launched the instruction is busy with it. The second, 'end: NAME', marks the moment when all
+  threads have finished the instruction. A thread works on its innermost open event. Threads without an open event share
+  the instructions that have been handed out and are not finished. Each moment is divided among the threads at work, so
+  the times add up to the wall-clock time.
+* On GPUs, a device has a thread of events for each stream, and `hlo_op` names the instruction. On TPUs, a device has a
+  thread 'XLA Ops'.
+* A moment without an event is idle.
+* Of library kernels that a GPU launches from a CUDA graph, a trace may tell only the name of the kernel. To see which
+  products they compute, profile without graphs: XLA_FLAGS=--xla_gpu_enable_command_buffer=
 """
 
 import bisect
@@ -28,8 +32,8 @@ from mlm_jax.performance.kinds_of_work import IDLE, KINDS, classify, kind_of_ker
 from mlm_jax.performance.speed import TrainStep
 
 _CONTROL_FLOW = re.compile(r'(while|conditional|call)\b')
-_END = 'end: '  # how XLA:CPU names the event at which an instruction is finished
-_STREAM = 'Stream'  # how the threads of GPUs are named; where they are, other threads repeat them
+_END = 'end: '  # the name of the event at which an instruction is finished starts with this on XLA:CPU
+_STREAM = 'Stream'  # names of GPU streams start with this; other threads of such a device repeat the streams' events
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +41,11 @@ class Event:
     """One run of one instruction; times in microseconds.
 
     Attributes:
-      instruction: its name in the HLO, or that of a kernel where the trace knows no better.
+      instruction: the name of the instruction in the HLO, or the name of a kernel if the trace does not tell more.
       start: when it was launched.
-      end: when the thread or stream that launched it went on.
+      end: when the thread or stream that launched it continued with something else.
       finish: when it was finished, at `end` or later.
-      lane: that thread or stream.
+      lane: the thread or stream that launched it.
     """
 
     instruction: str
@@ -53,11 +57,11 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What ran on one device.
+    """The events on one device.
 
     Attributes:
-      events: of the program.
-      num_workers: lanes that can work at the same time.
+      events: the runs of instructions of the program.
+      num_workers: the number of lanes that can work at the same time.
     """
 
     events: list[Event]
@@ -66,11 +70,12 @@ class Device:
 
 @dataclasses.dataclass(frozen=True)
 class StepProfile:
-    """Where the time of one step went, on average over the traced steps and over devices.
+    """How the time of one step was spent, on average over the traced steps and over devices.
 
     Attributes:
-      seconds: kind → seconds of one step; their sum is the time of a step.
-      instructions: (seconds of one step, kind, name, op_name) of the instructions that took longest, longest first.
+      seconds: kind of work → its seconds in one step; their sum is the time of a step.
+      instructions: the instructions that took the most time, in descending order of it, each as (seconds in one step,
+        kind, name, op_name).
     """
 
     seconds: dict[str, float]
@@ -78,23 +83,23 @@ class StepProfile:
 
     @property
     def step_seconds(self) -> float:
-        """The time of one step."""
+        """The time of one step, in seconds."""
         return sum(self.seconds.values())
 
 
 def trace_step(contestant: TrainStep, directory: str | pathlib.Path, num_steps: int = 3) -> StepProfile:
-    """Traces some steps and says where their time went.
+    """Traces some steps and reports how their time was spent.
 
     Args:
-      contestant: compiled.
-      directory: receives the trace, for TensorBoard or Perfetto, and beside it the compiled text.
-      num_steps: traced.
+      contestant: a compiled step.
+      directory: receives the trace, for TensorBoard or Perfetto, and the HLO of the program.
+      num_steps: the number of steps to trace.
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    text = contestant.step.as_text()
+    text = hlo.text_of(contestant.step)
     (directory / 'step.hlo.txt').write_text(text, encoding='utf-8')
-    contestant.run(1)  # what ran before may have left memory that a first step must ask for again
+    contestant.run(1)  # not traced, because the first step may have to allocate memory
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     jax.profiler.start_trace(directory, profiler_options=options)
@@ -106,17 +111,17 @@ def trace_step(contestant: TrainStep, directory: str | pathlib.Path, num_steps: 
 
 
 def read_profile(directory: str | pathlib.Path, text: str, num_steps: int, top: int = 12) -> StepProfile:
-    """The profile of a program from the newest trace in a directory.
+    """The profile of a program, from the newest trace in a directory.
 
     Args:
-      directory: where `jax.profiler.trace` wrote.
-      text: the optimised HLO, `compiled.as_text()`.
-      num_steps: runs of the program in the trace.
+      directory: the directory into which `jax.profiler.trace` wrote.
+      text: the optimized HLO, as `hlo.text_of` returns it.
+      num_steps: how often the program ran in the trace.
       top: how many instructions to list.
 
     Raises:
-      FileNotFoundError: without a trace.
-      ValueError: for a trace in which the program does not occur.
+      FileNotFoundError: when there is no trace.
+      ValueError: when the program does not occur in the trace.
     """
     return profile(load_trace(directory), hlo.parse(text), num_steps, top)
 
@@ -125,18 +130,19 @@ def load_trace(directory: str | pathlib.Path) -> list[dict]:
     """The events of the newest `*.trace.json.gz` under a directory."""
     found = sorted(pathlib.Path(directory).rglob('*.trace.json.gz'), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f'{directory} holds no *.trace.json.gz, as jax.profiler.trace writes it')
+        raise FileNotFoundError(f'{directory} has no file *.trace.json.gz, which jax.profiler.trace writes')
     with gzip.open(found[-1], 'rt', encoding='utf-8') as file:
         return json.load(file)['traceEvents']
 
 
 def profile(trace: Sequence[Mapping], program: hlo.Program, num_steps: int, top: int = 12) -> StepProfile:
-    """The profile of a program from the events of a trace; as `read_profile`."""
+    """The profile of a program, from the events of a trace; see `read_profile`."""
     devices = device_events(trace, program)
     if not devices:
-        raise ValueError(f'the trace holds no instruction of {program.name}')
+        raise ValueError(f'no instruction of {program.name} occurs in the trace')
     kinds = classify(program)
-    seconds, instructions = dict.fromkeys(KINDS, 0.0), collections.Counter()
+    seconds = dict.fromkeys(KINDS, 0.0)
+    instructions: dict[str, float] = collections.defaultdict(float)
     for device in devices:
         for name, microseconds in wall_time(device).items():
             share = microseconds / 1e6 / num_steps / len(devices)
@@ -145,13 +151,13 @@ def profile(trace: Sequence[Mapping], program: hlo.Program, num_steps: int, top:
                 instructions[name] += share
     longest = [
         (time, kinds.get(name) or kind_of_kernel(name), name, op_name_of(name, program))
-        for name, time in instructions.most_common(top)
+        for name, time in sorted(instructions.items(), key=lambda pair: -pair[1])[:top]
     ]
     return StepProfile({kind: time for kind, time in seconds.items() if time}, longest)
 
 
 def device_events(trace: Sequence[Mapping], program: hlo.Program) -> list[Device]:
-    """What ran of the program, by device; all CPU devices of a process are one."""
+    """The events of the program on each device; all CPU devices of a process count as one device."""
     processes = {e['pid']: e['args']['name'] for e in trace if e.get('name') == 'process_name'}
     threads = {(e['pid'], e['tid']): e['args']['name'] for e in trace if e.get('name') == 'thread_name'}
     accelerators = {pid for pid, name in processes.items() if name.startswith('/device:')}
@@ -176,11 +182,14 @@ def device_events(trace: Sequence[Mapping], program: hlo.Program) -> list[Device
 
 
 def _cpu_events(trace: list[Mapping], program: hlo.Program) -> list[Event]:
-    """Pairs the events of XLA:CPU: an end belongs to the newest launch of its instruction that has none yet.
+    """Pairs the events of XLA:CPU: an end belongs to the newest launch of its instruction that has no end yet.
 
-    Ends are noticed late: an instruction has finished when one that reads its result begins, or when it runs again.
+    An end event can be late. Therefore an instruction counts as finished at the latest when an instruction that reads
+    its result starts, or when it runs again.
     """
-    unfinished, finish, launches = collections.defaultdict(list), {}, collections.defaultdict(list)
+    unfinished: dict[str, list[Mapping]] = collections.defaultdict(list)
+    finish: dict[int, float] = {}  # by the id of the launch event
+    launches: dict[str, list[float]] = collections.defaultdict(list)
     for event in sorted(trace, key=lambda event: event['ts']):
         if not event['name'].startswith(_END):
             unfinished[event['args']['hlo_op']].append(event)
@@ -200,36 +209,40 @@ def _cpu_events(trace: list[Mapping], program: hlo.Program) -> list[Event]:
 
 
 def wall_time(device: Device) -> dict[str | None, float]:
-    """Instruction → its part, in microseconds, of the time from the first event to the last; None: nothing ran."""
-    changes = []  # (time, order, event): what is over goes before what begins; outer events before inner ones
+    """Instruction → its share, in microseconds, of the time from the first event to the last; None: nothing ran."""
+    # (time, does an event start?, order, event; None where a handed-out event finishes). At the same time, ends come
+    # before starts, and outer events start before inner ones.
+    changes: list[tuple[float, int, float, Event | None]] = []
     for event in device.events:
         changes.append((event.start, 1, -event.end, event))
         changes.append((event.end, 0, 0.0, event))
     total: dict[str | None, float] = collections.defaultdict(float)
-    lanes: dict[tuple, list[Event]] = collections.defaultdict(list)  # what is open, innermost last
+    lanes: dict[tuple, list[Event]] = collections.defaultdict(list)  # the open events of each lane, innermost last
     handed_out: list[Event] = []
     changes += [(event.finish, 0, 1.0, None) for event in device.events if event.finish > event.end]
     changes.sort(key=lambda change: change[:3])
     now = changes[0][0]
-    for time, begins, _, event in changes:
+    for time, starts, _, changed in changes:
         if time > now:
             for name, part in _at_work(lanes, handed_out, device.num_workers):
                 total[name] += part * (time - now)
             now = time
-        if begins:
-            lanes[event.lane].append(event)
-        elif event:
-            if event in lanes[event.lane]:
-                lanes[event.lane].remove(event)
-            if event.finish > event.end and not _CONTROL_FLOW.match(event.instruction):
-                handed_out.append(event)
-        else:
+        if changed is None:
             handed_out = [other for other in handed_out if other.finish > now]
+        elif starts:
+            lanes[changed.lane].append(changed)
+        else:
+            if changed in lanes[changed.lane]:
+                lanes[changed.lane].remove(changed)
+            if changed.finish > changed.end and not _CONTROL_FLOW.match(changed.instruction):
+                handed_out.append(changed)
     return dict(total)
 
 
-def _at_work(lanes: Mapping[tuple, list[Event]], handed_out: list[Event], num_workers: int):
-    """(instruction, share of the moment) pairs."""
+def _at_work(
+    lanes: Mapping[tuple, list[Event]], handed_out: list[Event], num_workers: int
+) -> list[tuple[str | None, float]]:
+    """Pairs (instruction, share of the moment); the shares add up to 1. The instruction None means idle."""
     busy = [lane[-1].instruction for lane in lanes.values() if lane]
     free = num_workers - len(busy) if busy else 1
     parts = [(name, 1.0) for name in busy]
@@ -240,7 +253,12 @@ def _at_work(lanes: Mapping[tuple, list[Event]], handed_out: list[Event], num_wo
 
 
 def format_profiles(profiles: Mapping[str, StepProfile], top: int = 8) -> str:
-    """A table of kinds × steps, in milliseconds and shares, and the longest instructions of each step."""
+    """A table with a row for each kind of work and a column for each step, and the longest instructions of each step.
+
+    Args:
+      profiles: title of a column → profile.
+      top: how many instructions of each step to list.
+    """
     labels = list(profiles)
     width = max(20, *(len(label) + 2 for label in labels))
     kinds = [kind for kind in KINDS if any(kind in p.seconds for p in profiles.values())]

@@ -164,9 +164,7 @@ def test_a_damaged_file_is_refused_and_made_again(copied, damage, newer):
         (directory / manifest_lib.FILE).write_text(json.dumps(stored))
     DAMAGES[damage](directory / masking_tables.FILE)
     if newer or damage != 'changed':
-        with pytest.raises(
-            ConfigError, match=r'cannot read .*tables.npz .*; delete that file and run prepare again'
-        ):
+        with pytest.raises(ConfigError, match=r'cannot read .*tables.npz .*; delete that file and run prepare again'):
             masking_tables.load(config, manifest_lib.load(directory))
         prepare.run(config, num_workers=1)
         assert (directory / masking_tables.FILE).read_bytes() == before
