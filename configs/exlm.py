@@ -10,7 +10,7 @@ short recipe of the released code: 23,000 steps of 4096 × 128 tokens.
 Arguments for ablations: `exlm.num_states=2`; `exlm.transitions=sparse` (only to states of later tokens) or `none`;
 `exlm.transition_heads=1` (the paper's formula); `model.positions=rotary` (the copies of a token share one position);
 `exlm.anchors=false`. `objective=mlm` trains the baseline of the paper: the same encoder, without expansion. Other
-arguments are keys of `mlm_jax/config/keys.py`, e.g. `configs/exlm.py:base,batch_size=256`.
+arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/exlm.py:base,batch_size=256`.
 
 The sizes `base` and `large` have not been run yet.
 """

@@ -15,7 +15,7 @@ Arguments for ablations:
   the encoder reads a part of the [MASK] tokens: `mae_lm.masked_in_encoder=0.4`
   the encoder reads random tokens: `mae_lm.masked_in_encoder=1.0,masking.mask_fraction=0.0,masking.random_fraction=1.0`
   positions: `mae_lm.renumber_positions=true` or `model.relative_buckets=0`
-Other arguments are keys of `mlm_jax/config/keys.py`, e.g. `configs/mae_lm.py:base,batch_size=256`.
+Other arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/mae_lm.py:base,batch_size=256`.
 
 The sizes `base` and `large` have not been run yet.
 """

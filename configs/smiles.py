@@ -8,13 +8,13 @@ two-dimensional rotary positions) and replace 15 % of the tokens by [MASK]; `mlm
 encoder. All can use the same prepared directory. `size=base` (12×768) has the recipe of another project of the paper's
 authors, as the paper's own recipe is not published: 120,000 steps of 256 × 128 tokens, learning rate 5e-4 after 10,000
 steps of warm-up, gradients clipped at 0.1. The other sizes, of which `mini` (4×256) is the default, have the defaults
-of `mlm_jax/config/keys.py`.
+of `mlm_jax/config/defaults.py`.
 
 A corpus is lines of SMILES, `smi:GLOB`, or a column of tables, `data.corpus=csv:GLOB,data.text_key=smiles`. A
 vocabulary of 512 ids suffices: half a million molecules of ChEMBL, MUV, DUD and HIV have 258 different tokens; the
 other ids are unused. A row holds two or three molecules, which do not attend to each other; molecules of more than 126
 tokens (0.6 %) are split. `data.smiles_copies=2` adds two random SMILES of each molecule (extra `smiles`). Other
-arguments are keys of `mlm_jax/config/keys.py`.
+arguments are keys of `mlm_jax/config/defaults.py`.
 
 `docs/results.md` has a short run of `mlm` at size `mini`; `base` has not been run yet.
 """

@@ -13,7 +13,7 @@ that `prepare` wrote.
   step ms      of one optimizer step, with its quartiles; masks are drawn within it.
   CPU ms       on CPUs: time of all cores together, which the load of a shared machine changes least.
   tokens/s     of text, whatever an objective makes of them.
-  TFLOP/s      that the model needs (mlm_jax/config/flops.py), by the time of the step.
+  TFLOP/s      that the model needs (mlm_jax/config/step_flops.py), by the time of the step.
   MFU          that, by the published peak of the devices for the dtype; where none is published,
   of matmul    by what one large matrix product attains on this machine, in the same rounds.
   masking, optimizer    timed apart, as shares of the step that contains them.
@@ -245,7 +245,7 @@ def main() -> None:
         contestants.append(prepare(name, config, rows=values.rows))
         _note(f'compiled in {contestants[-1].compile_seconds:.1f} s')
     others, failed = peers(contestants[0], values.peer_variants) if values.peer else ([], {})
-    everyone = [*contestants, *others]
+    everyone: list[speed.Contestant] = [*contestants, *others]
     matmuls = {dtype: speed.LargeMatmul(dtype) for dtype in dict.fromkeys(c.dtype for c in everyone)}
     _note(f'one step of each that does not count, then {values.rounds} rounds')
     progress = ProgressLine(values.rounds, unit='round')

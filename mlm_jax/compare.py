@@ -27,7 +27,7 @@ from mlm_jax import config as config_lib
 from mlm_jax import train
 from mlm_jax.comparing import comparison, configurations
 from mlm_jax.comparing.configurations import Candidate
-from mlm_jax.config import ConfigError, command_line, flops
+from mlm_jax.config import ConfigError, command_line, step_flops
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.files import atomic, paths
 from mlm_jax.performance import speed
@@ -49,7 +49,7 @@ def share_budget(candidates: Sequence[Candidate], budget: str, output: pathlib.P
     first = candidates[0].config
     total = config_lib.resolve(first, manifest_lib.load(first.data.directory)).total_steps
     if budget == 'flops':
-        costs = [flops.step_flops(candidate.config) for candidate in candidates]
+        costs = [step_flops.step_flops(candidate.config) for candidate in candidates]
     elif budget == 'time':
         costs = step_seconds(candidates, output)
     else:
@@ -224,7 +224,7 @@ def collect(candidates: Sequence[Candidate], seeds: Sequence[int], output: pathl
             name=candidate.name,
             total_steps=config.total_steps,
             tokens=config.total_steps * config.batch_size * config.sequence_length,
-            flops=config.total_steps * flops.step_flops(config),
+            flops=config.total_steps * step_flops.step_flops(config),
             step_cost=candidate.step_cost,
             runs=runs,
             train_seconds=seconds,

@@ -24,13 +24,12 @@ import ml_collections
 from absl import flags
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError, command_line, flops
+from mlm_jax.config import ConfigError, command_line, step_flops
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import tables as tables_lib
-from mlm_jax.data import verification
+from mlm_jax.data import masking_tables, verification
 from mlm_jax.files import paths
-from mlm_jax.parallel import slices
 from mlm_jax.parallel import topology as topology_lib
+from mlm_jax.parallel import tpu_slices
 from mlm_jax.performance import ahead_of_time, attention_parity, collectives, peaks
 from mlm_jax.performance.memory import MIB
 from mlm_jax.pretrained import warm_start
@@ -105,7 +104,7 @@ def _check_prepared(config: ml_collections.ConfigDict, verify: bool) -> Iterator
 def _check_data(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> str:
     config_lib.resolve(config, manifest)  # raises ConfigError if the configuration does not fit the data
     verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
-    tables_lib.load(config, manifest)
+    masking_tables.load(config, manifest)
     warm_start.check_source(config, manifest)
     rows = {name: split.rows for name, split in manifest.splits.items()}
     return f'data: {", ".join(f"{count:,} rows in {name}" for name, count in rows.items())} ({config.data.directory})'
@@ -189,7 +188,7 @@ def _memory_limit(devices: list[jax.Device]) -> int | None:
     """Bytes of memory that one device has for a program; None where they are not known."""
     if devices[0].platform == 'cpu':
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(devices)
-    if limit := slices.memory_bytes(devices[0].device_kind):
+    if limit := tpu_slices.memory_bytes(devices[0].device_kind):
         return limit
     return (devices[0].memory_stats() or {}).get('bytes_limit')
 
@@ -197,7 +196,7 @@ def _memory_limit(devices: list[jax.Device]) -> int | None:
 def _describe_flops(
     config: ml_collections.ConfigDict, devices: list[jax.Device], needs: ahead_of_time.Requirements
 ) -> str:
-    needed = flops.step_flops(config) / len(devices)
+    needed = step_flops.step_flops(config) / len(devices)
     text = (
         f'matrix products: {needs.flops / 1e12:,.3f} TFLOP per device and step, {needs.flops / needed:.2f} times what '
         'the model needs'

@@ -49,7 +49,7 @@ from mlm_jax.training.checkpoints import Snapshots
 from mlm_jax.training.workdir import held, read_json
 
 RESULT_FILE = 'result.json'
-_TYPES = {f.name: type(f.default) for f in dataclasses.fields(Recipe)}
+_TYPES: dict[str, type] = {f.name: type(f.default) for f in dataclasses.fields(Recipe)}
 
 
 @dataclasses.dataclass(frozen=True)

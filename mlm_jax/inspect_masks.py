@@ -22,8 +22,7 @@ from mlm_jax import config as config_lib
 from mlm_jax.analysis.mask_statistics import KINDS, MaskStatistics, kinds
 from mlm_jax.config import command_line
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import tables as tables_lib
-from mlm_jax.data import verification
+from mlm_jax.data import masking_tables, verification
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import Batches
 from mlm_jax.data.shards import Shards
@@ -43,7 +42,7 @@ BRACKETS = {1: '[]', 2: '{}', 3: '()', 4: '<>'}  # instead of colors
 def _run(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> build.Run:
     """The functions of a training run."""
     steps_per_epoch = len(Shards(config.data.directory, 'train')) / config.batch_size
-    return build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
+    return build.make_run(config, manifest.vocabulary, steps_per_epoch, masking_tables.load(config, manifest))
 
 
 def masked_batches(
@@ -160,7 +159,7 @@ def main() -> None:
     config = config_lib.resolve(config, manifest)
     verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
     tokenizer = Tokenizer.from_file(pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer)
-    word_starts, word_marks = tables_lib.of_words(tokenizer, manifest.vocabulary.size)
+    word_starts, word_marks = masking_tables.of_words(tokenizer, manifest.vocabulary.size)
     in_color = values.colour == 'always' or (values.colour == 'auto' and sys.stdout.isatty())
     paint = paint_terminal if in_color else paint_plain
 

@@ -39,7 +39,7 @@ from absl import flags
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import command_line
-from mlm_jax.data import claim, corpora, encoding, molecules, shards, tables, tokenizers, verification, workers
+from mlm_jax.data import claim, corpora, encoding, masking_tables, molecules, shards, tokenizers, verification, workers
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.files import atomic, sealed
 
@@ -124,9 +124,9 @@ def _prepare(
     counts = workers.encode(jobs, num_workers)
     splits = {name: _split(name, [(job, counts[job]) for job in jobs if job.split == name]) for name in corpus.splits}
     manifest = _manifest(config, intent, tokenizer, directory, splits)
-    (directory / tables.FILE).unlink(missing_ok=True)  # left by a killed run, so it may be incomplete
-    tables.write_missing(config, directory, manifest, working)
-    manifest = dataclasses.replace(manifest, tables_sha256=atomic.sha256(directory / tables.FILE))
+    (directory / masking_tables.FILE).unlink(missing_ok=True)  # left by a killed run, so it may be incomplete
+    masking_tables.write_missing(config, directory, manifest, working)
+    manifest = dataclasses.replace(manifest, tables_sha256=atomic.sha256(directory / masking_tables.FILE))
     manifest_lib.save(manifest, directory, working)
     shutil.rmtree(working)
     print(f'prepared   {directory}: {_in_words(manifest)}')
@@ -151,12 +151,12 @@ def _bring_up_to_date(
         _repair(config, directory, working, manifest, set(findings.wrong), num_workers)
     for name in findings.surplus:
         print(f'surplus    {name} does not belong to this preparation and is not used: it may be deleted')
-    if tables.write_missing(config, directory, manifest):
-        tables_sha256 = atomic.sha256(directory / tables.FILE)
-        if (manifest.tables, manifest.tables_sha256) != (tables.FILE, tables_sha256):
-            manifest = dataclasses.replace(manifest, tables=tables.FILE, tables_sha256=tables_sha256)
+    if masking_tables.write_missing(config, directory, manifest):
+        tables_sha256 = atomic.sha256(directory / masking_tables.FILE)
+        if (manifest.tables, manifest.tables_sha256) != (masking_tables.FILE, tables_sha256):
+            manifest = dataclasses.replace(manifest, tables=masking_tables.FILE, tables_sha256=tables_sha256)
             manifest_lib.save(manifest, directory)
-        print(f'added      {tables.FILE} to {directory}')
+        print(f'added      {masking_tables.FILE} to {directory}')
     print(f'{directory} is up to date: {_in_words(manifest)}')
     _print_words(config, directory, manifest)
     return manifest
@@ -200,7 +200,7 @@ def _repair(
 
 
 def _print_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: manifest_lib.Manifest) -> None:
-    if line := tables.describe_words(config, directory, manifest):
+    if line := masking_tables.describe_words(config, directory, manifest):
         print(line)
 
 
@@ -393,7 +393,7 @@ def _manifest(
             'python': _version('python'),
             **{name: _version(name) for name in filter(None, packages)},
         },
-        tables=tables.FILE,
+        tables=masking_tables.FILE,
     )
 
 

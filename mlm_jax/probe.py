@@ -29,6 +29,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,7 @@ from mlm_jax.analysis.gradient_variance import OVERLAPS, Design, make_sketched_g
 from mlm_jax.config import ConfigError, command_line
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import place_rows
-from mlm_jax.files import paths
-from mlm_jax.files.pictures import plain_text
+from mlm_jax.files import paths, pictures
 from mlm_jax.files.progress import bar
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading, sources
@@ -125,11 +125,10 @@ def describe_ranks(sums: GramSums, thresholds: Sequence[float]) -> dict:
 
 def draw_ranks(report: dict[str, dict], threshold: str, path: pathlib.Path) -> None:
     """Draws rank against layer, a colour for each checkpoint and a style for each curve; centred and uncentred."""
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    styles = dict(zip(CURVES, ('-', ':', '-.', '--'), strict=True))
-    figure = Figure(figsize=(12, 4.6), layout='constrained')
+    styles: dict[str, Any] = dict(zip(CURVES, ('-', ':', '-.', '--'), strict=True))
+    figure = pictures.new_figure(12, 4.6)
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ('uncentred', 'centred'), strict=True):
         for colour, entry in enumerate(report.values()):
             for curve, ranks in entry['curves'].items():
@@ -141,10 +140,12 @@ def draw_ranks(report: dict[str, dict], threshold: str, path: pathlib.Path) -> N
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel('effective rank')
-    models = [Line2D([], [], color=f'C{i}', linewidth=3, label=plain_text(label)) for i, label in enumerate(report)]
+    models = [
+        Line2D([], [], color=f'C{i}', linewidth=3, label=pictures.plain_text(label)) for i, label in enumerate(report)
+    ]
     curves = [Line2D([], [], color='gray', linestyle=style, label=curve) for curve, style in styles.items()]
     figure.legend(handles=[*models, *curves], loc='outside right upper', fontsize=8, handlelength=4)
-    figure.savefig(path, dpi=120)
+    pictures.save(figure, path)
 
 
 def main_effective_rank(models: Sequence[sources.Source]) -> None:

@@ -5,8 +5,8 @@
 
 If it is run again with the same workdir, it resumes from the last checkpoint: after a crash, after a preemption, or on
 other devices.
-Single keys: --config=configs/mlm.py:mini,total_epochs=3 or --set=optimizer.learning_rate=1e-3; mlm_jax/config/keys.py
-lists them.
+Single keys: --config=configs/mlm.py:mini,total_epochs=3 or --set=optimizer.learning_rate=1e-3;
+mlm_jax/config/defaults.py lists them.
 """
 
 import contextlib
@@ -21,11 +21,10 @@ from absl import flags
 
 from mlm_jax import config as config_lib
 from mlm_jax.analysis import minimal_pairs
-from mlm_jax.config import command_line, flops
+from mlm_jax.config import command_line, step_flops
 from mlm_jax.config.checks import remarks
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import tables as tables_lib
-from mlm_jax.data import verification
+from mlm_jax.data import masking_tables, verification
 from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
 from mlm_jax.files import paths
@@ -57,7 +56,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
     held_out_rows = Shards(config.data.directory, 'validation', verify=True, manifest=manifest)
     tokenizer = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
     steps_per_epoch = len(train_rows) / config.batch_size
-    run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables_lib.load(config, manifest))
+    run = build.make_run(config, manifest.vocabulary, steps_per_epoch, masking_tables.load(config, manifest))
     blimp = minimal_pairs.of_run(config, manifest, run.objective)
     evaluate_every, save_every = config.evaluation.every_steps, config.checkpoint.every_steps
 
@@ -78,7 +77,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
             resuming.check_resume(position.config, config, lambda text: print(text, file=sys.stderr), steps_per_epoch)
         batches = Batches(train_rows, config.seed, config.batch_size, sharding)
         log = RunLog(
-            config, workdir, run.total_steps, run.learning_rate, batches.indices, position, flops.step_flops(config),
+            config, workdir, run.total_steps, run.learning_rate, batches.indices, position,
+            step_flops.step_flops(config),
             peaks.peak_flops_per_second(mesh.devices.flat[0].device_kind, config.model.dtype),
         )  # fmt: skip
         first_step = position.examples // config.batch_size

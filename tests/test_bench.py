@@ -8,7 +8,7 @@ import pytest
 
 from mlm_jax import bench
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError, flops
+from mlm_jax.config import ConfigError, step_flops
 from mlm_jax.performance import speed
 
 SMALL = 'vocab_size=64,sequence_length=32,batch_size=8,model.num_layers=1,model.width=32,model.ffn_width=64'
@@ -56,7 +56,7 @@ def test_real_rows_show_what_reading_them_costs(tiny_config, prepared):
     )
     assert 'input tokens/s' in bench.table([line]) and 'MFU' not in bench.table([line])
     # Rows of several documents: attention within them would need less.
-    assert contestant.flops_per_step == flops.step_flops(tiny_config)
+    assert contestant.flops_per_step == step_flops.step_flops(tiny_config)
     assert 0 < line['flops_within_documents'] < contestant.flops_per_step
 
 

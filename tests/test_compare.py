@@ -13,7 +13,7 @@ import pytest
 
 from mlm_jax import compare
 from mlm_jax.comparing import configurations
-from mlm_jax.config import ConfigError, command_line, flops
+from mlm_jax.config import ConfigError, command_line, step_flops
 from mlm_jax.training import runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import write_config
@@ -95,7 +95,7 @@ def test_equal_flops_and_equal_steps(pair, tmp_path):
     pair[0].config.total_steps = 1000
     low, high = compare.share_budget(pair, 'flops', tmp_path)
     assert low.config.total_steps == 1000 > high.config.total_steps
-    ratio = flops.step_flops(low.config) / flops.step_flops(high.config)
+    ratio = step_flops.step_flops(low.config) / step_flops.step_flops(high.config)
     assert high.config.total_steps == round(1000 * ratio) and abs(low.cost / high.cost - 1) < 1e-3
     assert [c.config.total_steps for c in compare.share_budget(pair, 'steps', tmp_path)] == [1000, 1000]
     assert pair[1].config.total_steps == 8, 'what was given stays as it was'

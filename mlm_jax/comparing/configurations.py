@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import ml_collections
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import flops
+from mlm_jax.config import step_flops
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import verification
 from mlm_jax.files.errors import ConfigError
@@ -42,7 +42,7 @@ class Candidate:
     @property
     def cost(self) -> float:
         """The expected cost of a run, its FLOPs, from which the remaining time is estimated."""
-        return self.config.total_steps * flops.step_flops(self.config)
+        return self.config.total_steps * step_flops.step_flops(self.config)
 
     def of_seed(self, seed: int) -> ml_collections.ConfigDict:
         """The configuration of the run with this seed."""

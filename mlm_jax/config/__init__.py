@@ -6,8 +6,8 @@ Configuration files and programs use the names below.
 """
 
 from mlm_jax.config.access import get, values
+from mlm_jax.config.defaults import SIZES, Kind, apply_recipe, default_config, kinds, row_length
 from mlm_jax.config.durations import DURATION_UNITS, DURATIONS, MAX_STEPS, duration_keys, is_duration, resolve_steps
-from mlm_jax.config.keys import SIZES, Kind, apply_recipe, default_config, kinds, row_length
 from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
 from mlm_jax.config.overrides import apply_overrides, load, parse_argument, parse_settings, shipped, with_path
 from mlm_jax.config.resolve import check, decided, in_steps, resolve

@@ -8,8 +8,8 @@ from typing import Any
 import ml_collections
 
 from mlm_jax.config.access import get, values
+from mlm_jax.config.defaults import Kind, kinds, row_length
 from mlm_jax.config.durations import DURATIONS, MAX_STEPS, is_duration, resolve_steps
-from mlm_jax.config.keys import Kind, kinds, row_length
 from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError

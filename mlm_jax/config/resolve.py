@@ -9,7 +9,7 @@ from typing import Protocol
 
 import ml_collections
 
-from mlm_jax.config import checks, fitting
+from mlm_jax.config import checks, slice_fitting
 from mlm_jax.config.access import get
 from mlm_jax.config.durations import DURATION_UNITS, DURATIONS, resolve_steps
 from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
@@ -18,7 +18,7 @@ from mlm_jax.masking.vocabulary import Vocabulary
 
 # For configurations without prepared data, as in benchmarks; only durations in epochs depend on it.
 NOMINAL_STEPS_PER_EPOCH = 1000.0
-# The open keys that `config/fitting.py` chooses for a slice, with their values if there is no slice.
+# The open keys that `config/slice_fitting.py` chooses for a slice, with their values if there is no slice.
 _WITHOUT_SLICE = {
     'accelerator': 'any', 'sharding': 'dp', 'num_microbatches': 1, 'model.attention_backend': 'xla',
     'model.attention_dropout': 0.1, 'mesh.data': -1, 'mesh.fsdp': 1,
@@ -92,8 +92,8 @@ def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             if node[name] in (None, 'auto'):
                 node[name] = value
         return config
-    num_devices, memory_bytes = fitting.devices_of(config.slice)
-    fitting.fit_layout(config, num_devices)
+    num_devices, memory_bytes = slice_fitting.devices_of(config.slice)
+    slice_fitting.fit_layout(config, num_devices)
     if config.model.attention_dropout is None:
         config.model.attention_dropout = _WITHOUT_SLICE['model.attention_dropout']
     if config.mesh.data is None:
@@ -102,7 +102,7 @@ def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         whole, split = config.mesh.tensor == 1, config.mesh.fsdp != 1
         config.sharding = ('fsdp' if split else 'dp') if whole else 'fsdp_tp'
     if config.num_microbatches is None:
-        fitting.fit_microbatches(config, num_devices, memory_bytes)
+        slice_fitting.fit_microbatches(config, num_devices, memory_bytes)
     return config
 
 

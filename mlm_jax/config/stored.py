@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 
 from mlm_jax.config.access import get, leaves, values
-from mlm_jax.config.keys import default_config, kinds
+from mlm_jax.config.defaults import default_config, kinds
 from mlm_jax.config.resolve import decided
 from mlm_jax.files.errors import ConfigError
 

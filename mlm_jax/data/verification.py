@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tqdm
 
-from mlm_jax.data import shards, tables
+from mlm_jax.data import masking_tables, shards
 from mlm_jax.data.manifest import CHANGED, Manifest
 from mlm_jax.files import progress
 from mlm_jax.files.errors import ConfigError
@@ -221,7 +221,7 @@ def _layouts(directory: pathlib.Path, manifest: Manifest) -> Iterator[tuple[str,
 
 def _unreadable_tables(directory: pathlib.Path, manifest: Manifest) -> dict[str, str]:
     try:
-        tables.read(directory / manifest.tables, manifest.vocabulary.size)
+        masking_tables.read(directory / manifest.tables, manifest.vocabulary.size)
     except ConfigError as error:
         return {manifest.tables: f'is not a valid file of tables: {error}'}
     return {}

@@ -28,7 +28,7 @@ from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.finetuning.record import Record
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training.checkpoints import Snapshots
-from mlm_jax.training.schedules import make_schedule
+from mlm_jax.training.learning_rate import make_schedule
 
 # Rows of an evaluation batch for each row of a training batch: an evaluation keeps no activations for gradients.
 EVALUATION_FACTOR = 2
@@ -192,7 +192,7 @@ def _batches_from(
         yield from itertools.islice(updates, max(0, step - epoch * per_epoch), None)
 
 
-def _outputs(programs: Programs, params, inputs: Inputs, batch_size: int, pad_id: int, mesh: Mesh) -> list:
+def _outputs(programs: Programs, params: Any, inputs: Inputs, batch_size: int, pad_id: int, mesh: Mesh) -> list:
     """For each seed the outputs of a split, in the order of its rows: float32[N, C], or a list of N float32[n, 2]."""
     lengths_N, size = inputs.lengths, batch_size * EVALUATION_FACTOR
     order_N = np.argsort(lengths_N, kind='stable')

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlm_jax.finetuning.heads import Downstream
+from mlm_jax.finetuning.downstream import Downstream
 from mlm_jax.finetuning.losses import LOSSES
 from mlm_jax.finetuning.problems import Problem
 from mlm_jax.finetuning.recipe import Recipe

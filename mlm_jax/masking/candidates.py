@@ -4,8 +4,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from mlm_jax.masking.ratio_schedules import VisitRatios
 from mlm_jax.masking.registry import FullyExplored
-from mlm_jax.masking.schedules import VisitRatios
 
 # Passes of `take` over a row; each skips the units that are longer than the count still open. The sixth pass finds
 # hardly any unit that fits.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mlm_jax.masking import candidates as candidates_lib
-from mlm_jax.masking import corruption, registry, schedules, selection
+from mlm_jax.masking import corruption, ratio_schedules, registry, selection
 from mlm_jax.masking.batch import MaskedBatch, positions_of
 from mlm_jax.masking.candidates import Candidates
 from mlm_jax.masking.registry import FullyExplored
@@ -60,7 +60,7 @@ class Masking:
     mask_fraction: float = 1.0
     random_fraction: float = 0.0
     unit: str = 'token'
-    schedule: schedules.RatioSchedule | None = None
+    schedule: ratio_schedules.RatioSchedule | None = None
     predicted_fraction: float = 1.0
     corruption_unit: str = 'token'
     repeats: int = 1
@@ -80,9 +80,9 @@ class Masking:
         return self._strategy.has_fixed_count(registry.UNITS[self.unit])
 
     @property
-    def ratio_schedule(self) -> schedules.RatioSchedule:
+    def ratio_schedule(self) -> ratio_schedules.RatioSchedule:
         """How the ratio changes with the step; constant unless `schedule` is set."""
-        return self.schedule or schedules.RatioSchedule('constant', self.ratio, self.ratio)
+        return self.schedule or ratio_schedules.RatioSchedule('constant', self.ratio, self.ratio)
 
     @property
     def num_views(self) -> int:
@@ -125,7 +125,7 @@ class Masking:
     ) -> tuple[MaskedBatch, jax.Array]:
         """The result of `__call__`, and int32[B·K], how many chosen tokens stayed unmasked for lack of a slot."""
         tokens_BxT, segments_BxT = (jnp.repeat(x, self.repeats, axis=1) for x in (tokens_BxT, segments_BxT))
-        visit_B = schedules.visits(step, tokens_BxT.shape[0], self.num_rows)
+        visit_B = ratio_schedules.visits(step, tokens_BxT.shape[0], self.num_rows)
         if self.static_masks:
             # Each row is masked from its own key, as a batch of one row.
             key_B = self._row_keys(tokens_BxT, visit_B % self.static_masks)
@@ -175,7 +175,7 @@ class Masking:
         if self.cycle > 1:  # the units of a row must not change while its masks depend on each other
             noise_BxT = candidates_lib.row_uniform(_fold_in(row_key_B, _ROW_UNIT_STREAM), length)
             if self.num_rows and self.ratio_schedule.name != 'constant':
-                ratios = schedules.VisitRatios(
+                ratios = ratio_schedules.VisitRatios(
                     visit_B - turn_B,
                     _fold_in(row_key_B, _ROW_RATIO_STREAM),
                     self.ratio_schedule,

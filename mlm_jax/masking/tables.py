@@ -23,7 +23,7 @@ _MULTIPLIER = 0x9E3779B1  # odd, so that its powers have inverses modulo 2³²
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tables:
-    """Arrays that `data/tables.py` reads from a prepared directory; None for a table that the directory does not have.
+    """Arrays that `data/masking_tables.py` reads from a prepared directory; None for a table that is not there.
 
     Attributes:
       word_starts: bool[V], whether a piece is written with a space before it.

@@ -38,7 +38,7 @@ def token(noise_BxT: jax.Array, tokens_BxT: jax.Array, eligible_BxT: jax.Array, 
 def word(noise_BxT: jax.Array, tokens_BxT: jax.Array, eligible_BxT: jax.Array, tables: Tables | None) -> jax.Array:
     """Whole words: a piece that follows white space and the pieces that continue it (BERT's whole-word masking).
 
-    In scripts without spaces between words, each piece is a word of its own (data/words.py).
+    In scripts without spaces between words, each piece is a word of its own (data/word_marks.py).
     """
     del noise_BxT
     starts_V = jnp.asarray(_required(tables, 'word_starts', 'word'))

@@ -15,7 +15,7 @@ from mlm_jax.losses.dag import dag_forward_backward
 from mlm_jax.losses.terms import LossTerms
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
 from mlm_jax.models.encoder import Encoder
-from mlm_jax.models.heads import MLMHead
+from mlm_jax.models.prediction_head import MLMHead
 from mlm_jax.models.products import product
 from mlm_jax.objectives.exlm_spec import DISTRIBUTIONS, ExLMConfig
 from mlm_jax.objectives.expansion import ExpandedRows, expand, row_ends

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from mlm_jax.objectives import costs
-from mlm_jax.objectives.costs import EncoderSizes, Sizes
+from mlm_jax.objectives import layer_flops
+from mlm_jax.objectives.layer_flops import EncoderSizes, Sizes
 from mlm_jax.objectives.spec import Spec, option
 from mlm_jax.parallel.parameters import Parameter
 
@@ -106,8 +106,8 @@ class ExLMSpec(Spec):
         pass and training step holds for the likelihood, too.
         """
         states, width = options.num_states * sizes.expanded, model.width
-        layers = costs.stack_flops(model, model.num_layers, sizes.encoded, states, document_share)
-        head = costs.head_flops(states, width, width, vocab_size) + 2 * sizes.expanded * states * width
+        layers = layer_flops.stack_flops(model, model.num_layers, sizes.encoded, states, document_share)
+        head = layer_flops.head_flops(states, width, width, vocab_size) + 2 * sizes.expanded * states * width
         if options.transitions == 'none':
             return layers + head
         heads = options.transition_heads or model.num_heads

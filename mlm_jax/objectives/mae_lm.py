@@ -17,9 +17,9 @@ from mlm_jax.losses.terms import LossTerms
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of, selected_of
 from mlm_jax.masking.vocabulary import Vocabulary
 from mlm_jax.models.encoder import Encoder, block_for_use, scanned_layers
-from mlm_jax.models.heads import MLMHead
 from mlm_jax.models.layers import EncoderConfig, dense, layer_norm
 from mlm_jax.models.positions import positions_in_documents, rotary_turns
+from mlm_jax.models.prediction_head import MLMHead
 from mlm_jax.objectives.mae_lm_spec import MAELMConfig, decoder_sizes, hidden_slots, kept_slots
 from mlm_jax.objectives.objective import Objective
 from mlm_jax.parallel.mesh import split_rows

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mlm_jax.objectives import costs
-from mlm_jax.objectives.costs import EncoderSizes, LayerSizes, Sizes, Stack
+from mlm_jax.objectives import layer_flops
+from mlm_jax.objectives.layer_flops import EncoderSizes, LayerSizes, Sizes, Stack
 from mlm_jax.objectives.spec import Spec, option
 from mlm_jax.parallel.parameters import Parameter
 
@@ -83,7 +83,7 @@ def kept_slots(length: int, max_masked: int, options: MAELMConfig) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderSizes:
-    """The sizes of a layer of the decoder, with the names of `costs.LayerSizes`."""
+    """The sizes of a layer of the decoder, with the names of `layer_flops.LayerSizes`."""
 
     width: int
     ffn_width: int
@@ -148,10 +148,10 @@ class MAELMSpec(Spec):
         at the masked positions. If d_d ≠ d, projections take 2d·d_d more for each of the n + m tokens.
         """
         decoder, n, masked = decoder_sizes(model, options), sizes.length, sizes.masked
-        head = costs.head_flops(masked, decoder.width, model.width, vocab_size)
+        head = layer_flops.head_flops(masked, decoder.width, model.width, vocab_size)
         between = 2 * model.width * decoder.width * (n + masked) if decoder.width != model.width else 0
-        encoder = model.num_layers * costs.layer_flops(model, sizes.encoded, document_share)
-        decoding = costs.stack_flops(decoder, options.decoder_layers, n, masked, document_share)
+        encoder = model.num_layers * layer_flops.layer_flops(model, sizes.encoded, document_share)
+        decoding = layer_flops.stack_flops(decoder, options.decoder_layers, n, masked, document_share)
         return encoder + decoding + head + between
 
     def stacks(self, model: EncoderSizes, options: Any, sizes: Sizes) -> tuple[Stack, ...]:

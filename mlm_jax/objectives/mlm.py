@@ -6,7 +6,7 @@ from mlm_jax.losses.cross_entropy import cross_entropy_terms
 from mlm_jax.losses.terms import LossTerms
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models.encoder import Encoder
-from mlm_jax.models.heads import MLMHead
+from mlm_jax.models.prediction_head import MLMHead
 from mlm_jax.objectives.objective import Objective
 
 

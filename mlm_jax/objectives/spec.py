@@ -4,8 +4,8 @@ import dataclasses
 import pkgutil
 from typing import Any
 
-from mlm_jax.objectives import costs
-from mlm_jax.objectives.costs import EncoderSizes, Sizes
+from mlm_jax.objectives import layer_flops
+from mlm_jax.objectives.layer_flops import EncoderSizes, Sizes
 from mlm_jax.parallel.parameters import Parameter
 
 _OPTION = 'option'
@@ -102,12 +102,12 @@ class Spec:
             attend to each other.
         """
         del options
-        return costs.encoder_and_head(model, vocab_size, sizes, document_share)
+        return layer_flops.encoder_and_head(model, vocab_size, sizes, document_share)
 
-    def stacks(self, model: EncoderSizes, options: Any, sizes: Sizes) -> tuple[costs.Stack, ...]:
+    def stacks(self, model: EncoderSizes, options: Any, sizes: Sizes) -> tuple[layer_flops.Stack, ...]:
         """The stacks of layers that a row passes through, from which the memory of a step is estimated."""
         del options
-        return (costs.Stack(model.num_layers, sizes.encoded, model.width, model.ffn_width, model.mlp),)
+        return (layer_flops.Stack(model.num_layers, sizes.encoded, model.width, model.ffn_width, model.mlp),)
 
     def num_logits(self, options: Any, sizes: Sizes) -> float:
         """The number of positions of a row for which logits are computed."""

@@ -6,7 +6,7 @@ import os
 import jax
 from jax.experimental import topologies
 
-from mlm_jax.parallel.slices import layout_name
+from mlm_jax.parallel.tpu_slices import layout_name
 
 _ENVIRONMENT = {
     'TPU_SKIP_MDS_QUERY': '1',  # do not wait for the metadata server of a cloud machine

@@ -6,8 +6,8 @@ import jax
 import ml_collections
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import flops
-from mlm_jax.parallel import slices
+from mlm_jax.config import step_flops
+from mlm_jax.parallel import tpu_slices
 from mlm_jax.performance import ahead_of_time, collectives, roofline
 from mlm_jax.performance.memory import MIB
 
@@ -37,10 +37,10 @@ def predict(
         needs = ahead_of_time.examine_train_step(config, devices, compiler_options)
     except ahead_of_time.DoesNotFit as error:
         return line | {'error': str(error)}
-    needed = flops.step_flops(config) / count
+    needed = step_flops.step_flops(config) / count
     line |= {
         'memory_bytes': needs.memory.total_bytes,
-        'memory_limit_bytes': slices.memory_bytes(kind),
+        'memory_limit_bytes': tpu_slices.memory_bytes(kind),
         'flops': needs.flops,
         'flops_needed': needed,
         'attention_hidden_in_a_kernel': config.model.attention_backend != 'xla',

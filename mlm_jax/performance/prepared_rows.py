@@ -7,7 +7,7 @@ import ml_collections
 
 from mlm_jax import config as config_lib
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import tables, verification
+from mlm_jax.data import masking_tables, verification
 from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
 from mlm_jax.masking.vocabulary import Vocabulary
@@ -33,5 +33,5 @@ def from_directory(
     verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
     shards = Shards(config.data.directory, 'train')
     steps_per_epoch = len(shards) / config.batch_size
-    run = build.make_run(config, manifest.vocabulary, steps_per_epoch, tables.load(config, manifest))
+    run = build.make_run(config, manifest.vocabulary, steps_per_epoch, masking_tables.load(config, manifest))
     return manifest.vocabulary, run, Batches(shards, config.seed, config.batch_size, sharding)

@@ -15,7 +15,7 @@ import dataclasses
 
 import ml_collections
 
-from mlm_jax.config import flops
+from mlm_jax.config import step_flops
 from mlm_jax.performance import ahead_of_time, peaks
 
 
@@ -72,11 +72,11 @@ def predict(
     peak, rate = peaks.peak_of(device_kind), peaks.peak_flops_per_second(device_kind, config.model.dtype)
     if peak is None or rate is None or (num_devices > 1 and not peak.links):
         return None
-    hidden = 0.0 if config.model.attention_backend == 'xla' else flops.attention_flops(config) / num_devices
+    hidden = 0.0 if config.model.attention_backend == 'xla' else step_flops.attention_flops(config) / num_devices
     sent = sum(size * (2 if name == 'all-reduce' else 1) for name, (_, size) in needs.collectives.items())
     return Prediction(
         product_seconds=(needs.flops + hidden) / rate,
         memory_seconds=needs.accessed_bytes / (peak.memory * 1e9),
         link_seconds=sent / (peak.links * 1e9) if sent and peak.links else 0.0,
-        needed_seconds=flops.step_flops(config) / num_devices / rate,
+        needed_seconds=step_flops.step_flops(config) / num_devices / rate,
     )

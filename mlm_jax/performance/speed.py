@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import flops
+from mlm_jax.config import step_flops
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking import tables
@@ -149,8 +149,8 @@ class TrainStep:
 
     def flops_within_documents(self) -> float:
         """What `flops_per_step` would be if attention computed only the pairs of tokens in the same document."""
-        share = flops.document_share(jax.device_get(segment_ids(self.tokens, self.vocabulary)))
-        return flops.step_flops(self.config, document_share=share)
+        share = step_flops.document_share(jax.device_get(segment_ids(self.tokens, self.vocabulary)))
+        return step_flops.step_flops(self.config, document_share=share)
 
     def masked_batch(self) -> MaskedBatch:
         """The tokens with the masks that the next step would draw, in the memory of the host."""
@@ -237,8 +237,8 @@ def prepare(
         optimizer = jax.jit(optimize, donate_argnums=0, out_shardings=layout).lower(state, gradients).compile()
         masking = jax.jit(mask).lower(tokens, state.step).compile()
     return TrainStep(
-        name, config, flops.step_flops(config), compile_seconds, step, masking, optimizer, state, tokens, gradients,
-        mesh, vocabulary, batches,
+        name, config, step_flops.step_flops(config), compile_seconds, step, masking, optimizer, state, tokens,
+        gradients, mesh, vocabulary, batches,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from mlm_jax import config as config_lib
-from mlm_jax.data import manifest, tables
+from mlm_jax.data import manifest, masking_tables
 from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.tables import Tables
@@ -102,6 +102,6 @@ def _load_hugging_face(source: Source, mesh: Mesh) -> Model:
 def _tables(config: ml_collections.ConfigDict) -> Tables | None:
     """Of the data of the run, where they are still there: evaluation has masks of its own."""
     try:
-        return tables.load(config, manifest.load(config.data.directory))
+        return masking_tables.load(config, manifest.load(config.data.directory))
     except ConfigError:
         return None

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlm_jax.data.masking_tables import word_marks, word_starts
 from mlm_jax.data.sequences import join, pad, padded_length
-from mlm_jax.data.tables import word_marks, word_starts
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.progress import bar
 from mlm_jax.masking.batch import MaskedBatch, selected_of

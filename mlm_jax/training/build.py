@@ -9,16 +9,16 @@ import optax
 
 from mlm_jax import config as config_lib
 from mlm_jax.masking.masking import Masking
+from mlm_jax.masking.ratio_schedules import RatioSchedule
 from mlm_jax.masking.registry import FullyExplored
-from mlm_jax.masking.schedules import RatioSchedule
 from mlm_jax.masking.tables import Tables
 from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.objective import Objective
 from mlm_jax.objectives.registry import OBJECTIVES, parameters
 from mlm_jax.objectives.spec import module_class
+from mlm_jax.training.learning_rate import make_schedule
 from mlm_jax.training.optimizers import make_optimizer
-from mlm_jax.training.schedules import make_schedule
 from mlm_jax.training.state import Init, TrainState
 from mlm_jax.training.step import make_eval_step, make_train_step
 

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from mlm_jax.files.pictures import plain_text
+from mlm_jax.files import pictures
 from mlm_jax.training.metrics import read_metrics
 
 
@@ -16,10 +16,8 @@ def draw_loss_curve(workdir: pathlib.Path, unigram_entropy: float | None = None)
     Returns:
       The path of the picture.
     """
-    from matplotlib.figure import Figure  # no pyplot: no global state and no display
-
     lines = read_metrics(workdir / 'metrics.jsonl')
-    figure = Figure(figsize=(7, 4.2), layout='constrained')
+    figure = pictures.new_figure(7, 4.2)
     axes = figure.subplots()
     for name, label, style in (('train/loss', 'training', '-'), ('eval/loss', 'held out', 'o-')):
         points = [(line['step'], line[name]) for line in lines if name in line]
@@ -27,9 +25,9 @@ def draw_loss_curve(workdir: pathlib.Path, unigram_entropy: float | None = None)
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
     if unigram_entropy:
         axes.axhline(unigram_entropy, color='gray', linestyle=':', label='unigram entropy')
-    axes.set(xlabel='step', ylabel='loss (nats per masked token)', title=plain_text(workdir.absolute().name))
+    axes.set(xlabel='step', ylabel='loss (nats per masked token)', title=pictures.plain_text(workdir.absolute().name))
     axes.grid(alpha=0.3)
     axes.legend()
     path = workdir / 'loss_curve.png'
-    figure.savefig(path, dpi=120)
+    pictures.save(figure, path)
     return path

@@ -14,7 +14,7 @@ import jax
 import ml_collections
 
 from mlm_jax import config as config_lib
-from mlm_jax.files import atomic, occupation
+from mlm_jax.files import atomic, directory_lock
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel import agreement
 from mlm_jax.training import checkpoints
@@ -22,9 +22,9 @@ from mlm_jax.training import checkpoints
 
 @contextlib.contextmanager
 def held(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other programs from writing to a directory: process 0 uses `occupation.sole_writer` for all processes."""
+    """Keeps other programs from writing to a directory: process 0 locks it for all (`directory_lock.sole_writer`)."""
     with contextlib.ExitStack() as stack:
-        agreement.of_leader(lambda: stack.enter_context(occupation.sole_writer(workdir)))
+        agreement.of_leader(lambda: stack.enter_context(directory_lock.sole_writer(workdir)))
         yield
 
 

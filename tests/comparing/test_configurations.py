@@ -43,7 +43,6 @@ def test_shared_settings_reach_every_configuration(prepared):
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY},seed=2'], [], [], 'give the seeds of a comparison with --seeds'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['seed=2'], 'give the seeds of a comparison with --seeds'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['batch_size'], 'give KEY=VALUE'),
-        (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['slice=v5e-16'], 'slice is an argument of the configuration file'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['batch_sise=3'], 'did you mean batch_size'),
         (['mlm.py:{TINY}', 'mae_lm.py:tiny'], [], [], 'can only be compared on the same rows'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY},evaluation.ratio=0.3'], [], [], 'evaluation.ratio: 0.15 in mlm, 0.3 in'),

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError, fitting, flops
+from mlm_jax.config import ConfigError, slice_fitting, step_flops
 from mlm_jax.config import checks as config_check
 from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import standard_vocabulary
-from mlm_jax.parallel import slices
+from mlm_jax.parallel import tpu_slices
 from mlm_jax.training import build, resuming
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -57,7 +57,7 @@ TRACED = [(name, argument) for name, argument in ALL if argument.split(',')[0] n
 def test_every_configuration_is_checked(name, argument):
     config = load(name, argument)
     config_lib.check(config)
-    assert flops.step_flops(config) > 0
+    assert step_flops.step_flops(config) > 0
 
 
 @pytest.mark.smoke
@@ -100,7 +100,7 @@ def unread_flops(config) -> float:
 def test_flops_are_those_of_the_paper_less_the_last_layer_where_nobody_reads(file, size, expected):
     """Per token at n = 128, V = 30,522, 15 %, as their tables have it: MAE-LM 17 % above MLM."""
     config = load(file, f'{size},sequence_length=128,vocab_size=30522')
-    row = flops.step_flops(config) / config.batch_size
+    row = step_flops.step_flops(config) / config.batch_size
     assert (row + unread_flops(config)) / 128 == pytest.approx(expected, rel=0.01)
 
 
@@ -277,7 +277,7 @@ def test_other_objectives_predict_all_that_is_corrupted():
 
 def test_flops_count_every_mask_of_a_text_and_the_mean_ratio():
     def ratio(argument):
-        return flops.masked_ratio(load('mlm.py', f'tiny,masking.ratio=0.3,{argument}'))
+        return step_flops.masked_ratio(load('mlm.py', f'tiny,masking.ratio=0.3,{argument}'))
 
     assert ratio('masking.ratio_schedule=linear') == pytest.approx(0.225)
     assert ratio('masking.ratio_schedule=staged,masking.anneal_percent=20') == pytest.approx(0.27)
@@ -287,7 +287,7 @@ def test_flops_count_every_mask_of_a_text_and_the_mean_ratio():
     one, seven = (
         load('mlm.py', f'tiny,masking.ratio={1 / 7},masking.strategy={s}') for s in ('uniform', 'fully_explored')
     )
-    assert flops.step_flops(seven) == pytest.approx(7 * flops.step_flops(one))
+    assert step_flops.step_flops(seven) == pytest.approx(7 * step_flops.step_flops(one))
 
 
 def test_durations_become_steps():
@@ -362,7 +362,7 @@ def test_any_configuration_is_refused_in_words_or_can_run(file, values, more):
     assert 1 <= config.total_steps < 2**31
     masking = build.make_masking(config, standard_vocabulary(config.vocab_size), num_rows=config.batch_size)
     assert 1 <= masking.max_masked(config.sequence_length) <= config_lib.row_length(config)
-    assert 0 < flops.step_flops(config) < np.inf
+    assert 0 < step_flops.step_flops(config) < np.inf
     optimizer, rate = build.make_optimizer_of_run(config)
     assert np.isfinite(float(rate(0)))
     optimizer.init({'final_norm': {'scale': np.ones(2, np.float32)}})
@@ -480,13 +480,13 @@ def fitted(file: str, argument: str, name: str = 'v5e-16'):
 @pytest.mark.parametrize('file', ['mlm.py', 'mae_lm.py', 'exlm.py', 'repeated_mlm.py', 'masking.py'])
 @pytest.mark.parametrize('name', ['v5e-16', 'v6e-256'])
 def test_a_slice_fits_a_configuration_to_its_devices_and_their_memory(file, name):
-    num_devices, memory_bytes = slices.size_of(name)
+    num_devices, memory_bytes = tpu_slices.size_of(name)
     first = 'fully_explored,size=large' if file == 'masking.py' else 'large'
     config = fitted(file, first, name)
     assert config.accelerator == 'tpu' and config.batch_size % (num_devices * config.num_microbatches) == 0
     rows = config.batch_size // num_devices // config.num_microbatches
-    fixed_bytes, row_bytes = fitting.step_bytes(config, num_devices)
-    usable = fitting.USABLE * memory_bytes
+    fixed_bytes, row_bytes = slice_fitting.step_bytes(config, num_devices)
+    usable = slice_fitting.USABLE * memory_bytes
     assert fixed_bytes + rows * row_bytes <= usable
     assert config.num_microbatches == 1 or fixed_bytes + 2 * rows * row_bytes > usable
 
@@ -509,13 +509,13 @@ def test_the_memory_of_a_step_is_estimated_near_what_compiled(file, argument):
     rows, mebibytes = COMPILED[file, argument]
     config = fitted(file, argument)
     assert config.batch_size == 16 * rows * config.num_microbatches
-    fixed_bytes, row_bytes = fitting.step_bytes(config, num_devices=16)
+    fixed_bytes, row_bytes = slice_fitting.step_bytes(config, num_devices=16)
     assert 0.9 < (fixed_bytes + rows * row_bytes) / 2**20 / mebibytes < 1.4
 
 
 def test_less_fits_where_fewer_devices_share_the_state():
     fixed = {
-        mesh: fitting.step_bytes(fitted('mlm.py', f'large,{mesh}'), num_devices=16)[0]
+        mesh: slice_fitting.step_bytes(fitted('mlm.py', f'large,{mesh}'), num_devices=16)[0]
         for mesh in ('mesh.fsdp=16', 'mesh.fsdp=4', 'mesh.data=4', 'mesh.fsdp=4,mesh.tensor=4')
     }
     assert fixed['mesh.fsdp=16'] == fixed['mesh.fsdp=4,mesh.tensor=4']

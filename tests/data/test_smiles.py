@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.config import ConfigError
-from mlm_jax.data import molecules, smiles, tables
+from mlm_jax.data import masking_tables, molecules, smiles
 from mlm_jax.data.shards import Shards
 from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.files import text_files
@@ -97,7 +97,7 @@ def test_the_vocabulary_is_that_of_the_text_in_any_order_and_the_rest_unused(tok
     counts = collections.Counter(token for text in MOLECULES for token in smiles.split(text))
     times = [counts[piece] for piece in tokenizer.pieces(range(5, 5 + v.num_ordinary))]
     assert times == sorted(times, reverse=True)
-    assert not tables.word_starts(tokenizer).any()
+    assert not masking_tables.word_starts(tokenizer).any()
 
 
 def test_texts_of_any_form_have_the_same_ids(tokenizer):

@@ -9,7 +9,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax import evaluate, prepare
 from mlm_jax.config import ConfigError
-from mlm_jax.data import tables
+from mlm_jax.data import masking_tables
 from mlm_jax.data.shards import Shards
 from mlm_jax.data.tokenizers import Tokenizer
 
@@ -101,7 +101,7 @@ def test_pieces_show_the_space_before_a_word(wordpiece, byte_level):
     ours = byte_level[2]
     assert ours.pieces(ours.encode('the model é')) == ['the', '▁model', '▁', 'Ã', '©']
     for _, theirs, ours in (wordpiece, byte_level):
-        starts = tables.word_starts(ours)
+        starts = masking_tables.word_starts(ours)
         assert starts.any() and not starts[list(ours.vocabulary.special_ids)].any()
         for piece, token in theirs.get_vocab().items():
             if token not in ours.vocabulary.special_ids:
@@ -148,7 +148,7 @@ def test_prepare_takes_more_ids_than_pieces(wordpiece, tmp_path):
     assert manifest.vocabulary == wordpiece[2].vocabulary.padded(size + 38)
     assert manifest.vocabulary.num_ordinary == wordpiece[2].vocabulary.num_ordinary
     assert manifest.vocabulary.special_ids[-38:] == tuple(range(size, size + 38))
-    loaded = tables.load(config, manifest)
+    loaded = masking_tables.load(config, manifest)
     assert len(loaded.word_starts) == len(loaded.word_marks) == size + 38
     config.update(vocab_size=size + 1025)
     config.data.directory = str(tmp_path / 'more')
@@ -182,4 +182,4 @@ def test_prepare_encodes_with_it(wordpiece, tmp_path):
     assert manifest.versions['tokenizers'] and manifest.vocabulary == wordpiece[2].vocabulary
     text = Tokenizer.from_file(stored).decode(Shards(tmp_path / 'rows', 'train').read(np.arange(1))[0])
     assert {f'{sentence}.' for sentence in text.rstrip('.').split('. ')} <= set(TEXTS)
-    assert tables.load(config, manifest).word_starts.any()
+    assert masking_tables.load(config, manifest).word_starts.any()

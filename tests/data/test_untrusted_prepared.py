@@ -12,7 +12,7 @@ from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import shards, tables, verification
+from mlm_jax.data import masking_tables, shards, verification
 from mlm_jax.data.tokenizers import Tokenizer
 
 TEXT = ['the', 'old', 'river', 'runs', 'north', 'of', 'small', 'town', 'where', 'many', 'people', 'lived']
@@ -75,7 +75,7 @@ def read_all(config, verify):
     directory = manifest_lib.pathlib.Path(config.data.directory)
     manifest = manifest_lib.load(directory)
     verification.check_tokenizer(directory, manifest)
-    found = {name: tables_array.tobytes() for name, tables_array in masking_tables(config, manifest).items()}
+    found = {name: tables_array.tobytes() for name, tables_array in loaded_tables(config, manifest).items()}
     found |= {'vocabulary': manifest.vocabulary, 'encoded': Tokenizer.from_file(directory / manifest.tokenizer).model}
     for name in ('train', 'validation'):
         rows = shards.Shards(directory, name, verify)
@@ -88,8 +88,8 @@ def undamaged(folder):
     return read_all(make_config(folder, 'rows'), verify=True)
 
 
-def masking_tables(config, manifest):
-    loaded = tables.load(config, manifest)
+def loaded_tables(config, manifest):
+    loaded = masking_tables.load(config, manifest)
     return {'word_starts': loaded.word_starts}
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlm_jax.config import ConfigError
-from mlm_jax.data import smiles, tables
+from mlm_jax.data import masking_tables, smiles
 from mlm_jax.data.tokenizer_json import JSONTokenizer, looks_like_json
 from mlm_jax.data.tokenizers import Tokenizer
 
@@ -165,7 +165,7 @@ def test_symbols_in_text_are_text(kind):
 @pytest.mark.parametrize('kind', ['WordPiece', 'WordPiece without type', 'byte order mark'])
 def test_word_starts_are_known_without_the_type(kind):
     ours = JSONTokenizer(published()[kind])
-    starts = tables.word_starts(ours)
+    starts = masking_tables.word_starts(ours)
     names = hub.Tokenizer.from_str(published()['WordPiece'].decode()).get_vocab()
     for piece, token in names.items():
         if token not in ours.vocabulary.special_ids:
@@ -310,7 +310,7 @@ def check(read, content: bytes) -> None:
             assert isinstance(ours.decode(ids), str)
             if hasattr(ours, 'encode_offsets'):
                 assert len(ours.encode_offsets(text)[1]) == len(ids)
-        assert len(tables.of_words(ours, v.size)[1]) == v.size
+        assert len(masking_tables.of_words(ours, v.size)[1]) == v.size
         assert all(isinstance(piece, str) for piece in ours.pieces(range(v.size)))
         again = read(ours.model)
         assert again.vocabulary == v and np.array_equal(again.encode(LINES[0]), ours.encode(LINES[0]))

@@ -10,7 +10,7 @@ import pytest
 from mlm_jax.config import ConfigError
 from mlm_jax.finetuning import inputs as inputs_lib
 from mlm_jax.finetuning import loop as fine_tuning
-from mlm_jax.finetuning.heads import Downstream
+from mlm_jax.finetuning.downstream import Downstream
 from mlm_jax.finetuning.inputs import Inputs
 from mlm_jax.finetuning.loop import fine_tune
 from mlm_jax.finetuning.problems import Problem

@@ -12,7 +12,7 @@ from draws import TABLES, VOCABULARY, draw, full_rows, make, mask, masked_positi
 
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.synthetic import SyntheticRows
-from mlm_jax.masking import corruption, registry, schedules, selection, tables, units
+from mlm_jax.masking import corruption, ratio_schedules, registry, selection, tables, units
 from mlm_jax.masking import masking as masking_lib
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.candidates import Candidates, limit, take
@@ -324,7 +324,7 @@ def test_uniform_masks_are_those_of_earlier_versions():
     ],
 )
 def test_the_ratio_moves_without_compiling_again(name, expected):
-    masking = make(ratio=0.3, schedule=schedules.RatioSchedule(name, 0.3, 0.15, 100, 200))
+    masking = make(ratio=0.3, schedule=ratio_schedules.RatioSchedule(name, 0.3, 0.15, 100, 200))
     traced = []
 
     @jax.jit
@@ -339,7 +339,7 @@ def test_the_ratio_moves_without_compiling_again(name, expected):
 
 
 def test_diffusion_ratios_are_stratified_and_weighted_so_that_all_rows_count_alike():
-    schedule = schedules.RatioSchedule('diffusion', 1.0, 0.01)
+    schedule = ratio_schedules.RatioSchedule('diffusion', 1.0, 0.01)
     ratio, weight = schedule(jax.random.key(0), 0, 1000)
     assert np.all(np.abs(ratio - (0.01 + 0.99 * (np.arange(1000) + 0.5) / 1000)) < 1e-3)
     np.testing.assert_allclose(ratio * weight, 1, rtol=1e-5)
@@ -361,8 +361,8 @@ def test_fewer_tokens_can_be_predicted_than_are_corrupted():
 def test_visits_are_those_of_the_order_of_rows():
     for step, batch_size, num_rows in ((0, 4, 10), (7, 4, 10), (123, 7, 5), (2_000_000, 2048, 1_000_003)):
         expected = [(step * batch_size + j) // num_rows for j in range(batch_size)]
-        assert np.array_equal(schedules.visits(step, batch_size, num_rows), expected)
-    assert not schedules.visits(5, 4, 0).any()
+        assert np.array_equal(ratio_schedules.visits(step, batch_size, num_rows), expected)
+    assert not ratio_schedules.visits(5, 4, 0).any()
 
 
 # ---- Corruption ------------------------------------------------------------------------------------------------------
@@ -433,7 +433,7 @@ def test_impossible_vocabularies_are_refused(fields, message):
 )
 def test_least_masked_knows_at_which_ratio_earlier_visits_were_masked(name, ratios):
     """Where an epoch is one batch, visit v is at step v; no token is masked twice while one has not been at all."""
-    schedule = schedules.RatioSchedule(name, 0.4, 0.1, 1 if name == 'staged' else 0, 3)
+    schedule = ratio_schedules.RatioSchedule(name, 0.4, 0.1, 1 if name == 'staged' else 0, 3)
     masking, tokens = make('least_masked', ratio=0.4, schedule=schedule, num_rows=20), full_rows(20, 102)
     cycle = masking.cycle
     times = np.zeros((20, 100), int)
@@ -450,7 +450,7 @@ def test_least_masked_knows_at_which_ratio_earlier_visits_were_masked(name, rati
 @pytest.mark.parametrize('name', ['linear', 'cosine', 'diffusion'])
 def test_the_mask_of_a_visit_is_the_same_wherever_in_its_epoch_the_row_comes(name):
     """Five batches in an epoch: what a later visit draws again must not depend on where the earlier one was."""
-    schedule = schedules.RatioSchedule(name, 0.3, 0.1, 0, 40)
+    schedule = ratio_schedules.RatioSchedule(name, 0.3, 0.1, 0, 40)
     masking, tokens = make('least_masked', ratio=0.3, schedule=schedule, num_rows=40), full_rows(8, 102)
     masks = [masked_positions(mask(masking, jax.random.key(step), tokens, step)) for step in range(12)]
     for step in range(12):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import flops
+from mlm_jax.config import step_flops
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.objectives.registry import OBJECTIVES, parameters
@@ -89,8 +89,8 @@ def costs_what_compiles(name: str) -> None:
     """FLOPs and slots by the spec are those of the compiled step."""
     config = configuration(name)
     computed = collectives.matmul_flops(ahead_of_time.compile_train_step(config, jax.devices()[:1]))
-    assert computed == pytest.approx(flops.step_flops(config, slots=True), rel=0.03)
-    sizes, (module, params) = flops.slot_sizes(config), initialized(name)
+    assert computed == pytest.approx(step_flops.step_flops(config, slots=True), rel=0.03)
+    sizes, (module, params) = step_flops.slot_sizes(config), initialized(name)
     encoded = jax.eval_shape(
         lambda: module.apply({'params': params}, example_batch(LENGTH, int(sizes.masked)), method='encode_masked')
     )[0]

@@ -18,7 +18,7 @@ from mlm_jax import compare, finetune, probe
 from mlm_jax import config as config_lib
 from mlm_jax import train as train_lib
 from mlm_jax.comparing.configurations import Candidate
-from mlm_jax.config import ConfigError, flops
+from mlm_jax.config import ConfigError, step_flops
 from mlm_jax.objectives import registry
 from mlm_jax.pretrained import huggingface, sources
 from mlm_jax.training.metrics import read_metrics
@@ -96,7 +96,7 @@ def test_it_is_compared_at_equal_cost(run, tmp_path):
     mlm.objective = 'mlm'
     candidates = [Candidate(name, name, value) for name, value in (('mlm', mlm), ('replaced', config))]
     shared = compare.share_budget(candidates, 'flops', tmp_path)
-    spent = [c.config.total_steps * flops.step_flops(c.config) for c in shared]
+    spent = [c.config.total_steps * step_flops.step_flops(c.config) for c in shared]
     assert shared[1].config.total_steps < shared[0].config.total_steps
     assert spent[1] == pytest.approx(spent[0], rel=0.1)
 

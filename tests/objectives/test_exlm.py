@@ -13,7 +13,7 @@ import pytest
 
 from mlm_jax import config as config_lib
 from mlm_jax.data import packing
-from mlm_jax.masking import registry, schedules, tables
+from mlm_jax.masking import ratio_schedules, registry, tables
 from mlm_jax.masking.batch import MaskedBatch, gather_positions
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.vocabulary import standard_vocabulary
@@ -198,7 +198,7 @@ def test_rows_of_diffusion_ratios_count_alike():
     """Weighed by 1/t, the mean of a row would leave 7 to 17 effective rows of 64: the few with the smallest ratios."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(5, 120, (64, LENGTH)), jnp.int32)
     tokens = tokens.at[:, 0].set(VOCABULARY.cls_id).at[:, -1].set(VOCABULARY.sep_id)
-    schedule = schedules.RatioSchedule('diffusion', 1.0, 0.001)
+    schedule = ratio_schedules.RatioSchedule('diffusion', 1.0, 0.001)
     masking = Masking(VOCABULARY, ratio=1.0, schedule=schedule)
     batch = mask(masking, jax.random.key(0), tokens, packing.segment_ids(tokens, VOCABULARY))
 

@@ -9,8 +9,8 @@ import jax
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config.flops import step_flops
-from mlm_jax.parallel import slices, topology
+from mlm_jax.config.step_flops import step_flops
+from mlm_jax.parallel import topology, tpu_slices
 from mlm_jax.performance import ahead_of_time
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -116,21 +116,21 @@ def test_what_does_not_fit_is_refused_with_the_sizes():
     'name, layout', [('v5e-16', 'v5e:4x4'), ('v6e-256', 'v6e:16x16'), ('v5p-64', 'v5p:2x4x4'), ('v5e:2x2', 'v5e:2x2')]
 )
 def test_slices_are_known_by_name_and_by_layout(name, layout):
-    assert slices.layout_name(name) == layout
+    assert tpu_slices.layout_name(name) == layout
 
 
 def test_slices_have_devices_and_memory():
-    assert slices.size_of('v5e-16') == (16, 16 * 2**30)
-    assert slices.size_of('v5p-64') == (32, 95 * 2**30)
-    assert slices.size_of('v6e:2x4') == (8, 32 * 2**30)
+    assert tpu_slices.size_of('v5e-16') == (16, 16 * 2**30)
+    assert tpu_slices.size_of('v5p-64') == (32, 95 * 2**30)
+    assert tpu_slices.size_of('v6e:2x4') == (8, 32 * 2**30)
     with pytest.raises(ValueError, match="unknown topology 'v9:2x2': its kind must be one of v5e, v6e, v5p"):
-        slices.size_of('v9:2x2')
+        tpu_slices.size_of('v9:2x2')
 
 
 @pytest.mark.parametrize('name', ['v5e-17', 'v5p-7', 'v9-16', 'v5e', 'v5e-x'])
 def test_an_unknown_slice_is_refused(name):
     with pytest.raises(ValueError, match=f"unknown topology '{name}': it must be one of v5e-4, "):
-        slices.layout_name(name)
+        tpu_slices.layout_name(name)
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):

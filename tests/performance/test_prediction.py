@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError, flops
+from mlm_jax.config import ConfigError, step_flops
 from mlm_jax.parallel import topology
 from mlm_jax.performance import ahead_of_time, prediction
 
@@ -26,8 +26,8 @@ def test_a_slice_is_asked_for_what_the_step_needs_and_times_are_by_its_peaks():
     config = config_lib.load(f'configs/mlm.py:tiny,{SHAPE}')
     line = prediction.predict('tiny', config, devices, ahead_of_time.LOW_EFFORT)
     assert (line['device'], line['num_devices']) == ('TPU v5 lite', 4)
-    assert line['flops'] == pytest.approx(flops.step_flops(config, slots=True) / 4, rel=0.02)
-    assert line['flops_needed'] == flops.step_flops(config) / 4
+    assert line['flops'] == pytest.approx(step_flops.step_flops(config, slots=True) / 4, rel=0.02)
+    assert line['flops_needed'] == step_flops.step_flops(config) / 4
     # At least the state is read and written, and no more than a few hundred times its size is moved.
     assert 2 * line['memory_bytes'] / 10 < line['accessed_bytes'] < 1000 * line['memory_bytes']
     assert line['collectives'].keys() == {'all-reduce'}, 'of the gradients'

@@ -3,7 +3,7 @@
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import flops
+from mlm_jax.config import step_flops
 from mlm_jax.performance import roofline
 from mlm_jax.performance.ahead_of_time import Requirements
 from mlm_jax.performance.memory import Memory
@@ -29,13 +29,13 @@ def test_each_time_is_an_amount_by_a_published_peak(config):
     assert (prediction.shortest, prediction.longest) == pytest.approx((1.0, 2.0))
     assert prediction.bound == 'products'
     low, high = prediction.mfu
-    assert high == pytest.approx(flops.step_flops(config) / 16 / 197e12) and low == pytest.approx(high / 2)
+    assert high == pytest.approx(step_flops.step_flops(config) / 16 / 197e12) and low == pytest.approx(high / 2)
 
 
 def test_attention_in_a_fused_kernel_is_added(config):
     config.model.update(attention_backend='splash', attention_dropout=0.0)
     prediction = roofline.predict(config, needs(flops=0), 'TPU v6 lite', 4)
-    assert prediction.product_seconds == pytest.approx(flops.attention_flops(config) / 4 / 918e12)
+    assert prediction.product_seconds == pytest.approx(step_flops.attention_flops(config) / 4 / 918e12)
 
 
 @pytest.mark.parametrize(('kind', 'count'), [('cpu', 1), ('TPU v9', 4), ('NVIDIA L4', 2)])

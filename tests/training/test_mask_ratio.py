@@ -9,10 +9,10 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax import inspect_masks, prepare, train
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import tables as tables_lib
+from mlm_jax.data import masking_tables
 from mlm_jax.masking.masking import Masking
+from mlm_jax.masking.ratio_schedules import RatioSchedule
 from mlm_jax.masking.registry import FullyExplored
-from mlm_jax.masking.schedules import RatioSchedule
 from mlm_jax.masking.tables import Tables
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.training import mask_ratio
@@ -117,7 +117,7 @@ class Notes:
 
 def test_prepare_and_train_say_that_words_are_too_long(without_spaces, capsys, tmp_path, monkeypatch):
     prepare.run(without_spaces, num_workers=1)
-    path = tmp_path / 'data' / tables_lib.FILE
+    path = tmp_path / 'data' / masking_tables.FILE
     with np.load(path) as stored:
         arrays = dict(stored)
     np.savez(path, **arrays | {'word_marks': np.zeros_like(arrays['word_marks'])})  # as if no piece held a letter

@@ -12,7 +12,7 @@ from mlm_jax.config import checks as config_check
 from mlm_jax.objectives.registry import parameters
 from mlm_jax.parallel.sharding import is_stacked, path_name
 from mlm_jax.training import build, optimizers
-from mlm_jax.training.schedules import make_schedule
+from mlm_jax.training.learning_rate import make_schedule
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.data import tables, tokenizers, words
+from mlm_jax.data import masking_tables, tokenizers
+from mlm_jax.data import word_marks as words
 from mlm_jax.masking import units
 from mlm_jax.masking.tables import NEXT_CONTINUES, NEXT_STARTS, STARTS, Tables, find_word_starts
 
@@ -64,14 +65,14 @@ def count_words(tokenizer, text: str) -> int:
     """Units of `masking.unit=word` in a text by itself."""
     ids = tokenizer.encode(text)
     ordinary = ~np.isin(ids, tokenizer.vocabulary.special_ids)
-    starts = find_word_starts(ids, *tables.of_words(tokenizer, tokenizer.vocabulary.size))
+    starts = find_word_starts(ids, *masking_tables.of_words(tokenizer, tokenizer.vocabulary.size))
     return int(np.sum(ordinary & (starts | ~np.append(False, ordinary[:-1]))))
 
 
 def test_the_unit_is_these_words(tmp_path):
     tokenizer = train('byte-level', tmp_path / 'tokenizer.json')
     ids = tokenizer.encode(wrapped(PARAGRAPHS[0]))[None]
-    starts, marks = tables.of_words(tokenizer, tokenizer.vocabulary.size)
+    starts, marks = masking_tables.of_words(tokenizer, tokenizer.vocabulary.size)
     found = units.word(None, ids, ids >= 5, Tables(word_starts=starts, word_marks=marks))
     assert found.sum() == count_words(tokenizer, PARAGRAPHS[0])
 

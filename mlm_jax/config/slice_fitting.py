@@ -1,8 +1,8 @@
 """`slice=v5e-16` and the like: chooses the keys that are left open so that a run suits a TPU slice.
 
 The choices come from compiling BERT-base and BERT-large with each objective for TPU slices ahead of time (`bench
---topology`; RESULTS.md has the figures) and from published peak performance; they were not run on a TPU. Keys that the
-user has set do not change, and the other keys are chosen to go with them.
+--topology`; docs/results.md has the figures) and from published peak performance; they were not run on a TPU. Keys
+that the user has set do not change, and the other keys are chosen to go with them.
 """
 
 import math
@@ -10,11 +10,11 @@ from typing import Any
 
 import ml_collections
 
-from mlm_jax.config import flops
+from mlm_jax.config import step_flops
 from mlm_jax.files.errors import ConfigError
-from mlm_jax.objectives import costs
+from mlm_jax.objectives import layer_flops
 from mlm_jax.objectives.registry import OBJECTIVES
-from mlm_jax.parallel import slices
+from mlm_jax.parallel import tpu_slices
 from mlm_jax.parallel.layout import mesh_shape
 
 FSDP = 16  # over how many devices the state is split; with more, its shards would be thin and slow to gather
@@ -77,7 +77,7 @@ def fit_microbatches(config: ml_collections.ConfigDict, num_devices: int, memory
 def devices_of(name: str) -> tuple[int, int]:
     """The number of devices of a slice, and the memory of each in bytes; ConfigError if there is no such slice."""
     try:
-        return slices.size_of(name)
+        return tpu_slices.size_of(name)
     except ValueError as error:
         raise ConfigError(f'slice={name}: {error}') from None
 
@@ -90,17 +90,17 @@ def _choose(node: ml_collections.ConfigDict, key: str, value: Any, open_value: A
 
 def step_bytes(config: ml_collections.ConfigDict, num_devices: int) -> tuple[float, float]:
     """Estimates the memory of each device in bytes: a fixed part, and a part for each row of text in a microbatch."""
-    m, sizes = config.model, flops.slot_sizes(config)
+    m, sizes = config.model, step_flops.slot_sizes(config)
     spec, options = OBJECTIVES[config.objective], config.get(config.objective)
     parameters = m.width * config.vocab_size
     row_bytes = BYTES_OF_LOGIT * spec.num_logits(options, sizes) * config.vocab_size
     for stack in spec.stacks(m, options, sizes):
-        parameters += stack.num_layers * costs.layer_weights(stack)
+        parameters += stack.num_layers * layer_flops.layer_weights(stack)
         row_bytes += BYTES_OF_UNIT * stack.num_layers * stack.tokens * stack.width * (2 if m.dtype == 'float32' else 1)
         if m.attention_backend == 'xla':
             row_bytes += BYTES_OF_PAIR * stack.num_layers * stack.tokens**2 * m.num_heads
     fixed_bytes = FIXED_BYTES + BYTES_OF_PARAMETER * parameters / _parts_of_state(config, num_devices)
-    return fixed_bytes, flops.num_views(config) * row_bytes
+    return fixed_bytes, step_flops.num_views(config) * row_bytes
 
 
 def _parts_of_state(config: ml_collections.ConfigDict, num_devices: int) -> int:

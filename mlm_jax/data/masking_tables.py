@@ -17,7 +17,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from mlm_jax.data import collocations, shards, tokenizers, words
+from mlm_jax.data import collocations, shards, tokenizers
+from mlm_jax.data import word_marks as words
 from mlm_jax.data.manifest import Manifest
 from mlm_jax.files import atomic
 from mlm_jax.files.errors import ConfigError

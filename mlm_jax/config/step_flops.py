@@ -14,12 +14,12 @@ for attention within documents takes `document_share`.
 import ml_collections
 import numpy as np
 
+from mlm_jax.config.defaults import row_length
 from mlm_jax.config.durations import resolve_steps
-from mlm_jax.config.keys import row_length
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking import registry
 from mlm_jax.masking.registry import FullyExplored
-from mlm_jax.objectives.costs import Sizes
+from mlm_jax.objectives.layer_flops import Sizes
 from mlm_jax.objectives.registry import OBJECTIVES
 
 

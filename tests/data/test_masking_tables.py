@@ -9,7 +9,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.config import ConfigError
-from mlm_jax.data import collocations, shards, tables
+from mlm_jax.data import collocations, masking_tables, shards
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.masking.tables import span_hashes
 from mlm_jax.masking.vocabulary import standard_vocabulary
@@ -29,8 +29,8 @@ def copied(animals_config, tmp_path):
 def test_prepare_writes_word_starts_and_counts(copied):
     config, directory = copied
     manifest = manifest_lib.load(directory)
-    assert manifest.tables == tables.FILE
-    with np.load(directory / tables.FILE) as stored:
+    assert manifest.tables == masking_tables.FILE
+    with np.load(directory / masking_tables.FILE) as stored:
         assert set(stored) == {'word_starts', 'word_marks', 'counts'}
         rows = shards.Shards(directory, 'train')
         assert stored['counts'].sum() == len(rows) * 32
@@ -41,21 +41,21 @@ def test_prepare_writes_word_starts_and_counts(copied):
 
 def test_an_older_directory_is_refused_with_the_cure_and_completed_by_it(copied, capsys):
     config, directory = copied
-    (directory / tables.FILE).unlink()
+    (directory / masking_tables.FILE).unlink()
     stored = json.loads((directory / manifest_lib.FILE).read_text())
     del stored['tables']
     (directory / manifest_lib.FILE).write_text(json.dumps(stored))
     assert manifest_lib.load(directory).tables == ''
 
     def load():
-        return tables.load(config, manifest_lib.load(directory))
+        return masking_tables.load(config, manifest_lib.load(directory))
 
     assert load().word_starts is None, 'the default masking needs none'
     for key, value in (('unit', 'word'), ('unit', 'pmi'), ('strategy', 'weighted')):
         changed = config_lib.from_json(config_lib.to_json(config))
         changed.masking[key] = value
         with pytest.raises(ConfigError, match=r'(?s)lacks the masking tables.*mlm_jax.prepare'):
-            tables.load(changed, manifest_lib.load(directory))
+            masking_tables.load(changed, manifest_lib.load(directory))
     rows = (directory / 'train-00000-of-00001.npy').stat().st_mtime_ns
     prepare.run(config, num_workers=1)
     assert 'added      tables.npz' in capsys.readouterr().out
@@ -76,15 +76,15 @@ def test_tables_of_an_earlier_version_are_read_and_completed(copied):
     config, directory = copied
     config.masking.unit = 'pmi'
     prepare.run(config, num_workers=1)
-    with np.load(directory / tables.FILE) as stored:
+    with np.load(directory / masking_tables.FILE) as stored:
         whole = dict(stored)
-    np.savez(directory / tables.FILE, **{name: array for name, array in whole.items() if name != 'word_marks'})
+    np.savez(directory / masking_tables.FILE, **{name: array for name, array in whole.items() if name != 'word_marks'})
     manifest_lib.save(dataclasses.replace(manifest_lib.load(directory), tables_sha256=''), directory)
-    loaded = tables.load(config, manifest_lib.load(directory))
+    loaded = masking_tables.load(config, manifest_lib.load(directory))
     assert np.array_equal(loaded.word_marks, whole['word_marks'])
     assert np.array_equal(loaded.word_starts, whole['word_starts'])
     prepare.run(config, num_workers=1)
-    with np.load(directory / tables.FILE) as stored:
+    with np.load(directory / masking_tables.FILE) as stored:
         assert stored.keys() == whole.keys() and all(np.array_equal(stored[name], whole[name]) for name in whole)
 
 
@@ -92,26 +92,26 @@ def test_weights_come_from_counts_or_a_file(copied, tmp_path):
     config, directory = copied
     config.masking.strategy = 'weighted'
     manifest = manifest_lib.load(directory)
-    with np.load(directory / tables.FILE) as stored:
+    with np.load(directory / masking_tables.FILE) as stored:
         counts = stored['counts']
-    weights = tables.load(config, manifest).token_weights
+    weights = masking_tables.load(config, manifest).token_weights
     assert weights.dtype == np.float32 and weights[counts.argmax()] == weights.min()
     config.masking.token_weights = str(tmp_path / 'weights.npy')
     with pytest.raises(ConfigError, match='path of a .npy file'):
-        tables.load(config, manifest)
+        masking_tables.load(config, manifest)
     np.save(tmp_path / 'weights.npy', np.arange(config.vocab_size))
-    assert np.array_equal(tables.load(config, manifest).token_weights, np.arange(config.vocab_size))
+    assert np.array_equal(masking_tables.load(config, manifest).token_weights, np.arange(config.vocab_size))
     np.save(tmp_path / 'weights.npy', -np.ones(config.vocab_size))
     with pytest.raises(ConfigError, match='finite numbers, one for each id'):
-        tables.load(config, manifest)
+        masking_tables.load(config, manifest)
 
 
 def test_words_are_refused_where_no_piece_starts_one(copied):
     config, directory = copied
     config.masking.unit = 'word'
-    np.savez(directory / tables.FILE, word_starts=np.zeros(config.vocab_size, bool))
+    np.savez(directory / masking_tables.FILE, word_starts=np.zeros(config.vocab_size, bool))
     with pytest.raises(ConfigError, match='masking.unit=ngram or masking.unit=token'):
-        tables.load(config, manifest_lib.load(directory))
+        masking_tables.load(config, manifest_lib.load(directory))
 
 
 def test_collocations_are_what_occurs_together_more_often_than_its_parts():
@@ -157,18 +157,18 @@ DAMAGES = {
 def test_a_damaged_file_is_refused_and_made_again(copied, damage, newer):
     config, directory = copied
     config.masking.unit = 'word'
-    before = (directory / tables.FILE).read_bytes()
+    before = (directory / masking_tables.FILE).read_bytes()
     if not newer:  # as in directories of earlier versions, whose manifests have no hash of it
         stored = json.loads((directory / manifest_lib.FILE).read_text())
         del stored['tables_sha256']
         (directory / manifest_lib.FILE).write_text(json.dumps(stored))
-    DAMAGES[damage](directory / tables.FILE)
+    DAMAGES[damage](directory / masking_tables.FILE)
     if newer or damage != 'changed':
         with pytest.raises(ConfigError, match=r'cannot read .*tables.npz .*; delete that file and run prepare again'):
-            tables.load(config, manifest_lib.load(directory))
+            masking_tables.load(config, manifest_lib.load(directory))
         prepare.run(config, num_workers=1)
-        assert (directory / tables.FILE).read_bytes() == before
-    tables.load(config, manifest_lib.load(directory))
+        assert (directory / masking_tables.FILE).read_bytes() == before
+    masking_tables.load(config, manifest_lib.load(directory))
 
 
 @pytest.mark.parametrize('weights', [np.array(['a', 'b']), np.array([None]), np.zeros(3, 'i4,i4'), np.ones(3, complex)])
@@ -181,4 +181,4 @@ def test_weights_that_are_no_numbers_are_refused(copied, tmp_path, weights):
         if (tmp_path / 'weights.npy.npz').exists():
             (tmp_path / 'weights.npy.npz').rename(tmp_path / 'weights.npy')
         with pytest.raises(ConfigError, match=r'cannot read masking.token_weights=.* path of a .npy file'):
-            tables.load(config, manifest_lib.load(directory))
+            masking_tables.load(config, manifest_lib.load(directory))

@@ -12,11 +12,11 @@ import sys
 import pytest
 
 from mlm_jax.config import ConfigError
-from mlm_jax.files import occupation
+from mlm_jax.files import directory_lock
 
 HOLD = (
-    'import pathlib, sys, time; from mlm_jax.files import occupation\n'
-    'with occupation.sole_writer(pathlib.Path(sys.argv[1])): print("held", flush=True); time.sleep(60)'
+    'import pathlib, sys, time; from mlm_jax.files import directory_lock\n'
+    'with directory_lock.sole_writer(pathlib.Path(sys.argv[1])): print("held", flush=True); time.sleep(60)'
 )
 
 
@@ -25,15 +25,15 @@ def test_a_second_program_is_refused_with_the_first_ones_name_until_that_is_kill
     try:
         assert process.stdout.readline() == 'held\n'
         said = f'in use by process {process.pid} on {socket.gethostname()}, since 20'
-        with pytest.raises(ConfigError, match=said), occupation.sole_writer(tmp_path):
+        with pytest.raises(ConfigError, match=said), directory_lock.sole_writer(tmp_path):
             pass
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert json.loads((tmp_path / occupation.LOCK_FILE).read_bytes())['pid'] == process.pid, 'it was killed'
-    with occupation.sole_writer(tmp_path):
-        assert json.loads((tmp_path / occupation.LOCK_FILE).read_bytes())['pid'] == os.getpid()
-    assert not (tmp_path / occupation.LOCK_FILE).read_bytes()
+    assert json.loads((tmp_path / directory_lock.LOCK_FILE).read_bytes())['pid'] == process.pid, 'it was killed'
+    with directory_lock.sole_writer(tmp_path):
+        assert json.loads((tmp_path / directory_lock.LOCK_FILE).read_bytes())['pid'] == os.getpid()
+    assert not (tmp_path / directory_lock.LOCK_FILE).read_bytes()
 
 
 def test_a_file_system_without_locks_is_told_by_the_name(tmp_path, monkeypatch):
@@ -46,12 +46,12 @@ def test_a_file_system_without_locks_is_told_by_the_name(tmp_path, monkeypatch):
         ({'pid': 2**22 + 1, 'host': socket.gethostname()}, True),
         ({'pid': 1, 'host': 'another machine'}, False),
     ):
-        (tmp_path / occupation.LOCK_FILE).write_text(json.dumps(holder))
+        (tmp_path / directory_lock.LOCK_FILE).write_text(json.dumps(holder))
         if is_over:
-            with occupation.sole_writer(tmp_path):
+            with directory_lock.sole_writer(tmp_path):
                 continue
         said = r'seems to be in use by process .* If that process has ended, delete '
-        with pytest.raises(ConfigError, match=said), occupation.sole_writer(tmp_path):
+        with pytest.raises(ConfigError, match=said), directory_lock.sole_writer(tmp_path):
             pass
 
 
@@ -61,7 +61,7 @@ def test_leftovers_of_killed_writes_go_and_nothing_else(tmp_path):
     gone = [tmp_path / 'metrics.jsonl.123.tmp', tmp_path / 'seed1' / 'result.json.9.tmp']
     for path in (*kept, *gone):
         path.write_text('x')
-    with occupation.sole_writer(tmp_path):
+    with directory_lock.sole_writer(tmp_path):
         assert all(path.exists() for path in kept) and not any(path.exists() for path in gone)
 
 
@@ -70,7 +70,7 @@ def test_a_full_disk_is_said_before_work_begins(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(OSError, match='No space left') as raised, occupation.sole_writer(tmp_path):
+    with pytest.raises(OSError, match='No space left') as raised, directory_lock.sole_writer(tmp_path):
         pass
     assert raised.value.filename == str(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [occupation.LOCK_FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [directory_lock.LOCK_FILE]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import flops
-from mlm_jax.objectives import costs
+from mlm_jax.config import step_flops
+from mlm_jax.objectives import layer_flops
 from mlm_jax.performance import ahead_of_time, collectives, peaks
 
 # Wide enough that the products matter, and a vocabulary that outweighs neither layers nor head.
@@ -39,51 +39,53 @@ def test_a_compiled_step_has_the_products_of_the_formula(file, argument, unused)
     config = load(file, argument)
     compiled = ahead_of_time.compile_train_step(config, jax.devices()[:1])
     computed = collectives.matmul_flops(compiled)
-    assert computed == pytest.approx(flops.step_flops(config, slots=True), rel=0.02)
+    assert computed == pytest.approx(step_flops.step_flops(config, slots=True), rel=0.02)
     # Unused slots are all that separates it from what the objective needs.
-    assert 1 <= flops.step_flops(config, slots=True) / flops.step_flops(config) < 1 + unused
+    assert 1 <= step_flops.step_flops(config, slots=True) / step_flops.step_flops(config) < 1 + unused
 
 
 def test_a_step_is_three_forward_passes():
     """Of the first layer too, whose input is made of embeddings that learn."""
     config = load('mlm')
-    sizes = flops.needed_sizes(config)
-    assert flops.step_flops(config) == 3 * 4 * costs.encoder_and_head(config.model, config.vocab_size, sizes, 1.0)
+    sizes = step_flops.needed_sizes(config)
+    assert step_flops.step_flops(config) == 3 * 4 * layer_flops.encoder_and_head(
+        config.model, config.vocab_size, sizes, 1.0
+    )
     m, n = 0.15 * 128, 128
     layer = 2 * n * (4 * 64**2 + 2 * 64 * 256) + 4 * n**2 * 64
     last = 2 * n * 2 * 64**2 + 2 * m * (2 * 64**2 + 2 * 64 * 256) + 4 * n * m * 64
-    assert costs.encoder_and_head(config.model, config.vocab_size, sizes, 1.0) == pytest.approx(
+    assert layer_flops.encoder_and_head(config.model, config.vocab_size, sizes, 1.0) == pytest.approx(
         layer + last + m * (2 * 64**2 + 2 * 64 * 512)
     )
 
 
 def test_attention_within_documents_counts_their_squares():
     segments = np.array([[1] * 32 + [2] * 16 + [0] * 16, [1] * 64])  # at the end of a row, padding
-    share = flops.document_share(segments)
+    share = step_flops.document_share(segments)
     assert share == pytest.approx((32**2 + 16**2 + 64**2) / (2 * 64**2))
-    assert flops.document_share(np.ones((3, 8), int)) == 1.0
+    assert step_flops.document_share(np.ones((3, 8), int)) == 1.0
     for file in ('mlm', 'mae_lm', 'exlm'):
         config = load(file)
-        whole, within = flops.step_flops(config), flops.step_flops(config, document_share=share)
-        assert whole - within == pytest.approx((1 - share) * flops.attention_flops(config))
-        assert 0 < flops.attention_flops(config) < 0.5 * whole
+        whole, within = step_flops.step_flops(config), step_flops.step_flops(config, document_share=share)
+        assert whole - within == pytest.approx((1 - share) * step_flops.attention_flops(config))
+        assert 0 < step_flops.attention_flops(config) < 0.5 * whole
 
 
 def test_sizes_of_the_objectives():
-    assert flops.needed_sizes(load('mlm')).encoded == 128
-    assert flops.needed_sizes(load('mae_lm')).encoded == pytest.approx(128 - 19.2)
-    exlm = flops.needed_sizes(load('exlm'))
+    assert step_flops.needed_sizes(load('mlm')).encoded == 128
+    assert step_flops.needed_sizes(load('mae_lm')).encoded == pytest.approx(128 - 19.2)
+    exlm = step_flops.needed_sizes(load('exlm'))
     assert (exlm.expanded, exlm.encoded) == pytest.approx((21.2, 128 + 3 * 21.2))
-    slots = flops.slot_sizes(load('exlm'))
+    slots = step_flops.slot_sizes(load('exlm'))
     assert (slots.masked, slots.expanded, slots.encoded) == (20, 22, 200)
-    assert flops.slot_sizes(load('mae_lm')).encoded == 112
+    assert step_flops.slot_sizes(load('mae_lm')).encoded == 112
 
 
 def test_corrupted_tokens_that_are_not_predicted_have_no_logits():
     half, all_ = (
-        flops.step_flops(load('mlm', f',masking.ratio=0.3,masking.predicted_fraction={p}')) for p in (0.5, 1.0)
+        step_flops.step_flops(load('mlm', f',masking.ratio=0.3,masking.predicted_fraction={p}')) for p in (0.5, 1.0)
     )
-    assert half == pytest.approx(flops.step_flops(load('mlm')))
+    assert half == pytest.approx(step_flops.step_flops(load('mlm')))
     assert all_ > half
 
 
