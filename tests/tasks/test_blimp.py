@@ -203,7 +203,7 @@ def test_sentences_and_models_that_cannot_be_scored_are_refused(mlm, monkeypatch
     assert PseudoLikelihood(mlm[0], NumberTokenizer(), [longest]).num_rows == LENGTH - 2
     with pytest.raises(ConfigError, match=f"'{longest} 6' has 13 tokens .* this model takes 12 at most"):
         PseudoLikelihood(mlm[0], NumberTokenizer(), [longest, longest + ' 6'])
-    with pytest.raises(ConfigError, match='no alignment for a row with one masked token'):
+    with pytest.raises(ConfigError, match='a row with one masked token then has no alignment'):
         PseudoLikelihood(ExLM(ENCODER, ExLMConfig(num_states=2, anchors=False)), NumberTokenizer(), ['5'])
     with pytest.raises(FloatingPointError, match='2 of 2 sentences'):
         score(mlm[0], jax.tree.map(lambda x: x * np.nan, mlm[1]), ['5', '6'])
