@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax import evaluate, prepare
+from mlm_jax import prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.data import masking_tables
 from mlm_jax.data.shards import Shards
@@ -111,7 +111,7 @@ def test_pieces_show_the_space_before_a_word(wordpiece, byte_level):
 def test_a_mask_takes_the_place_of_a_word_and_its_space(wordpiece, byte_level):
     for _, theirs, ours in (wordpiece, byte_level):
         v = ours.vocabulary
-        ids = evaluate.encode_with_masks(ours, 'the [MASK] reads[MASK].').tolist()
+        ids = tokens_with_masks(ours, 'the [MASK] reads[MASK].').tolist()
         named = 'the <mask> reads<mask>.'.replace('<mask>', theirs.id_to_token(v.mask_id))
         assert ids == [v.cls_id, *theirs.encode(named, add_special_tokens=False).ids, v.sep_id]
 

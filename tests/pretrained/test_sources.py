@@ -45,7 +45,7 @@ def test_a_directory_may_have_a_number_behind_an_at(tmp_path):
         ('random:', 'names no model'),
         ('random:random:runs/mlm', 'names no model'),
         ('random:runs/mlm@7', 'has no steps; write random:runs/mlm$'),
-        ('hf://someone/bert', 'is a URL.*download it, and write hf:DIRECTORY'),
+        ('hf://someone/bert', 'is a URL.*download it and write hf:DIRECTORY'),
         ('gs://bucket/run', 'is a URL'),
     ],
 )
