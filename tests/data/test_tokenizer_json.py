@@ -12,6 +12,7 @@ from mlm_jax.config import ConfigError
 from mlm_jax.data import masking_tables
 from mlm_jax.data.shards import Shards
 from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.pretrained.model import tokens_with_masks
 
 hub = pytest.importorskip('tokenizers')
 TEXTS = [f'the model reads {word} words, and learns what each of them means.' for word in ('many', 'few', 'long')] * 20
