@@ -63,17 +63,19 @@ hypothesis.settings.load_profile('suite')
 
 def pytest_addoption(parser):
     """How many kills `test_kills.py` does, and which."""
-    parser.addoption('--kills', type=int, default=5, help='kills of a training run, in tests/test_kills.py')
+    parser.addoption('--kills', type=int, default=3, help='kills of a training run, in tests/test_kills.py')
     parser.addoption('--kill_seed', type=int, default=0, help='of their moments, and of the damage between them')
 
 
 # Where processes share the files, those that take longest come first: one that begins last is waited for by all others.
 LONG_FILES = (
-    'parallel/test_tpu_compile.py', 'test_train.py', 'training/test_step.py', 'finetuning/test_loop.py',
+    'test_docs.py', 'parallel/test_tpu_compile.py', 'test_train.py', 'objectives/test_adding_an_objective.py',
+    'training/test_step.py', 'finetuning/test_loop.py',
     'test_kills.py', 'test_probe.py', 'objectives/test_mae_lm.py', 'config/test_config.py', 'objectives/test_exlm.py',
     'pretrained/test_fairseq_exlm.py', 'pretrained/test_fairseq.py', 'test_finetune.py', 'test_evaluate.py',
-    'test_prepare.py', 'masking/test_masking.py', 'performance/test_flops.py', 'test_bench.py',
+    'test_prepare.py', 'masking/test_masking.py', 'config/test_step_flops.py', 'test_bench.py',
     'pretrained/test_warm_start.py', 'objectives/test_mlm.py', 'training/test_damage.py', 'test_doctor.py',
+    'pretrained/test_model.py', 'objectives/test_registry.py', 'tasks/test_blimp.py', 'test_compare.py',
 )  # fmt: skip
 
 
