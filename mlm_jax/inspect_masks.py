@@ -153,11 +153,8 @@ def describe(config: ml_collections.ConfigDict) -> str:
 def main() -> None:
     """Prints rows and statistics, and writes the page if there is an output directory."""
     values, config = flags.FLAGS, command_line.configuration()
-    config_lib.check(config)
     masking_in_words = describe(config)
-    manifest = manifest_lib.load(config.data.directory)
-    config = config_lib.resolve(config, manifest)
-    verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
+    config, manifest = verification.resolve(config)
     tokenizer = Tokenizer.from_file(pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer)
     word_starts, word_marks = masking_tables.of_words(tokenizer, manifest.vocabulary.size)
     in_color = values.colour == 'always' or (values.colour == 'auto' and sys.stdout.isatty())

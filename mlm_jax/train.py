@@ -19,11 +19,9 @@ import jax
 import ml_collections
 from absl import flags
 
-from mlm_jax import config as config_lib
 from mlm_jax.analysis import minimal_pairs
 from mlm_jax.config import command_line, step_flops
 from mlm_jax.config.checks import remarks
-from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import masking_tables, verification
 from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
@@ -47,10 +45,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
       OSError: if the workdir cannot be written to; a note of the error says which checkpoint is complete.
     """
     # ---- Configuration and data: every check that needs no device ----------------------------------------------------
-    config_lib.check(config)
-    manifest = manifest_lib.load(config.data.directory)
-    config = config_lib.resolve(config, manifest)
-    verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
+    config, manifest = verification.resolve(config)
     warm_start.check_source(config, manifest)
     train_rows = Shards(config.data.directory, 'train', manifest=manifest)
     held_out_rows = Shards(config.data.directory, 'validation', verify=True, manifest=manifest)

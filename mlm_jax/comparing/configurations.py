@@ -9,7 +9,6 @@ import ml_collections
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import step_flops
-from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import verification
 from mlm_jax.files.errors import ConfigError
 
@@ -136,10 +135,7 @@ def _check_comparable(candidates: Sequence[Candidate]) -> None:
                 + '\nGive all configurations the same values, for example with --set=data.directory=…'
             )
     for candidate in candidates:
-        config_lib.check(candidate.config)
-        manifest = manifest_lib.load(candidate.config.data.directory)
-        resolved = config_lib.resolve(candidate.config, manifest)
-        verification.check_tokenizer(pathlib.Path(resolved.data.directory).expanduser(), manifest)
+        resolved, _ = verification.resolve(candidate.config)
         if not resolved.evaluation.every_steps:
             raise ConfigError(f'{candidate.name} is never evaluated: set, for example, evaluation.every_percent=10')
 

@@ -7,7 +7,15 @@ Configuration files and programs use the names below.
 
 from mlm_jax.config.access import get, values
 from mlm_jax.config.defaults import SIZES, Kind, apply_recipe, default_config, kinds, row_length
-from mlm_jax.config.durations import DURATION_UNITS, DURATIONS, MAX_STEPS, duration_keys, is_duration, resolve_steps
+from mlm_jax.config.durations import (
+    DURATION_UNITS,
+    DURATIONS,
+    MAX_STEPS,
+    NOMINAL_STEPS_PER_EPOCH,
+    duration_keys,
+    is_duration,
+    resolve_steps,
+)
 from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
 from mlm_jax.config.overrides import apply_overrides, load, parse_argument, parse_settings, shipped, with_path
 from mlm_jax.config.resolve import check, decided, in_steps, resolve
@@ -15,8 +23,8 @@ from mlm_jax.config.stored import differences, from_json, to_json
 from mlm_jax.files.errors import ConfigError
 
 __all__ = [
-    'DURATIONS', 'DURATION_UNITS', 'MAX_STEPS', 'SIZES', 'WEIGHT_DECAYS', 'ConfigError', 'Kind', 'apply_overrides',
-    'apply_recipe', 'check', 'decided', 'default_config', 'differences', 'duration_keys', 'from_json', 'get',
-    'in_steps', 'is_duration', 'kinds', 'load', 'parse_argument', 'parse_settings', 'resolve', 'resolve_steps',
-    'row_length', 'shipped', 'to_json', 'values', 'weight_decay', 'with_path',
+    'DURATIONS', 'DURATION_UNITS', 'MAX_STEPS', 'NOMINAL_STEPS_PER_EPOCH', 'SIZES', 'WEIGHT_DECAYS', 'ConfigError',
+    'Kind', 'apply_overrides', 'apply_recipe', 'check', 'decided', 'default_config', 'differences', 'duration_keys',
+    'from_json', 'get', 'in_steps', 'is_duration', 'kinds', 'load', 'parse_argument', 'parse_settings', 'resolve',
+    'resolve_steps', 'row_length', 'shipped', 'to_json', 'values', 'weight_decay', 'with_path',
 ]  # fmt: skip

@@ -26,3 +26,9 @@ def get(config: ml_collections.ConfigDict, key: str) -> Any:
     for part in key.split('.'):
         config = config[part]
     return config
+
+
+def parent_of(config: ml_collections.ConfigDict, key: str) -> tuple[ml_collections.ConfigDict, str]:
+    """The part of the configuration that holds a dotted key, and the name of the key in that part."""
+    parent, _, name = key.rpartition('.')
+    return get(config, parent) if parent else config, name

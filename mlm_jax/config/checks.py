@@ -13,7 +13,7 @@ from mlm_jax.config.durations import DURATIONS, MAX_STEPS, is_duration, resolve_
 from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
-from mlm_jax.masking.registry import PARTITIONS, RATIO_SCHEDULES, SCHEDULES, STRATEGIES, UNITS
+from mlm_jax.masking.registry import PARTITIONS, RATIO_SCHEDULES, SCHEDULES, STRATEGIES, UNITS, largest_ratio
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import about, option_fields
 
@@ -360,7 +360,7 @@ def _masking_problems(c: ml_collections.ConfigDict) -> list[str]:
 
 
 def _largest_ratio(k: ml_collections.ConfigDict) -> float:
-    return k.ratio if k.ratio_schedule == 'constant' else max(k.ratio, k.final_ratio)
+    return largest_ratio(k.ratio_schedule, k.ratio, k.final_ratio)
 
 
 def _fused_attention_problems(m: ml_collections.ConfigDict) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from mlm_jax.config.access import get, values
+from mlm_jax.config.access import parent_of, values
 from mlm_jax.config.durations import duration_keys, is_duration
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
@@ -196,9 +196,8 @@ def _kinds(objectives: tuple[str, ...]) -> dict[str, Kind]:
     config = default_config()
 
     def kind(key, value):
-        parent, _, name = key.rpartition('.')
-        type_ = (get(config, parent) if parent else config).get_type(name)
-        return Kind(type_, optional=value is None or is_duration(key))
+        node, name = parent_of(config, key)
+        return Kind(node.get_type(name), optional=value is None or is_duration(key))
 
     return {key: kind(key, value) for key, value in values(config).items()}
 

@@ -13,6 +13,8 @@ DURATIONS = (
     'checkpoint.keep',
 )  # fmt: skip
 DURATION_UNITS = ('steps', 'epochs', 'examples', 'tokens', 'percent')
+# For configurations without prepared data, as in benchmarks; only durations in epochs depend on it.
+NOMINAL_STEPS_PER_EPOCH = 1000.0
 MAX_STEPS = 2**31  # the device counts steps in int32
 
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import ml_collections
 
-from mlm_jax.config.access import get, leaves
+from mlm_jax.config.access import leaves, parent_of
 from mlm_jax.config.durations import DURATION_UNITS, is_duration
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
@@ -141,8 +141,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
             close = difflib.get_close_matches(key, known, n=3)
             hint = f'; did you mean {" or ".join(close)}?' if close else ''
             raise ConfigError(f'unknown configuration key {key!r}{hint}')
-        parent, _, name = key.rpartition('.')
-        node = get(config, parent) if parent else config
+        node, name = parent_of(config, key)
         old = node.get_type(name)
         prefix = name.rpartition('_')[0]
         if is_duration(key):

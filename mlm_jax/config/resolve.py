@@ -10,14 +10,12 @@ from typing import Protocol
 import ml_collections
 
 from mlm_jax.config import checks, slice_fitting
-from mlm_jax.config.access import get
-from mlm_jax.config.durations import DURATION_UNITS, DURATIONS, resolve_steps
+from mlm_jax.config.access import parent_of
+from mlm_jax.config.durations import DURATION_UNITS, DURATIONS, NOMINAL_STEPS_PER_EPOCH, resolve_steps
 from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.vocabulary import Vocabulary
 
-# For configurations without prepared data, as in benchmarks; only durations in epochs depend on it.
-NOMINAL_STEPS_PER_EPOCH = 1000.0
 # The open keys that `config/slice_fitting.py` chooses for a slice, with their values if there is no slice.
 _WITHOUT_SLICE = {
     'accelerator': 'any', 'sharding': 'dp', 'num_microbatches': 1, 'model.attention_backend': 'xla',
@@ -87,8 +85,7 @@ def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         config.optimizer.weight_decay = weight_decay(config.optimizer)
     if not config.slice:
         for key, value in _WITHOUT_SLICE.items():
-            parent, _, name = key.rpartition('.')
-            node = get(config, parent) if parent else config
+            node, name = parent_of(config, key)
             if node[name] in (None, 'auto'):
                 node[name] = value
         return config
@@ -112,8 +109,7 @@ def in_steps(config: ml_collections.ConfigDict, steps_per_epoch: float) -> ml_co
     for prefix in DURATIONS:  # the length of the run comes first
         steps = resolve_steps(config, prefix, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
         total_steps = steps if prefix == 'total' else total_steps
-        parent, _, name = prefix.rpartition('.')
-        node = get(config, parent) if parent else config
+        node, name = parent_of(config, prefix)
         for unit in DURATION_UNITS:
             node[f'{name}_{unit}'] = steps if unit == 'steps' else None
     return config

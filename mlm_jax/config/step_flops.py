@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from mlm_jax.config.defaults import row_length
-from mlm_jax.config.durations import resolve_steps
+from mlm_jax.config.durations import NOMINAL_STEPS_PER_EPOCH, resolve_steps
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking import registry
 from mlm_jax.masking.registry import FullyExplored
@@ -68,10 +68,10 @@ def slot_sizes(config: ml_collections.ConfigDict) -> Sizes:
 def max_masked(config: ml_collections.ConfigDict) -> int:
     """M, the number of slots of a row for predictions, as `Masking.max_masked` computes it."""
     k, length = config.masking, row_length(config)
-    largest = k.ratio if k.ratio_schedule == 'constant' else max(k.ratio, k.final_ratio)
+    largest = registry.largest_ratio(k.ratio_schedule, k.ratio, k.final_ratio)
     unit, options = registry.UNITS[k.unit], FullyExplored(**k.fully_explored)
     corrupted = registry.STRATEGIES[k.strategy].max_masked(unit, largest, length, options)
-    return registry.max_count(k.predicted_fraction, corrupted) if k.predicted_fraction < 1 else corrupted
+    return registry.max_predicted(k.predicted_fraction, corrupted)
 
 
 def num_views(config: ml_collections.ConfigDict) -> int:
@@ -89,10 +89,12 @@ def masked_ratio(config: ml_collections.ConfigDict) -> float:
         return (k.ratio + k.final_ratio) / 2
     # The length of an epoch is not known here. It matters only if one of the two durations is given in epochs, and the
     # other is not.
-    total_steps = resolve_steps(config, 'total', steps_per_epoch=1000.0)
+    total_steps = resolve_steps(config, 'total', steps_per_epoch=NOMINAL_STEPS_PER_EPOCH)
     if not total_steps:
         raise ConfigError('the length of the run is missing or 0: set total_steps, or another of the keys total_…')
-    anneal_steps = resolve_steps(config, 'masking.anneal', total_steps=total_steps, steps_per_epoch=1000.0) or 0
+    anneal_steps = (
+        resolve_steps(config, 'masking.anneal', total_steps=total_steps, steps_per_epoch=NOMINAL_STEPS_PER_EPOCH) or 0
+    )
     share = min(1.0, anneal_steps / total_steps) * (1 if k.ratio_schedule == 'staged' else 0.5)
     return (1 - share) * k.ratio + share * k.final_ratio
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from mlm_jax.config.access import get, leaves, values
+from mlm_jax.config.access import leaves, parent_of, values
 from mlm_jax.config.defaults import default_config, kinds
 from mlm_jax.config.resolve import decided
 from mlm_jax.files.errors import ConfigError
@@ -38,8 +38,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
         raise ConfigError(f'the stored configuration is damaged: {error}') from None
     for key, _ in list(leaves(config)):
         if key in stored:
-            parent, _, name = key.rpartition('.')
-            node = get(config, parent) if parent else config
+            node, name = parent_of(config, key)
             value, kind = stored.pop(key), kinds()[key]
             if not kind.takes(value):
                 raise ConfigError(f'the stored configuration is damaged: {key} is {value!r}')

@@ -22,7 +22,7 @@ from mlm_jax.data import word_marks as words
 from mlm_jax.data.manifest import Manifest
 from mlm_jax.files import atomic
 from mlm_jax.files.errors import ConfigError
-from mlm_jax.masking.registry import STRATEGIES, UNITS
+from mlm_jax.masking.registry import STRATEGIES, UNITS, largest_ratio
 from mlm_jax.masking.tables import NEXT_STARTS, STARTS, Tables, find_word_starts
 
 FILE = 'tables.npz'
@@ -138,7 +138,7 @@ def describe_words(config: ml_collections.ConfigDict, directory: pathlib.Path, m
     word = np.cumsum(starts | ~ordinary).reshape(tokens.shape)  # the index of the word of each token
     size = np.bincount(word[ordinary], minlength=word[-1, -1] + 1)[word]
     k = config.masking
-    largest = k.ratio if k.ratio_schedule == 'constant' else max(k.ratio, k.final_ratio)
+    largest = largest_ratio(k.ratio_schedule, k.ratio, k.final_ratio)
     too_long = ordinary & (size > largest * ordinary.sum(1, keepdims=True) + 1)
     share = too_long.sum() / max(1, ordinary.sum())
     line = f'words      {ordinary.sum() / max(1, (starts & ordinary).sum()):.2f} tokens on average'

@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import ml_collections
 import numpy as np
 import tqdm
 
+from mlm_jax import config as config_lib
 from mlm_jax.data import masking_tables, shards
-from mlm_jax.data.manifest import CHANGED, Manifest
+from mlm_jax.data.manifest import CHANGED, Manifest, load
 from mlm_jax.files import progress
 from mlm_jax.files.errors import ConfigError
 
@@ -87,6 +89,19 @@ def describe(directory: pathlib.Path | str, wrong: dict[str, str]) -> str:
     lines = [f'    {name} {clause}' for name, clause in list(wrong.items())[:_NAMED]]
     lines += [f'    … and {len(wrong) - _NAMED} more'] * (len(wrong) > _NAMED)
     return f'{directory} is damaged:\n' + '\n'.join(lines) + '\n' + cure.format('these files')
+
+
+def resolve(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDict, Manifest]:
+    """The configuration that runs on its prepared data, and their manifest.
+
+    Raises:
+      ConfigError: if the configuration is wrong, the data are missing, or the two or the tokenizer do not match.
+    """
+    config_lib.check(config)  # before the data, which a wrong configuration may not name
+    manifest = load(config.data.directory)
+    resolved = config_lib.resolve(config, manifest)
+    check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
+    return resolved, manifest
 
 
 def check_tokenizer(directory: pathlib.Path, manifest: Manifest) -> None:

@@ -202,8 +202,7 @@ class Masking:
         return candidates, weight_B
 
     def _max_predicted(self, length: int) -> int:
-        corrupted, part = self._max_corrupted(length), self.predicted_fraction
-        return registry.max_count(part, corrupted) if part < 1 else corrupted
+        return registry.max_predicted(self.predicted_fraction, self._max_corrupted(length))
 
     def _max_corrupted(self, length: int) -> int:
         unit, ratio = registry.UNITS[self.unit], self.ratio_schedule.largest

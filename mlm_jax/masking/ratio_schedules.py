@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from mlm_jax.masking.registry import largest_ratio
+
 
 @dataclasses.dataclass(frozen=True)
 class RatioSchedule:
@@ -31,7 +33,7 @@ class RatioSchedule:
     @property
     def largest(self) -> float:
         """The largest ratio of the run, for which static shapes must have room."""
-        return self.first if self.name == 'constant' else max(self.first, self.last)
+        return largest_ratio(self.name, self.first, self.last)
 
     def __call__(self, key: jax.Array, step: ArrayLike, num_rows: int) -> tuple[jax.Array, jax.Array]:
         """float32[B] each: the ratios and the loss weights of the B = `num_rows` rows of a batch."""

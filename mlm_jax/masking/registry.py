@@ -203,3 +203,13 @@ def function_of(entry: Strategy | Unit) -> Callable:
 def max_count(ratio: float, length: int) -> int:
     """The largest value of the fixed count ⌊ratio·N + U⌋, U < 1, in a row of `length` tokens; at least 1."""
     return min(length, int(ratio * length) + 1) if ratio > 0 else 1
+
+
+def max_predicted(predicted_fraction: float, max_corrupted: int) -> int:
+    """The static number of slots for predictions, where at most `max_corrupted` tokens of a row are corrupted."""
+    return max_count(predicted_fraction, max_corrupted) if predicted_fraction < 1 else max_corrupted
+
+
+def largest_ratio(schedule: str, first: float, last: float) -> float:
+    """The largest ratio of masked tokens in a run, by the name of its schedule, and its first and last ratio."""
+    return first if schedule == 'constant' else max(first, last)

@@ -1,12 +1,8 @@
 """The rows of a prepared directory, read in the way in which training reads them."""
 
-import pathlib
-
 import jax
 import ml_collections
 
-from mlm_jax import config as config_lib
-from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import masking_tables, verification
 from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
@@ -28,9 +24,7 @@ def from_directory(
     Raises:
       ConfigError: when the configuration does not fit the rows.
     """
-    manifest = manifest_lib.load(config.data.directory)
-    config = config_lib.resolve(config, manifest)
-    verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
+    config, manifest = verification.resolve(config)
     shards = Shards(config.data.directory, 'train')
     steps_per_epoch = len(shards) / config.batch_size
     run = build.make_run(config, manifest.vocabulary, steps_per_epoch, masking_tables.load(config, manifest))

@@ -72,7 +72,7 @@ def traceable(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def state_shapes(config: ml_collections.ConfigDict) -> TrainState:
     """The shapes and dtypes of the state of a run, as ShapeDtypeStructs."""
-    run = make_run(traceable(config), standard_vocabulary(config.vocab_size), steps_per_epoch=1000.0)
+    run = make_run(traceable(config), standard_vocabulary(config.vocab_size), config_lib.NOMINAL_STEPS_PER_EPOCH)
     return jax.eval_shape(run.init)
 
 

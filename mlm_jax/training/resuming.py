@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from mlm_jax import config as config_lib
-from mlm_jax.config.resolve import NOMINAL_STEPS_PER_EPOCH
+from mlm_jax.config.durations import NOMINAL_STEPS_PER_EPOCH
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import about, option_fields
