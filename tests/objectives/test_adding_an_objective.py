@@ -37,8 +37,11 @@ def blocks():
 
 
 @pytest.fixture(scope='module')
-def registered(blocks):
-    """The objective `replaced`, in the registry while the tests of this file run."""
+def registered(blocks, animals_config):
+    """The objective `replaced`, in the registry while the tests of this file run.
+
+    After `animals_config`, which every file shares: prepared later it would hold the keys of this objective.
+    """
     files, line = blocks
     names = [f'mlm_jax.objectives.{name}' for name in files]
     for name, code in zip(names, files.values(), strict=True):
