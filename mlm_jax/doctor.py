@@ -87,8 +87,7 @@ def _describe(devices: list[jax.Device]) -> str:
 
 
 def _check_configuration(config: ml_collections.ConfigDict) -> str:
-    config_lib.check(config)
-    return f'configuration: {num_parameters(build.state_shapes(config).params):,} parameters'
+    return f'configuration: {num_parameters(build.state_shapes(config_lib.resolve(config)).params):,} parameters'
 
 
 def _check_prepared(config: ml_collections.ConfigDict, verify: bool) -> Iterator[tuple[bool, str]]:
@@ -104,7 +103,7 @@ def _check_prepared(config: ml_collections.ConfigDict, verify: bool) -> Iterator
 def _check_data(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> str:
     config_lib.resolve(config, manifest)  # raises ConfigError if the configuration does not fit the data
     verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
-    masking_tables.load(config, manifest)
+    masking_tables.load(config.masking, config.data.directory, manifest)
     warm_start.check_source(config, manifest)
     rows = {name: split.rows for name, split in manifest.splits.items()}
     return f'data: {", ".join(f"{count:,} rows in {name}" for name, count in rows.items())} ({config.data.directory})'

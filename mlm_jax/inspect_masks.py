@@ -41,8 +41,8 @@ BRACKETS = {1: '[]', 2: '{}', 3: '()', 4: '<>'}  # instead of colors
 
 def _run(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> build.Run:
     """The functions of a training run."""
-    steps_per_epoch = len(Shards(config.data.directory, 'train')) / config.batch_size
-    return build.make_run(config, manifest.vocabulary, steps_per_epoch, masking_tables.load(config, manifest))
+    tables = masking_tables.load(config.masking, config.data.directory, manifest)
+    return build.make_run(config, manifest.vocabulary, manifest.split('train').rows, tables)
 
 
 def masked_batches(

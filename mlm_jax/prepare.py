@@ -125,7 +125,7 @@ def _prepare(
     splits = {name: _split(name, [(job, counts[job]) for job in jobs if job.split == name]) for name in corpus.splits}
     manifest = _manifest(config, intent, tokenizer, directory, splits)
     (directory / masking_tables.FILE).unlink(missing_ok=True)  # left by a killed run, so it may be incomplete
-    masking_tables.write_missing(config, directory, manifest, working)
+    masking_tables.write_missing(config.masking, directory, manifest, working)
     manifest = dataclasses.replace(manifest, tables_sha256=atomic.sha256(directory / masking_tables.FILE))
     manifest_lib.save(manifest, directory, working)
     shutil.rmtree(working)
@@ -151,7 +151,7 @@ def _bring_up_to_date(
         _repair(config, directory, working, manifest, set(findings.wrong), num_workers)
     for name in findings.surplus:
         print(f'surplus    {name} does not belong to this preparation and is not used: it may be deleted')
-    if masking_tables.write_missing(config, directory, manifest):
+    if masking_tables.write_missing(config.masking, directory, manifest):
         tables_sha256 = atomic.sha256(directory / masking_tables.FILE)
         if (manifest.tables, manifest.tables_sha256) != (masking_tables.FILE, tables_sha256):
             manifest = dataclasses.replace(manifest, tables=masking_tables.FILE, tables_sha256=tables_sha256)
@@ -200,7 +200,7 @@ def _repair(
 
 
 def _print_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: manifest_lib.Manifest) -> None:
-    if line := masking_tables.describe_words(config, directory, manifest):
+    if line := masking_tables.describe_words(config.masking, directory, manifest):
         print(line)
 
 
@@ -279,13 +279,13 @@ def _new_tokenizer(config: ml_collections.ConfigDict, corpus: corpora.Corpus) ->
     if model in tokenizers.TRAINED:
         size = config.tokenizer.training_megabytes
         print(f'tokenizer  training {model}, {config.vocab_size} pieces, on at most {size} MB')
-        return tokenizers.train(corpus.splits['train'].texts(), config)
+        return tokenizers.train(corpus.splits['train'].texts(), config.tokenizer, config.vocab_size)
     if model.startswith(tokenizers.EXTEND):
         print(f'tokenizer  extending {model.removeprefix(tokenizers.EXTEND)} to {config.vocab_size} pieces')
         old = tokenizers.Tokenizer.from_file(model.removeprefix(tokenizers.EXTEND))
-        return tokenizers.extend(old, corpus.splits['train'].texts(), config)
+        return tokenizers.extend(old, corpus.splits['train'].texts(), config.tokenizer, config.vocab_size)
     tokenizer = tokenizers.Tokenizer.from_file(model)
-    tokenizers.check_size(tokenizer, config, model, tokenizers.LARGEST_PADDING)
+    tokenizers.check_size(tokenizer, config.vocab_size, model, tokenizers.LARGEST_PADDING)
     if unused := config.vocab_size - tokenizer.vocabulary.size:
         print(f'tokenizer  has {tokenizer.vocabulary.size:,} pieces: the last {unused:,} ids have no piece')
     return tokenizer

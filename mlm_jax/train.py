@@ -50,9 +50,9 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
     train_rows = Shards(config.data.directory, 'train', manifest=manifest)
     held_out_rows = Shards(config.data.directory, 'validation', verify=True, manifest=manifest)
     tokenizer = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
-    steps_per_epoch = len(train_rows) / config.batch_size
-    run = build.make_run(config, manifest.vocabulary, steps_per_epoch, masking_tables.load(config, manifest))
-    blimp = minimal_pairs.of_run(config, manifest, run.objective)
+    tables = masking_tables.load(config.masking, config.data.directory, manifest)
+    run = build.make_run(config, manifest.vocabulary, len(train_rows), tables)
+    blimp = minimal_pairs.of_run(config.evaluation, run.objective, tokenizer, config.masking.repeats)
     evaluate_every, save_every = config.evaluation.every_steps, config.checkpoint.every_steps
 
     # ---- Devices -----------------------------------------------------------------------------------------------------
@@ -69,7 +69,9 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         position = checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={})
         if resumed := saver.latest_step() is not None:
             position = saver.restore_position()
-            resuming.check_resume(position.config, config, lambda text: print(text, file=sys.stderr), steps_per_epoch)
+            resuming.check_resume(
+                position.config, config, lambda text: print(text, file=sys.stderr), len(train_rows) / config.batch_size
+            )
         batches = Batches(train_rows, config.seed, config.batch_size, sharding)
         log = RunLog(
             config, workdir, run.total_steps, run.learning_rate, batches.indices, position,

@@ -86,7 +86,7 @@ def learned(workdir) -> list[dict]:
 def final_state(config, workdir):
     """The newest checkpoint, on one device."""
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    run = build.make_run(config, VOCABULARY, steps_per_epoch=1.0)
+    run = build.make_run(config_lib.resolve(config), VOCABULARY, num_rows=16)
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
     state = jax.device_get(saver.restore(abstract_state(run.init, mesh, 'dp')))
     saver.close()
@@ -238,7 +238,7 @@ def four_steps(make_tiny_config, tmp_path_factory):
 def test_a_checkpoint_restores_onto_other_meshes(four_steps):
     config, workdir = four_steps
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
-    run = build.make_run(config, VOCABULARY, steps_per_epoch=1.0)
+    run = build.make_run(config_lib.resolve(config), VOCABULARY, num_rows=16)
     states = []
     for shape, preset in (((1, 8, 1), 'fsdp'), ((2, 2, 2), 'fsdp_tp'), ((8, 1, 1), 'dp')):
         states.append(jax.device_get(saver.restore(abstract_state(run.init, make_mesh(*shape), preset))))

@@ -8,7 +8,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from mlm_jax.data.manifest import Manifest
 from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer
 from mlm_jax.objectives.objective import Objective
 from mlm_jax.pretrained.pseudo_likelihood import PseudoLikelihood
@@ -58,14 +57,21 @@ class Blimp:
         return {'blimp': report['accuracy'], **fields}
 
 
-def of_run(config: ml_collections.ConfigDict, manifest: Manifest, objective: Objective) -> Blimp | None:
+def of_run(
+    evaluation: ml_collections.ConfigDict, objective: Objective, tokenizer: pathlib.Path, repeats: int
+) -> Blimp | None:
     """The pairs that the configuration key `evaluation.blimp` asks for; None where the key is empty.
+
+    Args:
+      evaluation: the part `evaluation` of a configuration.
+      objective: the objective of the run.
+      tokenizer: the file of its tokenizer.
+      repeats: `masking.repeats` of the run.
 
     Raises:
       ConfigError: when the directory holds no minimal pairs, or the model cannot process them.
     """
-    if not config.evaluation.blimp:
+    if not evaluation.blimp:
         return None
-    pairs = blimp.read(config.evaluation.blimp, config.evaluation.blimp_percent)
-    tokenizer = Tokenizer.from_file(pathlib.Path(config.data.directory) / manifest.tokenizer)
-    return Blimp(pairs, objective, tokenizer, config.masking.repeats)
+    pairs = blimp.read(evaluation.blimp, evaluation.blimp_percent)
+    return Blimp(pairs, objective, Tokenizer.from_file(tokenizer), repeats)

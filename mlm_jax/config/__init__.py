@@ -18,13 +18,13 @@ from mlm_jax.config.durations import (
 )
 from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
 from mlm_jax.config.overrides import apply_overrides, load, parse_argument, parse_settings, shipped, with_path
-from mlm_jax.config.resolve import check, decided, in_steps, resolve
+from mlm_jax.config.resolve import check, completed, decided, in_steps, resolve
 from mlm_jax.config.stored import differences, from_json, to_json
 from mlm_jax.files.errors import ConfigError
 
 __all__ = [
     'DURATIONS', 'DURATION_UNITS', 'MAX_STEPS', 'NOMINAL_STEPS_PER_EPOCH', 'SIZES', 'WEIGHT_DECAYS', 'ConfigError',
-    'Kind', 'apply_overrides', 'apply_recipe', 'check', 'decided', 'default_config', 'differences', 'duration_keys',
-    'from_json', 'get', 'in_steps', 'is_duration', 'kinds', 'load', 'parse_argument', 'parse_settings', 'resolve',
-    'resolve_steps', 'row_length', 'shipped', 'to_json', 'values', 'weight_decay', 'with_path',
+    'Kind', 'apply_overrides', 'apply_recipe', 'check', 'completed', 'decided', 'default_config', 'differences',
+    'duration_keys', 'from_json', 'get', 'in_steps', 'is_duration', 'kinds', 'load', 'parse_argument', 'parse_settings',
+    'resolve', 'resolve_steps', 'row_length', 'shipped', 'to_json', 'values', 'weight_decay', 'with_path',
 ]  # fmt: skip

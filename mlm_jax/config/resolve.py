@@ -74,6 +74,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     resolve(config)
 
 
+def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`resolve` without its checks, for the configuration that a run has stored and an earlier version has checked."""
+    return in_steps(decided(config), NOMINAL_STEPS_PER_EPOCH)
+
+
 def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A copy in which every open key (None or 'auto', except durations) has a value.
 

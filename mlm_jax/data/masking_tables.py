@@ -30,31 +30,30 @@ _LOOKED_AT = 1000  # number of rows from which word lengths are estimated
 _TOLERATED = 0.1  # fraction of the tokens that may be in words too long to be masked
 
 
-def required(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """The names of the arrays that the masking of `config` needs."""
-    k = config.masking
-    by_frequency = _reads_weights(config) and k.token_weights == 'frequency'
-    return (*UNITS[k.unit].tables, *(('counts',) if by_frequency else ()))
+def required(masking: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The names of the arrays that `masking` needs, the part of a configuration with that name."""
+    by_frequency = _reads_weights(masking) and masking.token_weights == 'frequency'
+    return (*UNITS[masking.unit].tables, *(('counts',) if by_frequency else ()))
 
 
-def _reads_weights(config: ml_collections.ConfigDict) -> bool:
-    return 'token_weights' in STRATEGIES[config.masking.strategy].tables
+def _reads_weights(masking: ml_collections.ConfigDict) -> bool:
+    return 'token_weights' in STRATEGIES[masking.strategy].tables
 
 
-def _reads_words(config: ml_collections.ConfigDict) -> bool:
-    return 'word_starts' in UNITS[config.masking.unit].tables
+def _reads_words(masking: ml_collections.ConfigDict) -> bool:
+    return 'word_starts' in UNITS[masking.unit].tables
 
 
 def write_missing(
-    config: ml_collections.ConfigDict,
+    masking: ml_collections.ConfigDict,
     directory: pathlib.Path,
     manifest: Manifest,
     scratch: pathlib.Path | None = None,
 ) -> bool:
-    """Writes the file if it does not exist or lacks an array that `config` needs.
+    """Writes the file if it does not exist or lacks an array that the masking needs.
 
     Args:
-      config: the configuration, of which `config.masking` is used.
+      masking: the part `masking` of a configuration.
       directory: the directory that holds the rows and the tokenizer.
       manifest: the manifest of the directory.
       scratch: as in `atomic.write`.
@@ -68,15 +67,15 @@ def write_missing(
     path = directory / FILE
     vocabulary = manifest.vocabulary
     arrays = read(path, vocabulary.size) if path.exists() else {}
-    missing = {'word_starts', 'word_marks', 'counts', *required(config)} - arrays.keys()
+    missing = {'word_starts', 'word_marks', 'counts', *required(masking)} - arrays.keys()
     if not missing:
         return False
     if missing & {'word_starts', 'word_marks'}:
         arrays |= _of_words(directory, manifest)
         if 'collocations' in arrays:  # they were computed with the word starts of an earlier version
             missing.add('collocations')
-    if required(config):
-        _check_words(config, arrays)
+    if required(masking):
+        _check_words(masking, arrays)
     if 'counts' in missing:
         arrays['counts'] = np.zeros(vocabulary.size, np.int64)
         for block in _blocks(directory, manifest):
@@ -117,18 +116,18 @@ def _of_words(directory: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarr
     return dict(zip(('word_starts', 'word_marks'), of_words(tokenizer, manifest.vocabulary.size)))
 
 
-def describe_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: Manifest) -> str:
+def describe_words(masking: ml_collections.ConfigDict, directory: pathlib.Path, manifest: Manifest) -> str:
     """A line about the words of the training rows, with a warning if many words are too long to be masked.
 
     Args:
-      config: the configuration, of which `config.masking` is used.
+      masking: the part `masking` of a configuration.
       directory: the directory that holds the rows and the tables.
       manifest: the manifest of the directory.
 
     Returns:
       The line, or '' if the masking does not use words.
     """
-    if not _reads_words(config):
+    if not _reads_words(masking):
         return ''
     arrays = read(directory / FILE, manifest.vocabulary.size)
     tokens = np.asarray(next(_blocks(directory, manifest))[:_LOOKED_AT])
@@ -137,8 +136,7 @@ def describe_words(config: ml_collections.ConfigDict, directory: pathlib.Path, m
     starts |= ~np.pad(ordinary[:, :-1], ((0, 0), (1, 0)))
     word = np.cumsum(starts | ~ordinary).reshape(tokens.shape)  # the index of the word of each token
     size = np.bincount(word[ordinary], minlength=word[-1, -1] + 1)[word]
-    k = config.masking
-    largest = largest_ratio(k.ratio_schedule, k.ratio, k.final_ratio)
+    largest = largest_ratio(masking.ratio_schedule, masking.ratio, masking.final_ratio)
     too_long = ordinary & (size > largest * ordinary.sum(1, keepdims=True) + 1)
     share = too_long.sum() / max(1, ordinary.sum())
     line = f'words      {ordinary.sum() / max(1, (starts & ordinary).sum()):.2f} tokens on average'
@@ -146,40 +144,45 @@ def describe_words(config: ml_collections.ConfigDict, directory: pathlib.Path, m
         return line
     return (
         f'{line}\nWARNING: {share:.0%} of the tokens are in words that are longer than the fraction of a row that is '
-        f'masked, {largest:.0%}: masking.unit={config.masking.unit} never masks such words. Use masking.unit=token or '
+        f'masked, {largest:.0%}: masking.unit={masking.unit} never masks such words. Use masking.unit=token or '
         'ngram, which work with the same rows, or a tokenizer that marks where words start'
     )
 
 
-def load(config: ml_collections.ConfigDict, manifest: Manifest) -> Tables:
-    """Loads the tables that the masking of `config` needs from its prepared directory.
+def load(masking: ml_collections.ConfigDict, directory: str | pathlib.Path, manifest: Manifest) -> Tables:
+    """Loads the tables that the masking needs from a prepared directory.
+
+    Args:
+      masking: the part `masking` of a configuration.
+      directory: the directory that holds the rows and the tables.
+      manifest: the manifest of the directory.
 
     Raises:
       ConfigError: if a table is missing or cannot be used; the message says what to do.
     """
-    needed = required(config)
+    needed = required(masking)
     arrays = {}
     if needed:
-        directory = pathlib.Path(config.data.directory).expanduser()
+        directory = pathlib.Path(directory).expanduser()
         path = directory / FILE
         arrays = read(path, manifest.vocabulary.size) if path.exists() else {}
         if 'word_starts' in arrays and 'word_marks' not in arrays and 'word_marks' in needed:  # from an earlier version
-            _check_words(config, arrays)
+            _check_words(masking, arrays)
             arrays = _of_words(directory, manifest) | arrays
         missing = [name for name in needed if name not in arrays]
         if missing:
             raise ConfigError(
-                f'{config.data.directory} lacks the masking tables {", ".join(missing)}, which masking.unit='
-                f'{config.masking.unit} and masking.strategy={config.masking.strategy} need. To add them to the '
+                f'{directory} lacks the masking tables {", ".join(missing)}, which masking.unit='
+                f'{masking.unit} and masking.strategy={masking.strategy} need. To add them to the '
                 'prepared rows, run\n'
                 '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>'
             )
-        _check_words(config, arrays)
+        _check_words(masking, arrays)
         if manifest.tables and manifest.tables_sha256 and atomic.sha256(path) != manifest.tables_sha256:
             raise _unreadable(path, 'its SHA-256 differs from that in the manifest')
     weights = None
-    if _reads_weights(config):
-        weights = _weights(config.masking.token_weights, arrays, manifest.vocabulary.size)
+    if _reads_weights(masking):
+        weights = _weights(masking.token_weights, arrays, manifest.vocabulary.size)
     return Tables(arrays.get('word_starts'), weights, arrays.get('collocations'), arrays.get('word_marks'))
 
 
@@ -223,13 +226,13 @@ def _blocks(directory: pathlib.Path, manifest: Manifest) -> Iterator[np.ndarray]
     return shards.Shards(directory, 'train', manifest=manifest).blocks()
 
 
-def _check_words(config: ml_collections.ConfigDict, arrays: dict[str, np.ndarray]) -> None:
-    if not _reads_words(config):
+def _check_words(masking: ml_collections.ConfigDict, arrays: dict[str, np.ndarray]) -> None:
+    if not _reads_words(masking):
         return
     marks = arrays.get('word_marks', np.zeros(1, np.uint8))
     if not arrays['word_starts'].any() and not (marks & (STARTS | NEXT_STARTS)).any():
         raise ConfigError(
-            f'masking.unit={config.masking.unit} masks words, but no piece of this tokenizer starts with ▁, which '
+            f'masking.unit={masking.unit} masks words, but no piece of this tokenizer starts with ▁, which '
             'marks a space before a word; use masking.unit=ngram or masking.unit=token'
         )
 

@@ -178,22 +178,23 @@ AnyTokenizer = Tokenizer | JSONTokenizer | smiles.SmilesTokenizer
 
 
 def train(
-    texts: Iterable[str], config: ml_collections.ConfigDict, exact_size: bool = True
+    texts: Iterable[str], settings: ml_collections.ConfigDict, vocab_size: int, exact_size: bool = True
 ) -> Tokenizer | smiles.SmilesTokenizer:
     """Trains a tokenizer; the result is the same to the byte on any number of cores.
 
     Args:
-      texts: the text to learn from; only the first `config.tokenizer.training_megabytes` are consumed.
-      config: the whole configuration, of which `config.tokenizer` and `config.vocab_size` are used.
-      exact_size: if False, a unigram tokenizer may have fewer pieces than `config.vocab_size` if the text has too few.
+      texts: the text to learn from; only the first `settings.training_megabytes` are consumed.
+      settings: the part `tokenizer` of a configuration.
+      vocab_size: the number of pieces.
+      exact_size: if False, a unigram tokenizer may have fewer pieces than `vocab_size` if the text has too few.
 
     Raises:
       ConfigError: if the text is too small, or the vocabulary is too small for the characters of the text.
     """
-    settings, model = config.tokenizer, io.BytesIO()
+    model = io.BytesIO()
     texts = _limited(texts, settings.training_megabytes * 1_000_000)
     if settings.model == 'smiles':
-        return smiles.train(texts, config.vocab_size)
+        return smiles.train(texts, vocab_size)
     sentences = _sentences(texts)
     identity = settings.normalization == 'identity'
     try:
@@ -201,7 +202,7 @@ def train(
             sentence_iterator=sentences,
             model_writer=model,
             model_type=settings.model,
-            vocab_size=config.vocab_size,
+            vocab_size=vocab_size,
             character_coverage=settings.character_coverage,
             byte_fallback=settings.byte_fallback,
             normalization_rule_name=settings.normalization,
@@ -216,15 +217,15 @@ def train(
             minloglevel=2,
         )  # fmt: skip
     except (RuntimeError, OSError) as error:
-        raise ConfigError(_explain(str(error), config)) from error
+        raise ConfigError(_explain(str(error), settings, vocab_size)) from error
     tokenizer = Tokenizer(model.getvalue())
     if exact_size:
-        check_size(tokenizer, config, 'the trained tokenizer')
+        check_size(tokenizer, vocab_size, 'the trained tokenizer')
     return tokenizer
 
 
-def extend(old: AnyTokenizer, texts: Iterable[str], config: ml_collections.ConfigDict) -> Tokenizer:
-    """Adds pieces from other texts to a tokenizer, up to `config.vocab_size` pieces; old pieces keep their ids.
+def extend(old: AnyTokenizer, texts: Iterable[str], settings: ml_collections.ConfigDict, vocab_size: int) -> Tokenizer:
+    """Adds pieces from other texts to a tokenizer, up to `vocab_size` pieces; old pieces keep their ids.
 
     The new pieces are the best pieces of a tokenizer of the same kind that is trained on `texts`. New unigram pieces
     have the scores of that tokenizer; new BPE merges come after all old merges, in the order of that tokenizer.
@@ -232,7 +233,8 @@ def extend(old: AnyTokenizer, texts: Iterable[str], config: ml_collections.Confi
     Args:
       old: a SentencePiece tokenizer, unigram or BPE.
       texts: as for `train`.
-      config: as for `train`, except that the kind and the normalization are those of `old`.
+      settings: as for `train`, except that the kind and the normalization are those of `old`.
+      vocab_size: the number of pieces, old and new.
 
     Raises:
       ConfigError: if `old` is of another kind, or the texts do not have enough new pieces.
@@ -243,15 +245,15 @@ def extend(old: AnyTokenizer, texts: Iterable[str], config: ml_collections.Confi
     kind = {1: 'unigram', 2: 'bpe'}.get(proto.trainer_spec.model_type)
     if kind is None:
         raise ConfigError('only unigram and BPE tokenizers can be extended')
-    num_new = config.vocab_size - len(proto.pieces)
+    num_new = vocab_size - len(proto.pieces)
     if num_new <= 0:
         raise ConfigError(
-            f'vocab_size={config.vocab_size}, but the tokenizer to extend already has {len(proto.pieces)} pieces; '
+            f'vocab_size={vocab_size}, but the tokenizer to extend already has {len(proto.pieces)} pieces; '
             'set a larger vocab_size'
         )
-    settings = config.copy_and_resolve_references()
-    settings.tokenizer.update(model=kind, normalization=proto.normalizer_spec.name or 'identity')
-    trained = sentencepiece_model_pb2.ModelProto.FromString(train(texts, settings, exact_size=False).model)
+    settings = settings.copy_and_resolve_references()
+    settings.update(model=kind, normalization=proto.normalizer_spec.name or 'identity')
+    trained = sentencepiece_model_pb2.ModelProto.FromString(train(texts, settings, vocab_size, exact_size=False).model)
     known = {piece.piece for piece in proto.pieces}
     found = [piece for piece in trained.pieces if piece.type == _PIECE_TYPES.NORMAL and piece.piece not in known]
     found = found[:num_new]
@@ -274,19 +276,17 @@ def extends(new: AnyTokenizer, old: AnyTokenizer) -> bool:
     return new.pieces(range(size)) == old.pieces(range(size))
 
 
-def check_size(
-    tokenizer: AnyTokenizer, config: ml_collections.ConfigDict, name: str, padding: int = 0
-) -> vocabulary_lib.Vocabulary:
-    """The vocabulary of `config.vocab_size` ids: those of the tokenizer, and at most `padding` ids without a piece.
+def check_size(tokenizer: AnyTokenizer, vocab_size: int, name: str, padding: int = 0) -> vocabulary_lib.Vocabulary:
+    """The vocabulary of `vocab_size` ids: those of the tokenizer, and at most `padding` ids without a piece.
 
     Raises:
-      ConfigError: if `config.vocab_size` is smaller than the tokenizer or too large.
+      ConfigError: if `vocab_size` is smaller than the tokenizer or too large.
     """
     size = tokenizer.vocabulary.size
-    if not size <= config.vocab_size <= size + padding:
+    if not size <= vocab_size <= size + padding:
         more = f', or up to {size + padding} if the embedding has rows that no piece uses' if padding else ''
-        raise ConfigError(f'vocab_size={config.vocab_size}, but {name} has {size} pieces; set vocab_size={size}{more}')
-    return tokenizer.vocabulary.padded(config.vocab_size)
+        raise ConfigError(f'vocab_size={vocab_size}, but {name} has {size} pieces; set vocab_size={size}{more}')
+    return tokenizer.vocabulary.padded(vocab_size)
 
 
 def _parse(model: bytes, name: str) -> Any:
@@ -357,9 +357,8 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 yield line[start:]
 
 
-def _explain(error: str, config: ml_collections.ConfigDict) -> str:
+def _explain(error: str, settings: ml_collections.ConfigDict, size: int) -> str:
     """Expresses an error of SentencePiece in terms of the configuration."""
-    size = config.vocab_size
     if 'sentences_.empty()' in error or 'required_chars_.empty()' in error:
         return 'the training text is empty: there is nothing to learn a tokenizer from'
     if found := re.search(r'too high.*?<= ?(\d+)', error):
@@ -369,8 +368,8 @@ def _explain(error: str, config: ml_collections.ConfigDict) -> str:
         )
     if found := re.search(r'smaller than required_chars[^\d]*(\d+) vs (\d+)', error):
         return (
-            f'vocab_size={size} is too small: the characters{" and bytes" * config.tokenizer.byte_fallback} of the '
+            f'vocab_size={size} is too small: the characters{" and bytes" * settings.byte_fallback} of the '
             f'text alone need {found[2]} pieces. Set a larger vocab_size, or a smaller tokenizer.character_coverage '
-            f'(now {config.tokenizer.character_coverage})'
+            f'(now {settings.character_coverage})'
         )
-    return f'SentencePiece could not train a {config.tokenizer.model} tokenizer of {size} pieces: {error}'
+    return f'SentencePiece could not train a {settings.model} tokenizer of {size} pieces: {error}'

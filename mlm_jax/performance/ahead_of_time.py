@@ -86,7 +86,7 @@ def compile_train_step(
     config = config_lib.resolve(config)
     mesh = runtime.make_mesh(config, devices)
     vocabulary = vocabulary or standard_vocabulary(config.vocab_size)
-    run = build.make_run(config, vocabulary, config_lib.NOMINAL_STEPS_PER_EPOCH, tables.stand_in(vocabulary))
+    run = build.make_run(config, vocabulary, config.batch_size, tables.stand_in(vocabulary))
     with jax.set_mesh(mesh):
         state = abstract_state(run.init, mesh, config.sharding)
         shape = (config.batch_size, config.sequence_length)

@@ -37,17 +37,18 @@ def predict(
         needs = ahead_of_time.examine_train_step(config, devices, compiler_options)
     except ahead_of_time.DoesNotFit as error:
         return line | {'error': str(error)}
-    needed = step_flops.step_flops(config) / count
+    needed, in_kernel = step_flops.step_flops(config), config.model.attention_backend != 'xla'
     line |= {
         'memory_bytes': needs.memory.total_bytes,
         'memory_limit_bytes': tpu_slices.memory_bytes(kind),
         'flops': needs.flops,
-        'flops_needed': needed,
-        'attention_hidden_in_a_kernel': config.model.attention_backend != 'xla',
+        'flops_needed': needed / count,
+        'attention_hidden_in_a_kernel': in_kernel,
         'accessed_bytes': needs.accessed_bytes,
         'collectives': {key: list(value) for key, value in needs.collectives.items()},
     }
-    if prediction := roofline.predict(config, needs, kind, count):
+    hidden = step_flops.attention_flops(config) if in_kernel else 0.0
+    if prediction := roofline.predict(needs, kind, count, config.model.dtype, needed, hidden):
         line['prediction'] = {
             'product_ms': 1000 * prediction.product_seconds,
             'memory_ms': 1000 * prediction.memory_seconds,

@@ -26,6 +26,6 @@ def from_directory(
     """
     config, manifest = verification.resolve(config)
     shards = Shards(config.data.directory, 'train')
-    steps_per_epoch = len(shards) / config.batch_size
-    run = build.make_run(config, manifest.vocabulary, steps_per_epoch, masking_tables.load(config, manifest))
+    tables = masking_tables.load(config.masking, config.data.directory, manifest)
+    run = build.make_run(config, manifest.vocabulary, len(shards), tables)
     return manifest.vocabulary, run, Batches(shards, config.seed, config.batch_size, sharding)

@@ -13,9 +13,6 @@ device together.
 
 import dataclasses
 
-import ml_collections
-
-from mlm_jax.config import step_flops
 from mlm_jax.performance import ahead_of_time, peaks
 
 
@@ -59,24 +56,30 @@ class Prediction:
 
 
 def predict(
-    config: ml_collections.ConfigDict, needs: ahead_of_time.Requirements, device_kind: str, num_devices: int
+    needs: ahead_of_time.Requirements,
+    device_kind: str,
+    num_devices: int,
+    dtype: str,
+    needed_flops: float,
+    hidden_flops: float = 0.0,
 ) -> Prediction | None:
     """The prediction for a step; None for a kind of device without published peaks.
 
     Args:
-      config: the configuration of the step.
       needs: what the compiled step needs on each device.
       device_kind: such as 'TPU v5 lite'.
       num_devices: the number of devices that share the step.
+      dtype: of the matrix products.
+      needed_flops: the FLOPs of the step without recomputation, on all devices together.
+      hidden_flops: those in kernels, which the compiler does not count, on all devices together.
     """
-    peak, rate = peaks.peak_of(device_kind), peaks.peak_flops_per_second(device_kind, config.model.dtype)
+    peak, rate = peaks.peak_of(device_kind), peaks.peak_flops_per_second(device_kind, dtype)
     if peak is None or rate is None or (num_devices > 1 and not peak.links):
         return None
-    hidden = 0.0 if config.model.attention_backend == 'xla' else step_flops.attention_flops(config) / num_devices
     sent = sum(size * (2 if name == 'all-reduce' else 1) for name, (_, size) in needs.collectives.items())
     return Prediction(
-        product_seconds=(needs.flops + hidden) / rate,
+        product_seconds=(needs.flops + hidden_flops / num_devices) / rate,
         memory_seconds=needs.accessed_bytes / (peak.memory * 1e9),
         link_seconds=sent / (peak.links * 1e9) if sent and peak.links else 0.0,
-        needed_seconds=step_flops.step_flops(config) / num_devices / rate,
+        needed_seconds=needed_flops / num_devices / rate,
     )

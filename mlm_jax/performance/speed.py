@@ -213,7 +213,7 @@ def prepare(
         tokens = batches(0)
     else:
         vocabulary, batches = standard_vocabulary(config.vocab_size), None
-        run = build.make_run(config, vocabulary, config_lib.NOMINAL_STEPS_PER_EPOCH, tables.stand_in(vocabulary))
+        run = build.make_run(config, vocabulary, config.batch_size, tables.stand_in(vocabulary))
         made_up = SyntheticRows(config.batch_size, config.sequence_length, vocabulary)
         tokens = jax.device_put(made_up.read(np.arange(config.batch_size)), sharding)
     with jax.set_mesh(mesh):

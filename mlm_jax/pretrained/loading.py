@@ -55,11 +55,11 @@ def check(source: Source) -> None:
 
 def _load_run(source: Source, mesh: Mesh) -> Model:
     workdir = source.directory
-    config = read_config(workdir)
+    config = config_lib.completed(read_config(workdir))
     config.model.attention_backend = 'xla'  # the others need the accelerator that the run was trained on
     tokenizer = Tokenizer.from_file(workdir / 'tokenizer.model')
     vocabulary = tokenizer.vocabulary.padded(config.vocab_size)
-    run = build.make_run(config, vocabulary, 1.0, _tables(config))
+    run = build.make_run(config, vocabulary, config.batch_size, _tables(config))
     params, step = _params_of_run(source, config, run, mesh)
     return Model(source, run.objective, params, tokenizer, mesh, config, step, run)
 
@@ -102,6 +102,6 @@ def _load_hugging_face(source: Source, mesh: Mesh) -> Model:
 def _tables(config: ml_collections.ConfigDict) -> Tables | None:
     """Of the data of the run, where they are still there: evaluation has masks of its own."""
     try:
-        return masking_tables.load(config, manifest.load(config.data.directory))
+        return masking_tables.load(config.masking, config.data.directory, manifest.load(config.data.directory))
     except ConfigError:
         return None

@@ -94,7 +94,7 @@ def start_from(source: str, state: TrainState, tokenizer: pathlib.Path) -> Train
     if parsed.is_hugging_face:
         return state.replace(params=_hugging_face_params(parsed, state.params))
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
-    params = saver.restore_params(_stored(read_config(workdir), state.params), parsed.step)
+    params = saver.restore_params(_stored(config_lib.completed(read_config(workdir)), state.params), parsed.step)
     saver.close()
     old_tokenizer = workdir / 'tokenizer.model'
     spelling = functools.cache(lambda: _spelling(*map(Tokenizer.from_file, (tokenizer, old_tokenizer))))

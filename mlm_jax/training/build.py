@@ -71,8 +71,8 @@ def traceable(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def state_shapes(config: ml_collections.ConfigDict) -> TrainState:
-    """The shapes and dtypes of the state of a run, as ShapeDtypeStructs."""
-    run = make_run(traceable(config), standard_vocabulary(config.vocab_size), config_lib.NOMINAL_STEPS_PER_EPOCH)
+    """The shapes and dtypes of the state of a run with a resolved configuration, as ShapeDtypeStructs."""
+    run = make_run(traceable(config), standard_vocabulary(config.vocab_size), config.batch_size)
     return jax.eval_shape(run.init)
 
 
@@ -121,19 +121,18 @@ def make_masking(
 
 
 def make_run(
-    config: ml_collections.ConfigDict, vocabulary: Vocabulary, steps_per_epoch: float, tables: Tables | None = None
+    config: ml_collections.ConfigDict, vocabulary: Vocabulary, num_rows: int, tables: Tables | None = None
 ) -> Run:
     """Everything that a run computes; this does not use any device.
 
     Args:
-      config: a resolved configuration, or a checked one, which is resolved here.
+      config: a resolved configuration.
       vocabulary: the special ids and the number of ids, which is `config.vocab_size`.
-      steps_per_epoch: the number of rows divided by the batch size, from which visits of rows are counted.
+      num_rows: the number of rows of an epoch, from which visits of rows are counted.
       tables: what the masking needs from the tokenizer and the corpus; None if it needs nothing.
     """
-    config = config_lib.in_steps(config_lib.decided(config), steps_per_epoch)
     objective = make_objective(config, vocabulary)
-    masking = make_masking(config, vocabulary, round(steps_per_epoch * config.batch_size), tables)
+    masking = make_masking(config, vocabulary, num_rows, tables)
     optimizer, learning_rate = make_optimizer_of_run(config)
     max_masked = masking.max_masked(config.sequence_length)
     return Run(

@@ -15,7 +15,6 @@ from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mlm_jax import config as config_lib
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel import mesh as mesh_lib
@@ -67,12 +66,11 @@ def use_compilation_cache(directory: str) -> None:
 
 
 def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh that `config` describes, over `devices` or over all devices.
+    """The mesh that a resolved configuration describes, over `devices` or over all devices.
 
     Raises:
       ConfigError: if the requested accelerator is missing, or the devices do not fit the mesh or the batch.
     """
-    config = config_lib.decided(config)
     devices = jax.devices() if devices is None else devices
     platform = devices[0].platform
     if config.accelerator not in ('any', platform):

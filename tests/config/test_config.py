@@ -65,7 +65,7 @@ def test_every_configuration_is_checked(name, argument):
 def test_configurations_are_shape_evaluated(name, argument):
     config = load(name, argument)
     vocabulary = standard_vocabulary(config.vocab_size)
-    run = build.make_run(config, vocabulary, 1000.0, tables.stand_in(vocabulary))
+    run = build.make_run(config_lib.resolve(config), vocabulary, 16_000, tables.stand_in(vocabulary))
     state = jax.eval_shape(run.init)
     tokens = jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), 'int32')
     new_state, metrics = jax.eval_shape(run.train_step, state, tokens)
@@ -80,8 +80,7 @@ def test_all_files_in_configs_are_covered():
 def test_parameter_counts_are_those_of_the_papers():
     """BERT-base and RoBERTa-style encoders: 12 × 7.09 M in the layers, V·d in the table."""
     config = load('mlm.py', 'base')
-    run = build.make_run(config, standard_vocabulary(config.vocab_size), steps_per_epoch=1000.0)
-    params = jax.eval_shape(run.init).params
+    params = build.state_shapes(config_lib.resolve(config)).params
     count = {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in params['encoder'].items()}
     assert count['layers'] == 12 * (4 * 768**2 + 2 * 768 * 3072 + 9 * 768 + 3072)
     assert count['token_embedding'] == 32768 * 768
@@ -107,7 +106,7 @@ def test_flops_are_those_of_the_paper_less_the_last_layer_where_nobody_reads(fil
 def test_mae_lm_has_the_parameters_of_the_paper():
     """140.0 M in pretraining, of which the encoder keeps 110.6 M."""
     config = load('mae_lm.py', 'base')
-    params = jax.eval_shape(build.make_run(config, standard_vocabulary(config.vocab_size), 1000.0).init).params
+    params = build.state_shapes(config_lib.resolve(config)).params
     count = {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in params.items()}
     assert sum(count.values()) == pytest.approx(140.0e6, rel=5e-4)
     assert count['encoder'] == pytest.approx(110.6e6, rel=5e-4)

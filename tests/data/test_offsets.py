@@ -21,7 +21,7 @@ def train(**keys):
     config = config_lib.default_config()
     config.vocab_size = keys.pop('vocab_size', 325)
     config.tokenizer.update(keys)
-    return tokenizers.train(SENTENCES, config)
+    return tokenizers.train(SENTENCES, config.tokenizer, config.vocab_size)
 
 
 def foreign(**keys):

@@ -40,11 +40,11 @@ def sentences(count=400):
     return [' '.join(rng.choice(WORDS, 12)) + f' {i}.' for i in range(count)]
 
 
-def settings(**keys):
+def settings(vocab_size=330, **keys):
+    """The last arguments of `tokenizers.train`."""
     config = config_lib.default_config()
-    config.vocab_size = keys.pop('vocab_size', 330)
     config.tokenizer.update(keys)
-    return config
+    return config.tokenizer, vocab_size
 
 
 def foreign_model(**keys):
@@ -63,7 +63,7 @@ def foreign_model(**keys):
 
 @pytest.fixture(scope='module')
 def tokenizer():
-    return tokenizers.train(sentences(), settings())
+    return tokenizers.train(sentences(), *settings())
 
 
 def test_special_ids_are_fixed(tokenizer):
@@ -73,7 +73,7 @@ def test_special_ids_are_fixed(tokenizer):
 
 @pytest.mark.parametrize('model', tokenizers.SENTENCEPIECE)
 def test_training_is_deterministic_and_text_survives(model):
-    first, second = (tokenizers.train(iter(sentences()), settings(model=model)) for _ in range(2))
+    first, second = (tokenizers.train(iter(sentences()), *settings(model=model)) for _ in range(2))
     assert first.model == second.model
     text = 'the model learns words, Ünïcödé ☃ and 漢字 too'
     ids = first.encode(text)
@@ -83,7 +83,7 @@ def test_training_is_deterministic_and_text_survives(model):
 
 
 def test_without_byte_fallback_unseen_characters_are_unknown():
-    tokenizer = tokenizers.train(sentences(), settings(vocab_size=60, byte_fallback=False))
+    tokenizer = tokenizers.train(sentences(), *settings(vocab_size=60, byte_fallback=False))
     assert tokenizer.unknown_id == 1 and 1 in tokenizer.encode('漢字')
 
 
@@ -120,22 +120,22 @@ def test_a_given_model_that_lacks_symbols_is_refused(tmp_path):
 
 def test_the_size_must_be_the_configured_one(tokenizer):
     with pytest.raises(ConfigError, match=r'vocab_size=8192, but given.model has 330 pieces; set vocab_size=330'):
-        tokenizers.check_size(tokenizer, config_lib.default_config(), 'given.model')
+        tokenizers.check_size(tokenizer, config_lib.default_config().vocab_size, 'given.model')
 
 
 @pytest.mark.parametrize('model', tokenizers.SENTENCEPIECE)
 def test_too_little_text_names_the_largest_size_that_works(model):
     with pytest.raises(ConfigError, match=r'too small for vocab_size=5000: the largest possible value is \d+') as error:
-        tokenizers.train(sentences(), settings(vocab_size=5000, model=model))
+        tokenizers.train(sentences(), *settings(vocab_size=5000, model=model))
     largest = int(str(error.value).split('possible value is ')[1].split('.')[0])
-    assert tokenizers.train(sentences(), settings(vocab_size=largest, model=model)).vocabulary.size == largest
+    assert tokenizers.train(sentences(), *settings(vocab_size=largest, model=model)).vocabulary.size == largest
 
 
 def test_a_vocabulary_smaller_than_the_alphabet_is_refused():
     with pytest.raises(
         ConfigError, match=r'vocab_size=100 is too small: the characters and bytes of the text alone need'
     ):
-        tokenizers.train(sentences(), settings(vocab_size=100))
+        tokenizers.train(sentences(), *settings(vocab_size=100))
 
 
 def test_only_the_first_megabytes_are_read():
@@ -146,13 +146,13 @@ def test_only_the_first_megabytes_are_read():
             read.append(i)
             yield 'the model reads many words and learns ' * 100 + str(i)
 
-    tokenizers.train(texts(), settings(training_megabytes=1, vocab_size=285))
+    tokenizers.train(texts(), *settings(training_megabytes=1, vocab_size=285))
     assert 200 < len(read) < 300
 
 
 def test_lines_with_the_character_that_sentencepiece_reserves_take_part_in_training():
     texts = [f'\u2585 zqzq {text}' for text in sentences()]
-    tokenizer = tokenizers.train(texts, settings())
+    tokenizer = tokenizers.train(texts, *settings())
     assert any('zq' in piece for piece in tokenizer.pieces(range(tokenizer.vocabulary.size)))
     assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
 
@@ -163,7 +163,7 @@ def test_long_lines_take_part_in_training():
 
 
 def test_identity_keeps_spaces_and_characters():
-    tokenizer = tokenizers.train(sentences(), settings(normalization='identity'))
+    tokenizer = tokenizers.train(sentences(), *settings(normalization='identity'))
     assert tokenizer.decode(tokenizer.encode('a  ﬁne\tday ')) == 'a  ﬁne\tday '
 
 
@@ -175,39 +175,27 @@ def new_text(count=300):
 
 @pytest.mark.parametrize('kind', tokenizers.SENTENCEPIECE)
 def test_an_extended_tokenizer_keeps_its_ids_and_learns_new_words(kind):
-    config = config_lib.default_config()
-    config.vocab_size = 330
-    config.tokenizer.model = kind
-    old = tokenizers.train(sentences(), config)
-    config.vocab_size = 340
-    config.tokenizer.model = 'extend:of no matter here'
-    new = tokenizers.extend(old, new_text(), config)
+    old = tokenizers.train(sentences(), *settings(model=kind))
+    more = settings(340, model='extend:of no matter here')
+    new = tokenizers.extend(old, new_text(), *more)
     assert new.vocabulary.size == 340 and tokenizers.extends(new, old) and not tokenizers.extends(old, new)
     assert new.vocabulary.special_ids == old.vocabulary.special_ids
     text = new_text(1)[0]
     assert new.decode(new.encode(text)) == text
     assert len(new.encode(text)) < 0.85 * len(old.encode(text)), 'new words take fewer pieces'
     assert max(new.encode(text)) >= 330
-    again = tokenizers.extend(old, new_text(), config)
+    again = tokenizers.extend(old, new_text(), *more)
     assert again.model == new.model
 
 
 def test_what_cannot_be_extended_is_named(tokenizer):
-    config = config_lib.default_config()
-    config.vocab_size = tokenizer.vocabulary.size
+    size = tokenizer.vocabulary.size
     with pytest.raises(ConfigError, match='already has .* pieces; set a larger vocab_size'):
-        tokenizers.extend(tokenizer, new_text(), config)
-    config.vocab_size = tokenizer.vocabulary.size + 60
+        tokenizers.extend(tokenizer, new_text(), *settings(size))
     with pytest.raises(ConfigError, match=r'set vocab_size=\d+|the largest possible value is'):
-        tokenizers.extend(tokenizer, new_text(), config)
+        tokenizers.extend(tokenizer, new_text(), *settings(size + 60))
     last = types.SimpleNamespace(vocabulary=standard_vocabulary(400))
     last.vocabulary = dataclasses.replace(last.vocabulary, mask_id=399, special_ids=(0, 1, 2, 3, 399))
     assert not tokenizers.extends(last, tokenizer), 'special ids beyond the old ones'
-    other = tokenizers.train(new_text(), _sized(290))
+    other = tokenizers.train(new_text(), *settings(290))
     assert not tokenizers.extends(other, tokenizer) and tokenizers.extends(tokenizer, tokenizer)
-
-
-def _sized(size: int):
-    config = config_lib.default_config()
-    config.vocab_size = size
-    return config

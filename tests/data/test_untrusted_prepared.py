@@ -89,7 +89,7 @@ def undamaged(folder):
 
 
 def loaded_tables(config, manifest):
-    loaded = masking_tables.load(config, manifest)
+    loaded = masking_tables.load(config.masking, config.data.directory, manifest)
     return {'word_starts': loaded.word_starts}
 
 

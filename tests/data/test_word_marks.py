@@ -44,7 +44,7 @@ def train(kind: str, path):
         config = config_lib.default_config()
         config.vocab_size = 340
         config.tokenizer.normalization = kind
-        return tokenizers.train(iter(PARAGRAPHS), config)
+        return tokenizers.train(iter(PARAGRAPHS), config.tokenizer, config.vocab_size)
     if kind == 'byte-level':
         bytes_ = hub.pre_tokenizers.ByteLevel
 

@@ -40,7 +40,7 @@ def test_a_strategy_is_one_function_and_one_value(added, tiny_config):
 
     tiny_config.masking.strategy = 'repeated'
     config_lib.check(tiny_config)
-    run = build.make_run(tiny_config, standard_vocabulary(64), steps_per_epoch=10.0)
+    run = build.make_run(config_lib.resolve(tiny_config), standard_vocabulary(64), num_rows=160)
     rows = full_rows(16, 32)
     _, metrics = jax.jit(run.train_step)(jax.jit(run.init)(), rows)
     assert float(metrics['masked_ratio'][0] / metrics['masked_ratio'][1]) == pytest.approx(0.15, abs=0.01)

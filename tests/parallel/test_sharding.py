@@ -30,7 +30,7 @@ def get_config(argument: str):
 
 def make_run(argument: str):
     config = get_config(argument)
-    return build.make_run(config, standard_vocabulary(config.vocab_size), steps_per_epoch=10.0)
+    return build.make_run(config_lib.resolve(config), standard_vocabulary(config.vocab_size), num_rows=160)
 
 
 def specs(state) -> dict[str, tuple]:

@@ -61,7 +61,7 @@ def test_a_run_starts_from_a_step_by_its_name(trained, continued):
     manifest = manifest_lib.load(continued.data.directory)
     continued.init_from = f'{workdir}@{model.step}'
     warm_start.check_source(continued, manifest)
-    run = build.make_run(continued, manifest.vocabulary, 1.0)
+    run = build.make_run(config_lib.resolve(continued), manifest.vocabulary, num_rows=16)
     fresh = create_state(run.init, mesh, 'dp')
     params = warm_start.start_from(continued.init_from, fresh, workdir / 'tokenizer.model').params
     jax.tree.map(np.testing.assert_array_equal, params, model.params)
@@ -117,7 +117,9 @@ def test_rows_may_have_another_length(trained, continued, length):
     workdir, mesh, model = trained
     continued.sequence_length = length
     warm_start.check_source(continued, manifest_lib.load(continued.data.directory))
-    fresh = create_state(build.make_run(continued, model.tokenizer.vocabulary, 1.0).init, mesh, 'dp')
+    fresh = create_state(
+        build.make_run(config_lib.resolve(continued), model.tokenizer.vocabulary, num_rows=16).init, mesh, 'dp'
+    )
     params = warm_start.start_from(str(workdir), fresh, workdir / 'tokenizer.model').params
     expected = jax.tree.map(lambda x: x, model.params)  # `trained` is shared: its own tree stays whole
     old = expected['encoder'].pop('position_embedding')['embedding']

@@ -72,7 +72,7 @@ def test_mae_lm_takes_the_encoder_and_a_head_that_fits(source, width):
     config.objective, config.mae_lm.decoder_layers, config.mae_lm.decoder_width = 'mae_lm', 1, width
     manifest = manifest_lib.load(config.data.directory)
     warm_start.check_source(config, manifest)
-    run = build.make_run(config, manifest.vocabulary, 1.0)
+    run = build.make_run(config_lib.resolve(config), manifest.vocabulary, num_rows=16)
     fresh = create_state(run.init, mesh_lib.make_mesh(), 'dp')
     params = warm_start.start_from(config.init_from, fresh, config.data.directory).params
     _, stored = huggingface.from_hf(directory)
@@ -118,7 +118,7 @@ def test_rows_of_the_embedding_that_no_piece_uses_may_be_left_out(source, capsys
     huggingface.to_hf(encoder, stored, directory)
     manifest = manifest_lib.load(config.data.directory)
     warm_start.check_source(config, manifest)
-    run = build.make_run(config, manifest.vocabulary, 1.0)
+    run = build.make_run(config_lib.resolve(config), manifest.vocabulary, num_rows=16)
     fresh = create_state(run.init, mesh_lib.make_mesh(), 'dp')
     params = warm_start.start_from(config.init_from, fresh, config.data.directory).params
     table = params['encoder']['token_embedding']['embedding']
@@ -127,7 +127,7 @@ def test_rows_of_the_embedding_that_no_piece_uses_may_be_left_out(source, capsys
     assert '8 rows of its embedding beyond vocab_size=64' in capsys.readouterr().err
     config.vocab_size = 72  # with data that were prepared so, nothing is left out
     warm_start.check_source(config, manifest)
-    run = build.make_run(config, manifest.vocabulary.padded(72), 1.0)
+    run = build.make_run(config_lib.resolve(config), manifest.vocabulary.padded(72), num_rows=16)
     fresh = create_state(run.init, mesh_lib.make_mesh(), 'dp')
     params = warm_start.start_from(config.init_from, fresh, config.data.directory).params
     np.testing.assert_array_equal(

@@ -47,7 +47,7 @@ def tokenizer():
 def train_tokenizer(texts, size):
     config = config_lib.default_config()
     config.vocab_size, config.tokenizer.model = size, 'bpe'
-    return tokenizers.train(texts, config)
+    return tokenizers.train(texts, config.tokenizer, config.vocab_size)
 
 
 def make_questions(seed=0, count=40, longest=60, cut=0):

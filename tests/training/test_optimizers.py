@@ -218,7 +218,7 @@ def params_of(objective):
         'vocab_size': '64', 'sequence_length': '16', 'model.width': '32', 'model.num_heads': '4',
         'model.ffn_width': '64', 'mae_lm.decoder_width': '16',
     })  # fmt: skip
-    return build.state_shapes(config).params
+    return build.state_shapes(config_lib.resolve(config)).params
 
 
 @pytest.mark.parametrize('objective', config_check.CHOICES['objective'])
