@@ -23,6 +23,8 @@ from mlm_jax.objectives import registry
 from mlm_jax.pretrained import huggingface, sources
 from mlm_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'objectives.md'
 
 
