@@ -13,8 +13,6 @@ from mlm_jax import config as config_lib
 from mlm_jax import doctor
 from mlm_jax.performance import ahead_of_time, attention_parity
 
-pytestmark = pytest.mark.usefixtures('one_device')
-
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
