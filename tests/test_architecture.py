@@ -117,7 +117,7 @@ def test_pure_folders_know_no_files_no_flags_and_no_configuration_library():
         assert name.split('.')[0] not in LIBRARIES_UNKNOWN_TO_PURE, f'{module} imports {name}'
 
 
-# A value of `model.relative_bucketing` has the name of the paper that its buckets are from, and works for any objective.
+# A value of `model.relative_bucketing` is named after the paper that its buckets are from; any objective can have it.
 BUCKETING = ('mlm_jax.config.checks', 'mlm_jax.config.defaults', 'mlm_jax.models.layers', 'mlm_jax.models.positions')
 
 
