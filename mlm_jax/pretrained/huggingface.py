@@ -147,7 +147,7 @@ def differences_from_bert(config: EncoderConfig) -> dict[str, object]:
     found = {key: value for key, value in _BERT_RECIPE.items() if getattr(config, key) != value}
     if config.kv_heads != config.num_heads:
         found['num_kv_heads'] = 0
-    if not config.norms_have_bias and 'norm_type' not in found:
+    if not config.norms_have_bias and not found.keys() & {'norm_type', 'bias'}:  # it follows from these
         found['norm_bias'] = True
     return found
 
