@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from mlm_jax.masking.batch import gather_positions
 from mlm_jax.models.dropout import dropout
 from mlm_jax.models.products import product
-from mlm_jax.models.splash_blocks import LANES, splash_block
+from mlm_jax.models.windows import LANES, splash_block
 from mlm_jax.parallel.mesh import BATCH_AXES, TENSOR
 
 MASKED_SCORE = -1e30  # finite, so that the softmax of a query without any allowed key is not NaN

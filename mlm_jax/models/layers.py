@@ -15,6 +15,7 @@ from mlm_jax.models.activations import geglu, gelu, swiglu
 from mlm_jax.models.attention import Window, attend
 from mlm_jax.models.dropout import Dropout
 from mlm_jax.models.products import PRODUCT, Linear, linear
+from mlm_jax.models.windows import local_layers
 from mlm_jax.parallel.mesh import split_rows
 
 
@@ -113,7 +114,7 @@ class EncoderConfig:
     @property
     def local_layers(self) -> tuple[bool, ...]:
         """Whether each of the L layers attends within a window."""
-        return tuple(self.local_window > 0 and layer % self.global_every != 0 for layer in range(self.num_layers))
+        return local_layers(self.num_layers, self.local_window, self.global_every)
 
 
 def dense(
