@@ -1,4 +1,4 @@
-"""Which layers attend within windows, and what the splash kernel skips there; without JAX, as FLOPs are counted by it."""
+"""Which layers attend within windows, and the blocks of the splash kernel; without JAX, as FLOPs depend on both."""
 
 import math
 
@@ -7,7 +7,7 @@ LARGEST, LARGEST_OF_WINDOWS = 512, 256
 
 
 def local_layers(num_layers: int, local_window: int, global_every: int) -> tuple[bool, ...]:
-    """Whether each layer attends within a window: none without one, else those whose index `global_every` does not divide."""
+    """Whether each layer attends within a window: layer i does if `global_every` does not divide i."""
     return tuple(local_window > 0 and layer % global_every != 0 for layer in range(num_layers))
 
 
