@@ -12,10 +12,13 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import about, option_fields
 
+# Of the keys of the model, those that parameters belong to. Rotary bases and windows may change, as for longer texts.
 _STATE_KEYS = (
     'objective', 'vocab_size', 'sequence_length', 'optimizer.name', 'model.num_layers', 'model.width',
     'model.num_heads', 'model.ffn_width', 'model.positions', 'model.relative_buckets', 'model.norm',
-    'model.embedding_norm', 'model.bias', 'model.mlp', 'model.norm_epsilon', 'masking.repeats',
+    'model.embedding_norm', 'model.bias', 'model.mlp', 'model.norm_epsilon', 'model.num_kv_heads', 'model.norm_type',
+    'model.norm_bias', 'model.first_norm', 'model.relative_bucketing', 'model.tied_head', 'model.head',
+    'masking.repeats',
 )  # fmt: skip
 
 
