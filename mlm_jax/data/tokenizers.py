@@ -274,17 +274,27 @@ def extend(old: AnyTokenizer, texts: Iterable[str], settings: ml_collections.Con
     settings.update(model=kind, normalization=proto.normalizer_spec.name or 'identity')
     trained = sentencepiece_model_pb2.ModelProto.FromString(train(texts, settings, vocab_size, exact_size=False).model)
     known = {piece.piece for piece in proto.pieces}
-    found = [piece for piece in trained.pieces if piece.type == _PIECE_TYPES.NORMAL and piece.piece not in known]
-    found = found[:num_new]
+    new = [(p.piece, p.score) for p in trained.pieces if p.type == _PIECE_TYPES.NORMAL and p.piece not in known]
+    found = (new if kind == 'unigram' else _with_characters(new, known, num_new))[:num_new]
     if len(found) < num_new:
         raise ConfigError(
             f'the corpus has only {len(found):,} frequent pieces that the tokenizer lacks, not {num_new:,}: set '
             f'vocab_size={len(proto.pieces) + len(found)}'
         )
     lowest = min(piece.score for piece in proto.pieces)
-    for rank, piece in enumerate(found, start=1):
-        proto.pieces.add(piece=piece.piece, score=piece.score if kind == 'unigram' else lowest - rank)
+    for rank, (piece, score) in enumerate(found, start=1):
+        proto.pieces.add(piece=piece, score=score if kind == 'unigram' else lowest - rank)
     return Tokenizer(proto.SerializeToString(deterministic=True))
+
+
+def _with_characters(pieces: list[tuple[str, float]], known: set[str], limit: int) -> list[tuple[str, float]]:
+    """At most `limit` of the pieces, each after those of its characters that are not known: merges start from them."""
+    chosen: dict[str, float] = {}
+    for piece, score in pieces:
+        needed = [c for c in dict.fromkeys((*piece, piece)) if c not in known and c not in chosen]
+        if len(chosen) + len(needed) <= limit:
+            chosen.update(dict.fromkeys(needed, score))
+    return list(chosen.items())
 
 
 def extends(new: AnyTokenizer, old: AnyTokenizer) -> bool:
