@@ -27,6 +27,7 @@ _CONTINUES = (
     r'\x{1161}-\x{1175}\x{11a8}-\x{11c2}'
 )
 _VALUE = 0x7FFFFFFF
+_LONGEST, _LARGEST = 128, 1 << 21  # the bytes of what is replaced, and the nodes of one depth of the trie
 _NODES = 4096  # of the trie, looked at together
 
 
@@ -75,12 +76,16 @@ def normalizers(charsmap: bytes) -> tuple[dict, ...]:
 
 def _walk(charsmap: bytes) -> dict[str, str]:
     size = int.from_bytes(charsmap[:4], 'little')
+    if not 4 <= size <= len(charsmap) - 4:
+        raise ValueError('it is cut off')
     units, strings = np.frombuffer(charsmap[4 : 4 + size], '<u4'), charsmap[4 + size :]
     targets = _by_position(strings)
     found: dict[str, str] = {}
     steps: list[tuple[np.ndarray, np.ndarray]] = []  # for each depth of the trie, the parent and the byte of its nodes
     at_N = _offset(units[:1])
     while len(at_N):
+        if len(at_N) > _LARGEST or len(steps) > _LONGEST:
+            raise ValueError('its trie has circles')
         parents_N, bytes_N, nodes_N = _children(units, at_N)
         steps.append((parents_N, bytes_N))
         at_N = nodes_N ^ _offset(units[nodes_N])
