@@ -142,6 +142,15 @@ def test_differences_are_found(tmp_path):
         fast_tokenizer.check_fast_tokenizer(trained(), tmp_path, ['the model', 'it reads'])
 
 
+def test_divisions_that_are_as_likely_are_no_difference():
+    """Which of them the float32 sums of SentencePiece prefer depends on the place in the text."""
+    equal, scores = fast_tokenizer._are_equally_likely, {7: -3.25, 8: -4.0, 9: -3.625}
+    assert equal([2, 7, 8, 3], [2, 8, 7, 3], scores) and equal([2, 7, 8, 3], [2, 9, 9, 3], scores)
+    assert not equal([2, 7, 8, 3], [2, 8, 9, 3], scores)
+    assert not equal([2, 7, 3], [2, 1, 3], scores), 'the unknown piece has no score'
+    assert not equal([2, 7, 8, 3], [2, 9, 9, 3], {}), 'merges have none'
+
+
 def test_real_text(tmp_path):
     if not WIKIPEDIA.exists():
         pytest.skip('no real text beside the repository')
