@@ -24,8 +24,11 @@ CHOICES: dict[str, Collection[str]] = {
     'data.packing': ('documents', 'full_sentences', 'one_per_row'),
     'tokenizer.normalization': ('identity', 'nfkc', 'nmt_nfkc'),
     'model.positions': ('learned', 'rotary', 'rotary_2d'),
+    'model.relative_bucketing': ('mae_lm', 't5'),
     'model.norm': ('post', 'pre'),
-    'model.mlp': ('gelu', 'geglu'),
+    'model.norm_type': ('layer_norm', 'rms_norm'),
+    'model.mlp': ('gelu', 'geglu', 'swiglu'),
+    'model.head': ('dense', 'plain'),
     'model.dtype': ('float32', 'bfloat16'),
     'model.attention_backend': ('auto', 'xla', 'cudnn', 'splash'),
     'model.remat': ('none', 'full', 'matmuls'),
@@ -90,6 +93,7 @@ _SHARE, _POSITIVE_SHARE, _BELOW_ONE = Range(0, 1), Range(0, 1, above=True), Rang
 _STEPS = Range(1, MAX_STEPS - 1)
 _LAYERS, _WIDTH, _HIDDEN = Range(1, 4096), Range(1, 2**17), Range(1, 2**20)
 _AXIS = Range(-1, 2**20)
+_ROTARY_BASE = Range(1, 1e12, above=True, must='lie above 1 and be at most 1e12')
 
 RANGES = {
     'seed': Range(0, 2**32 - 1),
@@ -104,7 +108,12 @@ RANGES = {
     'model.num_layers': _LAYERS,
     'model.width': _WIDTH,
     'model.num_heads': _WIDTH,
+    'model.num_kv_heads': Range(0, 2**17, must='be 0, for as many as model.num_heads, or the number of shared heads'),
     'model.ffn_width': _HIDDEN,
+    'model.rotary_base': _ROTARY_BASE,
+    'model.rotary_base_local': _ROTARY_BASE,
+    'model.local_window': Range(0, 2**20, must='be 0, for attention to whole documents, or the width of a window'),
+    'model.global_every': _LAYERS,
     'model.relative_buckets': Range(0, 2**16),
     'model.relative_max_distance': Range(1, 2**20),
     'model.norm_epsilon': Range(0, 1, above=True, below=True, must='lie between 0 and 1'),
@@ -139,6 +148,7 @@ RANGES = {
     'profile.num_steps': Range(0, MAX_STEPS - 1),
 }  # fmt: skip
 
+DEFAULT_ROTARY_BASE = 10_000.0
 ROTARY_MULTIPLE = {'rotary': 2, 'rotary_2d': 4}  # each coordinate rotates pairs of values
 
 # The largest weight decay for an optimizer that does not multiply it by the learning rate, that is, the share of a
@@ -163,18 +173,7 @@ def check_together(config: ml_collections.ConfigDict) -> None:
     c, m = config, config.model
     if c.batch_size % c.num_microbatches:
         problems.append(f'batch_size={c.batch_size} must be a multiple of num_microbatches={c.num_microbatches}')
-    if m.width % m.num_heads:
-        problems.append(f'model.width={m.width} must be a multiple of model.num_heads={m.num_heads}')
-    elif m.positions != 'learned' and m.width // m.num_heads % ROTARY_MULTIPLE[m.positions]:
-        problems.append(
-            f'model.positions={m.positions} needs a head width that is a multiple of '
-            f'{ROTARY_MULTIPLE[m.positions]}, not {m.width // m.num_heads}'
-        )
-    if m.relative_buckets and (m.relative_buckets % 4 or m.relative_max_distance <= m.relative_buckets // 4 + 1):
-        problems.append(
-            f'model.relative_buckets={m.relative_buckets} must be a multiple of 4, and relative_max_distance='
-            f'{m.relative_max_distance} must exceed a quarter of it by more than 1'
-        )
+    problems += _head_problems(m) + _position_problems(m) + _norm_problems(m)
     problems += _objective_problems(c)
     if m.scan_unroll and m.num_layers % m.scan_unroll:
         problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
@@ -297,6 +296,71 @@ def _path_problems(config: ml_collections.ConfigDict) -> list[str]:
         except ConfigError as error:
             found.append(f'{key}={path}: {error}')
     return found
+
+
+def _head_problems(m: ml_collections.ConfigDict) -> list[str]:
+    problems = []
+    if m.width % m.num_heads:
+        problems.append(f'model.width={m.width} must be a multiple of model.num_heads={m.num_heads}')
+    elif m.positions != 'learned' and m.width // m.num_heads % ROTARY_MULTIPLE[m.positions]:
+        problems.append(
+            f'model.positions={m.positions} needs a head width that is a multiple of '
+            f'{ROTARY_MULTIPLE[m.positions]}, not {m.width // m.num_heads}'
+        )
+    if m.num_kv_heads and m.num_heads % m.num_kv_heads:
+        problems.append(
+            f'model.num_kv_heads={m.num_kv_heads} must divide model.num_heads={m.num_heads}, as each head of keys and '
+            'values serves equally many heads of queries; 0 means as many'
+        )
+    return problems
+
+
+def _position_problems(m: ml_collections.ConfigDict) -> list[str]:
+    problems = []
+    if m.relative_buckets and (m.relative_buckets % 4 or m.relative_max_distance <= m.relative_buckets // 4 + 1):
+        problems.append(
+            f'model.relative_buckets={m.relative_buckets} must be a multiple of 4, and relative_max_distance='
+            f'{m.relative_max_distance} must exceed a quarter of it by more than 1'
+        )
+    if m.relative_bucketing != 'mae_lm' and not m.relative_buckets:
+        problems.append(
+            f'model.relative_bucketing={m.relative_bucketing} says where buckets begin, and model.relative_buckets=0 '
+            'has none: set model.relative_buckets=32, or leave model.relative_bucketing'
+        )
+    if m.positions == 'learned' and (m.rotary_base != DEFAULT_ROTARY_BASE or m.rotary_base_local != m.rotary_base):
+        problems.append(
+            f'model.rotary_base={m.rotary_base:g} and model.rotary_base_local={m.rotary_base_local:g} belong to rotary '
+            'positions: set model.positions=rotary, or leave both'
+        )
+    elif m.rotary_base_local != m.rotary_base and not m.local_window:
+        problems.append(
+            f'model.rotary_base_local={m.rotary_base_local:g} is for local layers, and model.local_window=0 has none: '
+            'set model.local_window, or leave model.rotary_base_local'
+        )
+    if m.local_window and (m.global_every == 1 or m.num_layers == 1):
+        problems.append(
+            f'model.local_window={m.local_window} has no layer to restrict: the layers whose number is a multiple of '
+            f'model.global_every={m.global_every} are global, and these are all {m.num_layers}. Set model.global_every '
+            'to 2 or more, with several layers, or model.local_window=0'
+        )
+    return problems
+
+
+def _norm_problems(m: ml_collections.ConfigDict) -> list[str]:
+    problems = []
+    if m.norm_type == 'rms_norm' and m.norm_bias:
+        problems.append('model.norm_type=rms_norm has no bias: leave model.norm_bias, or set model.norm_bias=false')
+    if not m.first_norm and m.norm != 'pre':
+        problems.append(
+            f'model.first_norm=false leaves out a norm that model.norm={m.norm} does not have: set model.norm=pre, or '
+            'model.first_norm=true'
+        )
+    elif not m.first_norm and not m.embedding_norm:
+        problems.append(
+            'model.first_norm=false and model.embedding_norm=false leave the first layer without normalized inputs: set '
+            'one of them to true'
+        )
+    return problems
 
 
 def _optimizer_problems(c: ml_collections.ConfigDict) -> list[str]:

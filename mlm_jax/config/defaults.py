@@ -65,14 +65,25 @@ def default_config() -> ml_collections.ConfigDict:
 
     c.model = m = ml_collections.ConfigDict()
     m.update(SIZES['mini'])
-    m.positions = 'learned'
-    m.relative_buckets = 0  # > 0 adds MAE-LM's relative position bias
+    m.num_kv_heads = 0  # heads of keys and values, each shared by a group of heads of queries; 0: num_heads
+    m.positions = 'learned'  # or rotary; rotary_2d: of the position and of the copy of a token (ExLM)
+    m.rotary_base = 10_000.0  # of the wavelengths of rotary positions
+    m.rotary_base_local = config_dict.placeholder(float)  # the same in local layers; None: rotary_base
+    m.local_window = 0  # W > 0: local layers attend to keys at most W // 2 away, as in ModernBERT
+    m.global_every = 3  # with a window: layers 0, 3, 6, … see the whole document, the others are local
+    m.relative_buckets = 0  # > 0 adds a relative position bias
     m.relative_max_distance = 128
+    m.relative_bucketing = 'mae_lm'  # or t5: the buckets of T5 and MPNet
     m.norm = 'post'
+    m.norm_type = 'layer_norm'  # or rms_norm, which has no bias
+    m.norm_bias = config_dict.placeholder(bool)  # of LayerNorms; None: as bias
+    m.norm_epsilon = 1e-5  # ε of the norms; 1e-12 in BERT
     m.embedding_norm = True
-    m.bias = True
-    m.mlp = 'gelu'
-    m.norm_epsilon = 1e-5  # ε of LayerNorm; 1e-12 in BERT
+    m.first_norm = True  # false: pre-LN without a norm before the first attention, as in ModernBERT
+    m.bias = True  # of linear layers
+    m.mlp = 'gelu'  # or geglu, swiglu
+    m.tied_head = True  # the output matrix is the token embedding; false: a matrix of its own
+    m.head = 'dense'  # dense layer, GELU, norm, output matrix, bias | plain: the output matrix only
     m.dropout = 0.1  # rounded to a multiple of 1/256
     m.attention_dropout = config_dict.placeholder(float)  # None: 0.1
     m.dtype = 'float32'  # of activations and matmuls; parameters are always float32
@@ -153,9 +164,9 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
 
     Args:
       config: a configuration in which the sizes of the model are set; it is changed in place.
-      recipe: 'roberta' (post-LN, learned positions, GELU, dropout 0.1: the defaults), or 'modern' (as ModernBERT,
-        NeoBERT and MosaicBERT: pre-LN, RoPE, GeGLU, no biases, no dropout, StableAdamW without weight decay of norms,
-        1 − √ decay of the learning rate).
+      recipe: 'roberta' (post-LN, learned positions, GELU, dropout 0.1: the defaults), or 'modern' (as ModernBERT:
+        pre-LN, without a norm between the embedding norm and the first attention, RoPE, GeGLU, no biases, no dropout,
+        StableAdamW without weight decay of norms, 1 − √ decay of the learning rate).
 
     Raises:
       ConfigError: for another recipe.
@@ -166,6 +177,7 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
         raise ConfigError(f'unknown recipe {recipe!r}: it must be roberta or modern')
     m = config.model
     m.update(positions='rotary', norm='pre', mlp='geglu', bias=False, dropout=0.0, attention_dropout=0.0)
+    m.first_norm = not m.embedding_norm  # embeddings that have just been normalized need no other norm
     two_thirds = 2 * m.ffn_width // 3  # as many parameters in three matrices as in two
     m.ffn_width = two_thirds // 64 * 64 or two_thirds
     config.optimizer.update(name='stable_adamw', decay_mask='matrices')

@@ -88,6 +88,7 @@ def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = copy.deepcopy(config)
     if config.optimizer.name in WEIGHT_DECAYS:  # stored configurations may name an optimizer that no longer exists
         config.optimizer.weight_decay = weight_decay(config.optimizer)
+    _decide_model(config.model)
     if not config.slice:
         for key, value in _WITHOUT_SLICE.items():
             node, name = parent_of(config, key)
@@ -106,6 +107,14 @@ def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     if config.num_microbatches is None:
         slice_fitting.fit_microbatches(config, num_devices, memory_bytes)
     return config
+
+
+def _decide_model(m: ml_collections.ConfigDict) -> None:
+    """Gives the open keys of the model the values that follow from other keys, in place."""
+    if m.rotary_base_local is None:
+        m.rotary_base_local = m.rotary_base
+    if m.norm_bias is None:
+        m.norm_bias = m.bias and m.norm_type == 'layer_norm'
 
 
 def in_steps(config: ml_collections.ConfigDict, steps_per_epoch: float) -> ml_collections.ConfigDict:

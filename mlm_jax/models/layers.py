@@ -27,15 +27,29 @@ class EncoderConfig:
       num_layers: L.
       width: d.
       num_heads: H, each of width d / H.
+      num_kv_heads: K, the number of heads of keys and values, which divides H; each serves H / K heads of queries
+        (grouped-query attention, arXiv 2305.13245). 0 means H.
       ffn_width: F, the number of hidden units of the MLP.
       positions: 'learned' (absolute, within the document), 'rotary', or 'rotary_2d' (ExLM: one half of each head is
         rotated by the position, the other half by the number of the copy of an expanded token).
-      relative_buckets: the number of buckets of MAE-LM's relative bias, a table shared by all layers; 0 means no bias.
+      rotary_base: the base of the wavelengths of rotary positions.
+      rotary_base_local: the same in local layers; None means `rotary_base`.
+      local_window: W; local layers attend to keys at a distance of at most W // 2, as ModernBERT's (arXiv 2412.13663)
+        with `local_attention` = W. 0 means that all layers attend to the whole document.
+      global_every: with a window, layer i is global if i is a multiple of this, and local otherwise.
+      relative_buckets: the number of buckets of a relative bias, a table shared by all layers; 0 means no bias.
       relative_max_distance: the distance at which the logarithmic buckets end.
+      relative_bucketing: whose buckets: 'mae_lm', or 't5' (also MPNet's).
       norm: 'post' (after each residual) or 'pre' (before each sublayer, and once after the last layer).
-      embedding_norm: whether a LayerNorm follows the embeddings.
-      bias: whether linear layers and LayerNorms have biases.
-      mlp: 'gelu' or 'geglu', both with the exact GELU.
+      norm_type: 'layer_norm' or 'rms_norm' (arXiv 1910.07467, never with a bias), wherever there is a norm.
+      norm_bias: whether LayerNorms have biases; None means as `bias`.
+      embedding_norm: whether a norm follows the embeddings.
+      first_norm: whether the first layer has a norm before attention. ModernBERT has none there, as the embeddings have
+        just been normalized. Pre-LN only.
+      bias: whether linear layers have biases.
+      mlp: 'gelu', 'geglu', both with the exact GELU, or 'swiglu', with SiLU in its place.
+      tied_head: whether the token embedding is also the output matrix; otherwise the head has one of its own.
+      head: 'dense' (dense layer, GELU, norm, output matrix, a bias for each token) or 'plain' (the output matrix only).
       dropout: the dropout rate of embeddings and sublayer outputs, rounded to a multiple of 1/256.
       attention_dropout: the dropout rate of attention probabilities.
       dtype: the dtype of activations and matmuls; parameters, norms and softmax are float32.
@@ -43,7 +57,7 @@ class EncoderConfig:
       scan_unroll: the number of layers in one iteration of the scan over layers; 0 unrolls all layers if there are at
         most four (faster on CPUs), and none otherwise.
       remat: what the backward pass recomputes: 'none', 'full', or 'matmuls' (everything but the outputs of matmuls).
-      norm_epsilon: ε of LayerNorm.
+      norm_epsilon: ε of the norms.
       init_stddev: the standard deviation of the initial values of all embeddings and kernels.
     """
 
@@ -60,6 +74,17 @@ class EncoderConfig:
     embedding_norm: bool = True
     bias: bool = True
     mlp: str = 'gelu'
+    num_kv_heads: int = 0
+    rotary_base: float = 10_000.0
+    rotary_base_local: float | None = None
+    local_window: int = 0
+    global_every: int = 3
+    relative_bucketing: str = 'mae_lm'
+    norm_type: str = 'layer_norm'
+    norm_bias: bool | None = None
+    first_norm: bool = True
+    tied_head: bool = True
+    head: str = 'dense'
     dropout: float = 0.1
     attention_dropout: float = 0.1
     dtype: str = 'float32'
@@ -73,6 +98,21 @@ class EncoderConfig:
     def head_width(self) -> int:
         """D = d / H."""
         return self.width // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """K, the number of heads of keys and values."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def norms_have_bias(self) -> bool:
+        """Whether norms have biases."""
+        return self.norm_type == 'layer_norm' and (self.bias if self.norm_bias is None else self.norm_bias)
+
+    @property
+    def local_layers(self) -> tuple[bool, ...]:
+        """Whether each of the L layers attends within a window."""
+        return tuple(self.local_window > 0 and layer % self.global_every != 0 for layer in range(self.num_layers))
 
 
 def dense(

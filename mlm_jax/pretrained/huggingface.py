@@ -40,6 +40,7 @@ _FIXED = {
 # What BERT has no place for: the values of EncoderConfig that it does have.
 _BERT_RECIPE = {
     'positions': 'learned', 'relative_buckets': 0, 'norm': 'post', 'embedding_norm': True, 'bias': True, 'mlp': 'gelu',
+    'local_window': 0, 'norm_type': 'layer_norm', 'tied_head': True, 'head': 'dense',
 }  # fmt: skip
 
 
@@ -143,7 +144,12 @@ def to_hf(config: EncoderConfig, params: Mapping, directory: str | pathlib.Path,
 
 def differences_from_bert(config: EncoderConfig) -> dict[str, object]:
     """Key → the value that BERT has, of those keys of an encoder for whose own value BERT has no place."""
-    return {key: value for key, value in _BERT_RECIPE.items() if getattr(config, key) != value}
+    found = {key: value for key, value in _BERT_RECIPE.items() if getattr(config, key) != value}
+    if config.kv_heads != config.num_heads:
+        found['num_kv_heads'] = 0
+    if not config.norms_have_bias and 'norm_type' not in found:
+        found['norm_bias'] = True
+    return found
 
 
 def bert_description(config: EncoderConfig, pad_id: int = 0) -> dict[str, object]:

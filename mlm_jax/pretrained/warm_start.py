@@ -30,8 +30,12 @@ from mlm_jax.training.workdir import read_config
 _HUGGING_FACE_TOKENIZER = 'tokenizer.json'
 # Attributes of EncoderConfig, and keys of the configuration, in which a run must agree with a checkpoint.
 _SHAPE_KEYS = ('num_layers', 'width', 'num_heads', 'ffn_width')
-_RECIPE_KEYS = ('positions', 'relative_buckets', 'norm', 'embedding_norm', 'bias', 'mlp', 'norm_epsilon')
-_COUNT_PIECES = ('encoder/token_embedding/embedding', 'head/bias')  # parameters with a row for each token
+_RECIPE_KEYS = (
+    'positions', 'relative_buckets', 'norm', 'norm_type', 'embedding_norm', 'first_norm', 'bias', 'mlp', 'norm_epsilon',
+    'local_window', 'num_kv_heads', 'tied_head', 'head',
+)  # fmt: skip
+# Parameters with a row for each token.
+_COUNT_PIECES = ('encoder/token_embedding/embedding', 'head/output_embedding/embedding', 'head/bias')
 
 
 def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
@@ -177,7 +181,7 @@ def _check_hugging_face(config: ml_collections.ConfigDict, manifest: Manifest, d
     except (ValueError, FileNotFoundError, ImportError) as error:
         raise ConfigError(f'init_from={config.init_from}: {error}') from error
     here = build.encoder_config(config)
-    keys = {f'model.{name}': name for name in (*_SHAPE_KEYS, *_RECIPE_KEYS)}
+    keys = {f'model.{name}': name for name in (*_SHAPE_KEYS, *_RECIPE_KEYS)} | {'model.norm_bias': 'norms_have_bias'}
     if here.vocab_size > there.vocab_size:  # a smaller one leaves out rows that no piece uses
         keys = {'vocab_size': 'vocab_size'} | keys
     values = {key: (getattr(there, name), getattr(here, name)) for key, name in keys.items()}

@@ -15,7 +15,9 @@ from mlm_jax.objectives.spec import about, option_fields
 _STATE_KEYS = (
     'objective', 'vocab_size', 'sequence_length', 'optimizer.name', 'model.num_layers', 'model.width',
     'model.num_heads', 'model.ffn_width', 'model.positions', 'model.relative_buckets', 'model.norm',
-    'model.embedding_norm', 'model.bias', 'model.mlp', 'model.norm_epsilon', 'masking.repeats',
+    'model.embedding_norm', 'model.bias', 'model.mlp', 'model.norm_epsilon', 'model.num_kv_heads', 'model.norm_type',
+    'model.norm_bias', 'model.first_norm', 'model.relative_bucketing', 'model.tied_head', 'model.head',
+    'masking.repeats',
 )  # fmt: skip
 
 
