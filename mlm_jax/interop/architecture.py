@@ -3,7 +3,7 @@
 import dataclasses
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,12 +11,14 @@ from mlm_jax.interop import names
 from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
 
+_OF_THE_MACHINE = ('dtype', 'attention_backend', 'scan_unroll', 'remat')  # attributes that change no number
 # The encoder of BERT, as attributes of EncoderConfig. What other architectures fix differs in a few of them.
 BERT_RECIPE: dict[str, Any] = {
     'positions': 'learned', 'relative_buckets': 0, 'norm': 'post', 'embedding_norm': True, 'bias': True, 'mlp': 'gelu',
     'norm_bias': True, 'norm_type': 'layer_norm', 'first_norm': True, 'local_window': 0, 'num_kv_heads': 0,
     'tied_head': True, 'head': 'dense',
 }  # fmt: skip
+HEAD_KEYS = ('tied_head', 'head')
 Encoder = types.SimpleNamespace  # with the attributes of EncoderConfig, which needs JAX
 
 
@@ -64,8 +66,8 @@ class Architecture:
     base: str
     also_read: tuple[str, ...] = ()
     prefix: str
-    fixed: Mapping[str, Any]
-    recipe: Mapping[str, Any] = BERT_RECIPE
+    fixed: ClassVar[Mapping[str, Any]]
+    recipe: ClassVar[Mapping[str, Any]] = BERT_RECIPE
     left_out: tuple[str, ...] = ()
 
     # ---- Configurations ----------------------------------------------------------------------------------------------
@@ -92,20 +94,28 @@ class Architecture:
         pad_id = self.pad_id(d)
         single = {key: value for key, value in self.recipe.items() if not isinstance(value, tuple)}
         e = Encoder(**(single | self.read(d, pad_id)))
+        if e.norm_bias == e.bias:
+            e.norm_bias = None  # as a configuration has it
         if pad_id >= e.vocab_size:
             raise ValueError(f'{d.path} has pad_token_id={pad_id}, which is no id below vocab_size={e.vocab_size}')
         if e.width % e.num_heads:
             raise ValueError(f'{d.path}: num_heads={e.num_heads} does not divide hidden_size={e.width}')
         return e, pad_id
 
-    def differences(self, e: Encoder) -> dict[str, Any]:
-        """Key → the value (or values) that it has there, of those attributes whose own value has no place there."""
+    def differences(self, e: Encoder, has_head: bool = True) -> dict[str, Any]:
+        """Key → the value (or values) that it has there, of those attributes whose own value has no place there.
+
+        Args:
+          e: of the encoder.
+          has_head: whether the prediction head is to go there, too.
+        """
         actual = effective(e)
-        found = {}
-        for key, value in self.recipe.items():
-            if actual[key] not in (value if isinstance(value, tuple) else (value,)):
-                found[key] = value
-        return found
+        return {
+            key: value
+            for key, value in self.recipe.items()
+            if actual[key] not in (value if isinstance(value, tuple) else (value,))
+            and (has_head or key not in HEAD_KEYS)
+        }
 
     def own_keys(self, e: Encoder) -> dict[str, Any]:
         """What `read` needs of an encoder, and config.json has no key for."""
@@ -151,12 +161,27 @@ class Architecture:
         return name
 
 
+def deciding(e: Any) -> dict[str, Any]:
+    """The attributes that decide what an encoder computes and what its parameters are, but for its tables' lengths."""
+    found = effective(e)
+    for key in ('vocab_size', 'max_length', 'dropout', 'attention_dropout', 'init_stddev', *_OF_THE_MACHINE):
+        found.pop(key, None)
+    if e.positions == 'learned':
+        del found['rotary_base']
+    if not e.local_window:
+        del found['global_every'], found['rotary_base_local']
+    if not e.relative_buckets:
+        del found['relative_max_distance'], found['relative_bucketing']
+    return found
+
+
 def effective(e: Any) -> dict[str, Any]:
-    """Attributes of an encoder that `recipe` may fix, with what stands for another value replaced by that."""
+    """The attributes of an encoder, with what stands for another value replaced by that."""
     found = dict(vars(e))
     found['norm_bias'] = e.bias if found.get('norm_bias') is None else found['norm_bias']
     if found['norm_type'] == 'rms_norm':
         found['norm_bias'] = False
+    found['rotary_base_local'] = None if e.rotary_base_local == e.rotary_base else e.rotary_base_local
     found['num_kv_heads'] = 0 if found['num_kv_heads'] in (0, e.num_heads) else found['num_kv_heads']
     found['first_norm'] = found['first_norm'] or found['norm'] == 'post'
     return found

@@ -15,7 +15,7 @@ class EuroBert(Architecture):
     masked_lm, base = 'EuroBertForMaskedLM', 'EuroBertModel'
     # Its head has a bias where its MLPs have one, and the plain head here has none.
     fixed: ClassVar = {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False}
-    recipe: ClassVar = {key: value for key, value in BERT_RECIPE.items() if key not in ('num_kv_heads', 'norm_bias')} | {
+    recipe: ClassVar = {key: BERT_RECIPE[key] for key in BERT_RECIPE.keys() - {'num_kv_heads', 'norm_bias'}} | {
         'positions': 'rotary', 'norm': 'pre', 'embedding_norm': False, 'bias': False, 'mlp': 'swiglu',
         'norm_type': 'rms_norm', 'head': 'plain', 'tied_head': (True, False),
     }  # fmt: skip

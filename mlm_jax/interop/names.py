@@ -281,7 +281,7 @@ def attention_output(path: str, name: str, width: int, num_heads: int, bias: boo
 
 
 def grouped_queries_keys_values(
-    path: str, names: tuple[str, str, str], width: int, num_heads: int, num_kv_heads: int, bias: bool
+    path: str, names: tuple[str, ...], width: int, num_heads: int, num_kv_heads: int, bias: bool
 ) -> list[Rule]:
     """The same where there are fewer heads of keys and values than of queries: two parameters here."""
     head_width = width // num_heads

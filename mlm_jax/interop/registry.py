@@ -42,37 +42,41 @@ def of_description(d: Description) -> tuple[Architecture, bool]:
     )
 
 
-def home_of(e: Encoder, preferred: str = '') -> Architecture:
+def home_of(e: Encoder, preferred: str = '', has_head: bool = True) -> Architecture:
     """The architecture that an encoder can be written as.
 
     Args:
       e: of the encoder: anything with the attributes of EncoderConfig.
-      preferred: the `model_type` to write, if it fits; '' takes the first that does.
+      preferred: the `model_type` to write; '' takes the first that fits.
+      has_head: whether the prediction head is to go there, too.
 
     Raises:
       ValueError: where there is none, with what has no place and the keys that would give it one.
     """
     if preferred:
-        if BY_TYPE[preferred].differences(e):
-            raise ValueError(f'a {BY_TYPE[preferred].masked_lm} cannot express this encoder: {reasons(preferred, e)}')
+        if different := BY_TYPE[preferred].differences(e, has_head):
+            raise ValueError(
+                f'a {BY_TYPE[preferred].masked_lm} cannot express this encoder: '
+                f'{reasons(BY_TYPE[preferred], e, different)}'
+            )
         return BY_TYPE[preferred]
-    for architecture in ARCHITECTURES:
-        if not architecture.differences(e):
+    differences = [(architecture, architecture.differences(e, has_head)) for architecture in ARCHITECTURES]
+    for architecture, different in differences:
+        if not different:
             return architecture
-    closest = min(ARCHITECTURES, key=lambda architecture: len(architecture.differences(e)))
-    cure = ','.join(f'model.{key}={first_of(value)}' for key, value in closest.differences(e).items())
+    closest, different = min(differences, key=lambda pair: len(pair[1]))
+    cure = ','.join(f'model.{key}={first_of(value)}' for key, value in different.items())
     raise ValueError(
         f'no class of transformers computes what this encoder does. The closest is {closest.masked_lm}, but for '
-        f'{reasons(closest.model_type, e)}. These parameters cannot go there; a new run with {cure} can'
+        f'{reasons(closest, e, different)}. These parameters cannot go there; a new run with {cure} can'
     )
 
 
-def reasons(model_type: str, e: Encoder) -> str:
-    """What of an encoder has no place in an architecture, with what it has instead."""
-    architecture, actual = BY_TYPE[model_type], effective(e)
+def reasons(architecture: Architecture, e: Encoder, different: dict[str, Any]) -> str:
+    """What of an encoder has no place in an architecture (its `differences`), with what it has instead."""
+    actual = effective(e)
     return '; '.join(
-        f'{key}={actual[key]!r}, where {architecture.title} has {first_of(value)!r}'
-        for key, value in architecture.differences(e).items()
+        f'{key}={actual[key]!r}, where {architecture.title} has {first_of(value)!r}' for key, value in different.items()
     )
 
 

@@ -65,6 +65,12 @@ class ExLMSpec(Spec):
     options = ExLMConfig
     positions = ('rotary', 'rotary_2d')  # copies of a token share their position
     relative_bias = False
+    head_on_encoder = True
+    export_note = (
+        'in training, each masked token was read as several states with transitions between them; encoder and head '
+        'alone read one state for each, which they have not been trained for: masks are filled less well than in '
+        'mlm_jax, and only texts without masks are encoded as there'
+    )
     parameters = (
         Parameter(r'transitions/(query|key)/kernel', (None, None, None), inputs=(0,), outputs=(1, 2)),
         Parameter(r'transitions/(query|key)/bias', (None, None)),
