@@ -34,7 +34,8 @@ _BRACKET_ATOM = (
     r'(?::\d+)?\]'  # class
 )
 _TOKEN = rf'{_BRACKET_ATOM}|Br|Cl|[BCNOPSFI*]|[bcnops]|->|<-|%\d\d|%\(\d{{3,5}}\)|[0-9()=#$:~/\\.-]'
-_SPLIT = re.compile(rf'{_TOKEN}|(?s:.)', re.ASCII)  # text that is not a token is split into single characters
+PATTERN = rf'{_TOKEN}|(?s:.)'  # text that is not a token is split into single characters
+_SPLIT = re.compile(PATTERN, re.ASCII)
 _WHOLE = re.compile(rf'(?:{_TOKEN})++', re.ASCII)
 
 

@@ -26,7 +26,7 @@ _NEEDS_WORDS = ('WordPiece', 'WordLevel')  # models that need text already split
 
 def looks_like_json(content: bytes) -> bool:
     """Whether a file is JSON, possibly with a byte order mark; SentencePiece models never start like JSON."""
-    return _decoded(content[:1000])[:1] in ('{', '[', '"')
+    return decoded(content[:1000])[:1] in ('{', '[', '"')
 
 
 class JSONTokenizer:
@@ -169,7 +169,7 @@ class JSONTokenizer:
             )
 
 
-def _decoded(content: bytes) -> str:
+def decoded(content: bytes) -> str:
     """Decodes JSON in any Unicode encoding, without a byte order mark and leading whitespace."""
     encoding = json.detect_encoding(content)
     return content.decode(encoding, 'replace').lstrip('\ufeff \t\r\n')
@@ -181,7 +181,7 @@ def _read(model: bytes, name: str) -> tuple[Any, dict]:
         import tokenizers
     except ImportError:
         raise ImportError(f"{name} needs the package tokenizers: pip install 'mlm_jax[huggingface]'") from None
-    text = _decoded(model)
+    text = decoded(model)
     try:
         stored = json.loads(text)
     except (ValueError, RecursionError) as error:

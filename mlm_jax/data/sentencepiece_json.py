@@ -1,0 +1,156 @@
+"""SentencePiece models as a `tokenizer.json`, with the same ids for every text.
+
+Two things differ by their nature. The name of a special token in a text, such as [MASK], becomes that token, as users
+of `transformers` expect. And SentencePiece adds up the scores of unigram pieces in float32, the package tokenizers in
+float64, so of two divisions of a text with almost the same score, the other one may win.
+"""
+
+import collections
+import re
+from typing import Any
+
+import numpy as np
+from sentencepiece import sentencepiece_model_pb2
+
+from mlm_jax.data import charsmap
+from mlm_jax.files.errors import ConfigError
+
+_SPACE = '▁'  # how SentencePiece writes a space
+_TYPES = sentencepiece_model_pb2.ModelProto.SentencePiece
+_KINDS = {1: 'unigram', 2: 'bpe', 3: 'word', 4: 'char'}
+
+
+def convert(model: bytes, mask_id: int) -> dict:
+    """The `tokenizer.json` of a serialized `ModelProto`, without a post-processor.
+
+    Raises:
+      ConfigError: if no tokenizer.json gives the same ids.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    kind = _KINDS.get(proto.trainer_spec.model_type)
+    if kind not in ('unigram', 'bpe'):
+        raise _impossible(f'it is a model of kind {kind}; only unigram and bpe can be written')
+    if proto.trainer_spec.treat_whitespace_as_suffix or not proto.normalizer_spec.escape_whitespaces:
+        raise _impossible('it does not write the space before a word as ▁')
+    names = {i: piece.piece for i, piece in enumerate(proto.pieces) if piece.type in (_TYPES.CONTROL, _TYPES.UNKNOWN)}
+    split = not any(_SPACE in piece.piece[1:] for piece in proto.pieces) and _has(proto, _SPACE)
+    metaspace = {'type': 'Metaspace', 'replacement': _SPACE, 'prepend_scheme': 'never', 'split': split}
+    pre_tokenizers = [metaspace]
+    if kind == 'unigram' and (cut := _cut_in_bytes(proto)):
+        pre_tokenizers.append(
+            {'type': 'Split', 'pattern': {'Regex': cut}, 'behavior': 'MergedWithPrevious', 'invert': False}
+        )
+    return {
+        'version': '1.0',
+        'truncation': None,
+        'padding': None,
+        'added_tokens': [added_token(i, name, lstrip=i == mask_id, normalized=True) for i, name in names.items()],
+        'normalizer': {'type': 'Sequence', 'normalizers': _normalizers(proto, list(names.values()))},
+        'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': pre_tokenizers},
+        'post_processor': None,
+        'decoder': _decoder(proto),
+        'model': (_unigram if kind == 'unigram' else _bpe)(proto),
+    }
+
+
+def added_token(token: int, name: str, lstrip: bool = False, normalized: bool = False) -> dict:
+    """An entry of `added_tokens` for a special token."""
+    return {
+        'id': token, 'content': name, 'single_word': False, 'lstrip': lstrip, 'rstrip': False,
+        'normalized': normalized, 'special': True,
+    }  # fmt: skip
+
+
+def _impossible(reason: str) -> ConfigError:
+    return ConfigError(
+        f'this SentencePiece model cannot be written as a tokenizer.json with the same ids: {reason}. Use it with the '
+        'package sentencepiece'
+    )
+
+
+def _has(proto: Any, name: str) -> bool:
+    return any(piece.piece == name and piece.type == _TYPES.NORMAL for piece in proto.pieces)
+
+
+def _normalizers(proto: Any, names: list[str]) -> list[dict]:
+    """What SentencePiece does to a text, in this order; the names of special tokens alone get no space in front."""
+    spec, steps = proto.normalizer_spec, []
+    if spec.precompiled_charsmap:
+        steps += charsmap.normalizers(spec.precompiled_charsmap)
+    if spec.remove_extra_whitespaces:
+        steps += [charsmap.replace(rf'\A +|[ {_SPACE}]+\z', ''), charsmap.replace(' {2,}', ' ')]
+    if spec.add_dummy_prefix:
+        alone = '|'.join(map(re.escape, names))
+        steps.append(charsmap.replace(rf'\A(?!(?:{alone})\z)(?=[\s\S])', ' '))
+    return steps
+
+
+def _decoder(proto: Any) -> dict:
+    parts: list[dict] = [{'type': 'Replace', 'pattern': {'String': _SPACE}, 'content': ' '}]
+    if proto.trainer_spec.byte_fallback:
+        parts.append({'type': 'ByteFallback'})
+    parts.append({'type': 'Fuse'})
+    if proto.normalizer_spec.add_dummy_prefix:
+        parts.append({'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0})
+    return {'type': 'Sequence', 'decoders': parts}
+
+
+def _unigram(proto: Any) -> dict:
+    normal = [np.float32(piece.score) for piece in proto.pieces if piece.type == _TYPES.NORMAL]
+    lowest, highest = min(normal), max(normal)
+    vocab: list[list] = []
+    for i, piece in enumerate(proto.pieces):
+        name, score = piece.piece, highest  # the lowest score decides that of unknown characters
+        if piece.type == _TYPES.NORMAL:
+            score = np.float32(piece.score)
+        elif piece.type == _TYPES.USER_DEFINED:
+            score = np.float32(len(name.encode()) * highest - 0.1)  # as SentencePiece prefers them
+            if score < lowest:
+                raise _impossible(f'the score of the user-defined symbol {name!r} would change that of unknown text')
+        elif piece.type == _TYPES.UNUSED:
+            name = f'{name} [unused{i}]'  # no text has a space where pieces are looked up
+        vocab.append([name, float(score)])
+    return {
+        'type': 'Unigram', 'unk_id': _unknown(proto), 'vocab': vocab,
+        'byte_fallback': bool(proto.trainer_spec.byte_fallback),
+    }  # fmt: skip
+
+
+def _cut_in_bytes(proto: Any) -> str:
+    """A pattern that keeps text such as <0x41> from becoming the piece of a byte; '' if there is no need."""
+    if not any(piece.type == _TYPES.BYTE for piece in proto.pieces):
+        return ''
+    others = [piece.piece for piece in proto.pieces if piece.type != _TYPES.BYTE]
+    for before, after in (('<', '0x'), ('<0', 'x')):
+        crossing = before[-1] + after[0]
+        if not any(crossing in piece for piece in others):
+            return rf'{before}(?={after}[0-9A-F]{{2}}>)'
+    raise _impossible('its pieces can write the names of bytes, such as <0x41>')
+
+
+def _bpe(proto: Any) -> dict:
+    for piece in proto.pieces:
+        if piece.type in (_TYPES.USER_DEFINED, _TYPES.UNUSED):
+            raise _impossible(f'{piece.piece!r} is user-defined or unused, for which merges have no equal')
+    vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == _TYPES.NORMAL}
+    for name in scores:
+        if missing := [c for c in name if c not in scores]:
+            raise _impossible(f'it has the piece {name!r}, but no piece for its character {missing[0]!r}')
+    merges = []
+    for name in sorted(scores, key=lambda name: (-scores[name], vocab[name])):
+        pairs = [(name[:i], name[i:]) for i in range(1, len(name))]
+        merges += sorted((vocab[a], vocab[b], a, b) for a, b in pairs if a in scores and b in scores)
+    unknown = proto.pieces[_unknown(proto)].piece
+    return {
+        'type': 'BPE', 'dropout': None, 'unk_token': unknown, 'continuing_subword_prefix': None,
+        'end_of_word_suffix': None, 'fuse_unk': True, 'byte_fallback': bool(proto.trainer_spec.byte_fallback),
+        'ignore_merges': False, 'vocab': vocab, 'merges': [[a, b] for _, _, a, b in merges],
+    }  # fmt: skip
+
+
+def _unknown(proto: Any) -> int:
+    kinds = collections.Counter(piece.type for piece in proto.pieces)
+    if kinds[_TYPES.UNKNOWN] != 1:
+        raise _impossible('it has no unknown piece')
+    return next(i for i, piece in enumerate(proto.pieces) if piece.type == _TYPES.UNKNOWN)
