@@ -35,16 +35,20 @@ _MASKED_EVERY = 7  # in a comparison, every so manieth token of a text is masked
 class Trained(Protocol):
     """What is read of a `pretrained.model.Model`, whose attributes these are."""
 
-    source: Source
-    objective: Objective
-    params: dict
-    tokenizer: AnyTokenizer
-    config: ml_collections.ConfigDict | None
-    step: int | None
-
+    @property
+    def source(self) -> Source: ...
+    @property
+    def objective(self) -> Objective: ...
+    @property
+    def params(self) -> dict: ...
+    @property
+    def tokenizer(self) -> AnyTokenizer: ...
+    @property
+    def config(self) -> ml_collections.ConfigDict | None: ...
+    @property
+    def step(self) -> int | None: ...
     @property
     def objective_name(self) -> str: ...
-
     @property
     def max_length(self) -> int: ...
 
