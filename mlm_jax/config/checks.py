@@ -189,7 +189,7 @@ def check_together(config: ml_collections.ConfigDict) -> None:
             'and mesh.fsdp=-1, or sharding=dp'
         )
     if m.attention_backend in ('cudnn', 'splash'):
-        problems += _fused_attention_problems(m)
+        problems += _fused_attention_problems(c)
     if c.accelerator == 'cpu' and m.attention_backend != 'xla':
         problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU: use xla')
     problems += _optimizer_problems(c)
@@ -357,8 +357,8 @@ def _norm_problems(m: ml_collections.ConfigDict) -> list[str]:
         )
     elif not m.first_norm and not m.embedding_norm:
         problems.append(
-            'model.first_norm=false and model.embedding_norm=false leave the first layer without normalized inputs: set '
-            'one of them to true'
+            'model.first_norm=false and model.embedding_norm=false leave the first layer without normalized inputs: '
+            'set one of them to true'
         )
     return problems
 
@@ -427,12 +427,17 @@ def _largest_ratio(k: ml_collections.ConfigDict) -> float:
     return largest_ratio(k.ratio_schedule, k.ratio, k.final_ratio)
 
 
-def _fused_attention_problems(m: ml_collections.ConfigDict) -> list[str]:
-    backend, problems = m.attention_backend, []
+def _fused_attention_problems(c: ml_collections.ConfigDict) -> list[str]:
+    m, backend, problems = c.model, c.model.attention_backend, []
     if m.attention_dropout:
         problems.append(f'the {backend} attention backend has no dropout: set model.attention_dropout=0.0, or use xla')
     if backend == 'cudnn' and m.dtype != 'bfloat16':
         problems.append('the cudnn attention backend computes in bfloat16: set model.dtype=bfloat16, or use xla')
     if backend == 'splash' and m.relative_buckets:
         problems.append('the splash attention backend takes no relative bias: set model.relative_buckets=0, or use xla')
+    if backend == 'splash' and m.local_window and not OBJECTIVES[c.objective].reads_inputs:
+        problems.append(
+            f'the splash attention backend measures windows by places in a row, and with objective={c.objective} '
+            'neighbors in a row may lie far apart in the text: set model.attention_backend=xla, or model.local_window=0'
+        )
     return problems

@@ -38,7 +38,9 @@ def fit_layout(config: ml_collections.ConfigDict, num_devices: int) -> None:
     """
     m, mesh = config.model, config.mesh
     _choose(config, 'accelerator', 'tpu', open_value='auto')
-    _choose(m, 'attention_backend', 'xla' if m.relative_buckets or m.attention_dropout else 'splash', open_value='auto')
+    windows_elsewhere = m.local_window and not OBJECTIVES[config.objective].reads_inputs
+    needs_xla = m.relative_buckets or m.attention_dropout or windows_elsewhere
+    _choose(m, 'attention_backend', 'xla' if needs_xla else 'splash', open_value='auto')
     if m.attention_backend != 'xla':
         _choose(m, 'attention_dropout', 0.0)
     num_shards = num_devices // max(1, mesh.tensor)
@@ -92,7 +94,7 @@ def step_bytes(config: ml_collections.ConfigDict, num_devices: int) -> tuple[flo
     """Estimates the memory of each device in bytes: a fixed part, and a part for each row of text in a microbatch."""
     m, sizes = config.model, step_flops.slot_sizes(config)
     spec, options = OBJECTIVES[config.objective], config.get(config.objective)
-    parameters = m.width * config.vocab_size
+    parameters = m.width * config.vocab_size * (1 if m.tied_head else 2)
     row_bytes = BYTES_OF_LOGIT * spec.num_logits(options, sizes) * config.vocab_size
     for stack in spec.stacks(m, options, sizes):
         parameters += stack.num_layers * layer_flops.layer_weights(stack)

@@ -16,5 +16,11 @@ def geglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     return (_gelu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(up.dtype)
 
 
+@jax.checkpoint
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """SiLU(gate)·up, SiLU(x) = x·sigmoid(x) (arXiv 2002.05202), in the dtype of `up`."""
+    return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(up.dtype)
+
+
 def _gelu(x):
     return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))

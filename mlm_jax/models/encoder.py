@@ -7,8 +7,16 @@ import jax.numpy as jnp
 from mlm_jax.masking.batch import gather_positions
 from mlm_jax.models import positions as positions_lib
 from mlm_jax.models.dropout import Dropout
-from mlm_jax.models.layers import Block, EncoderConfig, RelativeBias, layer_norm, remat_policy
-from mlm_jax.models.products import product
+from mlm_jax.models.layers import (
+    Block,
+    Context,
+    EncoderConfig,
+    RelativeBias,
+    layer_switches,
+    norm_layer,
+    remat_policy,
+)
+from mlm_jax.models.token_table import products_with_tokens, token_table
 from mlm_jax.parallel.mesh import split_rows
 from mlm_jax.parallel.sharding import gather_width, path_name
 
@@ -45,13 +53,13 @@ def _scan(block, config: EncoderConfig, num_layers: int):
         block,
         variable_axes={'params': 0, 'intermediates': 0},
         split_rngs={'params': True, 'dropout': True},
-        in_axes=(nn.broadcast,) * 3,
+        in_axes=(nn.broadcast, 0),  # the context of all layers, and the switches of each
         length=num_layers,
         unroll=config.scan_unroll or (num_layers if num_layers <= 4 else 1),
     )
 
 
-def _read_last_layer_at(at_BxM, config: EncoderConfig, deterministic: bool, x_BxTxd, *inputs):
+def _read_last_layer_at(at_BxM, config: EncoderConfig, deterministic: bool, x_BxTxd, context, switches):
     """[B, M, d]: the output of `scanned_layers`, with the same parameters, but only at the positions `at_BxM`."""
     layers = block_for_use(config, initializing=False)(config, deterministic, name='layers')
 
@@ -60,12 +68,15 @@ def _read_last_layer_at(at_BxM, config: EncoderConfig, deterministic: bool, x_Bx
 
     if config.num_layers > 1:
         scan = _scan(lambda block, x_BxTxd, *inputs: block(x_BxTxd, *inputs), config, config.num_layers - 1)
-        x_BxTxd, _ = of(slice(-1), scan)(layers, x_BxTxd, *inputs)
-    return of(-1, lambda block: block(x_BxTxd, *inputs, at_BxM)[0])(layers)
+        x_BxTxd, _ = of(slice(-1), scan)(layers, x_BxTxd, context, jax.tree.map(lambda x: x[:-1], switches))
+    last = jax.tree.map(lambda x: x[-1], switches)
+    if not config.local_layers[-1]:
+        last.pop('is_local', None)  # then its queries need no places in the row
+    return of(-1, lambda block: block(x_BxTxd, context, last, at_BxM)[0])(layers)
 
 
 class Encoder(nn.Module):
-    """A bidirectional transformer; `config` makes it BERT, RoBERTa or ModernBERT."""
+    """A bidirectional transformer; `config` makes it BERT, RoBERTa, ModernBERT or others."""
 
     config: EncoderConfig
 
@@ -78,9 +89,9 @@ class Encoder(nn.Module):
         if c.relative_buckets:
             self.relative_bias = RelativeBias(c)
         if c.embedding_norm:
-            self.embedding_norm = layer_norm(c, None)
+            self.embedding_norm = norm_layer(c, None)
         if c.norm == 'pre':
-            self.final_norm = layer_norm(c, None)
+            self.final_norm = norm_layer(c, None)
 
     @nn.compact
     def __call__(
@@ -97,7 +108,8 @@ class Encoder(nn.Module):
         Args:
           tokens_BxT: int32[B, T].
           segments_BxT: int32[B, T]; tokens attend only to their own segment, and 0 is padding.
-          positions_BxT: int32[B, T], the position of each token; None counts from the start of each document.
+          positions_BxT: int32[B, T], the position of each token, between which windows measure distances, too; None
+            counts from the start of each document.
           deterministic: False applies dropout, from the rng stream 'dropout'.
           copies_BxT: int32[B, T], the second coordinate of 'rotary_2d' positions; None means 0.
           at_BxM: int32[B, M], the positions at which the output is needed, T in unused slots; None means all. For other
@@ -112,21 +124,33 @@ class Encoder(nn.Module):
             # Documents are contiguous: unless positions are given, distances in a document are differences of indices.
             index_BxT = jnp.arange(tokens_BxT.shape[1])[None] if positions_BxT is None else positions_BxT
             bias_BxHxTxT = self.relative_bias(index_BxT)
+        places_BxT = positions_BxT
         if positions_BxT is None:
             positions_BxT = positions_lib.positions_in_documents(segments_BxT)
         coordinates: tuple[jax.Array, ...] = (positions_BxT,)
         if c.positions == 'rotary_2d':
             coordinates += (jnp.zeros_like(positions_BxT) if copies_BxT is None else copies_BxT,)
-        rotary = c.positions != 'learned'
-        turns_BxTx2xAxR = positions_lib.rotary_turns(coordinates, c.head_width) if rotary else None
+        turns_BxTx2xAxR, local_turns_BxTx2xAxR = self._rotary_turns(coordinates)
         x_BxTxd = self.embed(tokens_BxT, positions_BxT, deterministic)
-        inputs = segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT
+        context = Context(segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT, local_turns_BxTx2xAxR, places_BxT)
+        switches = layer_switches(c)
         if at_BxM is None or self.is_initializing():
-            x_BxTxd, _ = scanned_layers(c, c.num_layers, deterministic, self.is_initializing())(x_BxTxd, *inputs)
+            layers = scanned_layers(c, c.num_layers, deterministic, self.is_initializing())
+            x_BxTxd, _ = layers(x_BxTxd, context, switches)
             x_BxTxd = x_BxTxd if at_BxM is None else gather_positions(x_BxTxd, at_BxM)
         else:
-            x_BxTxd = _read_last_layer_at(at_BxM, c, deterministic, x_BxTxd, *inputs)
+            x_BxTxd = _read_last_layer_at(at_BxM, c, deterministic, x_BxTxd, context, switches)
         return self.final_norm(x_BxTxd) if c.norm == 'pre' else x_BxTxd
+
+    def _rotary_turns(self, coordinates: tuple[jax.Array, ...]) -> tuple[jax.Array | None, jax.Array | None]:
+        """f32[B, T, 2, A, R] or None each: for all layers, and for local layers where these have another base."""
+        c = self.config
+        if c.positions == 'learned':
+            return None, None
+        turns_BxTx2xAxR = positions_lib.rotary_turns(coordinates, c.head_width, c.rotary_base)
+        if not any(c.local_layers) or c.rotary_base_local in (None, c.rotary_base):
+            return turns_BxTx2xAxR, None
+        return turns_BxTx2xAxR, positions_lib.rotary_turns(coordinates, c.head_width, c.rotary_base_local)
 
     def embed(self, tokens_BxT: jax.Array, positions_BxT: jax.Array, deterministic: bool) -> jax.Array:
         """[B, T, d]: token and position embeddings, then LayerNorm, then dropout."""
@@ -141,15 +165,8 @@ class Encoder(nn.Module):
 
     def token_vectors(self, tokens: jax.Array) -> jax.Array:
         """f32[…, d]: rows of the token embedding."""
-        return jnp.take(self._token_table(), tokens, axis=0)
-
-    def _token_table(self) -> jax.Array:
-        """f32[V, d]."""
-        (table_Vxd,) = jax.tree.leaves(gather_width({'token_embedding': {'embedding': self.token_embedding.embedding}}))
-        return table_Vxd
+        return jnp.take(token_table(self.token_embedding), tokens, axis=0)
 
     def token_logits(self, x: jax.Array) -> jax.Array:
         """f32[…, V]: products with the token embedding, accumulated in float32."""
-        table_Vxd = self._token_table().astype(x.dtype)
-        rows = 'abc'[: x.ndim - 1]
-        return product(f'{rows}d,vd->{rows}v', x, table_Vxd, jnp.float32)
+        return products_with_tokens(x, token_table(self.token_embedding))

@@ -1,17 +1,19 @@
 """The layers of the encoder."""
 
 import dataclasses
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from mlm_jax.masking.batch import gather_positions
 from mlm_jax.models import positions as positions_lib
-from mlm_jax.models.activations import geglu, gelu
-from mlm_jax.models.attention import attend
+from mlm_jax.models.activations import geglu, gelu, swiglu
+from mlm_jax.models.attention import Window, attend
 from mlm_jax.models.dropout import Dropout
 from mlm_jax.models.products import PRODUCT, Linear, linear
 from mlm_jax.parallel.mesh import split_rows
@@ -134,15 +136,42 @@ def dense(
     )
 
 
-def layer_norm(config: EncoderConfig, name: str | None) -> nn.LayerNorm:
-    """LayerNorm with statistics in float32; its variance is the mean square of centered values, which is accurate.
+@flax.struct.dataclass
+class Context:
+    """What all layers of a stack read besides the output of the layer before.
+
+    Attributes:
+      segments: int32[B, T]; tokens attend only to their own segment, and 0 is padding.
+      turns: f32[B, T, 2, A, R], the cosines and sines of rotary positions; None without these.
+      bias: f32[B or 1, H, T, T], added to the scaled scores; None means nothing.
+      local_turns: as `turns`, for local layers; None means the same as for the others.
+      places: int32[B, T], between which the distance is measured that a window limits; None means indices in the row.
+    """
+
+    segments: jax.Array
+    turns: jax.Array | None = None
+    bias: jax.Array | None = None
+    local_turns: jax.Array | None = None
+    places: jax.Array | None = None
+
+
+def norm_layer(config: EncoderConfig, name: str | None) -> nn.Module:
+    """The norm of `config.norm_type`, with statistics in float32.
+
+    The variance of LayerNorm is the mean square of centered values, which is accurate.
 
     The backward pass keeps only the input: the centered and the scaled values would be two more arrays in float32. (If
     forward and backward pass are not in separate loops, the compiler may merge the recomputation with the forward pass
     and keep these values after all.)
     """
+    if config.norm_type == 'rms_norm':
+        return nn.remat(nn.RMSNorm, prevent_cse=False)(epsilon=config.norm_epsilon, dtype=config.dtype, name=name)
     return nn.remat(nn.LayerNorm, prevent_cse=False)(
-        epsilon=config.norm_epsilon, use_bias=config.bias, dtype=config.dtype, use_fast_variance=False, name=name
+        epsilon=config.norm_epsilon,
+        use_bias=config.norms_have_bias,
+        dtype=config.dtype,
+        use_fast_variance=False,
+        name=name,
     )
 
 
@@ -155,17 +184,21 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x_BxTxd: jax.Array,
-        segments_BxT: jax.Array,
-        turns_BxTx2xAxR: jax.Array | None,
-        bias_BxHxTxT: jax.Array | None,
+        context: Context,
         deterministic: bool,
         at_BxM: jax.Array | None = None,
+        is_local: jax.Array | None = None,
     ) -> jax.Array:
         """Mixes tokens: [B, T, d] → [B, T, d].
 
         With `at_BxM`, queries and outputs are computed only at these positions: [B, M, d]. Unused slots hold T.
+        `is_local`, bool[], says whether the layer attends within windows; None if no layer does.
         """
         c = self.config
+        segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT = context.segments, context.turns, context.bias
+        if context.local_turns is not None:
+            turns_BxTx2xAxR = jnp.where(is_local, context.local_turns, turns_BxTx2xAxR)
+        window = None if is_local is None else Window(c.local_window // 2, is_local, at_BxM, context.places)
         q_segments_BxT = segments_BxT if at_BxM is None else gather_positions(segments_BxT, at_BxM)
         if at_BxM is not None and bias_BxHxTxT is not None:
             bias_BxHxTxT = jnp.take_along_axis(bias_BxHxTxT, at_BxM[:, None, :, None], axis=2, mode='clip')
@@ -182,6 +215,7 @@ class SelfAttention(nn.Module):
             q_segments_BxT,
             segments_BxT,
             bias_BxHxTxS=bias_BxHxTxT,
+            window=window,
             dropout_rate=c.attention_dropout,
             dropout_key=self.make_rng('dropout') if has_dropout else None,
             backend=c.attention_backend,
@@ -190,6 +224,17 @@ class SelfAttention(nn.Module):
 
     def _queries_keys_values(self, x_BxTxd, at_BxM):
         c = self.config
+        if c.kv_heads != c.num_heads:
+            # One kernel for all three would need equal numbers of heads; so would its sharding over heads.
+            query, key_value = (
+                dense(c, shape, name)
+                for name, shape in (
+                    ('query', (c.num_heads, c.head_width)),
+                    ('key_value', (2, c.kv_heads, c.head_width)),
+                )
+            )
+            q_BxTxHxD = query(x_BxTxd if at_BxM is None else gather_positions(x_BxTxd, at_BxM))
+            return q_BxTxHxD, *_parts(key_value(x_BxTxd))
         qkv = dense(c, (3, c.num_heads, c.head_width), 'qkv')
         if at_BxM is None or self.is_initializing():
             qkv_BxTx3xHxD = qkv(x_BxTxd)
@@ -210,7 +255,7 @@ def _parts(x_BxTxPxE):
 
 
 class MLP(nn.Module):
-    """The feed-forward sublayer, with GELU or GeGLU (arXiv 2002.05202)."""
+    """The feed-forward sublayer, with GELU, GeGLU or SwiGLU (arXiv 2002.05202)."""
 
     config: EncoderConfig
 
@@ -218,10 +263,30 @@ class MLP(nn.Module):
     def __call__(self, x_BxTxd: jax.Array) -> jax.Array:
         """[B, T, d] → [B, T, d]."""
         c = self.config
-        if c.mlp == 'geglu':
+        if c.mlp in ('geglu', 'swiglu'):
             gate_and_up_BxTxF = _parts(dense(c, (2, c.ffn_width), 'gate_and_up')(x_BxTxd))
-            return dense(c, c.width, 'down', activation=geglu)(*gate_and_up_BxTxF)
+            activation = geglu if c.mlp == 'geglu' else swiglu
+            return dense(c, c.width, 'down', activation=activation)(*gate_and_up_BxTxF)
         return dense(c, c.width, 'down', activation=gelu)(dense(c, c.ffn_width, 'up')(x_BxTxd))
+
+
+NO_SWITCHES: Mapping[str, jax.Array] = types.MappingProxyType({})
+
+
+def layer_switches(config: EncoderConfig) -> dict[str, jax.Array]:
+    """What distinguishes the layers besides their parameters, which a scan reads along with these; often nothing.
+
+    Returns:
+      A dict with bool[L] each: 'is_first', if the first layer has no norm before attention; 'is_local', if some layers
+      attend within windows. The scale of the norm that the first layer does not use stays in the stack, so that every
+      layer has the same parameters: its gradient is 0, and nothing reads its value.
+    """
+    switches = {}
+    if not config.first_norm:
+        switches['is_first'] = jnp.arange(config.num_layers) == 0
+    if any(config.local_layers):
+        switches['is_local'] = jnp.array(config.local_layers)
+    return switches
 
 
 class Block(nn.Module):
@@ -234,28 +299,32 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BxTxd: jax.Array,
-        segments_BxT: jax.Array,
-        turns_BxTx2xAxR: jax.Array | None,
-        bias_BxHxTxT: jax.Array | None,
+        context: Context,
+        switches: Mapping[str, jax.Array] = NO_SWITCHES,
         at_BxM: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         """Returns the layer's output, which is the carry of the scan, and None, as a scan has no per-layer output here.
 
         With `at_BxM`, the output is computed only at these positions: [B, M, d]. All tokens still serve as keys and
-        values.
+        values. `switches`, bool[] each, are those of `layer_switches` for this layer.
         """
         c = self.config
 
+        def normalized(x_BxTxd, norm, norm_name):
+            y_BxTxd = norm(x_BxTxd)
+            skips = norm_name == 'attention_norm' and 'is_first' in switches
+            return jnp.where(switches['is_first'], x_BxTxd, y_BxTxd) if skips else y_BxTxd
+
         def sublayer(x_BxTxd, function, norm_name, at_BxM=None):
-            norm = layer_norm(c, norm_name)
-            y_BxTxd = function(norm(x_BxTxd) if c.norm == 'pre' else x_BxTxd)
+            norm = norm_layer(c, norm_name)
+            y_BxTxd = function(normalized(x_BxTxd, norm, norm_name) if c.norm == 'pre' else x_BxTxd)
             x_BxTxd = x_BxTxd if at_BxM is None else gather_positions(x_BxTxd, at_BxM)
             y_BxTxd = x_BxTxd + Dropout(c.dropout, self.deterministic)(y_BxTxd)
             return y_BxTxd if c.norm == 'pre' else norm(y_BxTxd)
 
         def attention(y_BxTxd):
             return SelfAttention(c, name='attention')(
-                y_BxTxd, segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT, self.deterministic, at_BxM
+                y_BxTxd, context, self.deterministic, at_BxM, switches.get('is_local')
             )
 
         x_BxTxd = sublayer(x_BxTxd, attention, 'attention_norm', at_BxM)
@@ -266,7 +335,7 @@ class Block(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """MAE-LM's relative position bias: one table of buckets × heads, shared by all layers."""
+    """A relative position bias: one table of buckets × heads, shared by all layers."""
 
     config: EncoderConfig
 
@@ -275,7 +344,9 @@ class RelativeBias(nn.Module):
         """f32[B, H, T, T], added to the scaled scores of each query and key; `positions_BxT` may be [1, T]."""
         c = self.config
         table = self.param('embedding', nn.initializers.normal(c.init_stddev), (c.relative_buckets, c.num_heads))
-        buckets = positions_lib.relative_buckets(c.max_length, c.relative_buckets, c.relative_max_distance)
+        buckets = positions_lib.relative_buckets(
+            c.max_length, c.relative_buckets, c.relative_max_distance, c.relative_bucketing
+        )
         distance_BxTxT = positions_BxT[:, None, :] - positions_BxT[:, :, None]
         bias_BxTxTxH = table[jnp.asarray(buckets)[distance_BxTxT + c.max_length - 1]]
         return jnp.moveaxis(bias_BxTxTxH, -1, 1)

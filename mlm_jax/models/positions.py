@@ -1,4 +1,4 @@
-"""The positions of tokens within documents, rotary angles, and the buckets of MAE-LM's relative bias."""
+"""The positions of tokens within documents, rotary angles, and the buckets of relative biases."""
 
 from collections.abc import Sequence
 
@@ -42,11 +42,19 @@ def rotate(x_BxTxHxD: jax.Array, turns_BxTx2xAxR: jax.Array) -> jax.Array:
     return rotated.reshape(x_BxTxHxD.shape).astype(x_BxTxHxD.dtype)
 
 
-def relative_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
-    """The buckets of the distances −(length − 1) … length − 1, as in MAE-LM's released code.
+def relative_buckets(length: int, num_buckets: int, max_distance: int, bucketing: str = 'mae_lm') -> np.ndarray:
+    """The buckets of the distances −(length − 1) … length − 1.
 
-    Distances up to a quarter of the number of buckets have buckets of their own; larger ones share logarithmic buckets.
-    Each sign has one half of the buckets. The last of `num_buckets` stays unused.
+    Distances below a quarter of the number of buckets have buckets of their own; larger ones share logarithmic buckets.
+    Each sign has one half of the buckets. In MAE-LM, negative distances come first in descending size, and the last of
+    `num_buckets` stays unused; in T5, the first half is for distances down from 0, and 0 of the second stays unused.
+
+    Args:
+      length: the largest number of tokens.
+      num_buckets: a multiple of 4.
+      max_distance: where the last logarithmic bucket begins (T5: ends).
+      bucketing: 'mae_lm', as in MAE-LM's released code; or 't5', as for both directions in T5 (arXiv 1910.10683) and in
+        MPNet.
 
     Returns:
       int32[2·length − 1]; entry d + length − 1 is the bucket of key position − query position = d.
@@ -55,6 +63,11 @@ def relative_buckets(length: int, num_buckets: int, max_distance: int) -> np.nda
     exact = half // 2
     distance = np.arange(1 - length, length)
     size = np.maximum(np.abs(distance), 1)
+    if bucketing == 't5':
+        steps = np.log(size / exact) / np.log(max_distance / exact) * (half - exact)
+        logarithmic = exact + np.floor(steps + 1e-9)  # where a bucket begins at a whole number, this belongs to it
+        bucket = np.where(size < exact, np.abs(distance), np.minimum(logarithmic, half - 1))
+        return (np.where(distance > 0, half, 0) + bucket).astype(np.int32)
     logarithmic = exact + np.ceil(np.log(size / exact) / np.log((max_distance - 1) / exact) * (half - 1 - exact))
     bucket = np.where(size < exact, np.abs(distance), np.minimum(logarithmic, half - 1))
     return (np.sign(distance) * bucket + half - 1).astype(np.int32)

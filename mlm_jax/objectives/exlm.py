@@ -16,7 +16,6 @@ from mlm_jax.losses.terms import LossTerms
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
 from mlm_jax.models.encoder import Encoder
 from mlm_jax.models.prediction_head import MLMHead
-from mlm_jax.models.products import product
 from mlm_jax.objectives.exlm_spec import DISTRIBUTIONS, ExLMConfig
 from mlm_jax.objectives.expansion import ExpandedRows, expand, row_ends
 from mlm_jax.objectives.objective import NATS, Distributions, Objective
@@ -30,7 +29,7 @@ class States:
     Attributes:
       rows: the expanded rows, with E expanded tokens and S = k·E states each.
       logits: f32[B, S, V].
-      hidden: float[B, S, d], the vectors whose products with the token embedding are the logits.
+      hidden: float[B, S, d], the vectors whose products with the output matrix are the logits.
       links: f32[B, S, S], the log-probabilities of the transitions; None without transitions.
     """
 
@@ -121,7 +120,7 @@ class ExLM(Objective):
         links_BxSxS = None
         if self.options.transitions != 'none':
             links_BxSxS = self.transitions(state_BxSxd, rows.state_slot, self._allowed(rows))
-        logits_BxSxV = self.encoder.token_logits(hidden_BxSxd) + self.head.bias
+        logits_BxSxV = self.head.logits(hidden_BxSxd, self.encoder.token_logits)
         return States(rows=rows, logits=logits_BxSxV, hidden=hidden_BxSxd, links=links_BxSxS)
 
     def distributions(self, batch: MaskedBatch) -> Distributions:
@@ -228,9 +227,8 @@ class ExLM(Objective):
         the [B, S, V] logits would be a scatter into an array of that size.
         """
         normalizer_BxS = jax.nn.logsumexp(states.logits, axis=-1)
-        vectors_BxExd = self.encoder.token_vectors(targets_BxE).astype(states.hidden.dtype)
-        logit_BxExS = product('bed,bsd->bes', vectors_BxExd, states.hidden, jnp.float32)
-        return logit_BxExS + self.head.bias[targets_BxE][..., None] - normalizer_BxS[:, None, :]
+        logit_BxExS = self.head.logits_of(targets_BxE, states.hidden, self.encoder.token_vectors)
+        return logit_BxExS - normalizer_BxS[:, None, :]
 
     def _align(self, match_BxExS: jax.Array, states: States) -> tuple[jax.Array, jax.Array]:
         """f32[B], log Z; f32[B, E, S], the posterior probability, given all targets, that a state emits a target."""

@@ -113,7 +113,9 @@ class ExLMSpec(Spec):
         """
         states, width = options.num_states * sizes.expanded, model.width
         layers = layer_flops.stack_flops(model, model.num_layers, sizes.encoded, states, document_share)
-        head = layer_flops.head_flops(states, width, width, vocab_size) + 2 * sizes.expanded * states * width
+        head = (
+            layer_flops.head_flops(states, model.head, width, width, vocab_size) + 2 * sizes.expanded * states * width
+        )
         if options.transitions == 'none':
             return layers + head
         heads = options.transition_heads or model.num_heads

@@ -17,7 +17,7 @@ from mlm_jax.losses.terms import LossTerms
 from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of, selected_of
 from mlm_jax.masking.vocabulary import Vocabulary
 from mlm_jax.models.encoder import Encoder, block_for_use, scanned_layers
-from mlm_jax.models.layers import EncoderConfig, dense, layer_norm
+from mlm_jax.models.layers import Context, EncoderConfig, dense, norm_layer
 from mlm_jax.models.positions import positions_in_documents, rotary_turns
 from mlm_jax.models.prediction_head import MLMHead
 from mlm_jax.objectives.mae_lm_spec import MAELMConfig, decoder_sizes, hidden_slots, kept_slots
@@ -79,10 +79,10 @@ def keep_tokens(batch: MaskedBatch, options: MAELMConfig) -> KeptTokens:
 class Decoder(nn.Module):
     """A transformer that reads the whole row and returns outputs at the masked positions; used only in pretraining.
 
-    `config` comes from `decoder_config`: layers like the encoder's, but no dropout and no relative bias. The decoder
-    has a learned position embedding of its own. If the encoder has rotary positions, its outputs do not contain their
-    positions, and the attention of the decoder is rotary, too. The last layer computes queries, MLP and output only at
-    the masked positions; its parameters are those of a Block.
+    `config` comes from `decoder_config`: layers like the encoder's, but all of them global and with all norms, without
+    dropout and without relative bias. The decoder has a learned position embedding of its own. If the encoder has
+    rotary positions, its outputs do not contain their positions, and the attention of the decoder is rotary, too. The
+    last layer computes queries, MLP and output only at the masked positions; its parameters are those of a Block.
     """
 
     config: EncoderConfig
@@ -105,15 +105,17 @@ class Decoder(nn.Module):
         normal = nn.initializers.normal(c.init_stddev)
         position_embedding = nn.Embed(c.max_length, c.width, embedding_init=normal, name='position_embedding')
         positions_BxT = positions_in_documents(segments_BxT)
-        turns_BxTx2xAxR = rotary_turns((positions_BxT,), c.head_width) if c.positions != 'learned' else None
+        is_rotary = c.positions != 'learned'
+        turns_BxTx2xAxR = rotary_turns((positions_BxT,), c.head_width, c.rotary_base) if is_rotary else None
+        context = Context(segments_BxT, turns_BxTx2xAxR)
         x_BxTxd += position_embedding(positions_BxT)  # at all positions, masked or kept
-        x_BxTxd = layer_norm(c, 'embedding_norm')(split_rows(x_BxTxd.astype(c.dtype)))
+        x_BxTxd = norm_layer(c, 'embedding_norm')(split_rows(x_BxTxd.astype(c.dtype)))
         if c.num_layers > 1:
             layers = scanned_layers(c, c.num_layers - 1, True, self.is_initializing())
-            x_BxTxd, _ = layers(x_BxTxd, segments_BxT, turns_BxTx2xAxR, None)
+            x_BxTxd, _ = layers(x_BxTxd, context, {})
         last_layer = block_for_use(c, self.is_initializing())(c, True, name='last_layer')
-        x_BxMxd = last_layer(x_BxTxd, segments_BxT, turns_BxTx2xAxR, None, at_BxM)[0]
-        return layer_norm(c, 'final_norm')(x_BxMxd) if c.norm == 'pre' else x_BxMxd
+        x_BxMxd = last_layer(x_BxTxd, context, {}, at_BxM)[0]
+        return norm_layer(c, 'final_norm')(x_BxMxd) if c.norm == 'pre' else x_BxMxd
 
 
 def decoder_config(config: EncoderConfig, options: MAELMConfig) -> EncoderConfig:
@@ -127,7 +129,9 @@ def decoder_config(config: EncoderConfig, options: MAELMConfig) -> EncoderConfig
         width=sizes.width,
         ffn_width=sizes.ffn_width,
         relative_buckets=0,
+        local_window=0,
         embedding_norm=True,
+        first_norm=True,
         dropout=0.0,
         attention_dropout=0.0,
         scan_unroll=min(config.scan_unroll, max(1, options.decoder_layers - 1)),
@@ -156,7 +160,7 @@ class MAELM(Objective):
         self.encoder = Encoder(c)
         self.decoder = Decoder(d)
         self.head = MLMHead(d)
-        if d.width != c.width:
+        if d.width != c.width and c.tied_head:
             self.widen = dense(c, c.width, None, bias=False)
 
     def __call__(self, batch: MaskedBatch, deterministic: bool = True) -> LossTerms:

@@ -88,13 +88,15 @@ class DecoderSizes:
     width: int
     ffn_width: int
     mlp: str
+    num_heads: int
+    num_kv_heads: int
 
 
 def decoder_sizes(model: LayerSizes, options: MAELMConfig) -> DecoderSizes:
     """The sizes of a layer of the decoder, given the sizes `model` of a layer of the encoder."""
     width = options.decoder_width or model.width
     ffn_width = options.decoder_ffn_width or model.ffn_width * width // model.width
-    return DecoderSizes(width=width, ffn_width=ffn_width, mlp=model.mlp)
+    return DecoderSizes(width, ffn_width, model.mlp, model.num_heads, model.num_kv_heads)
 
 
 class MAELMSpec(Spec):
@@ -149,17 +151,19 @@ class MAELMSpec(Spec):
         """Forward pass: the encoder on k = n − (1 − δ)m kept tokens, the decoder on n tokens, the head on m tokens.
 
         The paper's decoder costs L_d·(2nW_d + 4n²d_d); here its last layer is cheaper, as its output is computed only
-        at the masked positions. If d_d ≠ d, projections take 2d·d_d more for each of the n + m tokens.
+        at the masked positions. If d_d ≠ d, projections take 2d·d_d more for each of the n + m tokens, or, if the
+        output matrix is not tied and so has the width d_d, of the n tokens.
         """
         decoder, n, masked = decoder_sizes(model, options), sizes.length, sizes.masked
-        head = layer_flops.head_flops(masked, decoder.width, model.width, vocab_size)
-        between = 2 * model.width * decoder.width * (n + masked) if decoder.width != model.width else 0
+        output_width = model.width if model.tied_head else decoder.width
+        head = layer_flops.head_flops(masked, model.head, decoder.width, output_width, vocab_size)
+        projected = n + masked * (output_width != decoder.width)
+        between = 2 * model.width * decoder.width * projected if decoder.width != model.width else 0
         encoder = model.num_layers * layer_flops.layer_flops(model, sizes.encoded, document_share)
         decoding = layer_flops.stack_flops(decoder, options.decoder_layers, n, masked, document_share)
         return encoder + decoding + head + between
 
     def stacks(self, model: EncoderSizes, options: Any, sizes: Sizes) -> tuple[Stack, ...]:
         """The encoder, and the decoder, which reads whole rows."""
-        d = decoder_sizes(model, options)
-        decoder = Stack(options.decoder_layers, sizes.length, d.width, d.ffn_width, d.mlp)
+        decoder = layer_flops.stack_of(decoder_sizes(model, options), options.decoder_layers, sizes.length)
         return (*super().stacks(model, options, sizes), decoder)

@@ -46,7 +46,8 @@ class Spec:
       options: a frozen dataclass with a field for each key of the configuration, created by `option`, and possibly
         other fields that are not keys; None if the objective has no options.
       reads_inputs: whether the encoder reads the whole corrupted row, `MaskedBatch.inputs`. Only then do corrupted
-        tokens that are not predicted, and repeated tokens, have the effect that masking intends.
+        tokens that are not predicted, and repeated tokens, have the effect that masking intends, and only then are
+        distances between tokens those of their indices in the row, by which splash measures windows.
       positions: the values of `model.positions` that the objective supports.
       relative_bias: whether the objective supports a relative position bias.
       parameters: the rules for parameters that the objective has besides those of the encoder and the prediction head.
@@ -112,7 +113,7 @@ class Spec:
     def stacks(self, model: EncoderSizes, options: Any, sizes: Sizes) -> tuple[layer_flops.Stack, ...]:
         """The stacks of layers that a row passes through, from which the memory of a step is estimated."""
         del options
-        return (layer_flops.Stack(model.num_layers, sizes.encoded, model.width, model.ffn_width, model.mlp),)
+        return (layer_flops.stack_of(model, model.num_layers, sizes.encoded),)
 
     def num_logits(self, options: Any, sizes: Sizes) -> float:
         """The number of positions of a row for which logits are computed."""

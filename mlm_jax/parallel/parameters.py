@@ -31,11 +31,15 @@ class Parameter:
 
 # The rules for the encoder and the prediction head; each objective adds rules for modules of its own.
 ENCODER = (
-    Parameter(r'token_embedding/embedding', ('vocabulary', 'width')),
+    Parameter(r'(token|output)_embedding/embedding', ('vocabulary', 'width')),
     Parameter(r'position_embedding/embedding', (None, None)),
     Parameter(r'relative_bias/embedding', (None, None)),
     Parameter(r'attention/qkv/kernel', ('width', None, 'heads', None), inputs=(0,), outputs=(2, 3)),
     Parameter(r'attention/qkv/bias', (None, 'heads', None)),
+    Parameter(r'attention/query/kernel', ('width', 'heads', None), inputs=(0,), outputs=(1, 2)),
+    Parameter(r'attention/query/bias', ('heads', None)),
+    Parameter(r'attention/key_value/kernel', ('width', None, 'heads', None), inputs=(0,), outputs=(2, 3)),
+    Parameter(r'attention/key_value/bias', (None, 'heads', None)),
     Parameter(r'attention/out/kernel', ('heads', None, 'width'), inputs=(0, 1), outputs=(2,)),
     Parameter(r'mlp/up/kernel', ('width', 'hidden'), inputs=(0,), outputs=(1,)),
     Parameter(r'mlp/up/bias', ('hidden',)),

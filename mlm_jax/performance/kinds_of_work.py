@@ -23,6 +23,7 @@ KINDS = (
 )  # fmt: skip
 
 _PRODUCTS = ('dot', 'convolution')
+_PROJECTIONS = {'qkv', 'query', 'key_value', 'out'}  # the linear layers of attention
 # Operations that move or rename elements and compute nothing.
 _MOVES = (
     'parameter', 'constant', 'iota', 'bitcast', 'bitcast-convert', 'broadcast', 'concatenate', 'convert', 'copy',
@@ -139,7 +140,7 @@ def kind_of_path(op_name: str, is_product: bool) -> str:
     parts = op_name.split('/')
     modules, operation = set(parts[:-1]), parts[-1]
     if is_product:
-        if 'attention' in modules and not modules & {'qkv', 'out'}:
+        if 'attention' in modules and not modules & _PROJECTIONS:
             return ATTENTION
         return MATMUL if _in_model(op_name) and _in_layers(modules) else _outside_layers(op_name, modules)
     if 'masking' in modules:
@@ -155,7 +156,7 @@ def kind_of_path(op_name: str, is_product: bool) -> str:
     if not _in_layers(modules):
         return _outside_layers(op_name, modules)
     if 'attention' in modules:
-        if modules & {'qkv', 'out'}:
+        if modules & _PROJECTIONS:
             return MATMUL  # the bias of a projection
         return SOFTMAX if operation in _SOFTMAX_OPERATIONS or 'softmax' in op_name else ATTENTION
     if 'mlp' in modules:

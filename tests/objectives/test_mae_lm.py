@@ -18,7 +18,7 @@ from mlm_jax.masking.batch import MaskedBatch, gather_positions, positions_of
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.models.encoder import Encoder
-from mlm_jax.models.layers import Block, EncoderConfig
+from mlm_jax.models.layers import Block, Context, EncoderConfig
 from mlm_jax.models.positions import positions_in_documents, rotary_turns
 from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig, decoder_config, hidden_slots, keep_tokens, kept_slots
 from mlm_jax.objectives.registry import parameters
@@ -180,7 +180,7 @@ def test_the_last_layer_at_masked_positions_is_the_whole_layer_read_there(encode
         x = x + p['position_embedding']['embedding'][positions]
         x = normalised(x, p['embedding_norm'])
         for layer in (jax.tree.map(lambda leaf: leaf[0], p['layers']), p['last_layer']):
-            x, _ = Block(config, True).apply({'params': layer}, x, batch.segments, turns, None)
+            x, _ = Block(config, True).apply({'params': layer}, x, Context(batch.segments, turns))
         return gather_positions(normalised(x, p['final_norm']) if 'final_norm' in p else x, batch.positions)
 
     def normalised(x, p):

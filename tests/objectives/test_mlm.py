@@ -15,7 +15,7 @@ from mlm_jax.masking.batch import gather_positions, positions_of
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.models import positions
-from mlm_jax.models.layers import EncoderConfig, layer_norm
+from mlm_jax.models.layers import EncoderConfig, norm_layer
 from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig
 from mlm_jax.objectives.mlm import MLM
 from mlm_jax.training.state import example_batch
@@ -43,7 +43,7 @@ def initialised(config):
 
 
 def test_a_norm_keeps_nothing_for_its_backward_pass_but_its_input():
-    norm = layer_norm(dataclasses.replace(ROBERTA, dtype='bfloat16'), None)
+    norm = norm_layer(dataclasses.replace(ROBERTA, dtype='bfloat16'), None)
     x = jax.random.normal(jax.random.key(0), (4, 8, 32), jnp.bfloat16)
     params = norm.init(jax.random.key(1), x)
     _, backward = jax.vjp(norm.apply, params, x)
