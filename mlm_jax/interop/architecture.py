@@ -94,7 +94,7 @@ class Architecture:
         pad_id = self.pad_id(d)
         single = {key: value for key, value in self.recipe.items() if not isinstance(value, tuple)}
         e = Encoder(**(single | self.read(d, pad_id)))
-        if e.norm_bias == e.bias:
+        if getattr(e, 'norm_bias', None) == e.bias:
             e.norm_bias = None  # as a configuration has it
         if pad_id >= e.vocab_size:
             raise ValueError(f'{d.path} has pad_token_id={pad_id}, which is no id below vocab_size={e.vocab_size}')
@@ -157,8 +157,8 @@ class Architecture:
         return name.startswith(self.left_out)
 
     def modern_name(self, name: str) -> str:
-        """The name of a weight in today's checkpoints, of one that older checkpoints may call otherwise."""
-        return name
+        """The name here of a weight that some checkpoints call otherwise: gamma and beta of a LayerNorm in old ones."""
+        return name.replace('LayerNorm.gamma', 'LayerNorm.weight').replace('LayerNorm.beta', 'LayerNorm.bias')
 
 
 def deciding(e: Any) -> dict[str, Any]:

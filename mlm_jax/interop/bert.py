@@ -52,10 +52,6 @@ class Bert(Architecture):
         there = 'cls.predictions.decoder'
         return {f'{there}.weight': 'encoder/token_embedding/embedding', f'{there}.bias': 'head/bias'}
 
-    def modern_name(self, name: str) -> str:
-        """The parameters of a LayerNorm were called gamma and beta in the first checkpoints."""
-        return name.replace('LayerNorm.gamma', 'LayerNorm.weight').replace('LayerNorm.beta', 'LayerNorm.bias')
-
 
 class DistilBert(Architecture):
     """DistilBertForMaskedLM: no token types, and one ε."""

@@ -93,12 +93,11 @@ def params_of(checkpoint: Checkpoint, stored: Mapping[str, np.ndarray], name: st
     source = StateDict(stored)
     params = names.read(rules, source, e.num_layers)
     leaves = dict(names.leaves_of(params))
-    for copy, path in a.tied(e, prefix).items():
-        if path in leaves:  # that of a head may be missing
-            source.skip_equal(copy, leaves[path])
+    for copy, path in a.tied(e, prefix).items() if checkpoint.has_head else ():
+        source.skip_equal(copy, leaves[path])
     for key, constant in a.constants(e, prefix).items():
         if key in source and not constant.holds(np.asarray(stored[key])):
-            raise ValueError(f'{name} have other numbers in {key} than {constant.what}, which are all that has a place')
+            raise ValueError(f'{name} have other numbers in {key} than {constant.what}')
         source.skip(key)
     source.check_all_read()
     return params

@@ -102,7 +102,7 @@ class Description:
         """The error for a value of another type."""
         return ValueError(f'{self.path} holds a value of another type: {key}={value!r} should be {expected}')
 
-    def _checked(self, key: str, default: Any, kinds: tuple[type, ...], sort: str, low: int) -> Any:
+    def _checked(self, key: str, default: Any, kinds: Any, sort: str, low: int) -> Any:
         if key not in self.stored and default is None:
             raise ValueError(f'{self.path} lacks {key!r}')
         value = self.stored.get(key, default)

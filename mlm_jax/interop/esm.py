@@ -10,6 +10,8 @@ from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
 from mlm_jax.interop.rotary import POSITIONS, frequencies, halves_first
 
+_FREQUENCIES = 'base^(−2j / D), the frequencies of the rotary positions that config.json describes'
+
 
 class Esm(Architecture):
     """EsmForMaskedLM. The frequencies of its rotary positions are stored, so that they can be those of two coordinates.
@@ -83,11 +85,17 @@ class Esm(Architecture):
 
     def constants(self, e: Encoder, prefix: str) -> dict[str, Constant]:
         inverse = frequencies(e)
-        found = {f'{prefix}rotary_embeddings.inv_freq': Constant(inverse, 'the frequencies of its rotary positions')}
+        found = {f'{prefix}rotary_embeddings.inv_freq': Constant(inverse, _FREQUENCIES)}
         for i in range(e.num_layers):  # where checkpoints before version 5 have it
             name = f'{prefix}encoder.layer.{i}.attention.self.rotary_embeddings.inv_freq'
-            found[name] = Constant(inverse, 'the frequencies of its rotary positions', is_written=False)
+            found[name] = Constant(inverse, _FREQUENCIES, is_written=False)
         return found
+
+    def modern_name(self, name: str) -> str:
+        # Version 5 of transformers saves the frequencies that all layers share by the name of those of a layer "*".
+        return (
+            super().modern_name(name).replace('encoder.layer.*.attention.self.rotary_embeddings', 'rotary_embeddings')
+        )
 
     def unused(self, e: Encoder, prefix: str) -> dict[str, np.ndarray]:
         """The head that predicts contacts from attention, which the class has: zeros."""

@@ -47,7 +47,7 @@ class ModernBert(Architecture):
             'init_stddev': d.number('initializer_range', 0.02),
             'tied_head': d.flag('tie_word_embeddings', True),
             'rotary_base': bases[FULL],
-            'rotary_base_local': bases[LOCAL] if window else None,
+            'rotary_base_local': bases[LOCAL] if window and bases[LOCAL] != bases[FULL] else None,
             'local_window': window,
             'global_every': every,
         }
@@ -145,9 +145,8 @@ def _windows(d: Description, num_layers: int) -> tuple[int, int]:
 def _base(d: Description, kind: str) -> float:
     """The base of the rotary positions in one kind of layer."""
     parameters = d.within('rope_parameters').within(kind)
-    scaling = parameters.stored.get('rope_type', 'default'), d.stored.get('rope_scaling')
-    if scaling != ('default', None):
-        raise ValueError(f'{d.path} scales its rotary positions ({kind}: {scaling}): that has no place here')
+    if parameters.stored.get('rope_type', 'default') != 'default' or d.has('rope_scaling'):
+        raise ValueError(f'{d.path} scales its rotary positions: that has no place here')
     if parameters.has('rope_theta'):
         return _positive(parameters.number('rope_theta'), d, 'rope_theta')
     return _positive(d.number(OLD_BASES[kind], BASES[kind]), d, OLD_BASES[kind])

@@ -58,7 +58,8 @@ def read(rules: Iterable[Rule], source: StateDict, num_layers: int) -> dict[str,
                 None if i in rule.missing else rule.read(*(source[name.format(i)] for name in rule.names))
                 for i in range(num_layers)
             ]
-            (like, *_) = [layer for layer in layers if layer is not None] or [np.zeros(rule.shapes[0])]
+            present = [layer for layer in layers if layer is not None]
+            like = present[0] if present else np.zeros([size or 0 for size in rule.shapes[0]])
             unused = np.zeros_like(like) if rule.path.endswith('/bias') else np.ones_like(like)
             array = np.stack([unused if layer is None else layer for layer in layers])
         else:

@@ -56,11 +56,13 @@ class RoFormer(Architecture):
 
     def constants(self, e: Encoder, prefix: str) -> dict[str, Constant]:
         return {
-            f'{prefix}encoder.embed_positions.weight': Constant(sines_and_cosines(e), 'its rotary positions'),
+            f'{prefix}encoder.embed_positions.weight': Constant(
+                sines_and_cosines(e), 'the sines and cosines of the rotary positions that config.json describes'
+            ),
             f'{prefix}embeddings.token_type_embeddings.weight': Constant(
                 np.zeros((2, e.width)),
-                'zeros for texts of one part: an embedding of token types has no place here beside one of tokens that '
-                'also predicts them',
+                'zeros for texts of one part (added to the embeddings of tokens, which also predict them, others have no '
+                'place here)',
                 rows=1,
             ),
         }

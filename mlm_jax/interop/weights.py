@@ -75,7 +75,7 @@ def write(
     if len(shards) == 1:
         save_file(shards[0], directory / WEIGHTS_FILE, metadata=metadata)
         return
-    files = {}
+    files: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f'model-{number:05}-of-{len(shards):05}.safetensors'
         save_file(shard, directory / file, metadata=metadata)

@@ -196,7 +196,7 @@ class SelfAttention(nn.Module):
         """
         c = self.config
         segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT = context.segments, context.turns, context.bias
-        if context.local_turns is not None:
+        if context.local_turns is not None and is_local is not None:
             turns_BxTx2xAxR = jnp.where(is_local, context.local_turns, turns_BxTx2xAxR)
         window = None if is_local is None else Window(c.local_window // 2, is_local, at_BxM, context.places)
         q_segments_BxT = segments_BxT if at_BxM is None else gather_positions(segments_BxT, at_BxM)

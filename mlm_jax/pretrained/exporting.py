@@ -185,12 +185,12 @@ def outputs(export: Export, tokens_BxT: np.ndarray, real_BxT: np.ndarray) -> np.
         scan_unroll=1,
     )
     module, segments_BxT = MLM(e), jnp.asarray(real_BxT, jnp.int32)
-    tokens_BxT = jnp.asarray(tokens_BxT, jnp.int32)
+    inputs_BxT = jnp.asarray(tokens_BxT, jnp.int32)
     variables = {'params': export.params}
     if not export.checkpoint.has_head:
-        return np.asarray(jax.jit(lambda v: module.apply(v, tokens_BxT, segments_BxT, method='encode'))(variables))
-    every_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1], dtype=jnp.int32), tokens_BxT.shape)
-    batch = MaskedBatch(tokens_BxT, tokens_BxT, every_BxT, jnp.ones(tokens_BxT.shape), segments_BxT)
+        return np.asarray(jax.jit(lambda v: module.apply(v, inputs_BxT, segments_BxT, method='encode'))(variables))
+    every_BxT = jnp.broadcast_to(jnp.arange(inputs_BxT.shape[1], dtype=jnp.int32), inputs_BxT.shape)
+    batch = MaskedBatch(inputs_BxT, inputs_BxT, every_BxT, jnp.ones(inputs_BxT.shape), segments_BxT)
     return np.asarray(jax.jit(lambda v: module.apply(v, batch, method='logits'))(variables))
 
 

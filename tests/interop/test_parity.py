@@ -20,7 +20,9 @@ from mlm_jax.training.state import example_batch
 pytest.importorskip('safetensors.numpy')
 VOCABULARY, LENGTH = 61, 24
 SIZES = dict(vocab_size=VOCABULARY, max_length=LENGTH, num_layers=4, width=32, num_heads=2, ffn_width=48)
-MODERN = dict(positions='rotary', norm='pre', first_norm=False, mlp='geglu', bias=False, dropout=0.0, attention_dropout=0.0)
+MODERN = dict(
+    positions='rotary', norm='pre', first_norm=False, mlp='geglu', bias=False, dropout=0.0, attention_dropout=0.0
+)
 EURO = MODERN | dict(first_norm=True, embedding_norm=False, mlp='swiglu', norm_type='rms_norm', head='plain')
 PRE_ROTARY = dict(positions='rotary', norm='pre', embedding_norm=False)
 # Name → the attributes of the encoder, and the class that it goes to.
@@ -51,7 +53,12 @@ def make(attributes, architecture: str = '', has_head: bool = True, pad_id: int 
     config = EncoderConfig(**{**SIZES, 'norm_epsilon': 1e-12, **attributes})
     shapes = jax.eval_shape(MLM(config).init, jax.random.key(0), example_batch(LENGTH, 4))['params']
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(0.1, 0.2, x.shape).astype(np.float32), shapes)
+
+    def draw(path, x):  # large enough that attention is far from uniform, so that positions and windows count
+        name = jax.tree_util.keystr(path)
+        return rng.normal('scale' in name, 0.2 if 'kernel' not in name else 0.4, x.shape).astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
     if not config.first_norm:  # not used in the first layer, and not exported: as it starts
         for name, leaf in params['encoder']['layers']['attention_norm'].items():
             leaf[0] = name == 'scale'
@@ -83,6 +90,7 @@ def logits(config, params, tokens, segments):
 @pytest.mark.parametrize('name', [*ENCODERS, *OTHERS])
 def test_logits_are_those_of_transformers_and_weights_come_back_to_the_bit(name, tmp_path):
     pytest.importorskip('transformers')
+    pytest.importorskip('torch')
     attributes, class_name = ENCODERS.get(name, ({}, registry.BY_TYPE.get(name, registry.ARCHITECTURES[0]).masked_lm))
     config, params, checkpoint = make(attributes, architecture=name if name in OTHERS else '')
     assert checkpoint.class_name == class_name
