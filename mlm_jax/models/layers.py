@@ -1,8 +1,7 @@
 """The layers of the encoder."""
 
 import dataclasses
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -270,9 +269,6 @@ class MLP(nn.Module):
         return dense(c, c.width, 'down', activation=gelu)(dense(c, c.ffn_width, 'up')(x_BxTxd))
 
 
-NO_SWITCHES: Mapping[str, jax.Array] = types.MappingProxyType({})
-
-
 def layer_switches(config: EncoderConfig) -> dict[str, jax.Array]:
     """What distinguishes the layers besides their parameters, which a scan reads along with these; often nothing.
 
@@ -300,7 +296,7 @@ class Block(nn.Module):
         self,
         x_BxTxd: jax.Array,
         context: Context,
-        switches: Mapping[str, jax.Array] = NO_SWITCHES,
+        switches: dict[str, jax.Array] | None = None,
         at_BxM: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         """Returns the layer's output, which is the carry of the scan, and None, as a scan has no per-layer output here.
@@ -308,16 +304,12 @@ class Block(nn.Module):
         With `at_BxM`, the output is computed only at these positions: [B, M, d]. All tokens still serve as keys and
         values. `switches`, bool[] each, are those of `layer_switches` for this layer.
         """
-        c = self.config
+        c, switches = self.config, switches or {}
 
-        def normalized(x_BxTxd, norm, norm_name):
-            y_BxTxd = norm(x_BxTxd)
-            skips = norm_name == 'attention_norm' and 'is_first' in switches
-            return jnp.where(switches['is_first'], x_BxTxd, y_BxTxd) if skips else y_BxTxd
-
-        def sublayer(x_BxTxd, function, norm_name, at_BxM=None):
+        def sublayer(x_BxTxd, function, norm_name, at_BxM=None, skips_norm=None):
             norm = norm_layer(c, norm_name)
-            y_BxTxd = function(normalized(x_BxTxd, norm, norm_name) if c.norm == 'pre' else x_BxTxd)
+            y_BxTxd = norm(x_BxTxd) if c.norm == 'pre' else x_BxTxd
+            y_BxTxd = function(y_BxTxd if skips_norm is None else jnp.where(skips_norm, x_BxTxd, y_BxTxd))
             x_BxTxd = x_BxTxd if at_BxM is None else gather_positions(x_BxTxd, at_BxM)
             y_BxTxd = x_BxTxd + Dropout(c.dropout, self.deterministic)(y_BxTxd)
             return y_BxTxd if c.norm == 'pre' else norm(y_BxTxd)
@@ -327,7 +319,7 @@ class Block(nn.Module):
                 y_BxTxd, context, self.deterministic, at_BxM, switches.get('is_local')
             )
 
-        x_BxTxd = sublayer(x_BxTxd, attention, 'attention_norm', at_BxM)
+        x_BxTxd = sublayer(x_BxTxd, attention, 'attention_norm', at_BxM, switches.get('is_first'))
         x_BxTxd = sublayer(x_BxTxd, MLP(c, name='mlp'), 'mlp_norm')
         x_BxTxd = split_rows(x_BxTxd)
         self.sow('intermediates', 'output', x_BxTxd)  # has no effect unless `intermediates` is mutable

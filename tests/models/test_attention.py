@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlm_jax.masking.batch import MaskedBatch
+from mlm_jax.masking.batch import MaskedBatch, gather_positions
 from mlm_jax.models import attention
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.mlm import MLM
@@ -45,7 +45,7 @@ def attend(backend: str, q, k, v, segments, bias=None):
     return attention.cudnn_attention(q, k, v, jnp.asarray(allowed), bias, implementation='xla')
 
 
-def by_hand(q, k, v, segments, bias):
+def by_hand(q, k, v, segments, bias, radius=LENGTH):
     """Softmax over the keys of one document at a time, in float64."""
     q, k, v, bias = (np.asarray(x, np.float64) for x in (q, k, v, bias))
     out = np.zeros(q.shape)
@@ -54,6 +54,7 @@ def by_hand(q, k, v, segments, bias):
             (at,) = np.nonzero(segments[b] == document)
             for h in range(q.shape[2]):
                 scores = q[b, at, h] @ k[b, at, h].T / np.sqrt(q.shape[3]) + bias[b, h][np.ix_(at, at)]
+                scores = np.where(np.abs(at[:, None] - at) <= radius, scores, -np.inf)
                 weights = np.exp(scores - scores.max(1, keepdims=True))
                 out[b, at, h] = weights / weights.sum(1, keepdims=True) @ v[b, at, h]
     return out
@@ -112,6 +113,63 @@ def test_splash_takes_the_single_row_of_initialisation_on_a_mesh():
     np.testing.assert_allclose(out, attend('xla', q, k, v, SEGMENTS[:1]), atol=1e-5)
 
 
+def local(backend: str, radius: int, q, k, v, segments, is_local=True):
+    """As `attend`, with a window; keys and values may have fewer heads."""
+    window = attention.Window(radius, is_local)
+    if backend == 'splash':
+        return attention.splash_attention(q, k, v, segments, segments, interpret=True, window=window)
+    return attention.attend(q, k, v, segments, segments, window=window)
+
+
+def test_windows_are_a_softmax_over_near_keys_or_over_all():
+    q, k, v = random_inputs()
+    bias = np.zeros((BATCH, HEADS, LENGTH, LENGTH))
+    for is_local, radius in ((True, 9), (False, LENGTH)):
+        found = local('xla', 9, q, k, v, SEGMENTS, is_local)
+        np.testing.assert_allclose(found, by_hand(q, k, v, SEGMENTS, bias, radius), atol=1e-5)
+
+
+@pytest.mark.parametrize('is_local', [True, False])
+def test_splash_windows_and_grouped_heads_equal_those_of_xla(is_local):
+    """In a row of five blocks, of which most lie outside; whether the layer is local is not known to the compiler."""
+    length, radius = 640, 40
+    keys = jax.random.split(jax.random.key(3), 3)
+    q, k, v = (jax.random.normal(key, (1, length, heads, WIDTH)) for key, heads in zip(keys, (4, 2, 2)))
+    segments = segments_of([200, length - 210], length)[None]
+
+    def gradients(backend):
+        run = functools.partial(local, backend, radius, is_local=jnp.asarray(is_local))
+        return loss_and_gradients(run, q, k, v, segments)
+
+    for ours, theirs in zip(gradients('splash'), gradients('xla'), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_splash_puts_single_queries_where_their_windows_are(monkeypatch):
+    monkeypatch.setattr(attention, 'splash_attention', functools.partial(attention.splash_attention, interpret=True))
+    q, k, v = random_inputs()
+    at = jnp.array([[3, 64, 127, LENGTH]] * BATCH)  # the last slot is unused
+    at_q, at_segments = gather_positions(q, at), gather_positions(jnp.asarray(SEGMENTS), at)
+    window = attention.Window(9, jnp.asarray(True), at)
+    ours, theirs = (
+        attention.attend(at_q, k, v, at_segments, SEGMENTS, window=window, backend=b) for b in ('splash', 'xla')
+    )
+    np.testing.assert_allclose(ours[:, :3], theirs[:, :3], atol=1e-5)
+    np.testing.assert_allclose(theirs[:, :3], local('xla', 9, q, k, v, SEGMENTS)[:, [3, 64, 127]], atol=1e-5)
+
+
+def test_cudnn_takes_windows_as_a_mask_and_grouped_heads(monkeypatch):
+    name = 'cudnn_attention'
+    monkeypatch.setattr(attention, name, functools.partial(attention.cudnn_attention, implementation='xla'))
+    q, k, v = random_inputs(dtype=jnp.bfloat16)
+    inputs = q[:, :99], k[:, :99, :1], v[:, :99, :1], SEGMENTS[:, :99], SEGMENTS[:, :99]
+    window = attention.Window(9, True)
+    ours, theirs = (
+        np.asarray(attention.attend(*inputs, window=window, backend=b), np.float32) for b in ('cudnn', 'xla')
+    )
+    np.testing.assert_allclose(ours, theirs, atol=0.05)
+
+
 def test_cudnn_equals_xla_to_the_precision_of_bfloat16():
     # The same call as on a GPU, with another implementation behind it; only the kernel itself is not tried here.
     inputs = random_inputs(dtype=jnp.bfloat16)
@@ -166,6 +224,10 @@ REFUSALS = {
     'dropout on splash': (dict(backend='splash', dropout_rate=0.1), 'splash attention backend has no dropout'),
     'dropout on cudnn': (dict(backend='cudnn', dropout_rate=0.1), 'cudnn attention backend has no dropout'),
     'float32 on cudnn': (dict(backend='cudnn'), 'needs bfloat16, not float32'),
+    'other places on splash': (
+        dict(backend='splash', window=attention.Window(3, True, places_BxS=SEGMENTS)),
+        'measures windows by indices',
+    ),
     'a bias on splash': (dict(backend='splash', bias_BxHxTxS=jnp.zeros((1, 1, 1, 1))), 'takes no relative bias'),
     'an unknown backend': (dict(backend='flash'), "backend 'flash': it must be one of xla, cudnn, splash"),
 }
@@ -191,9 +253,9 @@ def test_kernels_take_any_number_of_queries_and_keys(backend, dtype, option, mon
     name, taken = f'{backend}_attention', []
     function = functools.partial(getattr(attention, name), **option)
 
-    def kernel(q, k, *args):
+    def kernel(q, k, *args, **options):
         taken.extend([q.shape[1], k.shape[1]])
-        return function(q, k, *args)
+        return function(q, k, *args, **options)
 
     monkeypatch.setattr(attention, name, kernel)
     q, k, v = random_inputs(dtype=dtype)
@@ -222,6 +284,7 @@ MODERN = dataclasses.replace(ROBERTA, positions='rotary', norm='pre', mlp='geglu
 RECIPES = {
     'roberta': ROBERTA,
     'modern': MODERN,
+    'windows': dataclasses.replace(MODERN, first_norm=False, local_window=16, global_every=2, rotary_base_local=100.0),
     'relative': dataclasses.replace(ROBERTA, relative_buckets=32),
     'bfloat16': dataclasses.replace(MODERN, dtype='bfloat16'),
 }

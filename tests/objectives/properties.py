@@ -23,7 +23,19 @@ VOCABULARY = standard_vocabulary(64)
 LENGTH, ROWS = 32, 8
 
 
-def configuration(name: str):
+# Encoders of other shapes than the default's: their overrides.
+PLAIN = 'plain'
+RECIPES: dict[str, dict[str, str]] = {
+    PLAIN: {},
+    'other': {
+        'model.positions': 'rotary', 'model.norm': 'pre', 'model.first_norm': 'false', 'model.norm_type': 'rms_norm',
+        'model.mlp': 'swiglu', 'model.num_kv_heads': '2', 'model.local_window': '9', 'model.global_every': '2',
+        'model.rotary_base_local': '100', 'model.tied_head': 'false',
+    },
+}  # fmt: skip
+
+
+def configuration(name: str, recipe: str = PLAIN):
     """A tiny model of that objective, without dropout."""
     config = config_lib.default_config()
     positions = OBJECTIVES[name].positions
@@ -32,16 +44,16 @@ def configuration(name: str):
         'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '8', 'model.ffn_width': '64',
         'model.dropout': '0.0', 'model.attention_dropout': '0.0',
         'model.positions': 'learned' if 'learned' in positions else positions[-1], 'masking.mask_fraction': '1.0',
-        'masking.random_fraction': '0.0', 'compilation_cache': '',
+        'masking.random_fraction': '0.0', 'compilation_cache': '', **RECIPES[recipe],
     }  # fmt: skip
     config_lib.apply_overrides(config, overrides)
     return config_lib.resolve(config)
 
 
 @functools.cache
-def initialized(name: str):
+def initialized(name: str, recipe: str = PLAIN):
     """(module, parameters away from their initial symmetry)."""
-    module = build.make_objective(configuration(name), VOCABULARY)
+    module = build.make_objective(configuration(name, recipe), VOCABULARY)
     params = jax.jit(module.init)(jax.random.key(0), example_batch(LENGTH, 5))['params']
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -71,9 +83,9 @@ def gradient(module, params, batch):
     return jax.grad(lambda p: module.apply({'params': p}, batch).loss_sum)(params)
 
 
-def has_rules(name: str) -> None:
+def has_rules(name: str, recipe: str = PLAIN) -> None:
     """Every parameter has a sharding rule of its dimensions; and every kernel is a matrix for Muon."""
-    shapes = build.state_shapes(configuration(name)).params
+    shapes = build.state_shapes(configuration(name, recipe)).params
     state_shardings(shapes, 'fsdp_tp', make_mesh(2, 2, 2), parameters(name))
 
     def check(path, leaf):
@@ -85,12 +97,12 @@ def has_rules(name: str) -> None:
     jax.tree_util.tree_map_with_path(check, shapes)
 
 
-def costs_what_compiles(name: str) -> None:
+def costs_what_compiles(name: str, recipe: str = PLAIN) -> None:
     """FLOPs and slots by the spec are those of the compiled step."""
-    config = configuration(name)
+    config = configuration(name, recipe)
     computed = collectives.matmul_flops(ahead_of_time.compile_train_step(config, jax.devices()[:1]))
     assert computed == pytest.approx(step_flops.step_flops(config, slots=True), rel=0.03)
-    sizes, (module, params) = step_flops.slot_sizes(config), initialized(name)
+    sizes, (module, params) = step_flops.slot_sizes(config), initialized(name, recipe)
     encoded = jax.eval_shape(
         lambda: module.apply({'params': params}, example_batch(LENGTH, int(sizes.masked)), method='encode_masked')
     )[0]
@@ -139,9 +151,9 @@ def ignores_padding(name: str) -> None:
     )
 
 
-def is_the_same_on_a_mesh(name: str) -> None:
+def is_the_same_on_a_mesh(name: str, recipe: str = PLAIN) -> None:
     """Eight devices, with the state split in every way, compute the loss and the gradient of one."""
-    module, params = initialized(name)
+    module, params = initialized(name, recipe)
     expected = run(module, params, batch()), gradient(module, params, batch())
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
