@@ -17,6 +17,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Bert(), ModernBert(), MPNet(), Esm(), RoFormer(), RobertaPreLayerNorm(), EuroBert(), Roberta(), XLMRoberta(),
     Camembert(), DistilBert(),
 )  # fmt: skip
+# What makes an encoder another one, rather than a variant: the closest class shares it where it can.
+_STRUCTURE = frozenset({'positions', 'relative_buckets', 'norm', 'norm_type', 'mlp'})
 BY_TYPE = {architecture.model_type: architecture for architecture in ARCHITECTURES}
 
 
@@ -64,7 +66,7 @@ def home_of(e: Encoder, preferred: str = '', has_head: bool = True) -> Architect
     for architecture, different in differences:
         if not different:
             return architecture
-    closest, different = min(differences, key=lambda pair: len(pair[1]))
+    closest, different = min(differences, key=lambda pair: (len(pair[1]), len(pair[1].keys() & _STRUCTURE)))
     cure = ','.join(f'model.{key}={first_of(value)}' for key, value in different.items())
     raise ValueError(
         f'no class of transformers computes what this encoder does. The closest is {closest.masked_lm}, but for '

@@ -40,10 +40,10 @@ def save(directory, kind, arguments):
     model = transformers.AutoModelForMaskedLM.from_config(transformers.AutoConfig.for_model(kind, **arguments)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if 'token_type' not in name and 'embed_positions' not in name:
+            if kind == 'roformer' and 'token_type' in name:
+                parameter.zero_()  # others have no place here
+            elif 'embed_positions' not in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-            elif 'token_type' in name:
-                parameter.zero_()
     model.save_pretrained(directory)
     return model
 

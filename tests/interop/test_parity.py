@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlm_jax.interop import checkpoint as checkpoint_lib
-from mlm_jax.interop import comparison, registry, weights
+from mlm_jax.interop import comparison, registry
 from mlm_jax.interop.architecture import Encoder
 from mlm_jax.interop.checkpoint import Checkpoint
 from mlm_jax.masking.batch import MaskedBatch
