@@ -17,8 +17,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Bert(), ModernBert(), MPNet(), Esm(), RoFormer(), RobertaPreLayerNorm(), EuroBert(), Roberta(), XLMRoberta(),
     Camembert(), DistilBert(),
 )  # fmt: skip
-# What makes an encoder another one, rather than a variant: the closest class shares it where it can.
-_STRUCTURE = frozenset({'positions', 'relative_buckets', 'norm', 'norm_type', 'mlp'})
+_STRUCTURE = frozenset({'positions', 'norm', 'norm_type', 'mlp'})
 BY_TYPE = {architecture.model_type: architecture for architecture in ARCHITECTURES}
 
 
@@ -66,11 +65,19 @@ def home_of(e: Encoder, preferred: str = '', has_head: bool = True) -> Architect
     for architecture, different in differences:
         if not different:
             return architecture
-    closest, different = min(differences, key=lambda pair: (len(pair[1]), len(pair[1].keys() & _STRUCTURE)))
+    closest, different = min(differences, key=lambda pair: (len(pair[1]), _structural(e, pair[1])))
     cure = ','.join(f'model.{key}={first_of(value)}' for key, value in different.items())
     raise ValueError(
         f'no class of transformers computes what this encoder does. The closest is {closest.masked_lm}, but for '
         f'{reasons(closest, e, different)}. These parameters cannot go there; a new run with {cure} can'
+    )
+
+
+def _structural(e: Encoder, different: dict[str, Any]) -> int:
+    """How many differences make an encoder another one, rather than a variant."""
+    keys = different.keys() & _STRUCTURE
+    return len(keys) + (
+        'relative_buckets' in different and bool(e.relative_buckets) != bool(different['relative_buckets'])
     )
 
 
