@@ -5,7 +5,8 @@
 
 Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024). Other arguments
 are keys of `mlm_jax/config/defaults.py`, e.g. `configs/mlm.py:base,recipe=modern,batch_size=256`; `recipe` is `roberta`
-(post-LN, learned positions, GELU, dropout 0.1) or `modern` (pre-LN, RoPE, GeGLU, no biases, no dropout).
+(post-LN, learned positions, GELU, dropout 0.1) or `modern` (ModernBERT's: pre-LN without a norm before the first
+attention, RoPE, GeGLU, no biases, no dropout).
 """
 
 import ml_collections

@@ -168,8 +168,12 @@ def _check_step(
 def _check_attention(config: ml_collections.ConfigDict) -> tuple[bool, str]:
     """Runs the attention kernel and the reference, and compares their results."""
     m, length = config.model, config_lib.row_length(config)
+    shape = (m.attention_backend, length, m.num_heads, m.width // m.num_heads, m.dtype, m.num_kv_heads)
     try:
-        found = attention_parity.errors(m.attention_backend, length, m.num_heads, m.width // m.num_heads, m.dtype)
+        found = attention_parity.errors(*shape)
+        if m.local_window:
+            local = attention_parity.errors(*shape, m.local_window)
+            found |= {f'{name} of local layers': pair for name, pair in local.items()}
     except (RuntimeError, ValueError) as error:
         reason, _, _ = str(error).partition('\n')
         return False, (

@@ -117,6 +117,10 @@ def test_pure_folders_know_no_files_no_flags_and_no_configuration_library():
         assert name.split('.')[0] not in LIBRARIES_UNKNOWN_TO_PURE, f'{module} imports {name}'
 
 
+# A value of `model.relative_bucketing` is named after the paper that its buckets are from; any objective can have it.
+BUCKETING = ('mlm_jax.config.checks', 'mlm_jax.config.defaults', 'mlm_jax.models.layers', 'mlm_jax.models.positions')
+
+
 @pytest.mark.parametrize('name', sorted(set(OBJECTIVES) - {'mlm'}))
 def test_nothing_but_its_own_files_names_an_objective_in_code(name):
     """Prose may: docstrings, comments, and messages that are sentences."""
@@ -129,6 +133,8 @@ def test_nothing_but_its_own_files_names_an_objective_in_code(name):
             elif isinstance(node, ast.Name):
                 assert node.id != name, f'{module}, line {node.lineno}'
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                if (name, node.value) == ('mae_lm', 'mae_lm') and module in BUCKETING:
+                    continue
                 assert node.value != name and not node.value.startswith(f'{name}.'), f'{module}, line {node.lineno}'
 
 

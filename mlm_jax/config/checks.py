@@ -14,6 +14,7 @@ from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.registry import PARTITIONS, RATIO_SCHEDULES, SCHEDULES, STRATEGIES, UNITS, largest_ratio
+from mlm_jax.models.windows import local_layers
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import about, option_fields
 
@@ -337,7 +338,7 @@ def _position_problems(m: ml_collections.ConfigDict) -> list[str]:
             f'model.rotary_base_local={m.rotary_base_local:g} is for local layers, and model.local_window=0 has none: '
             'set model.local_window, or leave model.rotary_base_local'
         )
-    if m.local_window and (m.global_every == 1 or m.num_layers == 1):
+    if m.local_window and not any(local_layers(m.num_layers, m.local_window, m.global_every)):
         problems.append(
             f'model.local_window={m.local_window} has no layer to restrict: the layers whose number is a multiple of '
             f'model.global_every={m.global_every} are global, and these are all {m.num_layers}. Set model.global_every '

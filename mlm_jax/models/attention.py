@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from mlm_jax.masking.batch import gather_positions
 from mlm_jax.models.dropout import dropout
 from mlm_jax.models.products import product
-from mlm_jax.models.splash_blocks import LANES, splash_block
+from mlm_jax.models.windows import LANES, splash_block
 from mlm_jax.parallel.mesh import BATCH_AXES, TENSOR
 
 MASKED_SCORE = -1e30  # finite, so that the softmax of a query without any allowed key is not NaN
@@ -87,7 +87,7 @@ def attend(
     if backend not in LENGTHS_IN:
         raise ValueError(f'unknown attention backend {backend!r}: it must be one of {", ".join(LENGTHS_IN)}')
     has_dropout = dropout_rate > 0 and dropout_key is not None
-    places = () if window is None else window.places(k_BxSxHxD.shape[1])
+    places: tuple[jax.Array, ...] = () if window is None else window.places(k_BxSxHxD.shape[1])
     if backend == 'xla':
         allowed_Bx1xTxS = _allowed(q_segments_BxT, k_segments_BxS, window, *places)
         return _xla(
@@ -108,8 +108,9 @@ def attend(
             raise ValueError('the splash attention backend takes no relative bias; use the xla backend')
         if window is not None and window.places_BxS is not None:
             raise ValueError('the splash attention backend measures windows by indices in the row; use the xla backend')
-        if window is not None and window.at_BxT is not None:
-            return _splash_in_row(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, k_segments_BxS, window)
+        if window is not None and (at_BxT := window.at_BxT) is not None:
+            window = dataclasses.replace(window, at_BxT=None)
+            return _splash_in_row(at_BxT, q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, k_segments_BxS, window)
     num_queries, multiple = q_BxTxHxD.shape[1], LENGTHS_IN[backend]
     q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS = (
         _padded(x, 1, multiple) for x in (q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS)
@@ -215,12 +216,12 @@ def splash_attention(
     return kernel(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, q_segments_BxT, k_segments_BxS, is_local)
 
 
-def _splash_in_row(q_BxMxHxD, k_BxSxHxD, v_BxSxHxD, k_segments_BxS, window: Window) -> jax.Array:
+def _splash_in_row(at_BxM, q_BxMxHxD, k_BxSxHxD, v_BxSxHxD, k_segments_BxS, window: Window) -> jax.Array:
     """[B, M, H, D]: attention of queries at some positions of a row, each put back where the kernel expects it.
 
     The positions between them have queries of 0, whose outputs nothing reads; a local layer computes few pairs of each.
     """
-    is_here_BxMxS = window.at_BxT[:, :, None] == jnp.arange(k_BxSxHxD.shape[1])
+    is_here_BxMxS = at_BxM[:, :, None] == jnp.arange(k_BxSxHxD.shape[1])
     slot_BxS = jnp.where(is_here_BxMxS.any(1), jnp.argmax(is_here_BxMxS, axis=1), q_BxMxHxD.shape[1])
     out_BxSxHxD = attend(
         gather_positions(q_BxMxHxD, slot_BxS),
@@ -228,10 +229,10 @@ def _splash_in_row(q_BxMxHxD, k_BxSxHxD, v_BxSxHxD, k_segments_BxS, window: Wind
         v_BxSxHxD,
         k_segments_BxS,
         k_segments_BxS,
-        window=Window(window.radius, window.is_local),
+        window=window,
         backend='splash',
     )
-    return gather_positions(out_BxSxHxD, window.at_BxT)
+    return gather_positions(out_BxSxHxD, at_BxM)
 
 
 def _splash_on_one_device(

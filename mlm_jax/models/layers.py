@@ -15,6 +15,7 @@ from mlm_jax.models.activations import geglu, gelu, swiglu
 from mlm_jax.models.attention import Window, attend
 from mlm_jax.models.dropout import Dropout
 from mlm_jax.models.products import PRODUCT, Linear, linear
+from mlm_jax.models.windows import local_layers
 from mlm_jax.parallel.mesh import split_rows
 
 
@@ -113,7 +114,7 @@ class EncoderConfig:
     @property
     def local_layers(self) -> tuple[bool, ...]:
         """Whether each of the L layers attends within a window."""
-        return tuple(self.local_window > 0 and layer % self.global_every != 0 for layer in range(self.num_layers))
+        return local_layers(self.num_layers, self.local_window, self.global_every)
 
 
 def dense(
@@ -194,18 +195,16 @@ class SelfAttention(nn.Module):
         `is_local`, bool[], says whether the layer attends within windows; None if no layer does.
         """
         c = self.config
-        segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT = context.segments, context.turns, context.bias
-        if context.local_turns is not None and is_local is not None:
-            turns_BxTx2xAxR = jnp.where(is_local, context.local_turns, turns_BxTx2xAxR)
+        segments_BxT, bias_BxHxTxT = context.segments, context.bias
         window = None if is_local is None else Window(c.local_window // 2, is_local, at_BxM, context.places)
         q_segments_BxT = segments_BxT if at_BxM is None else gather_positions(segments_BxT, at_BxM)
         if at_BxM is not None and bias_BxHxTxT is not None:
             bias_BxHxTxT = jnp.take_along_axis(bias_BxHxTxT, at_BxM[:, None, :, None], axis=2, mode='clip')
         q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = self._queries_keys_values(x_BxTxd, at_BxM)
-        if turns_BxTx2xAxR is not None:
-            q_turns_BxTx2xAxR = turns_BxTx2xAxR if at_BxM is None else gather_positions(turns_BxTx2xAxR, at_BxM)
-            q_BxTxHxD = positions_lib.rotate(q_BxTxHxD, q_turns_BxTx2xAxR)
-            k_BxTxHxD = positions_lib.rotate(k_BxTxHxD, turns_BxTx2xAxR)
+        if turns := [x for x in (context.turns, context.local_turns) if x is not None]:  # [B, T, 2, A, R] each
+            q_turns = turns if at_BxM is None else [gather_positions(x, at_BxM) for x in turns]
+            q_BxTxHxD = _rotated(q_BxTxHxD, q_turns, is_local)
+            k_BxTxHxD = _rotated(k_BxTxHxD, turns, is_local)
         has_dropout = c.attention_dropout > 0 and not deterministic
         out_BxTxHxD = attend(
             q_BxTxHxD,
@@ -245,6 +244,13 @@ class SelfAttention(nn.Module):
         q_BxMxHxD = linear(gather_positions(x_BxTxd, at_BxM), kernel_dx3xHxD[:, 0], q_bias_HxD, c.dtype)
         kv_BxTx2xHxD = linear(x_BxTxd, kernel_dx3xHxD[:, 1:], kv_bias_2xHxD, c.dtype)
         return q_BxMxHxD, *_parts(kv_BxTx2xHxD)
+
+
+def _rotated(x_BxTxHxD, turns: list[jax.Array], is_local: jax.Array | None) -> jax.Array:
+    """[B, T, H, D] rotated by the only turns of a list, or by the second of two in local layers."""
+    if is_local is None or len(turns) == 1:
+        return positions_lib.rotate(x_BxTxHxD, turns[0])
+    return positions_lib.rotate_by_either(x_BxTxHxD, *turns, is_local)
 
 
 def _parts(x_BxTxPxE):

@@ -1,5 +1,6 @@
 """The positions of tokens within documents, rotary angles, and the buckets of relative biases."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -40,6 +41,17 @@ def rotate(x_BxTxHxD: jax.Array, turns_BxTx2xAxR: jax.Array) -> jax.Array:
     first, second = jnp.split(pairs_BxTxHxAx2xR, 2, axis=-2)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-2)
     return rotated.reshape(x_BxTxHxD.shape).astype(x_BxTxHxD.dtype)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def rotate_by_either(
+    x_BxTxHxD: jax.Array, turns_BxTx2xAxR: jax.Array, others_BxTx2xAxR: jax.Array, is_other: jax.Array
+) -> jax.Array:
+    """`rotate`, by `turns_BxTx2xAxR`, or by `others_BxTx2xAxR` if `is_other`, bool[].
+
+    The backward pass chooses again: otherwise, a scan over layers would keep what each layer has chosen.
+    """
+    return rotate(x_BxTxHxD, jnp.where(is_other, others_BxTx2xAxR, turns_BxTx2xAxR))
 
 
 def relative_buckets(length: int, num_buckets: int, max_distance: int, bucketing: str = 'mae_lm') -> np.ndarray:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Protocol
 
-from mlm_jax.models.splash_blocks import pairs_in_windows
+from mlm_jax.models.windows import local_layers, pairs_in_windows
 
 
 class LayerSizes(Protocol):
@@ -133,7 +133,7 @@ def skipped_flops(m: EncoderSizes, n: float, read: float, document_share: float)
     if not m.local_window or m.attention_backend != 'splash':
         return 0.0
     pairs = pairs_in_windows(n, m.local_window // 2)
-    is_local = [layer % m.global_every != 0 for layer in range(m.num_layers)]
+    is_local = local_layers(m.num_layers, m.local_window, m.global_every)
     skipped = sum(is_local[:-1]) * (n**2 - pairs) + is_local[-1] * (n * read - pairs)
     return 4 * m.width * document_share * skipped
 

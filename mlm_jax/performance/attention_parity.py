@@ -14,7 +14,14 @@ FACTOR, SLACK = 2.0, 1e-3
 
 
 def errors(
-    backend: str, length: int, num_heads: int, head_width: int, dtype: str, attend: Callable = attention.attend
+    backend: str,
+    length: int,
+    num_heads: int,
+    head_width: int,
+    dtype: str,
+    num_kv_heads: int = 0,
+    window: int = 0,
+    attend: Callable = attention.attend,
 ) -> dict[str, tuple[float, float]]:
     """The errors of a backend, and of the reference in the same dtype, compared with the reference in float32.
 
@@ -27,6 +34,8 @@ def errors(
       num_heads: H.
       head_width: D.
       dtype: the dtype that the backend computes in.
+      num_kv_heads: the number of heads of keys and values; 0 means H.
+      window: W of a local layer; 0 means a global layer.
       attend: the attention function, with the arguments of `models.attention.attend`.
 
     Returns:
@@ -38,13 +47,16 @@ def errors(
     documents_T = jnp.repeat(jnp.array([1, 2, 0]), sizes, total_repeat_length=length)
     segments_BxT = jnp.stack([documents_T, jnp.ones_like(documents_T)])
     keys = jax.random.split(jax.random.key(0), 4)
-    inputs = [2 * jax.random.normal(key, (2, length, num_heads, head_width)) for key in keys]
+    kv_heads = num_kv_heads or num_heads
+    heads = (num_heads, kv_heads, kv_heads, num_heads)  # of queries, keys, values, and weights of the outputs
+    inputs = [2 * jax.random.normal(key, (2, length, n, head_width)) for key, n in zip(keys, heads, strict=True)]
+    options = {'window': attention.Window(window // 2, jnp.asarray(True))} if window else {}
     *qkv, weight_BxTxHxD = [x * (segments_BxT > 0)[..., None, None] for x in inputs]
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def outputs(backend: str, dtype: str) -> list[jax.Array]:
         def loss(*qkv):
-            out = attend(*(x.astype(dtype) for x in qkv), segments_BxT, segments_BxT, backend=backend)
+            out = attend(*(x.astype(dtype) for x in qkv), segments_BxT, segments_BxT, backend=backend, **options)
             out = out.astype(jnp.float32)
             return jnp.sum(out * weight_BxTxHxD), out * (weight_BxTxHxD != 0)
 

@@ -122,6 +122,11 @@ def test_mae_lm_has_the_parameters_of_the_paper():
         ('tiny,mae_lm.kept_margin=-0.1', 'within 0 … 1'),
         ('tiny,mae_lm.reset_masked=true', 'masked_in_encoder=1.0'),
         ('tiny,model.attention_backend=splash,model.attention_dropout=0.0', 'takes no relative bias'),
+        (
+            'tiny,recipe=modern,model.relative_buckets=0,model.local_window=8,model.global_every=2,'
+            'model.attention_backend=splash',
+            'objective=mae_lm neighbors in a row may lie far apart',
+        ),
     ],
 )
 def test_settings_of_mae_lm_that_disagree_are_refused(argument, message):
@@ -247,6 +252,19 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,total_percent=3', 'set total_|give total_steps'),
         ('mini,model.scan_unroll=3', 'must divide'),
         ('mini,model.relative_buckets=30', 'multiple of 4'),
+        ('mini,model.num_kv_heads=3', 'must divide model.num_heads=4'),
+        ('mini,model.num_kv_heads=-1', 'must be 0, for as many as model.num_heads'),
+        ('mini,model.rotary_base=160000', 'set model.positions=rotary'),
+        ('mini,model.rotary_base=1', 'must lie above 1'),
+        ('mini,recipe=modern,model.rotary_base_local=1000', 'model.local_window=0 has none'),
+        ('mini,recipe=modern,model.local_window=64,model.global_every=1', 'has no layer to restrict.*these are all 4'),
+        ('mini,recipe=modern,model.local_window=64,model.num_layers=1', 'has no layer to restrict'),
+        ('mini,model.local_window=-1', 'or the width of a window'),
+        ('mini,model.relative_bucketing=t5', 'set model.relative_buckets=32'),
+        ('mini,model.norm_type=rms_norm,model.norm_bias=true', 'rms_norm has no bias'),
+        ('mini,model.first_norm=false', 'set model.norm=pre, or model.first_norm=true'),
+        ('mini,recipe=modern,model.embedding_norm=false', 'without normalized inputs'),
+        ('mini,model.head=linear', 'must be one of dense, plain'),
         ('mini,schedule.warmup_steps=-3', 'negative'),
         ('mini,sharding=fsdp', 'mesh.fsdp'),
     ],
@@ -339,7 +357,7 @@ NUMBERS = (
 )  # fmt: skip
 WORDS = (
     '', 'a', '"a"', '[1]', '{}', '1j', 'linear', 'diffusion', 'least_masked', 'muon', 'stable_adamw', 'mae_lm', 'exlm',
-    'rotary_2d', 'fsdp', 'fully_explored', 'subset', 'geglu',
+    'rotary_2d', 'fsdp', 'fully_explored', 'subset', 'geglu', 'rms_norm', 't5', 'plain', 'splash', 'rotary',
 )  # fmt: skip
 VALUES = st.sampled_from(NUMBERS + WORDS)
 
@@ -398,6 +416,25 @@ def test_a_configuration_of_an_earlier_version_keeps_its_weight_decay():
     stored = load('mlm.py', 'mini').to_dict()
     stored['optimizer']['weight_decay'] = 0.01
     resuming.check_resume(stored, load('mlm.py', 'mini'), note=pytest.fail)
+
+
+def test_a_run_of_the_modern_recipe_from_before_it_lost_its_first_norm_keeps_it():
+    stored = load('mlm.py', 'mini,recipe=modern,model.first_norm=true').to_dict()
+    for key in ('first_norm', 'norm_type', 'norm_bias', 'num_kv_heads', 'rotary_base', 'rotary_base_local', 'head'):
+        del stored['model'][key]
+    assert build.encoder_config(config_lib.completed(config_lib.from_json(json.dumps(stored)))).first_norm
+    with pytest.raises(ConfigError, match='model.first_norm: True in the checkpoint, False now'):
+        resuming.check_resume(stored, load('mlm.py', 'mini,recipe=modern'), note=pytest.fail)
+    resuming.check_resume(stored, load('mlm.py', 'mini,recipe=modern,model.first_norm=true'), note=pytest.fail)
+
+
+def test_open_keys_of_the_model_follow_others():
+    m = config_lib.resolve(load('mlm.py', 'mini,recipe=modern,model.rotary_base=500')).model
+    assert (m.norm_bias, m.rotary_base_local, m.first_norm) == (False, 500.0, False)
+    assert config_lib.resolve(load('mlm.py', 'mini')).model.norm_bias
+    assert not config_lib.resolve(load('mlm.py', 'mini,model.norm_type=rms_norm')).model.norm_bias
+    # ExLM's encoder does not normalize its embeddings, so its first layer has to.
+    assert load('exlm.py', 'tiny,recipe=modern').model.first_norm
 
 
 @pytest.mark.parametrize(
@@ -526,8 +563,10 @@ def test_what_is_given_beside_a_slice_stays_and_the_rest_is_fitted_to_it():
     assert config.model.attention_backend == 'xla' and config.model.attention_dropout == 0.1
     config = fitted('mlm.py', 'base,model.attention_backend=xla,num_microbatches=32')
     assert config.model.attention_dropout == 0.1 and config.num_microbatches == 32
-    # Splash takes no relative bias.
+    # Splash takes no relative bias, and windows only of rows in the order of the text.
     assert fitted('mae_lm.py', 'base').model.attention_backend == 'xla'
+    windows = 'base,recipe=modern,model.relative_buckets=0,model.local_window=128'
+    assert [fitted(f'{name}.py', windows).model.attention_backend for name in ('mae_lm', 'mlm')] == ['xla', 'splash']
     bfloat16, float32 = (fitted('mlm.py', f'base,model.dtype={d}') for d in ('bfloat16', 'float32'))
     assert float32.num_microbatches == 2 * bfloat16.num_microbatches
 

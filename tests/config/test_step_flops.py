@@ -59,6 +59,20 @@ def test_a_step_is_three_forward_passes():
     )
 
 
+def test_windows_cost_less_only_where_a_kernel_skips_what_lies_outside():
+    windows = ',recipe=modern,sequence_length=2048,model.num_layers=3,model.local_window='
+    whole, masked, splash, narrow, wide = (
+        step_flops.attention_flops(load('mlm', f'{windows}{width},model.attention_backend={backend}'))
+        for width, backend in ((0, 'splash'), (128, 'xla'), (128, 'splash'), (2, 'splash'), (4096, 'splash'))
+    )
+    assert masked == whole
+    # Layers 1 and 2 are local: of the 8 × 8 blocks of 256 places, those on the diagonal and beside it are computed.
+    pairs = 3 * 4 * 4 * 64 * 2048**2  # of a step, with the FLOPs of each
+    assert whole == pytest.approx(pairs * (2 + 0.15))  # the last layer has queries only where tokens are masked
+    assert splash == narrow == pytest.approx(pairs * (1 + 2 * 22 / 64))  # at a distance of 1, neighboring blocks touch
+    assert wide == pytest.approx(pairs * 3)
+
+
 def test_attention_within_documents_counts_their_squares():
     segments = np.array([[1] * 32 + [2] * 16 + [0] * 16, [1] * 64])  # at the end of a row, padding
     share = step_flops.document_share(segments)

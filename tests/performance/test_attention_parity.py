@@ -16,7 +16,7 @@ def check(change) -> tuple[bool, dict]:
         inputs = q, k, v, q_segments, k_segments
         return attention.attend(*(inputs if backend == 'xla' else change(*inputs)))
 
-    found = attention_parity.errors('kernel', 48, 2, 16, 'bfloat16', attend)
+    found = attention_parity.errors('kernel', 48, 2, 16, 'bfloat16', attend=attend)
     return attention_parity.agrees(found), found
 
 
@@ -42,7 +42,9 @@ def test_a_kernel_that_is_wrong_does_not(change):
 def test_splash_agrees_as_far_as_a_cpu_interprets_it():
     attend = functools.partial(attention.splash_attention, interpret=True)
 
-    def either(*inputs, backend):
-        return attention.attend(*inputs) if backend == 'xla' else attend(*inputs)
+    def either(*inputs, backend, **window):
+        return attention.attend(*inputs, **window) if backend == 'xla' else attend(*inputs, **window)
 
-    assert attention_parity.agrees(attention_parity.errors('splash', 128, 1, 16, 'bfloat16', either))
+    shape = ('splash', 128, 2, 16, 'bfloat16')
+    for kv_heads, window in ((2, 0), (1, 24)):
+        assert attention_parity.agrees(attention_parity.errors(*shape, kv_heads, window, attend=either))

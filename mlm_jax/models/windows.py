@@ -1,9 +1,14 @@
-"""The blocks in which the splash kernel processes a row; without JAX, as the count of FLOPs needs them."""
+"""Which layers attend within windows, and the blocks of the splash kernel; without JAX, as FLOPs depend on both."""
 
 import math
 
 LANES = 128  # rows are padded to multiples of this
 LARGEST, LARGEST_OF_WINDOWS = 512, 256
+
+
+def local_layers(num_layers: int, local_window: int, global_every: int) -> tuple[bool, ...]:
+    """Whether each layer attends within a window: layer i does if `global_every` does not divide i."""
+    return tuple(local_window > 0 and layer % global_every != 0 for layer in range(num_layers))
 
 
 def splash_block(length: int, radius: int | None = None) -> int:
