@@ -9,11 +9,13 @@ the composition of the strings that the table knows is left to NFC, which cannot
 """
 
 import base64
+import functools
 import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
 
+from mlm_jax.data.tokenizer_parts import character_class, replace
 from mlm_jax.files.errors import ConfigError
 
 # Noncharacters, which Unicode reserves for use within a program, so no text contains them.
@@ -25,6 +27,8 @@ _CONTINUES = (
     r'\x{1161}-\x{1175}\x{11a8}-\x{11c2}'
 )
 _VALUE = 0x7FFFFFFF
+_LONGEST, _LARGEST = 128, 1 << 21  # the bytes of what is replaced, and the nodes of one depth of the trie
+_NODES = 4096  # of the trie, looked at together
 
 
 def rules(charsmap: bytes) -> dict[str, str]:
@@ -37,11 +41,12 @@ def rules(charsmap: bytes) -> dict[str, str]:
     """
     try:
         return _walk(charsmap)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, KeyError) as error:
         raise ConfigError(f'the normalization of the SentencePiece model is damaged: {error}') from error
 
 
-def normalizers(charsmap: bytes) -> list[dict]:
+@functools.lru_cache(maxsize=4)
+def normalizers(charsmap: bytes) -> tuple[dict, ...]:
     """Normalizers of the package tokenizers, as JSON, that replace what a `precompiled_charsmap` replaces.
 
     Raises:
@@ -57,42 +62,70 @@ def normalizers(charsmap: bytes) -> list[dict]:
                 f'the SentencePiece model replaces {source!r} by {table[source]!r}, which no tokenizer.json can express'
             )
     precompiled = {'type': 'Precompiled', 'precompiled_charsmap': base64.b64encode(charsmap).decode()}
-    follows = f'[{_CONTINUES}{_class({source[1] for source in strings})}]'
+    follows = f'[{_CONTINUES}{character_class({source[1] for source in strings})}]'
     unit = rf'(?>{_alternatives(strings)}|[\s\S])' if strings else r'[\s\S]'
     steps = [replace(rf'(?=[\s\S]{follows}){unit}\K', _BETWEEN)]
     if removed := [source for source, target in table.items() if not target]:
-        steps.append(replace(f'[{_class(removed)}]', ''))  # `Precompiled` fails where one starts a text
+        steps.append(replace(f'[{character_class(removed)}]', ''))  # `Precompiled` fails where one starts a text
     if not strings:
-        return [*steps, precompiled, replace(_BETWEEN, '')]
-    inside = replace(
-        rf'(?<=[^{_BETWEEN}])(?={follows})', _INSIDE
-    )  # never at the start, which `Precompiled` cannot bear
-    return [*steps, inside, precompiled, replace(_INSIDE, ''), {'type': 'NFC'}, replace(_BETWEEN, '')]
-
-
-def replace(pattern: str, content: str) -> dict:
-    """A normalizer that replaces the matches of a regular expression."""
-    return {'type': 'Replace', 'pattern': {'Regex': pattern}, 'content': content}
+        return (*steps, precompiled, replace(_BETWEEN, ''))
+    # Never at the start of a text, which `Precompiled` cannot bear.
+    inside = replace(rf'(?<=[^{_BETWEEN}])(?={follows})', _INSIDE)
+    return (*steps, inside, precompiled, replace(_INSIDE, ''), {'type': 'NFC'}, replace(_BETWEEN, ''))
 
 
 def _walk(charsmap: bytes) -> dict[str, str]:
     size = int.from_bytes(charsmap[:4], 'little')
+    if not 4 <= size <= len(charsmap) - 4:
+        raise ValueError('it is cut off')
     units, strings = np.frombuffer(charsmap[4 : 4 + size], '<u4'), charsmap[4 + size :]
+    targets = _by_position(strings)
     found: dict[str, str] = {}
-    keys, at_N = [b''], _offset(units[:1])
-    while keys:  # all nodes of one depth at a time
-        labels = np.arange(1, 256)
-        children_Nx255 = at_N[:, None] ^ labels
-        children_Nx255[children_Nx255 >= len(units)] = 0
-        is_child_Nx255 = (units[children_Nx255] & 0x800000FF) == labels
-        parents, columns = np.nonzero(is_child_Nx255)
-        keys = [keys[parent] + bytes([column + 1]) for parent, column in zip(parents.tolist(), columns.tolist())]
-        nodes_N = children_Nx255[is_child_Nx255]
+    steps: list[tuple[np.ndarray, np.ndarray]] = []  # for each depth of the trie, the parent and the byte of its nodes
+    at_N = _offset(units[:1])
+    while len(at_N):
+        if len(at_N) > _LARGEST or len(steps) > _LONGEST:
+            raise ValueError('its trie has circles')
+        parents_N, bytes_N, nodes_N = _children(units, at_N)
+        steps.append((parents_N, bytes_N))
         at_N = nodes_N ^ _offset(units[nodes_N])
-        for i in np.flatnonzero(units[nodes_N] >> 8 & 1).tolist():
-            start = int(units[at_N[i]]) & _VALUE
-            found[keys[i].decode()] = strings[start : strings.index(b'\0', start)].decode()
+        ends_M = np.flatnonzero(units[nodes_N] >> 8 & 1)
+        sources = _sources(steps, ends_M)
+        found |= zip(sources, [targets[position] for position in (units[at_N[ends_M]] & _VALUE).tolist()])
     return found
+
+
+def _by_position(strings: bytes) -> dict[int, str]:
+    """Strings that end in NUL, by their positions."""
+    found, position = {}, 0
+    for string in strings.split(b'\0'):
+        found[position] = string.decode()
+        position += len(string) + 1
+    return found
+
+
+def _children(units: np.ndarray, at_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The nodes below nodes of one depth: their parents' index, their bytes, and where they are in the trie."""
+    labels, parts = np.arange(1, 256), []
+    for start in range(0, len(at_N), _NODES):
+        places_Nx255 = at_N[start : start + _NODES, None] ^ labels
+        places_Nx255[places_Nx255 >= len(units)] = 0
+        is_child_Nx255 = (units[places_Nx255] & 0x800000FF) == labels
+        parents, columns = np.nonzero(is_child_Nx255)
+        parts.append((parents + start, columns + 1, places_Nx255[is_child_Nx255]))
+    parents_N, bytes_N, nodes_N = (np.concatenate(part) for part in zip(*parts))
+    return parents_N, bytes_N, nodes_N
+
+
+def _sources(steps: list[tuple[np.ndarray, np.ndarray]], nodes_M: np.ndarray) -> list[str]:
+    """The strings that lead to nodes of the last depth."""
+    depth = len(steps)
+    bytes_MxL = np.empty((len(nodes_M), depth), np.uint8)
+    for column in reversed(range(depth)):
+        parents_N, bytes_N = steps[column]
+        bytes_MxL[:, column], nodes_M = bytes_N[nodes_M], parents_N[nodes_M]
+    joined = bytes_MxL.tobytes()
+    return [joined[i : i + depth].decode() for i in range(0, len(joined), depth)]
 
 
 def _offset(units_N: np.ndarray) -> np.ndarray:
@@ -116,18 +149,7 @@ def _expression(tree: dict) -> str:
     for character, below in tree.items():
         if character:
             by_rest.setdefault(_expression(below), []).append(character)
-    branches = [f'[{_class(characters)}]{rest}' for rest, characters in by_rest.items()]
+    branches = [f'[{character_class(characters)}]{rest}' for rest, characters in by_rest.items()]
     if not branches:
         return ''
     return f'(?:{"|".join(branches)}){"?" * ("" in tree)}'
-
-
-def _class(characters: Iterable[str]) -> str:
-    """The inside of a character class, with ranges."""
-    ranges: list[list[int]] = []
-    for point in sorted(map(ord, characters)):
-        if ranges and point == ranges[-1][1] + 1:
-            ranges[-1][1] = point
-        else:
-            ranges.append([point, point])
-    return ''.join(rf'\x{{{first:x}}}' + (rf'-\x{{{last:x}}}' if last > first else '') for first, last in ranges)

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from mlm_jax.data import charsmap, sentencepiece_json, sequences, smiles
+from mlm_jax.data import sentencepiece_json, sequences, smiles, tokenizer_parts
 from mlm_jax.data.smiles import SmilesTokenizer
 from mlm_jax.data.tokenizer_json import JSONTokenizer, decoded
 from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer
@@ -111,15 +111,7 @@ def _names(tokenizer: AnyTokenizer) -> dict[str, str]:
 def _post_processor(tokenizer: AnyTokenizer, stored: dict) -> dict:
     """Puts special tokens around one text or two, as `sequences.join` does."""
     names, v = _names(tokenizer), tokenizer.vocabulary
-    cls, sep = ({'SpecialToken': {'id': names[f'{symbol}_token'], 'type_id': 0}} for symbol in ('cls', 'sep'))
-    first, second = ({'Sequence': {'id': text, 'type_id': 0}} for text in ('A', 'B'))
-    ids = {names['cls_token']: v.cls_id, names['sep_token']: v.sep_id}
-    template = {
-        'type': 'TemplateProcessing',
-        'single': [cls, first, sep],
-        'pair': [cls, first, sep, sep, second, sep],
-        'special_tokens': {name: {'id': name, 'ids': [token], 'tokens': [name]} for name, token in ids.items()},
-    }
+    template = tokenizer_parts.around_texts((names['cls_token'], v.cls_id), (names['sep_token'], v.sep_id))
     if '"ByteLevel"' not in json.dumps(stored['pre_tokenizer']):
         return template
     # The offsets of a byte-level token leave out the space before a word, as RoBERTa's do.
@@ -133,7 +125,7 @@ def _with_declared_specials(tokenizer: JSONTokenizer) -> dict:
     added = {token['id']: token for token in stored.get('added_tokens') or []}
     for token in (v.pad_id, v.cls_id, v.sep_id, v.mask_id, tokenizer.unknown_id):
         if token is not None:
-            entry = added.get(token) or sentencepiece_json.added_token(token, tokenizer.id_to_piece(token))
+            entry = added.get(token) or tokenizer_parts.added_token(token, tokenizer.id_to_piece(token))
             added[token] = entry | {'special': True, 'lstrip': entry['lstrip'] or token == v.mask_id}
     return stored | {'added_tokens': [added[token] for token in sorted(added)]}
 
@@ -142,12 +134,12 @@ def _of_smiles(tokenizer: SmilesTokenizer) -> dict:
     vocab = {piece: i for i, piece in enumerate(tokenizer.pieces(range(tokenizer.vocabulary.size)))}
     # The package writes "any character" otherwise, and knows digits of all scripts.
     pattern = smiles.PATTERN.replace(r'(?s:.)', r'[\s\S]').replace(r'\d', '[0-9]')
-    spaces = ''.join(rf'\x{{{point:x}}}' for point in range(0x3001) if chr(point).isspace())
+    spaces = tokenizer_parts.character_class(c for c in map(chr, range(0x3001)) if c.isspace())
     return {
         'version': '1.0',
-        'added_tokens': [sentencepiece_json.added_token(i, name) for i, name in enumerate(smiles.SPECIALS)],
-        'normalizer': charsmap.replace(rf'\A[{spaces}]+|[{spaces}]+\z', ''),
-        'pre_tokenizer': {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False},
+        'added_tokens': [tokenizer_parts.added_token(i, name) for i, name in enumerate(smiles.SPECIALS)],
+        'normalizer': tokenizer_parts.replace(rf'\A[{spaces}]+|[{spaces}]+\z', ''),
+        'pre_tokenizer': tokenizer_parts.split(pattern, 'Isolated'),
         'decoder': {'type': 'Fuse'},
         'model': {'type': 'WordLevel', 'vocab': vocab, 'unk_token': '[UNK]'},
     }

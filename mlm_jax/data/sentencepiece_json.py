@@ -1,8 +1,10 @@
 """SentencePiece models as a `tokenizer.json`, with the same ids for every text.
 
-Two things differ by their nature. The name of a special token in a text, such as [MASK], becomes that token, as users
-of `transformers` expect. And SentencePiece adds up the scores of unigram pieces in float32, the package tokenizers in
-float64, so of two divisions of a text with almost the same score, the other one may win.
+Three things differ by their nature. The name of a special token in a text, such as [MASK], becomes that token, as users
+of `transformers` expect. The noncharacters U+FDD0 and U+FDD1 are lost. And SentencePiece adds up the scores of unigram
+pieces in float32, the package tokenizers in float64, so of two divisions of a text with almost the same score, the
+other one may win: with the rounded scores of tokenizers that are trained here (`tokenizers.train`), not within 8,000
+tokens.
 """
 
 import collections
@@ -13,6 +15,7 @@ import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
 from mlm_jax.data import charsmap
+from mlm_jax.data.tokenizer_parts import added_token, replace, split
 from mlm_jax.files.errors import ConfigError
 
 _SPACE = '▁'  # how SentencePiece writes a space
@@ -33,13 +36,11 @@ def convert(model: bytes, mask_id: int) -> dict:
     if proto.trainer_spec.treat_whitespace_as_suffix or not proto.normalizer_spec.escape_whitespaces:
         raise _impossible('it does not write the space before a word as ▁')
     names = {i: piece.piece for i, piece in enumerate(proto.pieces) if piece.type in (_TYPES.CONTROL, _TYPES.UNKNOWN)}
-    split = not any(_SPACE in piece.piece[1:] for piece in proto.pieces) and _has(proto, _SPACE)
-    metaspace = {'type': 'Metaspace', 'replacement': _SPACE, 'prepend_scheme': 'never', 'split': split}
+    may_split = not any(_SPACE in piece.piece[1:] for piece in proto.pieces) and _has(proto, _SPACE)
+    metaspace = {'type': 'Metaspace', 'replacement': _SPACE, 'prepend_scheme': 'never', 'split': may_split}
     pre_tokenizers = [metaspace]
     if kind == 'unigram' and (cut := _cut_in_bytes(proto)):
-        pre_tokenizers.append(
-            {'type': 'Split', 'pattern': {'Regex': cut}, 'behavior': 'MergedWithPrevious', 'invert': False}
-        )
+        pre_tokenizers.append(split(cut, 'MergedWithPrevious'))
     return {
         'version': '1.0',
         'truncation': None,
@@ -51,14 +52,6 @@ def convert(model: bytes, mask_id: int) -> dict:
         'decoder': _decoder(proto),
         'model': (_unigram if kind == 'unigram' else _bpe)(proto),
     }
-
-
-def added_token(token: int, name: str, lstrip: bool = False, normalized: bool = False) -> dict:
-    """An entry of `added_tokens` for a special token."""
-    return {
-        'id': token, 'content': name, 'single_word': False, 'lstrip': lstrip, 'rstrip': False,
-        'normalized': normalized, 'special': True,
-    }  # fmt: skip
 
 
 def _impossible(reason: str) -> ConfigError:
@@ -74,14 +67,15 @@ def _has(proto: Any, name: str) -> bool:
 
 def _normalizers(proto: Any, names: list[str]) -> list[dict]:
     """What SentencePiece does to a text, in this order; the names of special tokens alone get no space in front."""
-    spec, steps = proto.normalizer_spec, []
+    spec = proto.normalizer_spec
+    steps: list[dict] = []
     if spec.precompiled_charsmap:
         steps += charsmap.normalizers(spec.precompiled_charsmap)
     if spec.remove_extra_whitespaces:
-        steps += [charsmap.replace(rf'\A +|[ {_SPACE}]+\z', ''), charsmap.replace(' {2,}', ' ')]
+        steps += [replace(rf'\A +|[ {_SPACE}]+\z', ''), replace(' {2,}', ' ')]
     if spec.add_dummy_prefix:
         alone = '|'.join(map(re.escape, names))
-        steps.append(charsmap.replace(rf'\A(?!(?:{alone})\z)(?=[\s\S])', ' '))
+        steps.append(replace(rf'\A(?!(?:{alone})\z)(?=[\s\S])', ' '))
     return steps
 
 

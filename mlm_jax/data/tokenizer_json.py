@@ -46,7 +46,7 @@ class JSONTokenizer:
         """Reads the content of a file; error messages call it `name`.
 
         Raises:
-          ConfigError: if it is not a tokenizer.json, lacks a special symbol, or produces one from text.
+          ConfigError: if it is not a tokenizer.json, is damaged, or lacks a special symbol.
           ImportError: without the extra `huggingface`.
         """
         # One thread, because several processes scale better than several threads.
@@ -67,14 +67,14 @@ class JSONTokenizer:
         self._added = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if not token.special}
         self._continuation = getattr(reader, 'continuing_subword_prefix', None) or ''
         self._word_end = getattr(reader, 'end_of_word_suffix', None) or ''
-        self._begins_words = kind in _NEEDS_WORDS or bool(self._continuation)
+        joins = (parts.get('decoder') or {}).get('type') == 'Fuse'  # pieces without spaces between them
+        self._begins_words = (kind in _NEEDS_WORDS and not joins) or bool(self._continuation)
         self._space = _metaspace(pre_tokenizer) or '▁'
         self._is_byte_level = _has(normalizer, 'ByteLevel') or _has(pre_tokenizer, 'ByteLevel')
         self._has_bytes = parts['model'].get('byte_fallback') is True
         self._encoder = self._tokenizer
         if self._made_from_text(self._special_ids - {self.unknown_id}):
             self._encoder = _without_names(self._tokenizer, parts, self._special_ids)
-        self._check_specials_are_never_text()
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, int32[n], without [CLS] or [SEP]."""
@@ -159,15 +159,6 @@ class JSONTokenizer:
         symbols = {i: self._tokenizer.id_to_token(i) for i in sorted(special_ids)}
         return [symbol for i, symbol in symbols.items() if symbol is not None and i in self.encode(symbol)]
 
-    def _check_specials_are_never_text(self) -> None:
-        """Raises ConfigError if text can produce special tokens: a [CLS] would start a document (data/packing.py)."""
-        v = self.vocabulary
-        if made := self._made_from_text((v.pad_id, v.cls_id, v.sep_id, v.mask_id)):
-            raise ConfigError(
-                f'{self._name} produces the special token {made[0]} from text that contains its name. Declare it '
-                'in added_tokens with "special": true, and split punctuation or bytes from words'
-            )
-
 
 def decoded(content: bytes) -> str:
     """Decodes JSON in any Unicode encoding, without a byte order mark and leading whitespace."""
@@ -230,16 +221,13 @@ def _without_names(tokenizer: Any, parts: dict, special_ids: Iterable[int]) -> A
     """A copy of the tokenizer in which the special tokens have names that no text contains.
 
     Even if special tokens are not searched for in text, a model may find them among its pieces, as Unigram does with
-    <s>. Pieces that the file does not declare as special keep their names, and so does the unknown token of the model.
+    <s>, and files need not declare them. The unknown token of a model that refers to it by its name keeps the name.
     """
     import tokenizers
 
     secret, model = secrets.token_hex(16), parts['model']
-    names = {
-        token.content: f'{i} {secret}'
-        for i, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special and i in special_ids and token.content != getattr(tokenizer.model, 'unk_token', None)
-    }
+    known = {tokenizer.id_to_token(i): f'{i} {secret}' for i in special_ids}
+    names = {n: new for n, new in known.items() if n not in (None, getattr(tokenizer.model, 'unk_token', None))}
     vocab: list | dict
     if isinstance(model['vocab'], list):  # the format of Unigram
         vocab = [[names.get(piece, piece), score] for piece, score in model['vocab']]
@@ -261,11 +249,14 @@ def _without_names(tokenizer: Any, parts: dict, special_ids: Iterable[int]) -> A
 
 
 def _vocabulary(tokenizer: Any, model: dict, name: str) -> Vocabulary:
-    ids, missing = {}, []
+    declared = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    ids, missing = _around_texts(tokenizer, name), []
     for symbol, names in SYMBOL_NAMES.items():
+        if f'{symbol}_id' in ids:
+            continue
         found = [i for n in names if (i := tokenizer.token_to_id(n)) is not None]
-        if found:
-            ids[f'{symbol}_id'] = found[0]
+        if found:  # MPNet's has BERT's names too, but does not declare them
+            ids[f'{symbol}_id'] = next((i for i in found if i in declared), found[0])
         else:
             missing.append(f'{symbol} ({" or ".join(names)})')
     if missing:
@@ -279,17 +270,26 @@ def _vocabulary(tokenizer: Any, model: dict, name: str) -> Vocabulary:
         raise ConfigError(f'{name} writes unknown characters as {tokenizer.id_to_token(unknown_id)}, a special token')
     if type(tokenizer.model).__name__ in _NEEDS_WORDS and unknown_id is None:
         raise ConfigError(f'{name} has no piece {tokenizer.model.unk_token!r}, which its model needs for unknown words')
-    by_id = set(tokenizer.get_vocab(with_added_tokens=True).values())
+    by_id = collections.Counter(tokenizer.get_vocab(with_added_tokens=True).values())
     size = max(by_id) + 1
     if size - len(by_id) > _MAX_GAPS:
         raise ConfigError(f'{name} is damaged: its {len(by_id):,} pieces have ids up to {size - 1:,}')
     unknown = {unknown_id} | {tokenizer.token_to_id(n) for n in ('[UNK]', '<unk>')}
-    declared = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    gaps = set(range(size)) - by_id
+    gaps = set(range(size)) - by_id.keys()
     special = declared | gaps | set(ids.values()) | {i for i in unknown if i is not None}
+    if shared := [i for i in sorted(special) if by_id[i] > 1]:  # a [CLS] from text would start a document
+        raise ConfigError(f'{name} is damaged: several pieces have the id {shared[0]} of a special token')
     if len(special) == size:
         raise ConfigError(f'{name} has no pieces for text, only special tokens')
     return Vocabulary(size=size, special_ids=tuple(sorted(special)), **ids)
+
+
+def _around_texts(tokenizer: Any, name: str) -> dict[str, int]:
+    """[CLS] and [SEP], if the file itself puts one token before a text and another one after it."""
+    with _errors_in_words(f'{name} cannot encode a text'):
+        ids = tokenizer.encode('').ids
+    are_two = len(ids) == len(set(ids)) == 2 and None not in map(tokenizer.id_to_token, ids)
+    return dict(zip(('cls_id', 'sep_id'), ids)) if are_two else {}
 
 
 def _unknown_id(tokenizer: Any, model: dict) -> int | None:

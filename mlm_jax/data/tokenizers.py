@@ -1,6 +1,7 @@
 """SentencePiece tokenizers, which are trained on a corpus or given; they encode text to ids without special tokens.
 
-`Tokenizer.from_file` also reads the tokenizers of Hugging Face (`tokenizer_json.py`) and of SMILES (`smiles.py`).
+`Tokenizer.from_file` also reads the tokenizers of Hugging Face (`tokenizer_json.py`), of protein models (`residues.py`)
+and of SMILES (`smiles.py`).
 
 The special symbols become CONTROL symbols, even if a given model declares them otherwise. SentencePiece never produces
 CONTROL symbols from text, so a document that contains "[MASK]" or "<s>" is encoded as the ordinary characters of which
@@ -20,7 +21,7 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from mlm_jax.data import offsets, smiles
+from mlm_jax.data import offsets, residues, smiles
 from mlm_jax.data.tokenizer_json import JSONTokenizer, looks_like_json
 from mlm_jax.files import git_lfs
 from mlm_jax.files.errors import ConfigError
@@ -39,6 +40,7 @@ _CURES = {
     'mask': '--control_symbols=[MASK]',
 }
 _RESERVED = '\u2585'  # ▅: SentencePiece silently skips lines that contain this character; it is never learned
+_SCORE_STEPS = 256  # of unigram scores, for each nat
 _SENTENCE_CHARACTERS = 1000  # longer lines are split for training, because SentencePiece would drop them
 
 
@@ -86,11 +88,13 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | pathlib.Path) -> 'AnyTokenizer':
-        """Reads a SentencePiece model, a Hugging Face tokenizer.json, or a SMILES vocabulary, under any file name.
+        """Reads a SentencePiece model, a Hugging Face tokenizer.json, ESM's vocab.txt, or a SMILES vocabulary.
+
+        The content decides, not the name of the file.
 
         Raises:
           ConfigError: if the file is missing, is none of these, or lacks a special symbol.
-          ImportError: for a tokenizer.json without the extra `huggingface`.
+          ImportError: for a tokenizer.json or vocab.txt without the extra `huggingface`.
         """
         try:
             model = pathlib.Path(path).expanduser().read_bytes()
@@ -104,6 +108,8 @@ class Tokenizer:
             raise ConfigError(f'{path} is not a tokenizer: {git_lfs.REASON}')
         if looks_like_json(model):
             return (smiles.SmilesTokenizer if smiles.is_model(model) else JSONTokenizer)(model, str(path))
+        if residues.is_vocabulary(model):
+            return JSONTokenizer(residues.to_json(model), str(path))
         return cls(model, str(path))
 
     def encode(self, text: str) -> np.ndarray:
@@ -218,10 +224,23 @@ def train(
         )  # fmt: skip
     except (RuntimeError, OSError) as error:
         raise ConfigError(_explain(str(error), settings, vocab_size)) from error
-    tokenizer = Tokenizer(model.getvalue())
+    tokenizer = Tokenizer(_with_exact_scores(model.getvalue()))
     if exact_size:
         check_size(tokenizer, vocab_size, 'the trained tokenizer')
     return tokenizer
+
+
+def _with_exact_scores(model: bytes) -> bytes:
+    """A model in which the scores of pieces are multiples of 1/256.
+
+    Sums of such scores are exact in float32 down to −65,536, that of about 8,000 tokens. Otherwise rounding decides
+    between divisions of a text with equal scores, and differently in another place, or in a program that adds up in
+    float64. A step of 1/256 nat is far below what the scores of a finite corpus are worth.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    for piece in proto.pieces:
+        piece.score = round(piece.score * _SCORE_STEPS) / _SCORE_STEPS
+    return proto.SerializeToString(deterministic=True)
 
 
 def extend(old: AnyTokenizer, texts: Iterable[str], settings: ml_collections.ConfigDict, vocab_size: int) -> Tokenizer:
@@ -255,17 +274,27 @@ def extend(old: AnyTokenizer, texts: Iterable[str], settings: ml_collections.Con
     settings.update(model=kind, normalization=proto.normalizer_spec.name or 'identity')
     trained = sentencepiece_model_pb2.ModelProto.FromString(train(texts, settings, vocab_size, exact_size=False).model)
     known = {piece.piece for piece in proto.pieces}
-    found = [piece for piece in trained.pieces if piece.type == _PIECE_TYPES.NORMAL and piece.piece not in known]
-    found = found[:num_new]
+    new = [(p.piece, p.score) for p in trained.pieces if p.type == _PIECE_TYPES.NORMAL and p.piece not in known]
+    found = (new if kind == 'unigram' else _with_characters(new, known, num_new))[:num_new]
     if len(found) < num_new:
         raise ConfigError(
             f'the corpus has only {len(found):,} frequent pieces that the tokenizer lacks, not {num_new:,}: set '
             f'vocab_size={len(proto.pieces) + len(found)}'
         )
     lowest = min(piece.score for piece in proto.pieces)
-    for rank, piece in enumerate(found, start=1):
-        proto.pieces.add(piece=piece.piece, score=piece.score if kind == 'unigram' else lowest - rank)
+    for rank, (piece, score) in enumerate(found, start=1):
+        proto.pieces.add(piece=piece, score=score if kind == 'unigram' else lowest - rank)
     return Tokenizer(proto.SerializeToString(deterministic=True))
+
+
+def _with_characters(pieces: list[tuple[str, float]], known: set[str], limit: int) -> list[tuple[str, float]]:
+    """At most `limit` of the pieces, each after those of its characters that are not known: merges start from them."""
+    chosen: dict[str, float] = {}
+    for piece, score in pieces:
+        needed = [c for c in dict.fromkeys((*piece, piece)) if c not in known and c not in chosen]
+        if len(chosen) + len(needed) <= limit:
+            chosen.update(dict.fromkeys(needed, score))
+    return list(chosen.items())
 
 
 def extends(new: AnyTokenizer, old: AnyTokenizer) -> bool:

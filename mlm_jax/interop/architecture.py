@@ -110,12 +110,15 @@ class Architecture:
           has_head: whether the prediction head is to go there, too.
         """
         actual = effective(e)
-        return {
+        found = {
             key: value
             for key, value in self.recipe.items()
             if actual[key] not in (value if isinstance(value, tuple) else (value,))
             and (has_head or key not in HEAD_KEYS)
         }
+        if e.norm_bias is None and found.keys() & {'bias', 'norm_type'}:
+            found.pop('norm_bias', None)  # it follows from these
+        return found
 
     def own_keys(self, e: Encoder) -> dict[str, Any]:
         """What `read` needs of an encoder, and config.json has no key for."""

@@ -4,10 +4,10 @@ import dataclasses
 
 # Symbol → the names that published tokenizers give it.
 SYMBOL_NAMES = {
-    'pad': ('[PAD]', '<pad>'),
-    'cls': ('[CLS]', '<cls>', '<s>'),
-    'sep': ('[SEP]', '<sep>', '</s>'),
-    'mask': ('[MASK]', '<mask>'),
+    'pad': ('[PAD]', '<pad>', '<|pad|>'),
+    'cls': ('[CLS]', '<cls>', '<s>', '<bos>'),
+    'sep': ('[SEP]', '<sep>', '</s>', '<eos>'),
+    'mask': ('[MASK]', '<mask>', '<|mask|>'),
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from odd_text import BERT, LINES, ROBERTA, odd_lines
 
 from mlm_jax.config import ConfigError
 from mlm_jax.data import masking_tables, smiles
@@ -20,44 +21,9 @@ from mlm_jax.data.tokenizer_json import JSONTokenizer, looks_like_json
 from mlm_jax.data.tokenizers import Tokenizer
 
 hub = pytest.importorskip('tokenizers')
-BERT = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
-ROBERTA = ['<s>', '<pad>', '</s>', '<unk>', '<mask>']
-TEXT = 'the model reads many words and learns what each of them means naïve straße 日本 語 ไทย ☃ don’t 3.14'
-WORDS = TEXT.split()
-LINES = [' '.join(np.random.default_rng(i).choice(WORDS, 12)) for i in range(60)]
-# Parts of lines that no one expects: every kind of white space, marks, signs, scripts, noncharacters, and symbols.
-ODD = [
-    *'aZ0 .,;!?\t\n\r\v\f\x00\x1f\x7f\x85\xa0\u1680\u2028\u2029\u202f\u3000\u200b\u200d\ufeff\ufffd\uffff▁Ġ#</[]',
-    '\U0010ffff',
-    *(
-        'é',
-        'e\u0301',
-        '\u0301',
-        'ﬁ',
-        '①',
-        'Ａ',
-        'İ',
-        'ß',
-        'Σς',
-        '한국',
-        'ひら',
-        'ไทย',
-        '漢字',
-        '𠀀',
-        '😀',
-        '👩\u200d👧',
-        'ar‏ع',
-    ),
-    *WORDS,
-]
 FUZZ = settings(
     max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
-
-
-def odd_lines(count: int) -> list[str]:
-    rng = np.random.default_rng(0)
-    return [''.join(rng.choice(ODD if i % 4 else [*ODD, *BERT, *ROBERTA], rng.integers(1, 25))) for i in range(count)]
 
 
 def trained(model, pre_tokenizer, trainer, specials, normalizer=None, **keys):
