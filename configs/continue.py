@@ -42,7 +42,8 @@ def get_config(argument: str = '') -> ml_collections.ConfigDict:
     config.sequence_length = min(encoder.pop('max_length'), LENGTH)
     config.model.update(encoder)
     config.init_from = source
-    config.tokenizer.model = f'{directory}/tokenizer.json'
+    tokenizer = checkpoint_lib.tokenizer_file(pathlib.Path(directory).expanduser())
+    config.tokenizer.model = f'{directory}/{tokenizer.name if tokenizer else checkpoint_lib.TOKENIZERS[0]}'
     config.optimizer.learning_rate = 1e-4
     _, overrides = config_lib.parse_argument(rest, {'': {}})
     config_lib.apply_overrides(config, overrides)

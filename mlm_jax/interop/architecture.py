@@ -118,6 +118,8 @@ class Architecture:
         }
         if e.norm_bias is None and found.keys() & {'bias', 'norm_type'}:
             found.pop('norm_bias', None)  # it follows from these
+        if self.recipe['norm'] == 'post':
+            found.pop('first_norm', None)  # which only pre-LN can lack
         return found
 
     def own_keys(self, e: Encoder) -> dict[str, Any]:

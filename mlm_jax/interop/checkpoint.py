@@ -48,6 +48,14 @@ class Checkpoint:
         return rules + (self.architecture.head_rules(self.encoder) if self.has_head else [])
 
 
+TOKENIZERS = ('tokenizer.json', 'vocab.txt')  # the latter of ESM-2, which has no other
+
+
+def tokenizer_file(directory: pathlib.Path) -> pathlib.Path | None:
+    """The file of a checkpoint that tells how text is encoded; None where it has none."""
+    return next((directory / name for name in TOKENIZERS if (directory / name).is_file()), None)
+
+
 # ---- In ----------------------------------------------------------------------------------------------------------
 
 

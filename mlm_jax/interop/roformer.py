@@ -61,8 +61,8 @@ class RoFormer(Architecture):
             ),
             f'{prefix}embeddings.token_type_embeddings.weight': Constant(
                 np.zeros((2, e.width)),
-                'zeros for texts of one part (added to the embeddings of tokens, which also predict them, others have no '
-                'place here)',
+                'zeros for texts of one part: others would be added to embeddings that also predict tokens, and have '
+                'no place here',
                 rows=1,
             ),
         }

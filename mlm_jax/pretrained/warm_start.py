@@ -20,6 +20,7 @@ from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer, extends
 from mlm_jax.files import atomic
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.interop.architecture import deciding
+from mlm_jax.interop.checkpoint import TOKENIZERS, tokenizer_file
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.parallel.mesh import replicated
@@ -30,7 +31,6 @@ from mlm_jax.training.resuming import state_keys
 from mlm_jax.training.state import TrainState
 from mlm_jax.training.workdir import read_config
 
-_HUGGING_FACE_TOKENIZER = 'tokenizer.json'
 # Parameters with a row for each token.
 _COUNT_PIECES = ('encoder/token_embedding/embedding', 'head/output_embedding/embedding', 'head/bias')
 
@@ -206,11 +206,11 @@ def _differences(there: EncoderConfig, here: EncoderConfig) -> dict[str, tuple]:
 
 
 def hugging_face_tokenizer(directory: pathlib.Path) -> pathlib.Path:
-    """The tokenizer.json of a checkpoint; ConfigError where it has none."""
-    path = directory / _HUGGING_FACE_TOKENIZER
-    if not path.is_file():
+    """The tokenizer of a checkpoint: its tokenizer.json, or ESM's vocab.txt; ConfigError where it has neither."""
+    path = tokenizer_file(directory)
+    if path is None:
         raise ConfigError(
-            f'{directory} has no {_HUGGING_FACE_TOKENIZER}, so nothing tells how its text is to be encoded. '
+            f'{directory} has no {TOKENIZERS[0]}, so nothing tells how its text is to be encoded. '
             'save_pretrained of the fast tokenizer of transformers writes it'
         )
     return path
