@@ -16,10 +16,16 @@ _OF_THE_MACHINE = ('dtype', 'attention_backend', 'scan_unroll', 'remat')  # attr
 BERT_RECIPE: dict[str, Any] = {
     'positions': 'learned', 'relative_buckets': 0, 'norm': 'post', 'embedding_norm': True, 'bias': True, 'mlp': 'gelu',
     'norm_bias': True, 'norm_type': 'layer_norm', 'first_norm': True, 'local_window': 0, 'num_kv_heads': 0,
-    'tied_head': True, 'head': 'dense',
+    'tied_head': True, 'head': 'dense', 'zeroed_token': -1,
 }  # fmt: skip
+
 HEAD_KEYS = ('tied_head', 'head')
 Encoder = types.SimpleNamespace  # with the attributes of EncoderConfig, which needs JAX
+
+
+def recipe(*free: str, **values: Any) -> dict[str, Any]:
+    """BERT's recipe with other values, and without the attributes that `read` tells."""
+    return {key: value for key, value in BERT_RECIPE.items() if key not in free} | values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from mlm_jax.interop import architecture, names
-from mlm_jax.interop.architecture import BERT_RECIPE, Architecture, Encoder
+from mlm_jax.interop.architecture import Architecture, Encoder
 from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
 
@@ -59,7 +59,7 @@ class DistilBert(Architecture):
     title, model_type, prefix = 'DistilBERT', 'distilbert', 'distilbert'
     masked_lm, base = 'DistilBertForMaskedLM', 'DistilBertModel'
     fixed: ClassVar = {'activation': 'gelu', 'sinusoidal_pos_embds': False, 'tie_word_embeddings': True}
-    recipe: ClassVar = {**BERT_RECIPE, 'norm_epsilon': 1e-12}
+    recipe: ClassVar = architecture.recipe(norm_epsilon=1e-12)
     left_out = ('distilbert.embeddings.position_ids', 'embeddings.position_ids')
 
     def read(self, d: Description, pad_id: int) -> dict[str, Any]:

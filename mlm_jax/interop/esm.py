@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mlm_jax.interop import architecture, names
-from mlm_jax.interop.architecture import BERT_RECIPE, Architecture, Constant, Encoder
+from mlm_jax.interop.architecture import Architecture, Constant, Encoder
 from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
 from mlm_jax.interop.rotary import POSITIONS, frequencies, halves_first
@@ -27,7 +27,9 @@ class Esm(Architecture):
         'add_cross_attention': False,
         'is_folding_model': False,
     }
-    recipe: ClassVar = {**BERT_RECIPE, 'norm': 'pre', 'positions': POSITIONS, 'embedding_norm': (True, False)}
+    recipe: ClassVar = architecture.recipe(
+        'zeroed_token', norm='pre', positions=POSITIONS, embedding_norm=(True, False)
+    )
     left_out = (
         'esm.pooler.', 'pooler.', 'esm.contact_head.', 'contact_head.', 'esm.embeddings.position_',
         'embeddings.position_',
@@ -36,15 +38,12 @@ class Esm(Architecture):
     def read(self, d: Description, pad_id: int) -> dict[str, Any]:
         if (kind := d.stored.get('position_embedding_type', 'absolute')) != 'rotary':
             raise ValueError(f"{d.path} has position_embedding_type={kind!r}: only ESM-2's 'rotary' has a place here")
-        if d.stored.get('token_dropout'):
-            raise ValueError(
-                f'{d.path} has token_dropout=true: the embeddings of masked tokens are then set to zero, and those of '
-                'all others scaled by the share of masked tokens in the row, which has no place here'
-            )
+        has_token_dropout = bool(d.has('token_dropout') and d.flag('token_dropout', False))
         sizes = architecture.bert_sizes(d, d.whole('max_position_embeddings', 1026))
         return sizes | {
             'positions': d.own('positions', 'rotary', POSITIONS),
             'rotary_base': d.number('rope_theta', 10_000.0),
+            'zeroed_token': d.whole('mask_token_id') if has_token_dropout else -1,
             'embedding_norm': bool(d.has('emb_layer_norm_before') and d.flag('emb_layer_norm_before', False)),
         }
 
@@ -56,7 +55,8 @@ class Esm(Architecture):
             'position_embedding_type': 'rotary',
             'rope_theta': e.rotary_base,
             'emb_layer_norm_before': e.embedding_norm,
-            'token_dropout': False,
+            'token_dropout': e.zeroed_token >= 0,
+            'mask_token_id': e.zeroed_token if e.zeroed_token >= 0 else None,
             'hidden_act': 'gelu',
         }
 

@@ -2,8 +2,8 @@
 
 from typing import Any, ClassVar
 
-from mlm_jax.interop import names
-from mlm_jax.interop.architecture import BERT_RECIPE, Architecture, Encoder
+from mlm_jax.interop import architecture, names
+from mlm_jax.interop.architecture import Architecture, Encoder
 from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
 
@@ -15,10 +15,10 @@ class EuroBert(Architecture):
     masked_lm, base = 'EuroBertForMaskedLM', 'EuroBertModel'
     # Its head has a bias where its MLPs have one, and the plain head here has none.
     fixed: ClassVar = {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False}
-    recipe: ClassVar = {key: BERT_RECIPE[key] for key in BERT_RECIPE.keys() - {'num_kv_heads', 'norm_bias'}} | {
-        'positions': 'rotary', 'norm': 'pre', 'embedding_norm': False, 'bias': False, 'mlp': 'swiglu',
-        'norm_type': 'rms_norm', 'head': 'plain', 'tied_head': (True, False),
-    }  # fmt: skip
+    recipe: ClassVar = architecture.recipe(
+        'num_kv_heads', 'norm_bias', positions='rotary', norm='pre', embedding_norm=False, bias=False, mlp='swiglu',
+        norm_type='rms_norm', head='plain', tied_head=(True, False),
+    )  # fmt: skip
 
     def read(self, d: Description, pad_id: int) -> dict[str, Any]:
         rotary = d.within('rope_parameters')

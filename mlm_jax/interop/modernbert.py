@@ -2,8 +2,8 @@
 
 from typing import Any, ClassVar
 
-from mlm_jax.interop import names
-from mlm_jax.interop.architecture import BERT_RECIPE, Architecture, Encoder
+from mlm_jax.interop import architecture, names
+from mlm_jax.interop.architecture import Architecture, Encoder
 from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
 
@@ -23,10 +23,10 @@ class ModernBert(Architecture):
     title, model_type, prefix = 'ModernBERT', 'modernbert', 'model'
     masked_lm, base = 'ModernBertForMaskedLM', 'ModernBertModel'
     fixed: ClassVar = {'hidden_activation': 'gelu', 'classifier_activation': 'gelu', 'decoder_bias': True}
-    recipe: ClassVar = {key: value for key, value in BERT_RECIPE.items() if key != 'local_window'} | {
-        'positions': 'rotary', 'norm': 'pre', 'first_norm': False, 'mlp': 'geglu', 'bias': (False, True),
-        'norm_bias': (False, True), 'tied_head': (True, False),
-    }  # fmt: skip
+    recipe: ClassVar = architecture.recipe(
+        'local_window', positions='rotary', norm='pre', first_norm=False, mlp='geglu', bias=(False, True),
+        norm_bias=(False, True), tied_head=(True, False),
+    )  # fmt: skip
 
     def read(self, d: Description, pad_id: int) -> dict[str, Any]:
         num_layers = d.whole('num_hidden_layers')

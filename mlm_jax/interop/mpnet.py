@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from mlm_jax.interop import architecture, names
-from mlm_jax.interop.architecture import BERT_RECIPE, Architecture, Encoder
+from mlm_jax.interop.architecture import Architecture, Encoder
 from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
 
@@ -17,9 +17,7 @@ class MPNet(Architecture):
     title, model_type, prefix = 'MPNet', 'mpnet', 'mpnet'
     masked_lm, base = 'MPNetForMaskedLM', 'MPNetModel'
     fixed: ClassVar = {'hidden_act': 'gelu', 'tie_word_embeddings': True, 'relative_attention_num_buckets': BUCKETS}
-    recipe: ClassVar = {
-        **BERT_RECIPE, 'relative_buckets': BUCKETS, 'relative_max_distance': 128, 'relative_bucketing': 't5',
-    }  # fmt: skip
+    recipe: ClassVar = architecture.recipe(relative_buckets=BUCKETS, relative_max_distance=128, relative_bucketing='t5')
     left_out = ('mpnet.pooler.', 'pooler.', 'mpnet.embeddings.position_ids', 'embeddings.position_ids')
 
     def pad_id(self, d: Description) -> int:

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from mlm_jax.interop import architecture, names
-from mlm_jax.interop.architecture import BERT_RECIPE, Architecture, Encoder
+from mlm_jax.interop.architecture import Architecture, Encoder
 from mlm_jax.interop.bert import FIXED
 from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
@@ -75,7 +75,7 @@ class RobertaPreLayerNorm(Roberta):
 
     title, model_type, prefix = 'RoBERTa-PreLayerNorm', 'roberta-prelayernorm', 'roberta_prelayernorm'
     masked_lm, base = 'RobertaPreLayerNormForMaskedLM', 'RobertaPreLayerNormModel'
-    recipe: ClassVar = {**BERT_RECIPE, 'norm': 'pre'}
+    recipe: ClassVar = architecture.recipe(norm='pre')
     left_out = ('roberta_prelayernorm.pooler.', 'pooler.', 'roberta_prelayernorm.embeddings.position_ids')
 
     def layers(self, e: Encoder, prefix: str) -> list[Rule]:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mlm_jax.interop import architecture, names
-from mlm_jax.interop.architecture import BERT_RECIPE, Architecture, Constant, Encoder
+from mlm_jax.interop.architecture import Architecture, Constant, Encoder
 from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
 from mlm_jax.interop.rotary import POSITIONS, interleaved, sines_and_cosines
@@ -20,7 +20,7 @@ class RoFormer(Architecture):
         'hidden_act': 'gelu', 'rotary_value': False, 'tie_word_embeddings': True, 'is_decoder': False,
         'add_cross_attention': False,
     }  # fmt: skip
-    recipe: ClassVar = {**BERT_RECIPE, 'positions': POSITIONS}
+    recipe: ClassVar = architecture.recipe(positions=POSITIONS)
     left_out = ('roformer.pooler.', 'pooler.', 'cls.seq_relationship.')
 
     def read(self, d: Description, pad_id: int) -> dict[str, Any]:

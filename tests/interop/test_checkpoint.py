@@ -78,7 +78,7 @@ def test_damage_of_every_class_is_refused_in_words(name, tmp_path):
 @pytest.mark.parametrize(
     ('name', 'keys', 'message'),
     [
-        ('exlm', dict(token_dropout=True), 'token_dropout=true: the embeddings of masked tokens'),
+        ('exlm', dict(token_dropout=True, mask_token_id=None), 'mask_token_id=None should be a positive integer'),
         ('exlm', dict(position_embedding_type='absolute'), "only ESM-2's 'rotary'"),
         ('exlm', dict(mlm_jax=dict(positions='learned')), 'mlm_jax.positions=.learned. should be .rotary. or'),
         ('exlm', dict(mlm_jax=...), r'other numbers in .*inv_freq than base'),

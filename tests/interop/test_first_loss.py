@@ -26,7 +26,7 @@ MODELS = {
     'xlm-roberta': SIZES | dict(type_vocab_size=1),
     'distilbert': DISTIL | dict(pad_token_id=PAD),
     'mpnet': SIZES,
-    'esm': SIZES | dict(position_embedding_type='rotary', mask_token_id=MASK, emb_layer_norm_before=False),
+    'esm': SIZES | dict(position_embedding_type='rotary', mask_token_id=MASK, token_dropout=True),
     'roformer': SIZES,
     'eurobert': SIZES | SPECIALS | dict(num_key_value_heads=1, mask_token_id=MASK),
 }

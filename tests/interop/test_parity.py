@@ -39,6 +39,7 @@ ENCODERS = {
     'exlm': (PRE_ROTARY | dict(positions='rotary_2d'), 'EsmForMaskedLM'),
     'pre_rotary': (PRE_ROTARY | dict(rotary_base=1000.0), 'EsmForMaskedLM'),
     'pre_rotary_normed': (PRE_ROTARY | dict(embedding_norm=True), 'EsmForMaskedLM'),
+    'esm2': (PRE_ROTARY | dict(zeroed_token=7), 'EsmForMaskedLM'),
     'post_rotary': (dict(positions='rotary', rotary_base=1000.0), 'RoFormerForMaskedLM'),
     'post_rotary_2d': (dict(positions='rotary_2d'), 'RoFormerForMaskedLM'),
     'pre_learned': (dict(norm='pre'), 'RobertaPreLayerNormForMaskedLM'),
