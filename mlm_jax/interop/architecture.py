@@ -122,7 +122,7 @@ class Architecture:
             if actual[key] not in (value if isinstance(value, tuple) else (value,))
             and (has_head or key not in HEAD_KEYS)
         }
-        if e.norm_bias is None and found.keys() & {'bias', 'norm_type'}:
+        if e.norm_bias in (None, e.bias) and found.keys() & {'bias', 'norm_type'}:
             found.pop('norm_bias', None)  # it follows from these
         if self.recipe['norm'] == 'post':
             found.pop('first_norm', None)  # which only pre-LN can lack

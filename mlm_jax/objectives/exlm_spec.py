@@ -68,7 +68,7 @@ class ExLMSpec(Spec):
     head_on_encoder = True
     export_note = (
         'in training and in mlm_jax, masked tokens and (unless exlm.anchors=false) the ends of a text are read as '
-        'several states each; other programs read every token once, which the encoder has not been trained for, so that '
+        'several states each; other programs read every token once, for which it has not been trained, so that '
         'its vectors are others than in mlm_jax, and masks are filled less well: fine-tune it before you use it'
     )
     parameters = (
