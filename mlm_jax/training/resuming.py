@@ -12,6 +12,7 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import about, option_fields
 
+# Of the keys of the model, those that parameters belong to. Rotary bases and windows may change, as for longer texts.
 _STATE_KEYS = (
     'objective', 'vocab_size', 'sequence_length', 'optimizer.name', 'model.num_layers', 'model.width',
     'model.num_heads', 'model.ffn_width', 'model.positions', 'model.relative_buckets', 'model.norm',

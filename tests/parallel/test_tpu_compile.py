@@ -10,6 +10,8 @@ import pytest
 
 from mlm_jax import config as config_lib
 from mlm_jax.config.step_flops import step_flops
+from mlm_jax.masking.batch import gather_positions
+from mlm_jax.models import attention
 from mlm_jax.parallel import topology, tpu_slices
 from mlm_jax.performance import ahead_of_time
 
@@ -102,6 +104,27 @@ def test_exlm_fits_and_moves_no_states(capsys):
     shapes = {tuple(map(int, dims.split(','))) for dims in re.findall(r'\b(?:f32|bf16)\[([\d,]+)\]', program)}
     assert max(math.prod(shape) for shape in shapes if 32768 in shape) <= 64 * 88 * 32768
     assert not [shape for shape in shapes if math.prod(shape) >= 64 * 21 * 84 * 84 and shape.count(84) > 1]
+
+
+@needs_libtpu
+@pytest.mark.tpu_compile
+def test_attention_chooses_between_the_kernels_of_local_and_of_global_layers():
+    """Forward and backward, with fewer heads of keys and values, and with queries at some positions alone."""
+    place = jax.sharding.SingleDeviceSharding(topology.tpu_devices('v5e-4')[0])
+
+    def shape(*sizes, dtype='bfloat16'):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
+
+    def loss(q, k, v, segments, at, is_local):
+        q_segments, window = gather_positions(segments, at), attention.Window(64, is_local, at)
+        out = attention.attend(q, k, v, q_segments, segments, window=window, backend='splash')
+        return out.astype('float32').sum()
+
+    rows = shape(2, 512, dtype='int32'), shape(2, 77, dtype='int32'), shape(dtype='bool')
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    lowered = gradient.lower(shape(2, 77, 4, 64), shape(2, 512, 2, 64), shape(2, 512, 2, 64), *rows)
+    program = lowered.compile(ahead_of_time.LOW_EFFORT).as_text()
+    assert program.count(' conditional(') == 2
 
 
 @needs_libtpu

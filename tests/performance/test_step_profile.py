@@ -20,6 +20,7 @@ BACK = LAYER.replace('jvp(MLM)', 'transpose(jvp(MLM))')
     [
         (f'{LAYER}/mlp/up/dot_general', True, 'matmul'),
         (f'{BACK}/attention/attention._queries_keys_values/qkv/dot_general', True, 'matmul'),
+        (f'{BACK}/attention/attention._queries_keys_values/key_value/dot_general', True, 'matmul'),
         (f'{BACK}/attention/bthd,bshd->bhts/dot_general', True, 'attention'),
         (f'{STEP}/jvp(MLM)/MLM.logits/head/encoder.token_logits/...d,vd->...v/dot_general', True, 'head and loss'),
         (f'{STEP}/jvp(ExLM)/ExLM.states/transitions/bvcd,bucd->bcvu/dot_general', True, 'head and loss'),
