@@ -54,6 +54,14 @@ def convert(model: bytes, mask_id: int) -> dict:
     }
 
 
+def scores(model: bytes) -> dict[int, float]:
+    """The scores of the pieces of a unigram model; none for other models."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    if _KINDS.get(proto.trainer_spec.model_type) != 'unigram':
+        return {}
+    return {i: piece.score for i, piece in enumerate(proto.pieces) if piece.type == _TYPES.NORMAL}
+
+
 def _impossible(reason: str) -> ConfigError:
     return ConfigError(
         f'this SentencePiece model cannot be written as a tokenizer.json with the same ids: {reason}. Use it with the '

@@ -61,7 +61,7 @@ def check(tokenizer, directory, texts):
 
 
 @pytest.mark.parametrize('model', tokenizers.SENTENCEPIECE)
-@pytest.mark.parametrize('normalization', ['nmt_nfkc', 'nfkc', 'identity'])
+@pytest.mark.parametrize('normalization', ['nmt_nfkc', 'identity'])
 @pytest.mark.parametrize('byte_fallback', [True, False])
 def test_trained_tokenizers(model, normalization, byte_fallback, tmp_path):
     tokenizer = trained(model, normalization=normalization, byte_fallback=byte_fallback)
@@ -108,7 +108,6 @@ def test_names_of_bytes_in_a_text_are_text(tmp_path):
 @pytest.mark.parametrize(
     ('tokenizer', 'message'),
     [
-        (lambda: foreign(normalization_rule_name='nmt_nfkc_cf'), 'no tokenizer.json can express'),
         (lambda: foreign(treat_whitespace_as_suffix=True), 'does not write the space before a word'),
         (lambda: foreign('char'), 'of kind char'),
         (lambda: foreign('bpe', user_defined_symbols='#'), "'#' is user-defined or unused"),
@@ -140,6 +139,15 @@ def test_differences_are_found(tmp_path):
     path.write_text(json.dumps(stored))
     with pytest.raises(ConfigError, match="other ids than this one: of 'it reads'.* instead of .*'▁reads'"):
         fast_tokenizer.check_fast_tokenizer(trained(), tmp_path, ['the model', 'it reads'])
+
+
+def test_divisions_that_are_as_likely_are_no_difference():
+    """Which of them the float32 sums of SentencePiece prefer depends on the place in the text."""
+    equal, scores = fast_tokenizer._are_equally_likely, {7: -3.25, 8: -4.0, 9: -3.625}
+    assert equal([2, 7, 8, 3], [2, 8, 7, 3], scores) and equal([2, 7, 8, 3], [2, 9, 9, 3], scores)
+    assert not equal([2, 7, 8, 3], [2, 8, 9, 3], scores)
+    assert not equal([2, 7, 3], [2, 1, 3], scores), 'the unknown piece has no score'
+    assert not equal([2, 7, 8, 3], [2, 9, 9, 3], {}), 'merges have none'
 
 
 def test_real_text(tmp_path):
