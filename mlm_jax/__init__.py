@@ -22,8 +22,9 @@ def load(source: 'str | os.PathLike', mesh: 'Mesh | None' = None) -> 'Model':
         model.log_likelihood(['One text.'])                 # float64[1], nats
 
     Args:
-      source: WORKDIR, the newest checkpoint of a run of any objective; WORKDIR@STEP; hf:DIRECTORY, a BERT or RoBERTa
-        as `save_pretrained` of transformers leaves it; or random:SOURCE, the same model without what it has learned.
+      source: WORKDIR, the newest checkpoint of a run of any objective; WORKDIR@STEP; hf:DIRECTORY, a model of
+        transformers as `save_pretrained` leaves it (docs/interop.md lists the classes); or random:SOURCE, the same
+        model without what it has learned.
       mesh: from `mlm_jax.parallel.mesh.make_mesh`, with the parameters whole on each device; None takes all devices.
 
     Returns:

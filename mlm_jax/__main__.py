@@ -10,7 +10,7 @@ import mlm_jax
 
 PROGRAMS = (
     'prepare', 'train', 'finetune', 'evaluate', 'probe', 'compare', 'inspect_masks', 'bench', 'bench_likelihood',
-    'doctor',
+    'doctor', 'export',
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(mlm_jax.__file__).parent
 
 # Every folder may import those above it in this list, and none below.
 FOLDERS = (
-    'files', 'parallel', 'masking', 'losses', 'models', 'objectives', 'config', 'data', 'training', 'tasks',
+    'files', 'parallel', 'masking', 'losses', 'models', 'objectives', 'config', 'data', 'training', 'tasks', 'interop',
     'pretrained', 'finetuning', 'analysis', 'performance', 'comparing',
 )  # fmt: skip
 PROGRAMS = 'programs'

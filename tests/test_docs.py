@@ -38,7 +38,8 @@ from mlm_jax.training.state import example_batch
 REPOSITORY = PACKAGE.parent
 # A page may use what an earlier one has made.
 PAGES = (
-    'README.md', 'docs/data.md', 'docs/train.md', 'docs/masking.md', 'docs/evaluate.md', 'docs/analyse.md',
+    'README.md', 'docs/data.md', 'docs/train.md', 'docs/interop.md', 'docs/masking.md', 'docs/evaluate.md',
+    'docs/analyse.md',
     'docs/hardware.md', 'docs/extend.md', 'docs/likelihood.md', 'docs/reference.md', 'docs/results.md',
 )  # fmt: skip
 # Its code makes new files; tests/objectives/test_adding_an_objective.py follows it.

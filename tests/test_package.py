@@ -33,10 +33,16 @@ def test_a_misspelt_program_is_named(monkeypatch):
 def test_shipped_configurations_have_names():
     names = config_lib.shipped()
     assert {'mlm', 'mae_lm', 'exlm', 'masking', 'smiles', 'demo', 'repeated_mlm'} <= names.keys()
-    for name, path in names.items():
+    with pytest.raises(
+        config_lib.ConfigError, match=r'needs the model to go on from, .*--config=continue:hf:DIRECTORY'
+    ):
+        config_lib.load('continue')
+    for name, path in names.items() - {('continue', names['continue'])}:
         assert config_lib.differences(config_lib.load(name), config_lib.load(str(path))) == {}
     assert config_lib.load('mlm:tiny,batch_size=8').batch_size == 8
-    with pytest.raises(config_lib.ConfigError, match='no configuration file mml. Those that are shipped: demo, exlm'):
+    with pytest.raises(
+        config_lib.ConfigError, match='no configuration file mml. Those that are shipped: continue, demo'
+    ):
         config_lib.with_path('mml:tiny')
 
 

@@ -116,6 +116,7 @@ RANGES = {
     'model.local_window': Range(0, 2**20, must='be 0, for attention to whole documents, or the width of a window'),
     'model.global_every': _LAYERS,
     'model.relative_buckets': Range(0, 2**16),
+    'model.zeroed_token': Range(-1, 2**31 - 1, must='be -1, for none, or the id of [MASK]'),
     'model.relative_max_distance': Range(1, 2**20),
     'model.norm_epsilon': Range(0, 1, above=True, below=True, must='lie between 0 and 1'),
     'model.dropout': _BELOW_ONE,
@@ -379,6 +380,11 @@ def _optimizer_problems(c: ml_collections.ConfigDict) -> list[str]:
 
 def _objective_problems(c: ml_collections.ConfigDict) -> list[str]:
     m, k, spec, problems = c.model, c.masking, OBJECTIVES[c.objective], []
+    if m.zeroed_token >= 0 and not spec.reads_inputs:
+        problems.append(
+            f'model.zeroed_token={m.zeroed_token} makes up for the masked tokens that an encoder reads, and that of '
+            f'{c.objective} reads them otherwise: use objective=mlm, or set model.zeroed_token=-1'
+        )
     readers = ' or '.join(name for name, other in OBJECTIVES.items() if other.reads_inputs)
     if k.predicted_fraction < 1 and not spec.reads_inputs:
         problems.append(

@@ -71,6 +71,7 @@ def default_config() -> ml_collections.ConfigDict:
     m.rotary_base_local = config_dict.placeholder(float)  # the same in local layers; None: rotary_base
     m.local_window = 0  # W > 0: local layers attend to keys at most W // 2 away, as in ModernBERT
     m.global_every = 3  # with a window: layers 0, 3, 6, … see the whole document, the others are local
+    m.zeroed_token = -1  # or the id of [MASK], whose embedding is then zero, as in ESM-2 (models/token_dropout.py)
     m.relative_buckets = 0  # > 0 adds a relative position bias
     m.relative_max_distance = 128
     m.relative_bucketing = 'mae_lm'  # or t5: the buckets of T5 and MPNet

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from mlm_jax.masking.batch import gather_positions
 from mlm_jax.models import positions as positions_lib
+from mlm_jax.models import token_dropout
 from mlm_jax.models.dropout import Dropout
 from mlm_jax.models.layers import (
     Block,
@@ -131,7 +132,7 @@ class Encoder(nn.Module):
         if c.positions == 'rotary_2d':
             coordinates += (jnp.zeros_like(positions_BxT) if copies_BxT is None else copies_BxT,)
         turns_BxTx2xAxR, local_turns_BxTx2xAxR = self._rotary_turns(coordinates)
-        x_BxTxd = self.embed(tokens_BxT, positions_BxT, deterministic)
+        x_BxTxd = self.embed(tokens_BxT, segments_BxT, positions_BxT, deterministic)
         context = Context(segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT, local_turns_BxTx2xAxR, places_BxT)
         switches = layer_switches(c)
         if at_BxM is None or self.is_initializing():
@@ -152,10 +153,14 @@ class Encoder(nn.Module):
             return turns_BxTx2xAxR, None
         return turns_BxTx2xAxR, positions_lib.rotary_turns(coordinates, c.head_width, c.rotary_base_local)
 
-    def embed(self, tokens_BxT: jax.Array, positions_BxT: jax.Array, deterministic: bool) -> jax.Array:
+    def embed(
+        self, tokens_BxT: jax.Array, segments_BxT: jax.Array, positions_BxT: jax.Array, deterministic: bool
+    ) -> jax.Array:
         """[B, T, d]: token and position embeddings, then LayerNorm, then dropout."""
         c = self.config
         x_BxTxd = self.token_vectors(tokens_BxT)
+        if c.zeroed_token >= 0:
+            x_BxTxd = token_dropout.rescaled(x_BxTxd, tokens_BxT, segments_BxT, c.zeroed_token)
         if c.positions == 'learned':
             x_BxTxd += self.position_embedding(positions_BxT)
         x_BxTxd = split_rows(x_BxTxd.astype(c.dtype))

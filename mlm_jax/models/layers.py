@@ -50,6 +50,7 @@ class EncoderConfig:
         just been normalized. Pre-LN only.
       bias: whether linear layers have biases.
       mlp: 'gelu', 'geglu', both with the exact GELU, or 'swiglu', with SiLU in its place.
+      zeroed_token: the id of [MASK] in an encoder with ESM-2's token dropout (`token_dropout.py`); −1 means none.
       tied_head: whether the token embedding is also the output matrix; otherwise the head has one of its own.
       head: 'dense' (dense layer, GELU, norm, output matrix, a bias for each token) or 'plain' (the output matrix only).
       dropout: the dropout rate of embeddings and sublayer outputs, rounded to a multiple of 1/256.
@@ -85,6 +86,7 @@ class EncoderConfig:
     norm_type: str = 'layer_norm'
     norm_bias: bool | None = None
     first_norm: bool = True
+    zeroed_token: int = -1
     tied_head: bool = True
     head: str = 'dense'
     dropout: float = 0.1

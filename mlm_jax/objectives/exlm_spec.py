@@ -65,6 +65,12 @@ class ExLMSpec(Spec):
     options = ExLMConfig
     positions = ('rotary', 'rotary_2d')  # copies of a token share their position
     relative_bias = False
+    head_on_encoder = True
+    export_note = (
+        'in training and in mlm_jax, masked tokens and (unless exlm.anchors=false) the ends of a text are read as '
+        'several states each; other programs read every token once, for which it has not been trained, so that '
+        'its vectors are others than in mlm_jax, and masks are filled less well: fine-tune it before you use it'
+    )
     parameters = (
         Parameter(r'transitions/(query|key)/kernel', (None, None, None), inputs=(0,), outputs=(1, 2)),
         Parameter(r'transitions/(query|key)/bias', (None, None)),

@@ -104,6 +104,10 @@ class MAELMSpec(Spec):
 
     module = 'mlm_jax.objectives.mae_lm:MAELM'
     options = MAELMConfig
+    export_note = (
+        'its prediction head sits on a decoder that only pretraining needs, and is left out: it encodes texts, and '
+        'fills no masks'
+    )
     parameters = (
         Parameter(r'decoder/project/kernel', (None, None), inputs=(0,), outputs=(1,)),
         Parameter(r'decoder/project/bias', (None,)),

@@ -8,3 +8,4 @@ class MLMSpec(Spec):
 
     module = 'mlm_jax.objectives.mlm:MLM'
     reads_inputs = True
+    head_on_encoder = True

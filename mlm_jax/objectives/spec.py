@@ -52,6 +52,9 @@ class Spec:
       relative_bias: whether the objective supports a relative position bias.
       parameters: the rules for parameters that the objective has besides those of the encoder and the prediction head.
       distributions: the names of the predictions that `Objective.distributions` returns.
+      head_on_encoder: whether the encoder and the prediction head alone, the parameters `encoder` and `head`, predict
+        tokens, as in BERT; elsewhere, only the encoder is of use to other programs.
+      export_note: what a user of the encoder and this head should know who does not have the rest, in a sentence.
     """
 
     module: str | type = ''
@@ -61,6 +64,8 @@ class Spec:
     relative_bias: bool = True
     parameters: tuple[Parameter, ...] = ()
     distributions: tuple[str, ...] = (PREDICTION,)
+    head_on_encoder: bool = False
+    export_note: str = ''
 
     def problems(self, config: Any, options: Any, has_fixed_count: bool) -> list[str]:
         """The conflicts between the options and other keys; each message says what to do.

@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from mlm_jax.interop.state_dict import StateDict
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.exlm import ExLM, ExLMConfig
 from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig
 from mlm_jax.objectives.mlm import MLM
-from mlm_jax.pretrained.state_dict import StateDict, block_params, stack_layers
+from mlm_jax.pretrained.state_dict import block_params, stack_layers
 
 ENCODER, DECODER = 'encoder.sentence_encoder', 'gen_decoder.sentence_encoder'
 

@@ -10,6 +10,7 @@ from mlm_jax import config as config_lib
 from mlm_jax.data import manifest, masking_tables
 from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.files.errors import ConfigError
+from mlm_jax.interop import checkpoint as checkpoint_lib
 from mlm_jax.masking.tables import Tables
 from mlm_jax.objectives.mlm import MLM
 from mlm_jax.parallel.mesh import make_mesh, replicated
@@ -86,6 +87,8 @@ def _load_hugging_face(source: Source, mesh: Mesh) -> Model:
         if source.is_random:
             objective = MLM(huggingface.read_encoder_config(source.directory))
             params = jax.jit(lambda: objective.init(jax.random.key(0), example_batch(8, 1))['params'])()
+            if not checkpoint_lib.describe(source.directory).has_head:
+                params.pop('head', None)
         else:
             objective, params = huggingface.from_hf(source.directory)
     except ValueError as error:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import pathlib
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -19,7 +21,7 @@ from mlm_jax.files.progress import bar
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models import pooling as pooling_lib
 from mlm_jax.objectives.objective import Objective
-from mlm_jax.pretrained import batches
+from mlm_jax.pretrained import batches, exporting
 from mlm_jax.pretrained.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.pretrained.sources import Source
 from mlm_jax.training import build
@@ -137,6 +139,7 @@ class Model:
         Raises:
           ConfigError: for a text without '[MASK]' or too long, or more pieces than there are.
         """
+        self.check_has_head()
         v, repeats = self.tokenizer.vocabulary, self.repeats
         if not 1 <= top <= v.num_ordinary:
             raise ConfigError(f'top={top}: the vocabulary has {v.num_ordinary} pieces that can be filled in')
@@ -183,10 +186,30 @@ class Model:
         texts = _checked(texts)
         if not texts:
             return np.zeros(0)
+        self.check_has_head()
         scorer = PseudoLikelihood(self.objective, self.tokenizer, texts, repeats=self.repeats, within_word=within_word)
         with jax.set_mesh(self.mesh):
             scorer.compile(self.params, self.mesh)
             return scorer.scores(self.params, 'likelihoods' if progress else '')
+
+    def export(self, directory: str | os.PathLike, dtype: str = 'float32', pooling: str = 'mean') -> str:
+        """Writes the model as a directory of transformers, with its tokenizer and a card, as `mlm_jax.export` does.
+
+        Args:
+          directory: made; where it exists, it must be empty.
+          dtype: of the weights in the files: 'float32' or 'bfloat16'.
+          pooling: of sentence-transformers: 'mean' or 'cls'.
+
+        Returns:
+          The class of transformers that computes it.
+
+        Raises:
+          ConfigError: where no class of transformers computes what this model does, and for a directory with files.
+          ImportError: without the extra `huggingface`.
+        """
+        export = exporting.plan(self, dtype=dtype)
+        exporting.write(self, export, pathlib.Path(directory), pooling=pooling)
+        return export.checkpoint.class_name
 
     def held_out_rows(self) -> Shards:
         """The held-out rows of the data that the run was trained on.
@@ -200,6 +223,14 @@ class Model:
                 f'{directory} has no held-out rows: raise data.validation_percent, or name a data.validation_corpus'
             )
         return Shards(directory, 'validation', verify=True)
+
+    def check_has_head(self) -> None:
+        """Raises ConfigError for an encoder of Hugging Face without a prediction head."""
+        if self.config is None and 'head' not in self.params and self.objective.config.head == 'dense':
+            raise ConfigError(
+                f'{self.source} is an encoder alone: without a prediction head, it says nothing about masked tokens. '
+                'Give a checkpoint of a class …ForMaskedLM'
+            )
 
     def check_reads_once(self, purpose: str) -> None:
         """Raises ConfigError for a model of rows in which every token stands several times; `purpose` reads it once."""

@@ -4,6 +4,7 @@ They come from another run, `init_from=WORKDIR` or `WORKDIR@STEP`, or from a che
 `init_from=hf:DIRECTORY`.
 """
 
+import dataclasses
 import functools
 import pathlib
 import sys
@@ -18,6 +19,9 @@ from mlm_jax.data.manifest import Manifest
 from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer, extends
 from mlm_jax.files import atomic
 from mlm_jax.files.errors import ConfigError
+from mlm_jax.interop.architecture import deciding
+from mlm_jax.interop.checkpoint import TOKENIZERS, tokenizer_file
+from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.parallel.mesh import replicated
 from mlm_jax.parallel.sharding import path_name
@@ -27,13 +31,6 @@ from mlm_jax.training.resuming import state_keys
 from mlm_jax.training.state import TrainState
 from mlm_jax.training.workdir import read_config
 
-_HUGGING_FACE_TOKENIZER = 'tokenizer.json'
-# Attributes of EncoderConfig, and keys of the configuration, in which a run must agree with a checkpoint.
-_SHAPE_KEYS = ('num_layers', 'width', 'num_heads', 'ffn_width')
-_RECIPE_KEYS = (
-    'positions', 'relative_buckets', 'norm', 'norm_type', 'embedding_norm', 'first_norm', 'bias', 'mlp', 'norm_epsilon',
-    'local_window', 'num_kv_heads', 'tied_head', 'head',
-)  # fmt: skip
 # Parameters with a row for each token.
 _COUNT_PIECES = ('encoder/token_embedding/embedding', 'head/output_embedding/embedding', 'head/bias')
 
@@ -170,22 +167,18 @@ def _extends(config: ml_collections.ConfigDict, manifest: Manifest, path: pathli
 
 
 def _check_hugging_face(config: ml_collections.ConfigDict, manifest: Manifest, directory: pathlib.Path) -> None:
-    if 'learned' not in OBJECTIVES[config.objective].positions:
-        others = ' or '.join(name for name, spec in OBJECTIVES.items() if 'learned' in spec.positions)
-        raise ConfigError(
-            f'init_from={config.init_from} has absolute positions, which the layers have learned to read, and '
-            f'{config.objective} has rotary ones: it cannot start there. Use objective={others}'
-        )
     try:
         there = huggingface.read_encoder_config(directory)
     except (ValueError, FileNotFoundError, ImportError) as error:
         raise ConfigError(f'init_from={config.init_from}: {error}') from error
-    here = build.encoder_config(config)
-    keys = {f'model.{name}': name for name in (*_SHAPE_KEYS, *_RECIPE_KEYS)} | {'model.norm_bias': 'norms_have_bias'}
-    if here.vocab_size > there.vocab_size:  # a smaller one leaves out rows that no piece uses
-        keys = {'vocab_size': 'vocab_size'} | keys
-    values = {key: (getattr(there, name), getattr(here, name)) for key, name in keys.items()}
-    different = {key: pair for key, pair in values.items() if pair[0] != pair[1]}
+    here, spec = build.encoder_config(config), OBJECTIVES[config.objective]
+    if there.positions not in spec.positions:
+        others = ' or '.join(name for name, other in OBJECTIVES.items() if there.positions in other.positions)
+        raise ConfigError(
+            f'init_from={config.init_from} has {there.positions} positions, which the layers have learned to read, and '
+            f'{config.objective} has {" or ".join(spec.positions)} ones: it cannot start there. Use objective={others}'
+        )
+    different = _differences(there, here)
     if different:
         lines = '\n'.join(f'  {key}: {a!r} there, {b!r} here' for key, (a, b) in different.items())
         arguments = ','.join(f'{key}={a}' for key, (a, _) in different.items())
@@ -194,7 +187,7 @@ def _check_hugging_face(config: ml_collections.ConfigDict, manifest: Manifest, d
         raise ConfigError(
             f'the parameters in init_from={config.init_from} are of another model:\n{lines}\nSet {arguments}'
         )
-    if here.max_length > there.max_length:
+    if here.max_length > there.max_length and (there.positions == 'learned' or there.relative_buckets):
         raise ConfigError(
             f'init_from={config.init_from} has {there.max_length} positions, and rows here have {here.max_length} '
             f'tokens: set sequence_length={there.max_length // config.masking.repeats} or less'
@@ -202,12 +195,22 @@ def _check_hugging_face(config: ml_collections.ConfigDict, manifest: Manifest, d
     _check_tokenizer(config, manifest, hugging_face_tokenizer(directory))
 
 
+def _differences(there: EncoderConfig, here: EncoderConfig) -> dict[str, tuple]:
+    """Key → (value there, value here) of all keys in which a run must agree with a checkpoint and does not."""
+    # A smaller vocabulary leaves out rows that no piece uses.
+    sizes = {'vocab_size': (there.vocab_size, here.vocab_size)} if here.vocab_size > there.vocab_size else {}
+    theirs, ours = deciding(there), deciding(here)
+    keys = [field.name for field in dataclasses.fields(EncoderConfig) if field.name in theirs | ours]
+    values = {f'model.{key}': (theirs.get(key, getattr(there, key)), ours.get(key, getattr(here, key))) for key in keys}
+    return sizes | {key: pair for key, pair in values.items() if pair[0] != pair[1]}
+
+
 def hugging_face_tokenizer(directory: pathlib.Path) -> pathlib.Path:
-    """The tokenizer.json of a checkpoint; ConfigError where it has none."""
-    path = directory / _HUGGING_FACE_TOKENIZER
-    if not path.is_file():
+    """The tokenizer of a checkpoint: its tokenizer.json, or ESM's vocab.txt; ConfigError where it has neither."""
+    path = tokenizer_file(directory)
+    if path is None:
         raise ConfigError(
-            f'{directory} has no {_HUGGING_FACE_TOKENIZER}, so nothing tells how its text is to be encoded. '
+            f'{directory} has no {TOKENIZERS[0]}, so nothing tells how its text is to be encoded. '
             'save_pretrained of the fast tokenizer of transformers writes it'
         )
     return path
@@ -219,19 +222,23 @@ def _hugging_face_params(source: sources.Source, fresh: dict) -> dict:
         _, stored = huggingface.from_hf(source.directory)
     except ValueError as error:
         raise ConfigError(f'init_from={source}: {error}') from error
-    encoder, head = stored['encoder'], stored['head']
+    encoder, head = stored['encoder'], stored.get('head', {})
     size = len(fresh['encoder']['token_embedding']['embedding'])
-    if (unused := len(head['bias']) - size) and not jax.process_index():
+    if (unused := len(encoder['token_embedding']['embedding']) - size) and not jax.process_index():
         print(f'left out of {source}: {unused:,} rows of its embedding beyond vocab_size={size}', file=sys.stderr)
     for name in ('position_embedding', 'token_embedding'):  # rows for longer texts, and for ids that no piece has
-        encoder[name]['embedding'] = encoder[name]['embedding'][: len(fresh['encoder'][name]['embedding'])]
-    head['bias'] = head['bias'][:size]
+        if name in encoder:
+            encoder[name]['embedding'] = encoder[name]['embedding'][: len(fresh['encoder'][name]['embedding'])]
+    if 'bias' in head:
+        head['bias'] = head['bias'][:size]
+    if 'output_embedding' in head:
+        head['output_embedding']['embedding'] = head['output_embedding']['embedding'][:size]
 
     def shapes(tree):
         return jax.tree.map(lambda leaf: leaf.shape, tree)
 
-    # MAE-LM's head follows its decoder, which may be narrower than the encoder.
-    taken = ['encoder'] + ['head'] * (shapes(stored['head']) == shapes(fresh['head']))
+    # MAE-LM's head follows its decoder, which may be narrower; and an encoder may come without a head.
+    taken = ['encoder'] + ['head'] * ('head' in stored and shapes(stored['head']) == shapes(fresh.get('head')))
     placed = {
         name: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), stored[name], fresh[name])
         for name in taken

@@ -1,0 +1,246 @@
+"""The card of an exported model: what it is, how it was trained and what was measured, as its run has recorded it.
+
+Every number comes from a file of the run or of a report on it; what no file holds is left out.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from mlm_jax import config as config_lib
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.files import markdown
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.training.metrics import read_metrics
+
+FILE = 'README.md'
+_LIMITS = (
+    'It reads text; it does not write any, and it is no assistant.',
+    'It has learned from the text named above and repeats its errors and prejudices, which nobody has measured here. '
+    'Do not let it decide about people.',
+    'Its vectors have not been trained to be compared: for semantic search or similarity, fine-tune it first.',
+    'For languages, subjects and tasks that are not named above, nothing is known about it.',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What the card tells besides what the files of a run hold.
+
+    Attributes:
+      name: of the model, its title.
+      class_name: of transformers.
+      has_head: whether it fills masks.
+      num_parameters: of what is exported.
+      encoder: name of a size → its value, for a table.
+      pooling: of sentence-transformers.
+      notes: what a user should know, in sentences.
+      mask: how the tokenizer writes a masked token.
+    """
+
+    name: str
+    class_name: str
+    has_head: bool
+    num_parameters: int
+    encoder: Mapping[str, Any]
+    pooling: str
+    notes: Sequence[str]
+    mask: str
+
+
+def of_run(
+    card: Card,
+    workdir: pathlib.Path,
+    step: int | None,
+    config: ml_collections.ConfigDict,
+    reports: Iterable[pathlib.Path],
+) -> str:
+    """The card of a model that a run here has trained, in Markdown.
+
+    Args:
+      card: about the export.
+      workdir: of the run.
+      step: of the checkpoint; None of a model that has learned nothing.
+      config: of the run.
+      reports: directories in which there may be results of `evaluate --blimp` and of `finetune` on this model.
+    """
+    trained = [
+        ('objective', _objective(config)),
+        ('masking', f'{config.masking.strategy}, {config.masking.unit}, ratio {config.masking.ratio:g}'),
+        *_data(config),
+        *_budget(config, step),
+        ('optimizer', f'{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}'),
+        *_environment(workdir),
+    ]
+    measured = [*_metrics(workdir, step), *_results(workdir, step, reports)]
+    text = _measured(measured) if measured else 'Its run has recorded no results.'
+    settings = config_lib.to_json(config).strip()
+    return _join(
+        card,
+        '## How it was trained',
+        markdown.table(['', ''], [[key, str(value)] for key, value in trained], 2),
+        '## What was measured',
+        text,
+        '## Configuration',
+        f'<details><summary>All keys of the run</summary>\n\n```json\n{settings}\n```\n\n</details>',
+    )
+
+
+def of_source(card: Card, source: str) -> str:
+    """The card of a model whose training no file here tells of."""
+    return _join(
+        card,
+        '## How it was trained',
+        f'These weights were converted from `{source}`: its own card tells how they were trained and what they can do.',
+    )
+
+
+def _join(card: Card, *parts: str) -> str:
+    task = 'fill-mask' if card.has_head else 'feature-extraction'
+    front = f'---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- mlm_jax\n- sentence-transformers\n---'
+    limits = '\n'.join(f'* {line}' for line in (*[f'{note[:1].upper()}{note[1:]}.' for note in card.notes], *_LIMITS))
+    sizes = [['class', f'`{card.class_name}`'], ['parameters', f'{card.num_parameters:,}']]
+    sizes += [[key, f'{value:,}' if isinstance(value, int) else str(value)] for key, value in card.encoder.items()]
+    blocks = (
+        front,
+        f'# {card.name}',
+        'A text encoder, pretrained with masked-language modeling by mlm_jax and written as a model of `transformers`.',
+        markdown.table(['', ''], sizes, 2),
+        '## How to use it',
+        f'```python\n{_usage(card)}\n```',
+        *parts,
+        '## What it is not good for',
+        limits,
+    )
+    return '\n\n'.join(blocks) + '\n'
+
+
+def _usage(card: Card) -> str:
+    if card.has_head:
+        first = f"transformers.pipeline('fill-mask', 'DIRECTORY')('A sentence with one {card.mask} in it.')"
+    else:
+        first = "transformers.pipeline('feature-extraction', 'DIRECTORY')('A text.')"
+    return (
+        f'import sentence_transformers\nimport transformers\n\n{first}\n'
+        f"sentence_transformers.SentenceTransformer('DIRECTORY').encode(['A text.'])  # pooling: {card.pooling}"
+    )
+
+
+def _objective(config: ml_collections.ConfigDict) -> str:
+    start = f', starting from {config.init_from}' if config.init_from else ', from random parameters'
+    return f'{config.objective}{start}'
+
+
+def _data(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
+    """From the manifest of the prepared data, where that is still there."""
+    found = [('corpus', config.data.corpus)]
+    try:
+        manifest = manifest_lib.load(config.data.directory)
+        split = manifest.split('train')
+    except ConfigError:
+        return found
+    return [
+        *found,
+        ('training text', f'{split.documents:,} documents, {split.words:,} words, {split.text_tokens:,} tokens'),
+        ('rows', f'{split.rows:,} of {manifest.sequence_length} tokens'),
+        ('tokenizer', f'{manifest.vocabulary.size:,} pieces, SHA-256 {manifest.tokenizer_sha256}'),
+    ]
+
+
+def _budget(config: ml_collections.ConfigDict, step: int | None) -> list[tuple[str, str]]:
+    if step is None:
+        return [('updates', 'none: its parameters are random')]
+    rows, length = config.batch_size, config.sequence_length
+    return [
+        ('updates', f'{step:,} of {rows:,} rows of {length:,} tokens'),
+        ('tokens seen', f'{step * rows * length:,}, padding included'),
+    ]
+
+
+def _environment(workdir: pathlib.Path) -> list[tuple[str, str]]:
+    """From environment.json, of the last start of the run."""
+    stored = _json(workdir / 'environment.json')
+    devices, found = stored.get('devices') or {}, []
+    if devices:
+        found.append(
+            ('hardware', f'{devices.get("count")} × {devices.get("kind")}, {devices.get("processes")} processes')
+        )
+    if stored.get('commit'):
+        found.append(('commit of mlm_jax', str(stored['commit'])))
+    if versions := stored.get('versions'):
+        found.append(('versions', ', '.join(f'{name} {version}' for name, version in versions.items())))
+    return found
+
+
+# ---- Results -----------------------------------------------------------------------------------------------------
+
+
+def _metrics(workdir: pathlib.Path, step: int | None) -> list[list[str]]:
+    """[what, value, where] of the newest metrics up to a step."""
+    path = workdir / 'metrics.jsonl'
+    if step is None or not path.exists():
+        return []
+    lines = [line for line in read_metrics(path) if line['step'] <= step]
+    newest: dict[str, tuple[float, float]] = {}
+    for line in lines:
+        newest |= {name: (value, line['step']) for name, value in line.items() if not math.isnan(value)}
+    names = sorted(name for name in newest if name.startswith('eval/'))
+    names += [name for name in ('train/loss', 'perf/train_seconds', 'perf/tokens_per_second') if name in newest]
+    return [[f'`{name}`', f'{newest[name][0]:,.6g}', f'metrics.jsonl, step {newest[name][1]:,.0f}'] for name in names]
+
+
+def _results(workdir: pathlib.Path, step: int | None, reports: Iterable[pathlib.Path]) -> list[list[str]]:
+    """[what, value, where] of BLiMP and of tasks that this checkpoint was fine-tuned on."""
+    rows = []
+    for directory in reports:
+        for entry in (_json(directory / 'blimp.json').get('models') or {}).values():
+            if _is_of(entry.get('model'), entry.get('step'), workdir, step):
+                rows.append(['BLiMP, accuracy', f'{entry["accuracy"]:.2%}', f'{directory.name}/blimp.json'])
+        seeds: dict[tuple[str, str], list[float]] = {}
+        for path in sorted(directory.glob('*/*/*/seed*/result.json')):
+            result = _json(path)
+            origin = result.get('origin') or {}
+            if _is_of(origin.get('source'), origin.get('step'), workdir, step):
+                value = ((result.get('metrics') or {}).get('validation') or {}).get(result.get('metric'))
+                if value is not None:
+                    what = f'fine-tuned on {result["task"]} ({path.parts[-3]}), {result["metric"]}'
+                    seeds.setdefault((what, directory.name), []).append(value)
+        for (what, name), values in seeds.items():
+            mean = sum(values) / len(values)
+            rows.append([what, f'{mean:.4g}, mean of {len(values)} seeds (validation)', f'{name}/results.json'])
+    return rows
+
+
+def _measured(rows: Sequence[Sequence[str]]) -> str:
+    return markdown.table(['what', 'value', 'from'], rows, 3)
+
+
+def reports_beside(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The workdir, the directories in it, and those beside it: where reports on a run usually are."""
+    around = [path for parent in (workdir, workdir.parent) for path in sorted(parent.iterdir()) if path.is_dir()]
+    return [workdir, *(path for path in around if path != workdir)]
+
+
+def _is_of(source: Any, step: Any, workdir: pathlib.Path, wanted: int | None) -> bool:
+    """Whether a report's name of a model means this checkpoint."""
+    if not isinstance(source, str) or step != wanted:
+        return False
+    name = source.removesuffix(f'@{step}')
+    try:
+        return pathlib.Path(name).expanduser().resolve() == workdir.resolve()
+    except OSError:
+        return False
+
+
+def _json(path: pathlib.Path) -> dict:
+    """The object in a file; empty where there is none: a report that is damaged is no reason not to export."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

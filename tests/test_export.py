@@ -1,0 +1,139 @@
+"""`mlm_jax.export`: the directory that it writes is what the run is, to transformers and to this package."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+import mlm_jax
+from mlm_jax import export
+from mlm_jax.config import ConfigError
+from mlm_jax.data import fast_tokenizer
+from mlm_jax.interop import card
+from mlm_jax.objectives.registry import OBJECTIVES
+from mlm_jax.pretrained import exporting
+
+pytest.importorskip('safetensors.numpy')
+pytest.importorskip('tokenizers')
+
+
+@pytest.fixture(scope='module')
+def model(trained):
+    return mlm_jax.load(trained[0])
+
+
+@pytest.fixture(scope='module')
+def exported(model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp('models') / 'animals'
+    assert model.export(directory) == 'BertForMaskedLM'
+    return directory
+
+
+def test_a_directory_holds_what_others_need(exported, model):
+    names = {path.relative_to(exported).as_posix() for path in exported.rglob('*') if path.is_file()}
+    assert names == {
+        'config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
+        'modules.json', '1_Pooling/config.json', 'sentence_bert_config.json', 'README.md',
+    }  # fmt: skip
+    assert [path.name for path in exported.parent.iterdir()] == ['animals']
+    config = json.loads((exported / 'config.json').read_text())
+    v = model.tokenizer.vocabulary
+    assert (config['pad_token_id'], config['mask_token_id'], config['bos_token_id']) == (v.pad_id, v.mask_id, v.cls_id)
+    pooling = json.loads((exported / '1_Pooling' / 'config.json').read_text())
+    assert pooling['pooling_mode_mean_tokens'] and pooling['word_embedding_dimension'] == config['hidden_size']
+
+
+def test_it_is_the_same_model_when_it_is_loaded_again(exported, model):
+    again = mlm_jax.load(f'hf:{exported}')
+    texts = ['the cat is white.', 'the crow is black.']
+    np.testing.assert_allclose(again.encode(texts), model.encode(texts), atol=1e-5)
+    ((piece, probability), *_), *_ = again.fill_mask('the crow is [MASK]')
+    ((expected, there), *_), *_ = model.fill_mask('the crow is [MASK]')
+    assert piece == expected and probability == pytest.approx(there, abs=1e-4)
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, {k: model.params[k] for k in again.params}))
+
+
+def test_transformers_computes_the_same_on_held_out_text(model, tmp_path):
+    pytest.importorskip('transformers')
+    plan = exporting.plan(model, dtype='bfloat16')
+    texts = export.held_out_texts(model, 4)
+    difference = exporting.write(model, plan, tmp_path / 'out', texts=texts, shard_bytes=20_000)
+    assert difference < 1e-4 and (tmp_path / 'out' / 'model.safetensors.index.json').exists()
+    wrong = {**plan.params, 'head': {**plan.params['head'], 'bias': plan.params['head']['bias'] + 1e-3}}
+    wrong = exporting.Export(plan.checkpoint, wrong, 'float32', ())
+    with pytest.raises(ConfigError, match=r'differ by up to 0\.001, and 0\.0001 is allowed'):
+        exporting.compare(model, wrong, tmp_path / 'out', texts)
+
+
+def test_the_card_holds_the_numbers_of_the_run_and_no_others(exported, model):
+    text = (exported / card.FILE).read_text()
+    config = model.config
+    assert f' | {model.step * config.batch_size * config.sequence_length:,}, padding included ' in text
+    assert '`eval/loss`' in text and 'commit of mlm_jax' in text and 'documents' in text and 'BLiMP' not in text
+    assert '## What it is not good for' in text and 'None' not in text.split('## Configuration')[0]
+    assert text.startswith('---\nlibrary_name: transformers\npipeline_tag: fill-mask\n')
+
+
+def test_reports_on_this_checkpoint_are_told_and_those_on_others_are_not(model, tmp_path):
+    source, step = str(model.source.directory), model.step
+    entries = {'a': {'model': source, 'step': step, 'accuracy': 0.75}, 'b': {'model': 'x', 'step': 1, 'accuracy': 0.25}}
+    (tmp_path / 'blimp.json').write_text(json.dumps({'models': entries}))
+    for seed, (number, value) in enumerate([(step, 0.5), (step, 0.7), (step + 1, 0.9)]):
+        path = tmp_path / 'animals' / 'glue_sst2' / 'default' / f'seed{seed}'
+        path.mkdir(parents=True)
+        result = {'task': 'glue/sst2', 'metric': 'accuracy', 'origin': {'source': source, 'step': number}}
+        path.joinpath('result.json').write_text(json.dumps(result | {'metrics': {'validation': {'accuracy': value}}}))
+    rows = card._results(model.source.directory, step, [tmp_path])
+    assert [row[:2] for row in rows] == [
+        ['BLiMP, accuracy', '75.00%'],
+        ['fine-tuned on glue/sst2 (default), accuracy', '0.6, mean of 2 seeds (validation)'],
+    ]
+
+
+def test_what_is_in_the_way_is_refused_and_nothing_is_left(exported, model, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match='animals is not empty: name another --output, or delete it'):
+        model.export(exported)
+    (tmp_path / 'empty').mkdir()
+
+    def fail(*arguments):
+        raise ConfigError('no')
+
+    monkeypatch.setattr(fast_tokenizer, 'write_fast_tokenizer', fail)
+    with pytest.raises(ConfigError, match='no'):
+        model.export(tmp_path / 'empty')
+    assert [path.name for path in tmp_path.iterdir()] == ['empty'] and not any((tmp_path / 'empty').iterdir())
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_an_objective_goes_out_with_its_head_or_says_why_not(name, model, make_tiny_config, tmp_path):
+    """Of MAE-LM, the encoder alone; with the paper's buckets, it has no home, but with T5's it has."""
+    from mlm_jax.masking.vocabulary import standard_vocabulary
+    from mlm_jax.training import build
+    from mlm_jax.training.state import example_batch
+
+    config = make_tiny_config()
+    config.objective, config.model.attention_backend = name, 'xla'
+    if 'learned' not in OBJECTIVES[name].positions:
+        config.model.update(positions='rotary_2d', norm='pre', embedding_norm=False)
+    elif OBJECTIVES[name].relative_bias:
+        config.model.relative_buckets = 32
+    objective = build.make_objective(config, standard_vocabulary(64))
+    params = jax.eval_shape(objective.init, jax.random.key(0), example_batch(32, 4))['params']
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), params)
+    trained = types.SimpleNamespace(
+        source=model.source, objective=objective, params=params, tokenizer=model.tokenizer, config=config, step=3,
+        objective_name=name, max_length=32,
+    )  # fmt: skip
+    if config.model.relative_buckets:
+        with pytest.raises(
+            ConfigError, match=r"closest is MPNetForMaskedLM, but for relative_bucketing='mae_lm', where"
+        ):
+            exporting.plan(trained)
+        config.model.relative_bucketing = 't5'
+        trained.objective = build.make_objective(config, standard_vocabulary(64))
+    plan = exporting.plan(trained)
+    spec = OBJECTIVES[name]
+    assert plan.checkpoint.class_name.endswith('ForMaskedLM') == spec.head_on_encoder == ('head' in plan.params)
+    assert bool(plan.notes) >= bool(spec.export_note)
