@@ -3,8 +3,8 @@
     python docs/results/make.py                  # the pages, and figures that are not there yet
     python docs/results/make.py EXPERIMENT …     # also draws the figures of these experiments anew
 
-An experiment is a directory with experiment.json and metrics.json, as `python -m mlm_jax.compare` writes them; their form
-is described in mlm_jax/comparing/experiment.py. A new directory is a new section at the end of the page; page.json
+An experiment is a directory with experiment.json and metrics.json, as `python -m mlm_jax.compare` writes them;
+mlm_jax/comparing/experiment.py describes this form. A new directory is a new section at the end of the page; page.json
 holds the order, and which cells the README shows.
 """
 

@@ -11,8 +11,8 @@ A cell of a table is one of:
 
     4.595, "text", null                                   a number, a text, nothing
     [22, 23, 23]                                          the values of several seeds
-    {"value": 79.5, "error": 0.8}                         a mean with its standard error or deviation, as the title says;
-                                                          "by_seed" may hold the values, which are not shown
+    {"value": 79.5, "error": 0.8}                         a mean with its standard error or deviation, as the title
+                                                          says; "by_seed" may hold the values, which are not shown
     {"low": 273, "high": 477}, also with "value"          a range; with a value, that and its range
 """
 
