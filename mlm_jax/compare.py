@@ -1,41 +1,43 @@
 """Trains the same model under several strategies or objectives at an equal budget, with several seeds each.
 
     python -m mlm_jax.compare --config=configs/mlm.py:mini --config=configs/mae_lm.py:mini --budget=flops \\
-        --seeds=0,1,2 --output=runs/mlm_against_mae_lm
+        --seeds=0,1,2 --then=finetune:glue/sst2,effective_rank --data=glue=data/glue --output=runs/mlm_against_mae_lm
 
 The length of the first configuration is the budget, in FLOPs, in steps or in time; the lengths of the others follow
-from it. Each run is an ordinary one, in `<output>/<label>/seed<k>`. Started again, the program trains what is missing,
-and goes on with what was interrupted. After each seed it writes `comparison.md`, `comparison.json` and
-`comparison.png`.
+from it. Each run is an ordinary one, in `<output>/<label>/seed<k>`. With --then each pretrained model is then judged:
+fine-tuned, by BLiMP, by probes. Started again, the program does what is missing, and goes on with what was interrupted.
+After each seed it writes `report.md`, and the data that it is made of: `experiment.json`, `metrics.json`,
+`curves.jsonl` and `figure.png`, in the form of an experiment of docs/results/.
 """
 
-import dataclasses
-import json
 import pathlib
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
-import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from mlm_jax import config as config_lib
 from mlm_jax import train
-from mlm_jax.comparing import comparison, configurations
+from mlm_jax.comparing import budgets, comparison, configurations, judges, report, then
 from mlm_jax.comparing.configurations import Candidate
+from mlm_jax.comparing.experiment import Table
+from mlm_jax.comparing.judges import Judge
 from mlm_jax.config import ConfigError, command_line, step_flops
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.files import atomic, paths
-from mlm_jax.performance import speed
+from mlm_jax.files import paths
+from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.pretrained import loading
 from mlm_jax.training import checkpoints, runtime
 from mlm_jax.training.metrics import read_metrics
-from mlm_jax.training.workdir import held, read_config, read_json
+from mlm_jax.training.workdir import held, read_config
 
-TIMING_FILE = 'timing.json'
+TRAINING = 'training'
 
 
 def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> int:
@@ -66,21 +68,34 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
 
 
 class Progress:
-    """Says before each run which one it is, and when all will be done."""
+    """Says before each piece of work which one it is, and when all will be done."""
 
-    def __init__(self, costs: Sequence[float]):
-        """`costs`: of the runs to come, in any unit."""
-        self._costs, self._done, self._start = list(costs), 0, time.perf_counter()
+    def __init__(self, work: Sequence[tuple[str, float]]):
+        """`work`: the kind and the cost of what is to come, in order; costs of one kind have one unit."""
+        self._work, self._done = list(work), 0
+        self._seconds: dict[str, float] = {}  # of what is done, by kind
+        self._start = time.perf_counter()
 
     def next(self, text: str) -> None:
-        """Announces the next run; from the second one on with the time left."""
-        done, left = sum(self._costs[: self._done]), sum(self._costs[self._done :])
-        eta = ''
-        if done:
-            seconds = (time.perf_counter() - self._start) / done * left
-            eta = f'; all that is left takes about {_duration(seconds)}'
+        """Announces the next piece, with the time that all that is left takes, as far as such work was timed."""
+        now = time.perf_counter()
+        if self._done:
+            kind = self._work[self._done - 1][0]
+            self._seconds[kind] = self._seconds.get(kind, 0.0) + now - self._start
+        self._start = now
+        eta = self._eta()
         self._done += 1
-        _note(f'=== run {self._done} of {len(self._costs)}: {text}{eta}')
+        _note(f'=== {self._done} of {len(self._work)}: {text}{eta}')
+
+    def _eta(self) -> str:
+        costs = {kind: sum(cost for k, cost in self._work[: self._done] if k == kind) for kind in self._seconds}
+        left = self._work[self._done :]
+        timed = [(self._seconds[kind] / costs[kind] * cost) for kind, cost in left if costs.get(kind)]
+        if not timed:
+            return ''
+        others = list(dict.fromkeys(kind for kind, _ in left if not costs.get(kind)))
+        besides = f', and {", ".join(others)} besides' if others else ''
+        return f'; what is left takes about {_duration(sum(timed))}{besides}'
 
 
 def _duration(seconds: float) -> str:
@@ -90,36 +105,68 @@ def _duration(seconds: float) -> str:
     return f'{seconds:.0f} s'
 
 
-def train_all(candidates: Sequence[Candidate], seeds: Sequence[int], output: pathlib.Path, after_seed) -> None:
-    """Trains what is missing: all candidates under the first seed, then under the next.
+def run_all(
+    candidates: Sequence[Candidate],
+    seeds: Sequence[int],
+    output: pathlib.Path,
+    after_seed: Callable[[Sequence[int]], None],
+    chosen: Sequence[Judge] = (),
+    mesh: Mesh | None = None,
+) -> list[str]:
+    """Trains and judges what is missing: all candidates under the first seed, then under the next.
 
     Args:
       candidates: with their lengths.
       seeds: in this order.
       output: the runs are in `<output>/<label>/seed<k>`.
       after_seed: called with the seeds that are complete, each time another one is, and at the end.
+      chosen: judge each run when it is trained.
+      mesh: of the judges.
+
+    Returns:
+      What is to be said of fine-tuning that diverged; everything else is done.
     """
+    runs = {(seed, c.label): _workdir(output, c, seed) for seed in seeds for c in candidates}
     done = {
-        (candidate.label, seed): updates_done(_workdir(output, candidate, seed), candidate.of_seed(seed))
-        for seed in seeds
-        for candidate in candidates
+        (seed, c.label): updates_done(runs[seed, c.label], c.of_seed(seed)) for seed in seeds for c in candidates
     }  # all are checked before the first one is trained
-    missing = {
-        (c.label, seed): c.cost * (1 - done[c.label, seed] / c.config.total_steps)
-        for seed in seeds
-        for c in candidates
-        if done[c.label, seed] < c.config.total_steps
-    }
-    if finished := len(done) - len(missing):
+    work: list[tuple[int, str, str, float]] = []  # seed, label, kind, cost
+    for seed in seeds:
+        untrained = [c for c in candidates if done[seed, c.label] < c.config.total_steps]
+        work += [
+            (seed, c.label, TRAINING, c.cost * (1 - done[seed, c.label] / c.config.total_steps)) for c in untrained
+        ]
+        for c in candidates:
+            missing = [j for j in chosen if c in untrained or not j.is_done(c, seed, runs[seed, c.label])]
+            work += [(seed, c.label, str(judge.measure), 1.0) for judge in missing]
+    if finished := len(candidates) * len(seeds) - sum(kind == TRAINING for _, _, kind, _ in work):
         _note(f'{finished} of {len(done)} runs are there already')
-    progress = Progress(list(missing.values()))
+    progress = Progress([(kind, cost) for *_, kind, cost in work])
+    by_label, judge_of = {c.label: c for c in candidates}, {str(judge.measure): judge for judge in chosen}
+    diverged: list[str] = []
     for i, seed in enumerate(seeds):
-        to_train = [candidate for candidate in candidates if (candidate.label, seed) in missing]
-        for candidate in to_train:
-            progress.next(f'{candidate.label}, seed {seed}, {candidate.config.total_steps:,} steps')
-            _train(candidate, seed, _workdir(output, candidate, seed))
-        if to_train or seed == seeds[-1]:
+        of_seed = [(label, kind) for s, label, kind, _ in work if s == seed]
+        for label, kind in of_seed:
+            candidate, workdir = by_label[label], runs[seed, label]
+            if kind == TRAINING:
+                progress.next(f'{label}, seed {seed}, {candidate.config.total_steps:,} steps')
+                _train(candidate, seed, workdir)
+            else:
+                progress.next(f'{label}, seed {seed}, {kind}')
+                assert mesh is not None, 'judges have a mesh'
+                diverged += _judge(judge_of[kind], candidate, seed, workdir, mesh)
+        if of_seed or seed == seeds[-1]:
             after_seed(seeds[: i + 1])
+    return diverged
+
+
+def _judge(judge: Judge, candidate: Candidate, seed: int, workdir: pathlib.Path, mesh: Mesh) -> list[str]:
+    with jax.set_mesh(mesh):
+        try:
+            judge.judge(loading.load(workdir, mesh), candidate, seed, workdir)
+        except FloatingPointError as error:
+            return [str(error)]
+    return []
 
 
 def _train(candidate: Candidate, seed: int, workdir: pathlib.Path) -> None:
@@ -168,34 +215,44 @@ def collect(candidates: Sequence[Candidate], seeds: Sequence[int], output: pathl
     return entries
 
 
-def write_report(entries: dict, budget: str, metric: str, settings: Sequence[str], output: pathlib.Path) -> str:
-    """Writes comparison.json, comparison.md and comparison.png; returns the Markdown."""
-    summary = comparison.summarize(entries, metric)
-    first = next(iter(summary.values()))
-    seeds = list(first['by_seed'])
-    device = jax.devices()[0].device_kind
-    spent = {'flops': f'{first["spent"]:.3g}', 'steps': f'{first["steps"]:,}'}.get(budget, f'{first["spent"]:,.0f}')
-    how = ', with the length of a step measured in turn' if budget == 'time' else ''
-    text = (
-        f'Equal {comparison.UNITS[budget]}: {spent} a run{how}.\n'
-        f'Seeds {", ".join(seeds)}; {jax.device_count()} × {device}.\n'
-        'Means ± standard errors over seeds, held out; differences are paired by seed.\n\n'
-        f'{comparison.markdown_table(summary)}\n'
-        + ''.join(f'* {label}: `{line["config"]}`\n' for label, line in summary.items())
-        + (f'* all: `{" ".join(settings)}`\n' if settings else '')
+def tables_of(
+    chosen: Sequence[Judge], candidates: Sequence[Candidate], seeds: Sequence[int], output: pathlib.Path
+) -> list[Table]:
+    """What the judges have found, a table for each and each unit of its numbers."""
+    tables = []
+    for judge in chosen:
+        found = {
+            c.label: {seed: judge.values(c, seed, _workdir(output, c, seed)) for seed in seeds} for c in candidates
+        }
+        units = dict.fromkeys(unit for by_seed in found.values() for values in by_seed.values() for unit in values)
+        for unit in units:
+            of_unit = {
+                label: {seed: values.get(unit, {}) for seed, values in by_seed.items()}
+                for label, by_seed in found.items()
+            }
+            name = str(judge.measure) + (f' ({unit})' if len(units) > 1 else '')
+            tables.append(comparison.judged_table(name, judge.describe(), unit, judges.FORMATS[unit], of_unit))
+    return tables
+
+
+def write_report(
+    candidates: Sequence[Candidate], seeds: Sequence[int], output: pathlib.Path, values: flags.FlagValues,
+    chosen: Sequence[Judge] = (),
+) -> str:  # fmt: skip
+    """Writes the experiment of the seeds that are complete, its figure and its page; returns the page."""
+    settings = {'budget': values.budget, **{c.label: f'`{c.name}`' for c in candidates}}
+    settings |= {'all': f'`{" ".join(values.set)}`'} if values.set else {}
+    made = report.make_experiment(
+        collect(candidates, seeds, output),
+        values.budget,
+        values.metric,
+        tables_of(chosen, candidates, seeds, output),
+        [_workdir(output, candidate, seed) for candidate in candidates for seed in seeds],
+        f'python -m mlm_jax.compare {shlex.join(sys.argv[1:])}',
+        settings,
+        output.absolute().name,
     )
-    report = {
-        'budget': budget,
-        'seeds': [int(seed) for seed in seeds],
-        'settings': list(settings),
-        'device': device,
-        'num_devices': jax.device_count(),
-        'configurations': summary,
-    }
-    atomic.write_bytes(output / 'comparison.json', f'{json.dumps(report, indent=2)}\n'.encode())
-    atomic.write_bytes(output / 'comparison.md', text.encode())
-    comparison.draw(summary, budget, output / 'comparison.png')
-    return text
+    return report.write(made, output)
 
 
 def _note(text: str) -> None:
@@ -204,9 +261,35 @@ def _note(text: str) -> None:
 
 
 def main() -> None:
-    """Trains, and reports after each seed."""
+    """Trains, judges, and reports after each seed."""
     with runtime.distributed(flags.FLAGS):
         compare(flags.FLAGS)
+
+
+def make_judges(values: flags.FlagValues, candidates: Sequence[Candidate], mesh: Mesh) -> list[Judge]:
+    """The judges of --then, which can judge all candidates.
+
+    Raises:
+      ConfigError, ImportError: for whatever would stop one of them after hours of training.
+    """
+    measures = then.parse(values.then)
+    if values.data and not any(measure.kind == then.FINETUNE for measure in measures):
+        raise ConfigError('--data says where the tasks of --then=finetune:TASK lie, and there are none')
+    if measures and jax.process_count() > 1:
+        raise ConfigError(
+            '--then judges models in one process, and this is one of several. Leave it out here; then run the same '
+            'command with it on one machine, which finds the runs trained'
+        )
+    command_line.check_file_names([measure.name for measure in measures], 'Give fewer options to --then')
+    chosen = [judges.make(measure, values.data) for measure in measures]
+    for candidate in candidates if chosen else ():
+        model = judges.stand_in(candidate, mesh)
+        for judge in chosen:
+            try:
+                judge.check(model)
+            except ConfigError as error:
+                raise ConfigError(f'--then={judge.measure} cannot judge {candidate.label}: {error}') from None
+    return chosen
 
 
 def compare(values: flags.FlagValues) -> None:
@@ -215,28 +298,42 @@ def compare(values: flags.FlagValues) -> None:
     candidates = configurations.load_candidates(values.config, values.label, values.set)
     command_line.check_file_names([candidate.label for candidate in candidates], 'Give shorter ones with --label=NAME')
     runtime.use_compilation_cache(candidates[0].config.compilation_cache)
+    mesh = mesh_lib.make_mesh()
+    chosen = make_judges(values, candidates, mesh)
+    report.check(output)
 
-    def report(complete: Sequence[int]) -> None:
+    def after_seed(complete: Sequence[int]) -> None:
         if jax.process_index() == 0:
-            entries = collect(candidates, complete, output)
-            text = write_report(entries, values.budget, values.metric, values.set, output)
-            print(f'\n{text}\n{output / "comparison.md"}\n{output / "comparison.png"}', flush=True)
+            text = write_report(candidates, complete, output, values, chosen)
+            print(f'\n{text}\n{output / report.PAGE}', flush=True)
 
     with held(output):
-        candidates = share_budget(candidates, values.budget, output)
+        candidates = budgets.share_budget(candidates, values.budget, output)
         for candidate in candidates:
             _note(f'{candidate.label}: {candidate.config.total_steps:,} steps    {candidate.name}')
-        train_all(candidates, seeds, output, report)
+        diverged = run_all(candidates, seeds, output, after_seed, chosen, mesh)
+    if diverged:
+        raise FloatingPointError('not all fine-tuning came to its end:\n' + '\n'.join(diverged))
 
 
-if __name__ == '__main__':
+def define_flags() -> None:
+    """Defines the flags that `main` reads."""
     command_line.define_config_flags()
-    flags.adopt_module_key_flags(command_line)
-    flags.DEFINE_enum('budget', 'flops', list(comparison.UNITS), 'What is equal; the length of the first one sets it.')
+    flags.DEFINE_enum('budget', 'flops', list(budgets.UNITS), 'What is equal; the length of the first one sets it.')
     flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of the runs of each configuration.')
     flags.DEFINE_multi_string('label', [], 'Name of a configuration, repeated in their order; made up unless given.')
     flags.DEFINE_string('metric', '', 'Metric to compare: eval/masked_nll where runs have it, else eval/loss.')
-    paths.define_flag('output', None, 'Directory for the runs, the table and the picture.', 'directory')
+    flags.DEFINE_multi_string('then', [], then.HELP)
+    paths.define_flag(
+        'data', [], 'Where tasks of --then=finetune lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.',
+        multiple=True,
+    )  # fmt: skip
+    paths.define_flag('output', None, 'Directory for the runs and the report.', 'directory')
     runtime.define_distributed_flags()
+
+
+if __name__ == '__main__':
+    define_flags()
+    flags.adopt_module_key_flags(command_line)
     flags.adopt_module_key_flags(runtime)
     command_line.run(main, required=('config', 'output'))

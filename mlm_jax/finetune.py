@@ -14,7 +14,6 @@ results.json, results.md, results.png, and <model>/<task>/<setting>/seed<k>/ wit
 <model>/submission is for GLUE's site.
 """
 
-
 import pathlib
 import re
 from collections.abc import Mapping, Sequence

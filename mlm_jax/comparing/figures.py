@@ -101,7 +101,7 @@ def _draw_lines(axes: 'Axes', panel: Mapping[str, Any], entry: Experiment) -> No
         raise ConfigError(f'{entry.title}: no column of table {table.name} has an x')
     for i, row in enumerate(_rows(table, panel)):
         shown = [place for place in places if row.values[place] is not None]
-        x_N = [table.columns[place].x for place in shown]
+        x_N = np.array([table.columns[place].x for place in shown], float)
         values = [_value_and_error(row.values[place]) for place in shown]
         axes.errorbar(
             x_N, [value for value, _ in values], [error or 0.0 for _, error in values],

@@ -282,7 +282,7 @@ def check_jobs(jobs: Sequence[Job], models: Mapping[str, Model], mesh) -> None:
 
 
 def seeds_at_once(seeds: Sequence[int]) -> int:
-    """How many seeds run side by side: one on a CPU, where more gain nothing; all on an accelerator, which is fuller."""
+    """How many seeds run side by side: one on a CPU, where more gain nothing; all on an accelerator."""
     return 1 if jax.default_backend() == 'cpu' else len(seeds)
 
 
