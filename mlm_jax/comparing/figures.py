@@ -99,6 +99,8 @@ def _draw_lines(axes: 'Axes', panel: Mapping[str, Any], entry: Experiment) -> No
     places = [i for i, column in enumerate(table.columns) if column.x is not None]
     if not places:
         raise ConfigError(f'{entry.title}: no column of table {table.name} has an x')
+    if all(float(table.columns[place].x or 0).is_integer() for place in places):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     for i, row in enumerate(_rows(table, panel)):
         shown = [place for place in places if row.values[place] is not None]
         x_N = np.array([table.columns[place].x for place in shown], float)

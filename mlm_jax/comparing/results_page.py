@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from mlm_jax.comparing import experiment as experiment_lib
@@ -16,6 +17,7 @@ from mlm_jax.files import markdown
 from mlm_jax.files.errors import ConfigError
 
 PAGE = 'page.json'
+LINE = 130  # characters of a line of prose
 # Between these lines of a page that is written by hand stands what is made of the data.
 BEGIN, END = '<!-- made by docs/results/make.py: -->', '<!-- end of what docs/results/make.py makes -->'
 _REFERENCE = re.compile(r'\{([^{}]+)\}')
@@ -113,12 +115,12 @@ def section(entry: Experiment, files: str, level: int) -> str:
     if entry.settings:
         parts.append('\n'.join(f'* {name}: {value}' for name, value in entry.settings.items()))
     if entry.notes:
-        parts.append(fill(entry.notes, lambda path: _cell_of(entry, path)))
+        parts.append(_wrapped(fill(entry.notes, lambda path: _cell_of(entry, path))))
     parts += [f'{table.title}\n\n{make_table(table)}'.rstrip('\n') for table in entry.tables]
     if entry.figure:
         parts.append(f'![{entry.alternative_text}]({files}{experiment_lib.FIGURE})')
     if entry.not_run:
-        parts.append(f'**Not run:** {entry.not_run}')
+        parts.append(_wrapped(f'**Not run:** {entry.not_run}'))
     return '\n\n'.join(parts) + '\n'
 
 
@@ -128,7 +130,7 @@ def describe_measurement(entry: Experiment) -> str:
     seeds = f'seed{"s" if len(entry.seeds) > 1 else ""} {", ".join(map(str, entry.seeds))}' if entry.seeds else ''
     commit = f'commit {entry.commit}' if entry.commit else ''
     text = '; '.join(filter(None, [commit, entry.date, entry.hardware, versions, seeds]))
-    return f'*{text[0].upper()}{text[1:]}.*' if text else ''
+    return f'*{text}*' if text else ''
 
 
 def make_table(table: Table) -> str:
@@ -200,6 +202,10 @@ def _cell_of(entry: Experiment, path: str) -> str:
         raise ConfigError(f'{entry.title}: {{{path}}} is not TABLE|ROW|COLUMN')
     cell, column = entry.table(parts[0]).cell(parts[1], parts[2])
     return experiment_lib.format_cell(cell, column.format)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, LINE, break_long_words=False, break_on_hyphens=False)
 
 
 def _named(experiments: Mapping[str, Experiment], name: str) -> Experiment:
