@@ -39,7 +39,7 @@ def draw(entry: Experiment, path: pathlib.Path) -> None:
     Raises:
       ConfigError: for a panel that is not of this form, or that names a table, row or metric that there is not.
     """
-    kinds = [_kind(panel) for panel in entry.figure]
+    kinds = [kind_of(panel) for panel in entry.figure]
     figure = pictures.new_figure(7 if len(kinds) == 1 else 5.5 * len(kinds), 4.2)
     for axes, panel, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], entry.figure, kinds, strict=True):
         _PANELS[kind](axes, panel, entry)
@@ -52,7 +52,8 @@ def draw(entry: Experiment, path: pathlib.Path) -> None:
     pictures.save(figure, path)
 
 
-def _kind(panel: Mapping[str, Any]) -> str:
+def kind_of(panel: Mapping[str, Any]) -> str:
+    """What a panel shows, a key of it; ConfigError for a panel that is not of its form."""
     kinds = [kind for kind in _PANELS if kind in panel]
     if len(kinds) != 1:
         raise ConfigError(f'a panel of a figure has one of {", ".join(_PANELS)}, and this one has {", ".join(panel)}')
@@ -101,7 +102,7 @@ def _draw_lines(axes: 'Axes', panel: Mapping[str, Any], entry: Experiment) -> No
         raise ConfigError(f'{entry.title}: no column of table {table.name} has an x')
     if all(float(table.columns[place].x or 0).is_integer() for place in places):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    for i, row in enumerate(_rows(table, panel)):
+    for i, row in enumerate(rows_of(table, panel)):
         shown = [place for place in places if row.values[place] is not None]
         x_N = np.array([table.columns[place].x for place in shown], float)
         values = [_value_and_error(row.values[place]) for place in shown]
@@ -113,7 +114,7 @@ def _draw_lines(axes: 'Axes', panel: Mapping[str, Any], entry: Experiment) -> No
 
 def _draw_bars(axes: 'Axes', panel: Mapping[str, Any], entry: Experiment) -> None:
     table, columns = entry.table(panel['bars']), panel['columns']
-    rows, width = _rows(table, panel), 0.8 / len(columns)
+    rows, width = rows_of(table, panel), 0.8 / len(columns)
     for i, column in enumerate(columns):
         for place, row in enumerate(rows):
             cell, _ = table.cell(row.name, column)
@@ -129,7 +130,8 @@ def _draw_bars(axes: 'Axes', panel: Mapping[str, Any], entry: Experiment) -> Non
     axes.set_xticks(range(len(rows)), names, fontsize=8, rotation=20, ha='right')
 
 
-def _rows(table: Table, panel: Mapping[str, Any]) -> list[Row]:
+def rows_of(table: Table, panel: Mapping[str, Any]) -> list[Row]:
+    """The rows of a table that a panel shows; ConfigError for one that there is not."""
     wanted = panel.get('rows')
     rows = [row for row in table.rows if wanted is None or row.name in wanted]
     if wanted is not None and len(rows) < len(wanted):

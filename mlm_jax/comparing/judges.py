@@ -100,6 +100,7 @@ class FineTuning:
         self._grid = {key: values for key, values in settings.items() if len(values) > 1}
         where = suites.directories(data)
         self._data = {name: suites.read(name, where) for name in measure.arguments}
+        jobs_lib.make_jobs(self._data, {'': {}}, self._settings, self._grid)  # refuses values out of range
 
     def check(self, model: Model) -> None:
         """Also of recipes that no device or model can follow."""
@@ -150,7 +151,8 @@ class FineTuning:
     def describe(self) -> str:
         """With the number of seeds."""
         best = ' of the setting with the best median on the validation split' if self._grid else ''
-        return f'each number is the mean over {len(self.seeds)} seeds of fine-tuning{best}'
+        several = f'the mean over {len(self.seeds)} seeds' if len(self.seeds) > 1 else 'that of one seed'
+        return f'each number is {several} of fine-tuning{best}'
 
     def _output(self, workdir: pathlib.Path) -> pathlib.Path:
         return workdir / DIRECTORY / self.measure.name
@@ -273,7 +275,7 @@ class Entropy(Probe):
         report = entropy_report.measure(model, model.mesh, ratios, rows)
         titles = {'entropy': 'entropy', 'nll': 'cost', 'gap': 'cost − entropy'}
         bits = {
-            f'{title}, {float(ratio):.0%} masked': next(iter(summary['bits'].values()))[key][0]
+            f'{title}, {100 * float(ratio):g} % masked': next(iter(summary['bits'].values()))[key][0]
             for ratio, summary in report.items()
             for key, title in titles.items()
         }

@@ -14,8 +14,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 import mlm_jax
-from mlm_jax import finetune, probe
 from mlm_jax import config as config_lib
+from mlm_jax import finetune, probe
 from mlm_jax import train as train_lib
 from mlm_jax.comparing import budgets
 from mlm_jax.comparing.configurations import Candidate
