@@ -248,7 +248,7 @@ def write_report(
         values.metric,
         tables_of(chosen, candidates, seeds, output),
         [_workdir(output, candidate, seed) for candidate in candidates for seed in seeds],
-        f'python -m mlm_jax.compare {shlex.join(sys.argv[1:])}',
+        ' \\\n    '.join(['python -m mlm_jax.compare', *map(shlex.quote, sys.argv[1:])]),
         settings,
         output.absolute().name,
     )

@@ -8,6 +8,7 @@ freedom.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -201,7 +202,7 @@ def panels(entries: Mapping[str, Entry], budget: str, metric: str, tables: Seque
             panel = {
                 'bars': table.name,
                 'columns': list(entries),
-                'title': table.name,
+                'title': re.split('[:,]', table.name)[0],
                 'y_title': table.columns[0].unit,
             }
             shown.append(panel)

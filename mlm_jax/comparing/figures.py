@@ -1,4 +1,4 @@
-"""The figure of an experiment (`experiment.py`), drawn from its data: panels side by side.
+"""The figure of an experiment (`experiment.py`), drawn from its data: panels, of which several stand side by side.
 
 A panel is an object in the list `figure` of experiment.json:
 
@@ -12,6 +12,7 @@ and `title`, `x_title`, `y_title`, `y_limits` ([low, high]), `levels` (name → 
 curves.jsonl is the horizontal axis ("step"), and `x_from` is where that begins. `rows` chooses rows of a table.
 """
 
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from mlm_jax.files.statistics import mean_and_error
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_COLUMNS = 3  # panels side by side
 _OPTIONS = ('title', 'x_title', 'y_title', 'y_limits', 'levels', 'x', 'x_from', 'rows', 'columns')
 
 
@@ -40,15 +42,25 @@ def draw(entry: Experiment, path: pathlib.Path) -> None:
       ConfigError: for a panel that is not of this form, or that names a table, row or metric that there is not.
     """
     kinds = [kind_of(panel) for panel in entry.figure]
-    figure = pictures.new_figure(7 if len(kinds) == 1 else 5.5 * len(kinds), 4.2)
-    for axes, panel, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], entry.figure, kinds, strict=True):
+    columns = min(len(kinds), MOST_COLUMNS)
+    lines = math.ceil(len(kinds) / columns)
+    figure = pictures.new_figure(7 if len(kinds) == 1 else 5.5 * columns, 4.2 * lines)
+    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in grid[len(kinds) :]:
+        axes.remove()
+    for axes, panel, kind in zip(grid, entry.figure, kinds, strict=False):
         _PANELS[kind](axes, panel, entry)
         for name, y in panel.get('levels', {}).items():
             axes.axhline(y, color='gray', linestyle='--', linewidth=1, label=pictures.plain_text(name))
         titles = {'title': 'title', 'x_title': 'xlabel', 'y_title': 'ylabel', 'y_limits': 'ylim'}
         axes.set(**{title: panel[key] for key, title in titles.items() if key in panel})
         axes.grid(axis='y' if kind == 'bars' else 'both', alpha=0.3)
-        axes.legend(fontsize=8)
+    legends = [axes.get_legend_handles_labels() for axes in grid[: len(kinds)]]
+    if len(legends) > 1 and all(labels == legends[0][1] for _, labels in legends):
+        figure.legend(*legends[0], loc='outside lower center', ncols=len(legends[0][1]))
+    else:
+        for axes in grid[: len(kinds)]:
+            axes.legend(fontsize=8)
     pictures.save(figure, path)
 
 
@@ -96,12 +108,14 @@ def _points(
 
 
 def _draw_lines(axes: 'Axes', panel: Mapping[str, Any], entry: Experiment) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     table = entry.table(panel['lines'])
     places = [i for i, column in enumerate(table.columns) if column.x is not None]
     if not places:
         raise ConfigError(f'{entry.title}: no column of table {table.name} has an x')
     if all(float(table.columns[place].x or 0).is_integer() for place in places):
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for i, row in enumerate(rows_of(table, panel)):
         shown = [place for place in places if row.values[place] is not None]
         x_N = np.array([table.columns[place].x for place in shown], float)

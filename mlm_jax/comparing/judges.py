@@ -31,7 +31,7 @@ from mlm_jax.training.workdir import read_json
 DIRECTORY = 'then'  # below the workdir of a run
 PERCENT, ERROR, BITS, DIMENSIONS, NONE = '%', 'error, lower is better', 'bits', 'dimensions', ''
 # Unit → how its numbers are shown.
-FORMATS = {PERCENT: '.2f', ERROR: '.4f', BITS: '.3f', DIMENSIONS: '.1f', NONE: '.4g'}
+FORMATS = {PERCENT: '.2f', ERROR: '.4f', BITS: '.3f', DIMENSIONS: '.1f', NONE: '.3f'}
 
 Values = dict[str, dict[str, float]]  # unit → name of a number → the number
 

@@ -14,6 +14,7 @@ from mlm_jax.comparing.experiment import Experiment, Table
 from mlm_jax.files import atomic
 
 PAGE = 'report.md'
+_LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax')  # of environment.json, those that decide what is computed
 # What a person may have written into experiment.json since it was made.
 _WRITTEN_BY_HAND = ('title', 'question', 'needs', 'notes', 'not_run', 'alternative_text')
 
@@ -91,11 +92,18 @@ def _measured(workdirs: Sequence[pathlib.Path]) -> dict[str, Any]:
     found = [json.loads((workdir / 'environment.json').read_bytes()) for workdir in workdirs]
     ended = max((workdir / 'metrics.jsonl').stat().st_mtime for workdir in workdirs)
     return {
-        'commit': ' and '.join(dict.fromkeys(each['commit'] for each in found if each['commit'])) or None,
+        'commit': ' and '.join(dict.fromkeys(_short(each['commit']) for each in found if each['commit'])) or None,
         'date': datetime.date.fromtimestamp(ended).isoformat(),
         'hardware': ' and '.join(dict.fromkeys(_hardware(each['devices']) for each in found)),
-        'versions': {name: version for each in found for name, version in each['versions'].items()},
+        'versions': {
+            name: version for each in found for name, version in each['versions'].items() if name in _LIBRARIES
+        },
     }
+
+
+def _short(commit: str) -> str:
+    identifier, *dirty = commit.split('-')
+    return '-'.join([identifier[:10], *dirty])
 
 
 def _hardware(devices: Mapping[str, Any]) -> str:
