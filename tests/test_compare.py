@@ -213,3 +213,22 @@ def test_a_wrong_command_line_ends_in_one_message(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert 'two configurations or more' in result.stderr and 'Traceback' not in result.stderr
+
+
+def test_judges_that_cannot_be_are_refused_before_anything_runs(pair, monkeypatch):
+    def ask(*words, data=()):
+        values = types.SimpleNamespace(then=words, data=list(data))
+        return compare.make_judges(values, pair, make_mesh())
+
+    assert ask() == []
+    with pytest.raises(
+        ConfigError, match='--data says where the tasks of --then=finetune:TASK lie, and there are none'
+    ):
+        ask('entropy', data=['glue=data/glue'])
+    with pytest.raises(ConfigError, match='no directory is given for glue/rte'):
+        ask('finetune:glue/rte')
+    with pytest.raises(ConfigError, match='has 2[0-9][0-9] bytes, and would name a directory'):
+        ask(f'entropy,ratios={"/".join(["0.123456789"] * 23)}')
+    monkeypatch.setattr(compare.jax, 'process_count', lambda: 2)
+    with pytest.raises(ConfigError, match='--then judges models in one process, and this is one of several'):
+        ask('entropy')

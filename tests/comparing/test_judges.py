@@ -5,12 +5,14 @@ import pathlib
 
 import jax
 import pytest
-from conftest import ANIMALS
 
 from mlm_jax import config as config_lib
 from mlm_jax.comparing import judges, then
 from mlm_jax.comparing.configurations import Candidate
 from mlm_jax.config import ConfigError
+
+# As in the corpus of the model that the tests share.
+ANIMALS = {'cat': 'red', 'dog': 'green', 'bird': 'blue', 'fish': 'black', 'horse': 'white'}
 
 
 @pytest.fixture
