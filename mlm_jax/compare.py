@@ -10,6 +10,7 @@ After each seed it writes `report.md`, and the data that it is made of: `experim
 `curves.jsonl` and `figure.png`, in the form of an experiment of docs/results/.
 """
 
+import dataclasses
 import pathlib
 import shlex
 import signal
@@ -20,7 +21,6 @@ from collections.abc import Callable, Sequence
 import jax
 import ml_collections
 from absl import flags
-from jax.sharding import Mesh
 
 from mlm_jax import config as config_lib
 from mlm_jax import train
@@ -36,8 +36,6 @@ from mlm_jax.pretrained import loading
 from mlm_jax.training import checkpoints, runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import held, read_config
-
-TRAINING = 'training'
 
 
 def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> int:
@@ -67,35 +65,64 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
     return step
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A run that is to be trained, or to be judged.
+
+    Attributes:
+      candidate: its configuration.
+      seed: of the run.
+      workdir: of the run.
+      cost: of work of its kind, in one unit.
+      judge: None trains.
+    """
+
+    candidate: Candidate
+    seed: int
+    workdir: pathlib.Path
+    cost: float
+    judge: Judge | None = None
+
+    @property
+    def kind(self) -> str:
+        """What takes as long for as much cost."""
+        return str(self.judge.measure) if self.judge else 'training'
+
+    def __str__(self) -> str:
+        """For the line that announces it."""
+        what = self.judge.measure if self.judge else f'{self.candidate.config.total_steps:,} steps'
+        return f'{self.candidate.label}, seed {self.seed}, {what}'
+
+
 class Progress:
     """Says before each piece of work which one it is, and when all will be done."""
 
-    def __init__(self, work: Sequence[tuple[str, float]]):
-        """`work`: the kind and the cost of what is to come, in order; costs of one kind have one unit."""
-        self._work, self._done = list(work), 0
-        self._seconds: dict[str, float] = {}  # of what is done, by kind
+    def __init__(self, work: Sequence[Work]):
+        """`work`: what is to come, in order."""
+        self._left, self._number = list(work), len(work)
+        self._spent: dict[str, tuple[float, float]] = {}  # kind → cost and seconds of what is done
+        self._now: Work | None = None
         self._start = time.perf_counter()
 
-    def next(self, text: str) -> None:
+    def next(self, work: Work) -> None:
         """Announces the next piece, with the time that all that is left takes, as far as such work was timed."""
         now = time.perf_counter()
-        if self._done:
-            kind = self._work[self._done - 1][0]
-            self._seconds[kind] = self._seconds.get(kind, 0.0) + now - self._start
-        self._start = now
-        eta = self._eta()
-        self._done += 1
-        _note(f'=== {self._done} of {len(self._work)}: {text}{eta}')
+        if self._now:
+            cost, seconds = self._spent.get(self._now.kind, (0.0, 0.0))
+            self._spent[self._now.kind] = cost + self._now.cost, seconds + now - self._start
+        self._start, self._now = now, work
+        place, eta = self._number - len(self._left) + 1, self._eta()
+        self._left.pop(0)
+        _note(f'=== {place} of {self._number}: {work}{eta}')
 
     def _eta(self) -> str:
-        costs = {kind: sum(cost for k, cost in self._work[: self._done] if k == kind) for kind in self._seconds}
-        left = self._work[self._done :]
-        timed = [(self._seconds[kind] / costs[kind] * cost) for kind, cost in left if costs.get(kind)]
+        timed = [work for work in self._left if work.kind in self._spent]
         if not timed:
             return ''
-        others = list(dict.fromkeys(kind for kind, _ in left if not costs.get(kind)))
+        seconds = sum(self._spent[work.kind][1] / self._spent[work.kind][0] * work.cost for work in timed)
+        others = dict.fromkeys(work.kind for work in self._left if work.kind not in self._spent)
         besides = f', and {", ".join(others)} besides' if others else ''
-        return f'; what is left takes about {_duration(sum(timed))}{besides}'
+        return f'; what is left takes about {_duration(seconds)}{besides}'
 
 
 def _duration(seconds: float) -> str:
@@ -105,13 +132,31 @@ def _duration(seconds: float) -> str:
     return f'{seconds:.0f} s'
 
 
+def missing_work(
+    candidates: Sequence[Candidate], seeds: Sequence[int], output: pathlib.Path, chosen: Sequence[Judge]
+) -> list[Work]:
+    """What is not done: seed by seed, the training of all candidates, and then their judging.
+
+    Raises:
+      ConfigError: when something else is there.
+    """
+    work = []
+    for seed in seeds:
+        runs = [(candidate, _workdir(output, candidate, seed)) for candidate in candidates]
+        left = [1 - updates_done(workdir, c.of_seed(seed)) / c.config.total_steps for c, workdir in runs]
+        work += [Work(c, seed, at, c.cost * share) for (c, at), share in zip(runs, left, strict=True) if share > 0]
+        for (candidate, workdir), share in zip(runs, left, strict=True):
+            missing = [judge for judge in chosen if share > 0 or not judge.is_done(candidate, seed, workdir)]
+            work += [Work(candidate, seed, workdir, 1.0, judge) for judge in missing]
+    return work
+
+
 def run_all(
     candidates: Sequence[Candidate],
     seeds: Sequence[int],
     output: pathlib.Path,
     after_seed: Callable[[Sequence[int]], None],
     chosen: Sequence[Judge] = (),
-    mesh: Mesh | None = None,
 ) -> list[str]:
     """Trains and judges what is missing: all candidates under the first seed, then under the next.
 
@@ -121,49 +166,33 @@ def run_all(
       output: the runs are in `<output>/<label>/seed<k>`.
       after_seed: called with the seeds that are complete, each time another one is, and at the end.
       chosen: judge each run when it is trained.
-      mesh: of the judges.
 
     Returns:
       What is to be said of fine-tuning that diverged; everything else is done.
     """
-    runs = {(seed, c.label): _workdir(output, c, seed) for seed in seeds for c in candidates}
-    done = {
-        (seed, c.label): updates_done(runs[seed, c.label], c.of_seed(seed)) for seed in seeds for c in candidates
-    }  # all are checked before the first one is trained
-    work: list[tuple[int, str, str, float]] = []  # seed, label, kind, cost
-    for seed in seeds:
-        untrained = [c for c in candidates if done[seed, c.label] < c.config.total_steps]
-        work += [
-            (seed, c.label, TRAINING, c.cost * (1 - done[seed, c.label] / c.config.total_steps)) for c in untrained
-        ]
-        for c in candidates:
-            missing = [j for j in chosen if c in untrained or not j.is_done(c, seed, runs[seed, c.label])]
-            work += [(seed, c.label, str(judge.measure), 1.0) for judge in missing]
-    if finished := len(candidates) * len(seeds) - sum(kind == TRAINING for _, _, kind, _ in work):
-        _note(f'{finished} of {len(done)} runs are there already')
-    progress = Progress([(kind, cost) for *_, kind, cost in work])
-    by_label, judge_of = {c.label: c for c in candidates}, {str(judge.measure): judge for judge in chosen}
-    diverged: list[str] = []
+    work = missing_work(candidates, seeds, output, chosen)  # all are checked before the first one is trained
+    num_runs = len(candidates) * len(seeds)
+    if finished := num_runs - sum(part.judge is None for part in work):
+        _note(f'{finished} of {num_runs} runs are there already')
+    progress, diverged = Progress(work), []
     for i, seed in enumerate(seeds):
-        of_seed = [(label, kind) for s, label, kind, _ in work if s == seed]
-        for label, kind in of_seed:
-            candidate, workdir = by_label[label], runs[seed, label]
-            if kind == TRAINING:
-                progress.next(f'{label}, seed {seed}, {candidate.config.total_steps:,} steps')
-                _train(candidate, seed, workdir)
+        of_seed = [part for part in work if part.seed == seed]
+        for part in of_seed:
+            progress.next(part)
+            if part.judge is None:
+                _train(part.candidate, seed, part.workdir)
             else:
-                progress.next(f'{label}, seed {seed}, {kind}')
-                assert mesh is not None, 'judges have a mesh'
-                diverged += _judge(judge_of[kind], candidate, seed, workdir, mesh)
+                diverged += _judge(part, part.judge)
         if of_seed or seed == seeds[-1]:
             after_seed(seeds[: i + 1])
     return diverged
 
 
-def _judge(judge: Judge, candidate: Candidate, seed: int, workdir: pathlib.Path, mesh: Mesh) -> list[str]:
+def _judge(work: Work, judge: Judge) -> list[str]:
+    mesh = mesh_lib.make_mesh()
     with jax.set_mesh(mesh):
         try:
-            judge.judge(loading.load(workdir, mesh), candidate, seed, workdir)
+            judge.judge(loading.load(work.workdir, mesh), work.candidate, work.seed, work.workdir)
         except FloatingPointError as error:
             return [str(error)]
     return []
@@ -266,7 +295,7 @@ def main() -> None:
         compare(flags.FLAGS)
 
 
-def make_judges(values: flags.FlagValues, candidates: Sequence[Candidate], mesh: Mesh) -> list[Judge]:
+def make_judges(values: flags.FlagValues, candidates: Sequence[Candidate]) -> list[Judge]:
     """The judges of --then, which can judge all candidates.
 
     Raises:
@@ -283,7 +312,7 @@ def make_judges(values: flags.FlagValues, candidates: Sequence[Candidate], mesh:
     command_line.check_file_names([measure.name for measure in measures], 'Give fewer options to --then')
     chosen = [judges.make(measure, values.data) for measure in measures]
     for candidate in candidates if chosen else ():
-        model = judges.stand_in(candidate, mesh)
+        model = judges.stand_in(candidate, mesh_lib.make_mesh())
         for judge in chosen:
             try:
                 judge.check(model)
@@ -298,8 +327,7 @@ def compare(values: flags.FlagValues) -> None:
     candidates = configurations.load_candidates(values.config, values.label, values.set)
     command_line.check_file_names([candidate.label for candidate in candidates], 'Give shorter ones with --label=NAME')
     runtime.use_compilation_cache(candidates[0].config.compilation_cache)
-    mesh = mesh_lib.make_mesh()
-    chosen = make_judges(values, candidates, mesh)
+    chosen = make_judges(values, candidates)
     report.check(output)
 
     def after_seed(complete: Sequence[int]) -> None:
@@ -311,7 +339,7 @@ def compare(values: flags.FlagValues) -> None:
         candidates = budgets.share_budget(candidates, values.budget, output)
         for candidate in candidates:
             _note(f'{candidate.label}: {candidate.config.total_steps:,} steps    {candidate.name}')
-        diverged = run_all(candidates, seeds, output, after_seed, chosen, mesh)
+        diverged = run_all(candidates, seeds, output, after_seed, chosen)
     if diverged:
         raise FloatingPointError('not all fine-tuning came to its end:\n' + '\n'.join(diverged))
 

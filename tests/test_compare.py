@@ -15,7 +15,6 @@ import pytest
 from mlm_jax import compare
 from mlm_jax.comparing import budgets, configurations, experiment, then
 from mlm_jax.config import ConfigError, command_line, step_flops
-from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.training import runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import write_config
@@ -91,9 +90,11 @@ def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pai
     assert [line['step'] for line in made.curves if (line['run'], line['seed']) == ('high', 2)] == [0, 2, 4, 6, 8]
     assert (tmp_path / 'figure.png').stat().st_size > 5000 and (tmp_path / 'report.md').read_text() == text
 
+    (tmp_path / 'low' / 'seed4' / 'environment.json').write_text('{"comm')
     written = tmp_path / 'experiment.json'
     written.write_text(written.read_text().replace('"notes": ""', '"notes": "Mine."'))
     assert '\n\nMine.\n\n' in compare.write_report(candidates, [4], tmp_path, VALUES), 'words of a person stay'
+    assert experiment.read(tmp_path).commit == made.commit, 'that of the other runs'
 
     pair[1].config.optimizer.learning_rate = 0.125
     changed = budgets.share_budget(pair, 'steps', tmp_path)
@@ -132,7 +133,7 @@ def test_what_is_trained_is_judged_and_what_is_judged_is_not_judged_again(pair, 
     judged.append(('entropy', 'high', 0))
 
     def run():
-        return compare.run_all(candidates, [0, 1], tmp_path, order.append, chosen, make_mesh())
+        return compare.run_all(candidates, [0, 1], tmp_path, order.append, chosen)
 
     assert run() == ['it diverged'], 'all else is done'
     assert order == [[0], ('low', 1), ('high', 1), [0, 1]]
@@ -218,7 +219,7 @@ def test_a_wrong_command_line_ends_in_one_message(tmp_path):
 def test_judges_that_cannot_be_are_refused_before_anything_runs(pair, monkeypatch):
     def ask(*words, data=()):
         values = types.SimpleNamespace(then=words, data=list(data))
-        return compare.make_judges(values, pair, make_mesh())
+        return compare.make_judges(values, pair)
 
     assert ask() == []
     with pytest.raises(

@@ -4,6 +4,7 @@ A judge says before anything is trained what would stop it, judges one model at 
 the workdir of the run, in `then/`: what is there is not done again.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -96,11 +97,11 @@ class FineTuning:
         self.measure = measure
         self.seeds = list(range(1, measure.value(then.SEEDS) + 1))
         settings = jobs_lib.parse_settings(measure.recipe, 'then')
-        self._settings = {key: values for key, values in settings.items() if len(values) == 1}
-        self._grid = {key: values for key, values in settings.items() if len(values) > 1}
+        grid = {key: values for key, values in settings.items() if len(values) > 1}
         where = suites.directories(data)
         self._data = {name: suites.read(name, where) for name in measure.arguments}
-        jobs_lib.make_jobs(self._data, {'': {}}, self._settings, self._grid)  # refuses values out of range
+        # Of no model yet; made here, since it hashes the data, and refuses values out of range.
+        self._templates = jobs_lib.make_jobs(self._data, {'': {}}, settings, grid)
 
     def check(self, model: Model) -> None:
         """Also of recipes that no device or model can follow."""
@@ -108,8 +109,10 @@ class FineTuning:
         model.check_reads_once('fine-tuning')
         for task in self._data.values():
             problems.check_tokenizer(task.task, model.tokenizer)
-        jobs = jobs_lib.make_jobs(self._data, {str(model.source): {}}, self._settings, self._grid)
-        jobs_lib.check_jobs(jobs, {str(model.source): model}, model.mesh)
+        label = str(model.source)
+        jobs_lib.check_jobs(
+            [dataclasses.replace(job, model=label) for job in self._templates], {label: model}, model.mesh
+        )
 
     def is_done(self, candidate: Candidate, seed: int, workdir: pathlib.Path) -> bool:
         """Whether all seeds of all tasks and settings are there."""
@@ -150,7 +153,8 @@ class FineTuning:
 
     def describe(self) -> str:
         """With the number of seeds."""
-        best = ' of the setting with the best median on the validation split' if self._grid else ''
+        is_grid = len({job.setting for job in self._templates}) > 1
+        best = ' of the setting with the best median on the validation split' if is_grid else ''
         several = f'the mean over {len(self.seeds)} seeds' if len(self.seeds) > 1 else 'that of one seed'
         return f'each number is {several} of fine-tuning{best}'
 
@@ -161,7 +165,10 @@ class FineTuning:
         label = f'{candidate.label}-seed{seed}'
         # Where the run lies is no part of its origin: a comparison may move to another directory.
         origin = {'source': label, 'step': candidate.config.total_steps}
-        return jobs_lib.make_jobs(self._data, {label: origin}, self._settings, self._grid)
+        return [
+            dataclasses.replace(job, model=label, origin={**origin, 'data': job.origin['data']})
+            for job in self._templates
+        ]
 
 
 class Probe:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import datetime
-import json
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +12,8 @@ from mlm_jax.comparing.budgets import UNITS
 from mlm_jax.comparing.comparison import Entry
 from mlm_jax.comparing.experiment import Experiment, Table
 from mlm_jax.files import atomic
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.training.workdir import read_json
 
 PAGE = 'report.md'
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax')  # of environment.json, those that decide what is computed
@@ -89,16 +91,25 @@ def _with_words_of(made: Experiment, path: pathlib.Path) -> Experiment:
 
 def _measured(workdirs: Sequence[pathlib.Path]) -> dict[str, Any]:
     """Commit, date, hardware and versions of runs; several where they differ."""
-    found = [json.loads((workdir / 'environment.json').read_bytes()) for workdir in workdirs]
+    found = [environment for workdir in workdirs if (environment := _environment(workdir))]
     ended = max((workdir / 'metrics.jsonl').stat().st_mtime for workdir in workdirs)
     return {
         'commit': ' and '.join(dict.fromkeys(_short(each['commit']) for each in found if each['commit'])) or None,
         'date': datetime.date.fromtimestamp(ended).isoformat(),
-        'hardware': ' and '.join(dict.fromkeys(_hardware(each['devices']) for each in found)),
+        'hardware': ' and '.join(dict.fromkeys(_hardware(each['devices']) for each in found)) or None,
         'versions': {
             name: version for each in found for name, version in each['versions'].items() if name in _LIBRARIES
         },
     }
+
+
+def _environment(workdir: pathlib.Path) -> dict | None:
+    """What the run was trained with; None, said so, where that file is damaged: results do not depend on it."""
+    try:
+        return read_json(workdir / 'environment.json', 'The report leaves out the commit and the hardware of this run')
+    except (ConfigError, OSError) as error:
+        print(error, file=sys.stderr)
+        return None
 
 
 def _short(commit: str) -> str:
