@@ -1,105 +1,41 @@
 """Trains the same model under several strategies or objectives at an equal budget, with several seeds each.
 
     python -m mlm_jax.compare --config=configs/mlm.py:mini --config=configs/mae_lm.py:mini --budget=flops \\
-        --seeds=0,1,2 --output=runs/mlm_against_mae_lm
+        --seeds=0,1,2 --then=finetune:glue/sst2,effective_rank --data=glue=data/glue --output=runs/mlm_against_mae_lm
 
 The length of the first configuration is the budget, in FLOPs, in steps or in time; the lengths of the others follow
-from it. Each run is an ordinary one, in `<output>/<label>/seed<k>`. Started again, the program trains what is missing,
-and goes on with what was interrupted. After each seed it writes `comparison.md`, `comparison.json` and
-`comparison.png`.
+from it. Each run is an ordinary one, in `<output>/<label>/seed<k>`. With --then each pretrained model is then judged:
+fine-tuned, by BLiMP, by probes. Started again, the program does what is missing, and goes on with what was interrupted.
+After each seed it writes `report.md`, and the data that it is made of: `experiment.json`, `metrics.json`,
+`curves.jsonl` and `figure.png`, in the form of an experiment of docs/results/.
 """
 
 import dataclasses
-import json
 import pathlib
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
-import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
 
 from mlm_jax import config as config_lib
 from mlm_jax import train
-from mlm_jax.comparing import comparison, configurations
+from mlm_jax.comparing import budgets, comparison, configurations, judges, report, then
 from mlm_jax.comparing.configurations import Candidate
+from mlm_jax.comparing.experiment import Table
+from mlm_jax.comparing.judges import Judge
 from mlm_jax.config import ConfigError, command_line, step_flops
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.files import atomic, paths
-from mlm_jax.performance import speed
+from mlm_jax.files import paths
+from mlm_jax.parallel import mesh as mesh_lib
+from mlm_jax.pretrained import loading
 from mlm_jax.training import checkpoints, runtime
 from mlm_jax.training.metrics import read_metrics
-from mlm_jax.training.workdir import held, read_config, read_json
-
-TIMING_FILE = 'timing.json'
-
-
-def share_budget(candidates: Sequence[Candidate], budget: str, output: pathlib.Path) -> list[Candidate]:
-    """The candidates with lengths that spend what the first one spends.
-
-    Args:
-      candidates: the first one's length is the budget.
-      budget: 'flops', 'steps' or 'time'.
-      output: where times of steps are kept: measured again, they would ask for other lengths.
-    """
-    first = candidates[0].config
-    total = config_lib.resolve(first, manifest_lib.load(first.data.directory)).total_steps
-    if budget == 'flops':
-        costs = [step_flops.step_flops(candidate.config) for candidate in candidates]
-    elif budget == 'time':
-        costs = step_seconds(candidates, output)
-    else:
-        costs = [1.0] * len(candidates)
-    shared = []
-    for candidate, cost in zip(candidates, costs, strict=True):
-        config = candidate.config.copy_and_resolve_references()
-        config_lib.apply_overrides(config, {'total_steps': str(max(1, round(total * costs[0] / cost)))})
-        shared.append(dataclasses.replace(candidate, config=config, step_cost=cost))
-    return shared
-
-
-def step_seconds(candidates: Sequence[Candidate], output: pathlib.Path, rounds: int = 10) -> list[float]:
-    """Seconds of a training step of each candidate, as `bench` measures them: in turn, medians over rounds.
-
-    Those measured before are taken from `<output>/timing.json`; a new candidate is measured beside the first one, and
-    its ratio applied to the first one's time.
-    """
-    path = output / TIMING_FILE
-    known = read_json(path, 'Delete it, and times are measured again') if path.exists() else {}
-    first = candidates[0]
-
-    def is_known(candidate: Candidate) -> bool:
-        entry = known.get(candidate.label)
-        if not entry:
-            return False
-        return not configurations.differences(
-            ml_collections.ConfigDict(entry['config']), candidate.config, configurations.LENGTH_AND_SEED
-        )
-
-    if not is_known(first):
-        known = {}
-    new = [candidate for candidate in candidates if not is_known(candidate)]
-    if new:
-        measured = [first, *(candidate for candidate in new if candidate is not first)]
-        contestants = []
-        for candidate in measured:
-            _note(f'measuring the step of {candidate.label}')
-            contestants.append(speed.prepare(candidate.name, candidate.of_seed(0)))
-        speed.measure(contestants, rounds, steps_per_round=2)
-        base = known[first.label]['seconds'] if first.label in known else float(np.median(contestants[0].seconds))
-        for candidate, contestant in zip(measured, contestants, strict=True):
-            ratio = np.median(np.array(contestant.seconds) / np.array(contestants[0].seconds))
-            # Several processes must agree on the lengths of their common runs.
-            seconds = float(multihost_utils.broadcast_one_to_all(np.float32(base * ratio)))
-            known[candidate.label] = {'seconds': seconds, 'config': candidate.config.to_dict()}
-        if jax.process_index() == 0:
-            output.mkdir(parents=True, exist_ok=True)
-            atomic.write_bytes(path, f'{json.dumps(known, indent=2)}\n'.encode())
-    return [known[candidate.label]['seconds'] for candidate in candidates]
+from mlm_jax.training.workdir import held, read_config
 
 
 def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> int:
@@ -129,22 +65,64 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
     return step
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A run that is to be trained, or to be judged.
+
+    Attributes:
+      candidate: its configuration.
+      seed: of the run.
+      workdir: of the run.
+      cost: of work of its kind, in one unit.
+      judge: None trains.
+    """
+
+    candidate: Candidate
+    seed: int
+    workdir: pathlib.Path
+    cost: float
+    judge: Judge | None = None
+
+    @property
+    def kind(self) -> str:
+        """What takes as long for as much cost."""
+        return str(self.judge.measure) if self.judge else 'training'
+
+    def __str__(self) -> str:
+        """For the line that announces it."""
+        what = self.judge.measure if self.judge else f'{self.candidate.config.total_steps:,} steps'
+        return f'{self.candidate.label}, seed {self.seed}, {what}'
+
+
 class Progress:
-    """Says before each run which one it is, and when all will be done."""
+    """Says before each piece of work which one it is, and when all will be done."""
 
-    def __init__(self, costs: Sequence[float]):
-        """`costs`: of the runs to come, in any unit."""
-        self._costs, self._done, self._start = list(costs), 0, time.perf_counter()
+    def __init__(self, work: Sequence[Work]):
+        """`work`: what is to come, in order."""
+        self._left, self._number = list(work), len(work)
+        self._spent: dict[str, tuple[float, float]] = {}  # kind → cost and seconds of what is done
+        self._now: Work | None = None
+        self._start = time.perf_counter()
 
-    def next(self, text: str) -> None:
-        """Announces the next run; from the second one on with the time left."""
-        done, left = sum(self._costs[: self._done]), sum(self._costs[self._done :])
-        eta = ''
-        if done:
-            seconds = (time.perf_counter() - self._start) / done * left
-            eta = f'; all that is left takes about {_duration(seconds)}'
-        self._done += 1
-        _note(f'=== run {self._done} of {len(self._costs)}: {text}{eta}')
+    def next(self, work: Work) -> None:
+        """Announces the next piece, with the time that all that is left takes, as far as such work was timed."""
+        now = time.perf_counter()
+        if self._now:
+            cost, seconds = self._spent.get(self._now.kind, (0.0, 0.0))
+            self._spent[self._now.kind] = cost + self._now.cost, seconds + now - self._start
+        self._start, self._now = now, work
+        place, eta = self._number - len(self._left) + 1, self._eta()
+        self._left.pop(0)
+        _note(f'=== {place} of {self._number}: {work}{eta}')
+
+    def _eta(self) -> str:
+        timed = [work for work in self._left if work.kind in self._spent]
+        if not timed:
+            return ''
+        seconds = sum(self._spent[work.kind][1] / self._spent[work.kind][0] * work.cost for work in timed)
+        others = dict.fromkeys(work.kind for work in self._left if work.kind not in self._spent)
+        besides = f', and {", ".join(others)} besides' if others else ''
+        return f'; what is left takes about {_duration(seconds)}{besides}'
 
 
 def _duration(seconds: float) -> str:
@@ -154,36 +132,70 @@ def _duration(seconds: float) -> str:
     return f'{seconds:.0f} s'
 
 
-def train_all(candidates: Sequence[Candidate], seeds: Sequence[int], output: pathlib.Path, after_seed) -> None:
-    """Trains what is missing: all candidates under the first seed, then under the next.
+def missing_work(
+    candidates: Sequence[Candidate], seeds: Sequence[int], output: pathlib.Path, chosen: Sequence[Judge]
+) -> list[Work]:
+    """What is not done: seed by seed, the training of all candidates, and then their judging.
+
+    Raises:
+      ConfigError: when something else is there.
+    """
+    work = []
+    for seed in seeds:
+        runs = [(candidate, _workdir(output, candidate, seed)) for candidate in candidates]
+        left = [1 - updates_done(workdir, c.of_seed(seed)) / c.config.total_steps for c, workdir in runs]
+        work += [Work(c, seed, at, c.cost * share) for (c, at), share in zip(runs, left, strict=True) if share > 0]
+        for (candidate, workdir), share in zip(runs, left, strict=True):
+            missing = [judge for judge in chosen if share > 0 or not judge.is_done(candidate, seed, workdir)]
+            work += [Work(candidate, seed, workdir, 1.0, judge) for judge in missing]
+    return work
+
+
+def run_all(
+    candidates: Sequence[Candidate],
+    seeds: Sequence[int],
+    output: pathlib.Path,
+    after_seed: Callable[[Sequence[int]], None],
+    chosen: Sequence[Judge] = (),
+) -> list[str]:
+    """Trains and judges what is missing: all candidates under the first seed, then under the next.
 
     Args:
       candidates: with their lengths.
       seeds: in this order.
       output: the runs are in `<output>/<label>/seed<k>`.
       after_seed: called with the seeds that are complete, each time another one is, and at the end.
+      chosen: judge each run when it is trained.
+
+    Returns:
+      What is to be said of fine-tuning that diverged; everything else is done.
     """
-    done = {
-        (candidate.label, seed): updates_done(_workdir(output, candidate, seed), candidate.of_seed(seed))
-        for seed in seeds
-        for candidate in candidates
-    }  # all are checked before the first one is trained
-    missing = {
-        (c.label, seed): c.cost * (1 - done[c.label, seed] / c.config.total_steps)
-        for seed in seeds
-        for c in candidates
-        if done[c.label, seed] < c.config.total_steps
-    }
-    if finished := len(done) - len(missing):
-        _note(f'{finished} of {len(done)} runs are there already')
-    progress = Progress(list(missing.values()))
+    work = missing_work(candidates, seeds, output, chosen)  # all are checked before the first one is trained
+    num_runs = len(candidates) * len(seeds)
+    if finished := num_runs - sum(part.judge is None for part in work):
+        _note(f'{finished} of {num_runs} runs are there already')
+    progress, diverged = Progress(work), []
     for i, seed in enumerate(seeds):
-        to_train = [candidate for candidate in candidates if (candidate.label, seed) in missing]
-        for candidate in to_train:
-            progress.next(f'{candidate.label}, seed {seed}, {candidate.config.total_steps:,} steps')
-            _train(candidate, seed, _workdir(output, candidate, seed))
-        if to_train or seed == seeds[-1]:
+        of_seed = [part for part in work if part.seed == seed]
+        for part in of_seed:
+            progress.next(part)
+            if part.judge is None:
+                _train(part.candidate, seed, part.workdir)
+            else:
+                diverged += _judge(part, part.judge)
+        if of_seed or seed == seeds[-1]:
             after_seed(seeds[: i + 1])
+    return diverged
+
+
+def _judge(work: Work, judge: Judge) -> list[str]:
+    mesh = mesh_lib.make_mesh()
+    with jax.set_mesh(mesh):
+        try:
+            judge.judge(loading.load(work.workdir, mesh), work.candidate, work.seed, work.workdir)
+        except FloatingPointError as error:
+            return [str(error)]
+    return []
 
 
 def _train(candidate: Candidate, seed: int, workdir: pathlib.Path) -> None:
@@ -232,34 +244,44 @@ def collect(candidates: Sequence[Candidate], seeds: Sequence[int], output: pathl
     return entries
 
 
-def write_report(entries: dict, budget: str, metric: str, settings: Sequence[str], output: pathlib.Path) -> str:
-    """Writes comparison.json, comparison.md and comparison.png; returns the Markdown."""
-    summary = comparison.summarize(entries, metric)
-    first = next(iter(summary.values()))
-    seeds = list(first['by_seed'])
-    device = jax.devices()[0].device_kind
-    spent = {'flops': f'{first["spent"]:.3g}', 'steps': f'{first["steps"]:,}'}.get(budget, f'{first["spent"]:,.0f}')
-    how = ', with the length of a step measured in turn' if budget == 'time' else ''
-    text = (
-        f'Equal {comparison.UNITS[budget]}: {spent} a run{how}.\n'
-        f'Seeds {", ".join(seeds)}; {jax.device_count()} × {device}.\n'
-        'Means ± standard errors over seeds, held out; differences are paired by seed.\n\n'
-        f'{comparison.markdown_table(summary)}\n'
-        + ''.join(f'* {label}: `{line["config"]}`\n' for label, line in summary.items())
-        + (f'* all: `{" ".join(settings)}`\n' if settings else '')
+def tables_of(
+    chosen: Sequence[Judge], candidates: Sequence[Candidate], seeds: Sequence[int], output: pathlib.Path
+) -> list[Table]:
+    """What the judges have found, a table for each and each unit of its numbers."""
+    tables = []
+    for judge in chosen:
+        found = {
+            c.label: {seed: judge.values(c, seed, _workdir(output, c, seed)) for seed in seeds} for c in candidates
+        }
+        units = dict.fromkeys(unit for by_seed in found.values() for values in by_seed.values() for unit in values)
+        for unit in units:
+            of_unit = {
+                label: {seed: values.get(unit, {}) for seed, values in by_seed.items()}
+                for label, by_seed in found.items()
+            }
+            name = str(judge.measure) + (f' ({unit})' if len(units) > 1 else '')
+            tables.append(comparison.judged_table(name, judge.describe(), unit, judges.FORMATS[unit], of_unit))
+    return tables
+
+
+def write_report(
+    candidates: Sequence[Candidate], seeds: Sequence[int], output: pathlib.Path, values: flags.FlagValues,
+    chosen: Sequence[Judge] = (),
+) -> str:  # fmt: skip
+    """Writes the experiment of the seeds that are complete, its figure and its page; returns the page."""
+    settings = {'budget': values.budget, **{c.label: f'`{c.name}`' for c in candidates}}
+    settings |= {'all': f'`{" ".join(values.set)}`'} if values.set else {}
+    made = report.make_experiment(
+        collect(candidates, seeds, output),
+        values.budget,
+        values.metric,
+        tables_of(chosen, candidates, seeds, output),
+        [_workdir(output, candidate, seed) for candidate in candidates for seed in seeds],
+        ' \\\n    '.join(['python -m mlm_jax.compare', *map(shlex.quote, sys.argv[1:])]),
+        settings,
+        output.absolute().name,
     )
-    report = {
-        'budget': budget,
-        'seeds': [int(seed) for seed in seeds],
-        'settings': list(settings),
-        'device': device,
-        'num_devices': jax.device_count(),
-        'configurations': summary,
-    }
-    atomic.write_bytes(output / 'comparison.json', f'{json.dumps(report, indent=2)}\n'.encode())
-    atomic.write_bytes(output / 'comparison.md', text.encode())
-    comparison.draw(summary, budget, output / 'comparison.png')
-    return text
+    return report.write(made, output)
 
 
 def _note(text: str) -> None:
@@ -268,9 +290,35 @@ def _note(text: str) -> None:
 
 
 def main() -> None:
-    """Trains, and reports after each seed."""
+    """Trains, judges, and reports after each seed."""
     with runtime.distributed(flags.FLAGS):
         compare(flags.FLAGS)
+
+
+def make_judges(values: flags.FlagValues, candidates: Sequence[Candidate]) -> list[Judge]:
+    """The judges of --then, which can judge all candidates.
+
+    Raises:
+      ConfigError, ImportError: for whatever would stop one of them after hours of training.
+    """
+    measures = then.parse(values.then)
+    if values.data and not any(measure.kind == then.FINETUNE for measure in measures):
+        raise ConfigError('--data says where the tasks of --then=finetune:TASK lie, and there are none')
+    if measures and jax.process_count() > 1:
+        raise ConfigError(
+            '--then judges models in one process, and this is one of several. Leave it out here; then run the same '
+            'command with it on one machine, which finds the runs trained'
+        )
+    command_line.check_file_names([measure.name for measure in measures], 'Give fewer options to --then')
+    chosen = [judges.make(measure, values.data) for measure in measures]
+    for candidate in candidates if chosen else ():
+        model = judges.stand_in(candidate, mesh_lib.make_mesh())
+        for judge in chosen:
+            try:
+                judge.check(model)
+            except ConfigError as error:
+                raise ConfigError(f'--then={judge.measure} cannot judge {candidate.label}: {error}') from None
+    return chosen
 
 
 def compare(values: flags.FlagValues) -> None:
@@ -279,28 +327,41 @@ def compare(values: flags.FlagValues) -> None:
     candidates = configurations.load_candidates(values.config, values.label, values.set)
     command_line.check_file_names([candidate.label for candidate in candidates], 'Give shorter ones with --label=NAME')
     runtime.use_compilation_cache(candidates[0].config.compilation_cache)
+    chosen = make_judges(values, candidates)
+    report.check(output)
 
-    def report(complete: Sequence[int]) -> None:
+    def after_seed(complete: Sequence[int]) -> None:
         if jax.process_index() == 0:
-            entries = collect(candidates, complete, output)
-            text = write_report(entries, values.budget, values.metric, values.set, output)
-            print(f'\n{text}\n{output / "comparison.md"}\n{output / "comparison.png"}', flush=True)
+            text = write_report(candidates, complete, output, values, chosen)
+            print(f'\n{text}\n{output / report.PAGE}', flush=True)
 
     with held(output):
-        candidates = share_budget(candidates, values.budget, output)
+        candidates = budgets.share_budget(candidates, values.budget, output)
         for candidate in candidates:
             _note(f'{candidate.label}: {candidate.config.total_steps:,} steps    {candidate.name}')
-        train_all(candidates, seeds, output, report)
+        diverged = run_all(candidates, seeds, output, after_seed, chosen)
+    if diverged:
+        raise FloatingPointError('not all fine-tuning came to its end:\n' + '\n'.join(diverged))
 
 
-if __name__ == '__main__':
+def define_flags() -> None:
+    """Defines the flags that `main` reads."""
     command_line.define_config_flags()
-    flags.adopt_module_key_flags(command_line)
-    flags.DEFINE_enum('budget', 'flops', list(comparison.UNITS), 'What is equal; the length of the first one sets it.')
+    flags.DEFINE_enum('budget', 'flops', list(budgets.UNITS), 'What is equal; the length of the first one sets it.')
     flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of the runs of each configuration.')
     flags.DEFINE_multi_string('label', [], 'Name of a configuration, repeated in their order; made up unless given.')
     flags.DEFINE_string('metric', '', 'Metric to compare: eval/masked_nll where runs have it, else eval/loss.')
-    paths.define_flag('output', None, 'Directory for the runs, the table and the picture.', 'directory')
+    flags.DEFINE_multi_string('then', [], then.HELP)
+    paths.define_flag(
+        'data', [], 'Where tasks of --then=finetune lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.',
+        multiple=True,
+    )  # fmt: skip
+    paths.define_flag('output', None, 'Directory for the runs and the report.', 'directory')
     runtime.define_distributed_flags()
+
+
+if __name__ == '__main__':
+    define_flags()
+    flags.adopt_module_key_flags(command_line)
     flags.adopt_module_key_flags(runtime)
     command_line.run(main, required=('config', 'output'))

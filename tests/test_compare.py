@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import compare
-from mlm_jax.comparing import configurations
+from mlm_jax.comparing import budgets, configurations, experiment, then
 from mlm_jax.config import ConfigError, command_line, step_flops
 from mlm_jax.training import runtime
 from mlm_jax.training.metrics import read_metrics
@@ -22,6 +23,8 @@ SMALL = (
     'tiny,vocab_size=64,sequence_length=32,batch_size=8,total_steps=8,model.num_layers=1,model.width=32,'
     'model.ffn_width=64,evaluation.rows=16,evaluation.every_steps=2,compilation_cache=,checkpoint.keep_last=1'
 )
+
+VALUES = types.SimpleNamespace(budget='steps', metric='', set=['a=b'])
 
 
 @pytest.fixture
@@ -54,56 +57,118 @@ def test_a_signal_behind_the_last_step_of_a_run_ends_the_comparison(pair, tmp_pa
     monkeypatch.setattr(compare.train, 'train', finished_and_signalled)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
-        compare.train_all(compare.share_budget(pair, 'steps', tmp_path), [0], tmp_path, lambda seeds: None)
+        compare.run_all(budgets.share_budget(pair, 'steps', tmp_path), [0], tmp_path, lambda seeds: None)
     assert stopped.value.code == runtime.PREEMPTED_EXIT_CODE
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pair, tmp_path, monkeypatch):
-    candidates, train = compare.share_budget(pair, 'steps', tmp_path), compare.train.train
+    candidates, train = budgets.share_budget(pair, 'steps', tmp_path), compare.train.train
     calls, reported = [], []
     monkeypatch.setattr(compare.train, 'train', train_once(train, calls, at_most=3))
     with pytest.raises(KeyboardInterrupt):
-        compare.train_all(candidates, [4, 2], tmp_path, reported.append)
+        compare.run_all(candidates, [4, 2], tmp_path, reported.append)
     runs = [tmp_path / label / f'seed{seed}' for seed in (4, 2) for label in ('low', 'high')]
     assert calls == runs[:3] and reported == [[4]]
 
     monkeypatch.setattr(compare.train, 'train', train_once(train, calls, at_most=9))
-    compare.train_all(candidates, [4, 2], tmp_path, reported.append)
+    compare.run_all(candidates, [4, 2], tmp_path, reported.append)
     assert calls == runs and reported == [[4], [4, 2]]
-    compare.train_all(candidates, [4, 2], tmp_path, reported.append)
+    compare.run_all(candidates, [4, 2], tmp_path, reported.append)
     assert calls == runs and reported == [[4], [4, 2], [4, 2]]
 
-    entries = compare.collect(candidates, [4, 2], tmp_path)
-    text = compare.write_report(entries, 'steps', '', ['a=b'], tmp_path)
-    report = json.loads((tmp_path / 'comparison.json').read_text())
+    text = compare.write_report(candidates, [4, 2], tmp_path, VALUES)
+    made = experiment.read(tmp_path)
+    assert made.seeds == (4, 2) and made.commit and made.versions['jax'] and made.settings['all'] == '`a=b`'
+    table = made.table('held_out')
     for label in ('low', 'high'):
-        line, lines = report['configurations'][label], read_metrics(tmp_path / label / 'seed4' / 'metrics.jsonl')
-        assert line['by_seed']['4'] == [entry[line['metric']] for entry in lines if line['metric'] in entry][-1]
-        assert line['steps'] == 8 and line['tokens'] == 8 * 8 * 32 and 0 < line['train_seconds'] < 60
-        assert label in text
-    assert report['configurations']['high']['curve']['step'] == [0, 2, 4, 6, 8]
-    assert (tmp_path / 'comparison.png').stat().st_size > 5000
+        lines = read_metrics(tmp_path / label / 'seed4' / 'metrics.jsonl')
+        cell, column = table.cell(label, 'eval/masked_nll')
+        assert cell['by_seed']['4'] == [entry[column.name] for entry in lines if column.name in entry][-1]
+        assert table.cell(label, 'steps')[0] == 8 and table.cell(label, 'tokens')[0] == 8 * 8 * 32
+        assert 0 < table.cell(label, 'training')[0] < 60 and f'| {label} ' in text
+    assert [line['step'] for line in made.curves if (line['run'], line['seed']) == ('high', 2)] == [0, 2, 4, 6, 8]
+    assert (tmp_path / 'figure.png').stat().st_size > 5000 and (tmp_path / 'report.md').read_text() == text
+
+    (tmp_path / 'low' / 'seed4' / 'environment.json').write_text('{"comm')
+    written = tmp_path / 'experiment.json'
+    written.write_text(written.read_text().replace('"notes": ""', '"notes": "Mine."'))
+    assert '\n\nMine.\n\n' in compare.write_report(candidates, [4], tmp_path, VALUES), 'words of a person stay'
+    assert experiment.read(tmp_path).commit == made.commit, 'that of the other runs'
 
     pair[1].config.optimizer.learning_rate = 0.125
-    changed = compare.share_budget(pair, 'steps', tmp_path)
+    changed = budgets.share_budget(pair, 'steps', tmp_path)
     with pytest.raises(ConfigError, match=r'(?s)high.seed4 holds.*learning_rate: 0.0005 there, 0.125 now.*delete'):
-        compare.train_all(changed, [4, 2], tmp_path, lambda complete: None)
+        compare.run_all(changed, [4, 2], tmp_path, lambda complete: None)
+
+
+class Judge:
+    """Finds the seed, and remembers of whom."""
+
+    def __init__(self, name, judged, fails_at=None):
+        self.measure, self._judged, self._fails_at = then.Measure(name, (), {}), judged, fails_at
+
+    def is_done(self, candidate, seed, workdir):
+        return (str(self.measure), candidate.label, seed) in self._judged
+
+    def judge(self, model, candidate, seed, workdir):
+        place = (str(self.measure), candidate.label, seed)
+        if place == self._fails_at:
+            raise FloatingPointError('it diverged')
+        self._judged.append(place)
+
+    def values(self, candidate, seed, workdir):
+        return {'%': {'share': 10.0 * seed}} if self.is_done(candidate, seed, workdir) else {}
+
+    def describe(self):
+        return 'the seed'
+
+
+def test_what_is_trained_is_judged_and_what_is_judged_is_not_judged_again(pair, tmp_path, monkeypatch, capsys):
+    candidates, judged, order = budgets.share_budget(pair, 'steps', tmp_path), [], []
+    monkeypatch.setattr(compare.loading, 'load', lambda workdir, mesh: None)
+    monkeypatch.setattr(compare, '_train', lambda candidate, seed, workdir: order.append((candidate.label, seed)))
+    monkeypatch.setattr(compare, 'updates_done', lambda workdir, config: 0 if 'seed1' in str(workdir) else 8)
+    chosen = [Judge('entropy', judged), Judge('effective_rank', judged, fails_at=('effective_rank', 'low', 0))]
+    judged.append(('entropy', 'high', 0))
+
+    def run():
+        return compare.run_all(candidates, [0, 1], tmp_path, order.append, chosen)
+
+    assert run() == ['it diverged'], 'all else is done'
+    assert order == [[0], ('low', 1), ('high', 1), [0, 1]]
+    expected = [
+        (name, label, seed)
+        for seed in (0, 1)
+        for label in ('low', 'high')
+        for name in map(str, (c.measure for c in chosen))
+    ]
+    assert sorted(judged) == sorted(set(expected) - {('effective_rank', 'low', 0)})
+    shown = capsys.readouterr().err
+    assert '2 of 4 runs are there already' in shown and '=== 1 of 9: low, seed 0, entropy\n' in shown
+    assert re.search(
+        r'=== 3 of 9: high, seed 0, effective_rank; what is left takes about .*, and training besides\n', shown
+    )
+    table, other = compare.tables_of(chosen, candidates, [0, 1], tmp_path)
+    assert (table.name, other.name) == ('entropy', 'effective_rank')
+    assert table.cell('share', 'low')[0]['by_seed'] == {'0': 0.0, '1': 10.0}
+    assert other.cell('share', 'low')[0]['by_seed'] == {'1': 10.0}, 'what diverged is missing'
+    assert other.cell('share', 'high − low')[0] == {'value': 0.0, 'by_seed': {'1': 0.0}}
 
 
 def test_equal_flops_and_equal_steps(pair, tmp_path):
     pair[0].config.total_steps = 1000
-    low, high = compare.share_budget(pair, 'flops', tmp_path)
+    low, high = budgets.share_budget(pair, 'flops', tmp_path)
     assert low.config.total_steps == 1000 > high.config.total_steps
     ratio = step_flops.step_flops(low.config) / step_flops.step_flops(high.config)
     assert high.config.total_steps == round(1000 * ratio) and abs(low.cost / high.cost - 1) < 1e-3
-    assert [c.config.total_steps for c in compare.share_budget(pair, 'steps', tmp_path)] == [1000, 1000]
+    assert [c.config.total_steps for c in budgets.share_budget(pair, 'steps', tmp_path)] == [1000, 1000]
     assert pair[1].config.total_steps == 8, 'what was given stays as it was'
 
 
 def test_a_budget_of_epochs_counts_the_rows_of_the_data(pair, tmp_path):
     pair[0].config.update(total_steps=None, total_epochs=2.0)
-    low, high = compare.share_budget(pair, 'steps', tmp_path)
+    low, high = budgets.share_budget(pair, 'steps', tmp_path)
     rows = json.loads((tmp_path.__class__(low.config.data.directory) / 'manifest.json').read_text())['splits']['train']
     assert low.config.total_steps == high.config.total_steps == round(2 * rows['rows'] / 8)
     assert low.config.total_epochs is None
@@ -123,17 +188,17 @@ def test_times_are_measured_once_and_new_ones_beside_the_first(pair, tmp_path, m
             for contestant in contestants:
                 contestant.seconds.append(load * speed[contestant.label])
 
-    monkeypatch.setattr(compare.speed, 'prepare', prepare)
-    monkeypatch.setattr(compare.speed, 'measure', measure)
-    first = compare.share_budget(pair, 'time', tmp_path)
+    monkeypatch.setattr(budgets.speed, 'prepare', prepare)
+    monkeypatch.setattr(budgets.speed, 'measure', measure)
+    first = budgets.share_budget(pair, 'time', tmp_path)
     assert measured == ['low', 'high'] and [c.config.total_steps for c in first] == [8, 2]
     assert first[1].step_cost == pytest.approx(4 * first[0].step_cost)
-    assert compare.share_budget(pair, 'time', tmp_path)[1].step_cost == first[1].step_cost and len(measured) == 2
+    assert budgets.share_budget(pair, 'time', tmp_path)[1].step_cost == first[1].step_cost and len(measured) == 2
 
     third = configurations.load_candidates(
         [pair[0].name, pair[1].name, pair[0].name + ',masking.ratio=0.5'], ['low', 'high', 'higher'], []
     )
-    more = compare.share_budget(third, 'time', tmp_path)
+    more = budgets.share_budget(third, 'time', tmp_path)
     assert measured[2:] == ['low', 'higher']
     assert [c.step_cost / first[0].step_cost for c in more] == pytest.approx([1, 4, 6])
 
@@ -149,3 +214,22 @@ def test_a_wrong_command_line_ends_in_one_message(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert 'two configurations or more' in result.stderr and 'Traceback' not in result.stderr
+
+
+def test_judges_that_cannot_be_are_refused_before_anything_runs(pair, monkeypatch):
+    def ask(*words, data=()):
+        values = types.SimpleNamespace(then=words, data=list(data))
+        return compare.make_judges(values, pair)
+
+    assert ask() == []
+    with pytest.raises(
+        ConfigError, match='--data says where the tasks of --then=finetune:TASK lie, and there are none'
+    ):
+        ask('entropy', data=['glue=data/glue'])
+    with pytest.raises(ConfigError, match='no directory is given for glue/rte'):
+        ask('finetune:glue/rte')
+    with pytest.raises(ConfigError, match='has 2[0-9][0-9] bytes, and would name a directory'):
+        ask(f'entropy,ratios={"/".join(["0.123456789"] * 23)}')
+    monkeypatch.setattr(compare.jax, 'process_count', lambda: 2)
+    with pytest.raises(ConfigError, match='--then judges models in one process, and this is one of several'):
+        ask('entropy')

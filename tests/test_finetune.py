@@ -12,6 +12,7 @@ import tqdm
 
 from mlm_jax import finetune
 from mlm_jax.config import ConfigError
+from mlm_jax.finetuning import jobs
 from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.pretrained import loading, sources
@@ -100,7 +101,7 @@ def test_another_recipe_in_the_same_place_is_refused(output):
 
 
 def test_settings():
-    parsed = finetune.parse_settings(['epochs=3,1e1', 'learning_rate=1e-4', 'class_weights=balanced'], 'grid')
+    parsed = jobs.parse_settings(['epochs=3,1e1', 'learning_rate=1e-4', 'class_weights=balanced'], 'grid')
     assert parsed == {'epochs': (3, 10), 'learning_rate': (1e-4,), 'class_weights': ('balanced',)}
     for text, message in (
         ('epoch=3', "there is no key 'epoch'; there are learning_rate"),
@@ -108,8 +109,8 @@ def test_settings():
         ('learning_rate=fast', 'expected float'),
     ):
         with pytest.raises(ConfigError, match=message):
-            finetune.parse_settings([text], 'set')
-    recipe = finetune.make_recipe({'epochs': 40, 'dropout': 0.0}, {'epochs': (7,)}, {'learning_rate': 1.0})
+            jobs.parse_settings([text], 'set')
+    recipe = jobs.make_recipe({'epochs': 40, 'dropout': 0.0}, {'epochs': (7,)}, {'learning_rate': 1.0})
     assert (recipe.epochs, recipe.dropout, recipe.learning_rate, recipe.batch_size) == (
         7,
         0.0,
@@ -117,18 +118,18 @@ def test_settings():
         Recipe().batch_size,
     )
     with pytest.raises(ConfigError, match='out of range: batch_size=0, dropout=1'):
-        finetune.make_recipe({}, {'batch_size': (0,), 'dropout': (1.0,)}, {})
+        jobs.make_recipe({}, {'batch_size': (0,), 'dropout': (1.0,)}, {})
     for key, value in (('learning_rate', float('nan')), ('clip_norm', -1.0), ('warmup_percent', 101.0), ('b2', 1.0)):
         with pytest.raises(ConfigError, match=f'out of range: {key}='):
-            finetune.make_recipe({}, {key: (value,)}, {})
+            jobs.make_recipe({}, {key: (value,)}, {})
     with pytest.raises(ConfigError, match='out of range: class_weights=rare'):
-        finetune.make_recipe({}, {}, {'class_weights': 'rare'})
+        jobs.make_recipe({}, {}, {'class_weights': 'rare'})
     with pytest.raises(ConfigError, match='out of range: pooling=max'):
-        finetune.make_recipe({}, {}, {'pooling': 'max'})
+        jobs.make_recipe({}, {}, {'pooling': 'max'})
 
 
 def test_an_unfinished_run_is_known_by_all_that_it_depends_on(tmp_path):
-    job = finetune.Job('mlm', 'glue/rte', 'default', Recipe(), {'source': 'runs/mlm', 'step': 7, 'data': 'abc'})
+    job = jobs.Job('mlm', 'glue/rte', 'default', Recipe(), {'source': 'runs/mlm', 'step': 7, 'data': 'abc'})
     others = [
         dataclasses.replace(job, recipe=Recipe(learning_rate=1.0)),
         dataclasses.replace(job, origin={**job.origin, 'step': 8}),
@@ -141,17 +142,17 @@ def test_an_unfinished_run_is_known_by_all_that_it_depends_on(tmp_path):
 def test_progress_ends_at_its_end():
     with tqdm.tqdm(total=0.3, bar_format='{bar}') as bar:  # a warning beyond 100 %, and warnings are errors
         for _ in range(3):
-            finetune.advance(bar, 0.1)
+            jobs.advance(bar, 0.1)
         bar.refresh()
 
 
 def test_a_cut_result_is_named_with_its_cure(tmp_path):
-    job = finetune.Job('mlm', 'mine', 'default', Recipe(), {'source': 'runs/mlm', 'step': 7, 'data': 'abc'})
-    path = job.directory(tmp_path) / 'seed1' / finetune.RESULT_FILE
+    job = jobs.Job('mlm', 'mine', 'default', Recipe(), {'source': 'runs/mlm', 'step': 7, 'data': 'abc'})
+    path = job.directory(tmp_path) / 'seed1' / jobs.RESULT_FILE
     path.parent.mkdir(parents=True)
     path.write_bytes(b'{"task": "mi')
     with pytest.raises(ConfigError, match=r'seed1/result.json is damaged: .* Delete it, and that seed is fine-tuned'):
-        finetune.finished_seeds(job, [1], tmp_path)
+        jobs.finished_seeds(job, [1], tmp_path)
 
 
 def test_names_of_directories():
@@ -182,8 +183,8 @@ def test_models_by_name(trained):
     named = [sources.parse(text) for text in ('/a/x', 'random:/a/x', '/b/x', '/b/x@7')]
     assert finetune.make_labels(named) == ['a-x', 'random-a-x', 'b-x', 'b-x-7']
     with pytest.raises(ConfigError, match='max_length=64: it knows 32 positions'):
-        finetune.max_length(model, Recipe(max_length=64), 'it')
-    assert finetune.max_length(model, Recipe(), 'it') == 32
+        jobs.max_length(model, Recipe(max_length=64), 'it')
+    assert jobs.max_length(model, Recipe(), 'it') == 32
 
 
 def test_a_checkpoint_of_hugging_face_needs_its_tokenizer(tmp_path):

@@ -14,7 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from mlm_jax import probe, train
-from mlm_jax.analysis import alignment, alignment_picture, entropy, entropy_report
+from mlm_jax.analysis import alignment, alignment_picture, effective_rank_report, entropy, entropy_report
 from mlm_jax.analysis.effective_rank import effective_rank
 from mlm_jax.config import ConfigError
 from mlm_jax.data.packing import segment_ids
@@ -75,10 +75,12 @@ def run_probe():
 def test_ranks_of_unmasked_rows_equal_those_of_all_representations_at_once(trained):
     _, mesh, model = trained
     with jax.set_mesh(mesh):
-        sums = probe.rank_sums(model, mesh, NUM_ROWS)
+        sums = effective_rank_report.rank_sums(model, mesh, NUM_ROWS)
     tokens = Shards(model.config.data.directory, 'validation').read(np.arange(NUM_ROWS))
     segments = segment_ids(tokens, model.tokenizer.vocabulary)
-    hidden, _ = probe.layer_outputs(model, jax.device_get(model.params), tokens, segments, method='encode')
+    hidden, _ = effective_rank_report.layer_outputs(
+        model, jax.device_get(model.params), tokens, segments, method='encode'
+    )
     for layer in range(2):
         rows = np.asarray(hidden[layer], np.float64)[segments > 0]
         for centred in (False, True):
@@ -92,10 +94,10 @@ def test_each_token_is_counted_once_in_its_group(trained, mae_lm):
     tokens = Shards(model.config.data.directory, 'validation').read(np.arange(NUM_ROWS))
     real = int((tokens != model.tokenizer.vocabulary.pad_id).sum())
     with jax.set_mesh(mesh):
-        kept, masked, everything, unmasked = probe.rank_sums(model, mesh, NUM_ROWS).count_G
+        kept, masked, everything, unmasked = effective_rank_report.rank_sums(model, mesh, NUM_ROWS).count_G
         assert kept + masked == everything == unmasked == real
         assert 0.08 * real < masked < 0.16 * real
-        mae_kept, mae_masked, mae_all, _ = probe.rank_sums(mae_lm[1], mesh, NUM_ROWS).count_G
+        mae_kept, mae_masked, mae_all, _ = effective_rank_report.rank_sums(mae_lm[1], mesh, NUM_ROWS).count_G
     assert (mae_kept, mae_masked, mae_all) == (kept, 0, kept), 'the same masks; [MASK] stays out of the encoder'
 
 
@@ -104,8 +106,10 @@ def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path,
     run_probe('effective_rank', *workdirs, f'--output={tmp_path}', f'--rows={NUM_ROWS}', '--thresholds=0.5,0.9')
     report = json.loads((tmp_path / 'effective_rank.json').read_text())
     assert set(report) == {'run', 'mae_lm'}
-    assert set(report['run']['curves']) == set(probe.CURVES)
-    for by_threshold in (report['run']['curves'][probe.CURVES[0]][kind] for kind in ('centred', 'uncentred')):
+    assert set(report['run']['curves']) == set(effective_rank_report.CURVES)
+    for by_threshold in (
+        report['run']['curves'][effective_rank_report.CURVES[0]][kind] for kind in ('centred', 'uncentred')
+    ):
         assert set(by_threshold) == {'0.5', '0.9'}
         assert all(0 < low <= high <= 64 for low, high in zip(by_threshold['0.5'], by_threshold['0.9'], strict=True))
     assert (tmp_path / 'effective_rank.png').stat().st_size > 10_000

@@ -37,12 +37,7 @@ def measure(
     """
     rows = model.held_out_rows()
     assert model.config is not None, 'a model with held-out rows is a run, which has a configuration'
-    chosen_S, size_S = _long_rows(rows, model.tokenizer.vocabulary.special_ids, num_texts, design.segments)
-    if len(chosen_S) < 3:
-        raise ConfigError(
-            f'only {len(chosen_S)} held-out rows are long enough, and 3 are needed: a row needs '
-            f'{gradient_variance.MIN_MASK} tokens for each of {design.segments} disjoint masks. Lower --segments'
-        )
+    chosen_S, size_S = choose_rows(model, num_texts, design.segments)
     texts: list[gradient_variance.TextMoments] = []
     own: list[tuple[float, np.ndarray, float]] = []
     with bar(total=len(chosen_S), desc='texts', unit='text') as progress:
@@ -77,6 +72,22 @@ def measure(
         'hamming_distance': [2 * (float(size_S.mean()) - overlap) for overlap in overlap_O],
         **summary,
     }
+
+
+def choose_rows(model: Model, num_texts: int, segments: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the first held-out rows that are long enough, and the sizes of their masks, int64[S] each.
+
+    Raises:
+      ConfigError: when fewer than 3 rows are.
+    """
+    special_ids = model.tokenizer.vocabulary.special_ids
+    chosen_S, size_S = _long_rows(model.held_out_rows(), special_ids, num_texts, segments)
+    if len(chosen_S) < 3:
+        raise ConfigError(
+            f'only {len(chosen_S)} held-out rows are long enough, and 3 are needed: a row needs '
+            f'{gradient_variance.MIN_MASK} tokens for each of {segments} disjoint masks. Lower --segments'
+        )
+    return chosen_S, size_S
 
 
 def place_numbers(number_B: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:

@@ -1,4 +1,4 @@
-"""A comparison of the runs of several configurations: means over seeds, differences paired by seed, and a picture.
+"""A comparison of the runs of several configurations: means over seeds, and differences paired by seed.
 
 The seed decides the initial parameters, the order of the rows and the masks. Two runs with the same seed share as many
 of these as their configurations allow, so the difference of the two runs varies less than each of their losses. The
@@ -7,17 +7,20 @@ freedom.
 """
 
 import dataclasses
-import pathlib
+import math
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from mlm_jax.files import markdown, pictures
+from mlm_jax.comparing.budgets import UNITS
+from mlm_jax.comparing.experiment import Column, Row, Table
 from mlm_jax.files.errors import ConfigError
-from mlm_jax.files.statistics import mean_and_error, plus_minus
+from mlm_jax.files.statistics import mean_and_error
 
-# Name of a budget → what it counts.
-UNITS = {'flops': 'FLOPs', 'steps': 'optimizer steps', 'time': 'seconds of training steps'}
+HELD_OUT = 'held_out'  # the name of the table of the pretraining metric
+MEANS = 'means ± standard errors over the seeds of pretraining; differences are paired by seed.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,116 +67,146 @@ def choose_metric(entry: Entry, wanted: str = '') -> str:
     return wanted
 
 
-def summarize(entries: Mapping[str, Entry], metric: str = '') -> dict[str, dict]:
-    """Label → the numbers of a configuration for the table, the picture and the JSON file.
+def final_values(label: str, entry: Entry, metric: str) -> dict[int, float]:
+    """Seed → the metric at the end of its run; ConfigError when a log lacks it."""
+    points = {
+        seed: {line['step']: line[metric] for line in lines if metric in line} for seed, lines in entry.runs.items()
+    }
+    lost = [seed for seed, by_step in points.items() if entry.total_steps not in by_step]
+    if lost:
+        raise ConfigError(
+            f'the log of {label}, seed {lost[0]}, lacks the evaluation at its end, step {entry.total_steps:,}: '
+            'delete the directory of this run to train it again'
+        )
+    return {seed: by_step[entry.total_steps] for seed, by_step in points.items()}
+
+
+def summary_cell(by_seed: Mapping[int, float]) -> dict[str, Any]:
+    """A cell with the mean, its standard error (not of a single seed), and the values of the seeds."""
+    mean, error = mean_and_error(list(by_seed.values()))
+    shown = {'value': mean} if error is None else {'value': mean, 'error': error}
+    return {**shown, 'by_seed': {str(seed): value for seed, value in by_seed.items()}}
+
+
+def difference_cell(by_seed: Mapping[int, float], first: Mapping[int, float]) -> dict[str, Any] | None:
+    """As `summary_cell`, of the differences on the seeds that both have; None if there are none."""
+    shared = {seed: value - first[seed] for seed, value in by_seed.items() if seed in first}
+    return summary_cell(shared) if shared else None
+
+
+def held_out_table(entries: Mapping[str, Entry], budget: str, metric: str = '') -> Table:
+    """A row for each configuration: the metric at the end, its difference to the first one, and what a run costs.
 
     Args:
-      entries: by label; all with the same seeds. The others are compared with the first.
+      entries: by label; all with the same seeds.
+      budget: a key of `UNITS`.
       metric: as for `choose_metric`.
 
     Raises:
       ConfigError: when a run does not have the metric, or not at its last step.
     """
-    first: dict[int, float] | None = None
-    summary: dict[str, dict] = {}
-    for label, entry in entries.items():
-        name = choose_metric(entry, metric)
-        points = {
-            seed: {line['step']: line[name] for line in lines if name in line} for seed, lines in entry.runs.items()
-        }
-        lost = [seed for seed, by_step in points.items() if entry.total_steps not in by_step]
-        if lost:
-            raise ConfigError(
-                f'the log of {label}, seed {lost[0]}, lacks the evaluation at its end, step {entry.total_steps:,}: '
-                'delete the directory of this run to train it again'
-            )
-        final = {seed: by_step[entry.total_steps] for seed, by_step in points.items()}
-        first = final if first is None else first
-        steps = sorted(set.intersection(*(set(by_step) for by_step in points.values())))
-        curve = [mean_and_error([by_step[step] for by_step in points.values()]) for step in steps]
-        mean, error = mean_and_error(list(final.values()))
-        difference, difference_error = mean_and_error([final[seed] - first[seed] for seed in final])
-        summary[label] = {
-            'config': entry.name,
-            'metric': name,
-            'mean': mean,
-            'standard_error': error,
-            'difference': difference,
-            'difference_standard_error': difference_error,
-            'by_seed': {str(seed): value for seed, value in final.items()},
-            'steps': entry.total_steps,
-            'tokens': entry.tokens,
-            'flops': entry.flops,
-            'step_cost': entry.step_cost,
-            'spent': entry.total_steps * entry.step_cost,
-            'train_seconds': float(np.mean(list(entry.train_seconds.values()))),
-            'curve': {
-                'step': steps,
-                'spent': [step * entry.step_cost for step in steps],
-                'mean': [m for m, _ in curve],
-                'standard_error': [e for _, e in curve],
-            },
-        }
-    return summary
-
-
-def markdown_table(summary: Mapping[str, dict]) -> str:
-    """A Markdown table with a row for each configuration.
-
-    Args:
-      summary: what `summarize` returns.
-    """
-    first = next(iter(summary))
-    titles = ['', _metric_title(summary), f'− {first}, paired', 'steps', 'tokens', 'FLOPs', 'training seconds']
-    rows = []
-    for label, line in summary.items():
-        difference = plus_minus(line['difference'], line['difference_standard_error'], '+.4f')
-        rows.append(
-            [
-                label,
-                plus_minus(line['mean'], line['standard_error'], '.4f'),
-                '' if label == first else difference,
-                f'{line["steps"]:,}',
-                f'{line["tokens"] / 1e6:,.2f} M',
-                f'{line["flops"]:.3g}',
-                f'{line["train_seconds"]:,.0f}',
-            ]
-        )
-    return markdown.table(titles, rows)
-
-
-def _metric_title(summary: Mapping[str, dict]) -> str:
-    names = dict.fromkeys(line['metric'] for line in summary.values())
-    return ', '.join(names) + (' (nats)' if all(name.endswith(('loss', 'nll')) for name in names) else '')
-
-
-def draw(summary: Mapping[str, dict], budget: str, path: pathlib.Path) -> None:
-    """Draws the metric against the part of the budget that is spent, with a band of ± one standard error.
-
-    Each configuration has a color. The evaluation before the first step is left out, because its large loss would
-    compress the scale for all others.
-
-    Args:
-      summary: what `summarize` returns.
-      budget: a key of `UNITS`.
-      path: of the PNG file.
-    """
-    figure = pictures.new_figure(7, 4.2)
-    axes = figure.subplots()
-    for i, (label, line) in enumerate(summary.items()):
-        curve = line['curve']
-        used = [place for place, step in enumerate(curve['step']) if step > 0]
-        spent, mean = (np.array([curve[key][place] for place in used]) for key in ('spent', 'mean'))
-        axes.plot(spent, mean, 'o-', color=f'C{i}', markersize=3, linewidth=1.2, label=pictures.plain_text(label))
-        if line['standard_error'] is not None:
-            error = np.array([curve['standard_error'][place] for place in used])
-            axes.fill_between(spent, mean - error, mean + error, color=f'C{i}', alpha=0.2, linewidth=0)
-    seeds = len(next(iter(summary.values()))['by_seed'])
-    axes.set(
-        xlabel=UNITS[budget],
-        ylabel=_metric_title(summary),
-        title=f'equal {UNITS[budget]}; {seeds} seed{"s" if seeds > 1 else ""}',
+    names = {label: choose_metric(entry, metric) for label, entry in entries.items()}
+    final = {label: final_values(label, entry, names[label]) for label, entry in entries.items()}
+    first = next(iter(entries))
+    title = ', '.join(dict.fromkeys(names.values()))
+    nats = 'nats' if all(name.endswith(('loss', 'nll')) for name in names.values()) else ''
+    columns = (
+        Column(title, nats, '.4f'),
+        Column(f'− {first}', nats, '+.4f'),
+        Column('steps'),
+        Column('tokens'),
+        Column('FLOPs', '', '.3g'),
+        Column('training', 's', ',.0f'),
+        *([Column(UNITS[budget], 's', ',.0f')] if budget == 'time' else []),
     )
-    axes.grid(alpha=0.3)
-    axes.legend()
-    pictures.save(figure, path)
+    rows = []
+    for label, entry in entries.items():
+        difference = None if label == first else difference_cell(final[label], final[first])
+        cells = [summary_cell(final[label]), difference, entry.total_steps, entry.tokens, entry.flops]
+        cells.append(float(np.mean(list(entry.train_seconds.values()))))
+        cells += [entry.total_steps * entry.step_cost] if budget == 'time' else []
+        rows.append(Row(label, tuple(cells)))
+    spent = f'Equal {UNITS[budget]}' + (', with the length of a step measured in turn' if budget == 'time' else '')
+    return Table(
+        HELD_OUT,
+        f'{spent}. Held out at the end of pretraining: {MEANS}',
+        columns,
+        tuple(rows),
+    )
+
+
+def judged_table(
+    name: str, title: str, unit: str, number_format: str, found: Mapping[str, Mapping[int, Mapping[str, float]]]
+) -> Table:
+    """A row for each number that a judge has found, a column for each configuration and each difference to the first.
+
+    Args:
+      name: of the table.
+      title: what was measured.
+      unit: of its numbers.
+      number_format: of its numbers, without a sign.
+      found: label → seed → name of a number → the number. What was not found leaves its cell empty.
+    """
+    labels = list(found)
+    by_name: dict[str, dict[str, dict[int, float]]] = {}
+    for label, by_seed in found.items():
+        for seed, values in by_seed.items():
+            for key, value in values.items():
+                if math.isfinite(value):
+                    by_name.setdefault(key, {}).setdefault(label, {})[seed] = value
+    columns = [Column(label, unit, number_format) for label in labels]
+    columns += [Column(f'{label} − {labels[0]}', '', f'+{number_format}') for label in labels[1:]]
+    rows = []
+    for key, of_label in by_name.items():
+        cells = [summary_cell(of_label[label]) if label in of_label else None for label in labels]
+        first = of_label.get(labels[0], {})
+        cells += [difference_cell(of_label.get(label, {}), first) for label in labels[1:]]
+        rows.append(Row(key, tuple(cells)))
+    return Table(name, f'**{name}**: {title}. {MEANS[0].upper()}{MEANS[1:]}', tuple(columns), tuple(rows))
+
+
+def curves(entries: Mapping[str, Entry]) -> list[dict[str, Any]]:
+    """The evaluations of all runs as lines of curves.jsonl, with what of the budget is `spent` by then."""
+    lines = []
+    for label, entry in entries.items():
+        for seed, run in entry.runs.items():
+            for line in run:
+                held_out = {key: _known(value) for key, value in line.items() if key.startswith('eval/')}
+                if held_out:
+                    place = {'step': line['step'], 'spent': line['step'] * entry.step_cost}
+                    lines.append({'run': label, 'seed': seed, **place, **held_out})
+    return lines
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def panels(entries: Mapping[str, Entry], budget: str, metric: str, tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """The panels of the figure: the held-out metric against the budget, and bars for each table of a few rows.
+
+    The evaluation before the first step is left out, because its large loss would compress the scale for all others.
+
+    Args:
+      entries: by label.
+      budget: a key of `UNITS`.
+      metric: the name of the metric that the first one is compared by.
+      tables: of judges.
+    """
+    least = min(entry.step_cost for entry in entries.values())
+    shown: list[dict[str, Any]] = [
+        {'curves': {metric: ''}, 'x': 'spent', 'x_from': least, 'x_title': UNITS[budget], 'y_title': metric},
+    ]
+    for table in tables:
+        if 0 < len(table.rows) <= MOST_BARS:
+            panel = {
+                'bars': table.name,
+                'columns': list(entries),
+                'title': re.split('[:,]', table.name)[0],
+                'y_title': table.columns[0].unit,
+            }
+            shown.append(panel)
+    return shown
+
+
+MOST_BARS = 12  # groups of bars that a panel has room for

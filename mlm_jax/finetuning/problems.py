@@ -77,16 +77,21 @@ def make_problem(
             raise ConfigError(f'the {split} split of {data.task.name} has no examples: fine-tuning needs some')
         del splits[split]
         notes[f'{split} split left out, because it has no examples'] += 1
-    if data.task.kind != 'span':
-        problem = _text_problem(data.task, splits, tokenizer, recipe, max_length, notes)
-    elif isinstance(tokenizer, squad_features.OffsetTokenizer):
+    check_tokenizer(data.task, tokenizer)
+    if isinstance(tokenizer, squad_features.OffsetTokenizer) and data.task.kind == 'span':
         problem = _span_problem(data.task, splits, tokenizer, recipe, max_length, notes)
     else:
+        problem = _text_problem(data.task, splits, tokenizer, recipe, max_length, notes)
+    return problem, {note: count for note, count in notes.items() if count}
+
+
+def check_tokenizer(task: Task, tokenizer: inputs_lib.BatchTokenizer) -> None:
+    """Raises ConfigError for a task of spans and a tokenizer that does not know where in a text its tokens are."""
+    if task.kind == 'span' and not isinstance(tokenizer, squad_features.OffsetTokenizer):
         raise ConfigError(
-            f'{data.task.name} asks for spans of a text, and the tokenizer of this model does not tell where in a text '
+            f'{task.name} asks for spans of a text, and the tokenizer of this model does not tell where in a text '
             'its tokens are: use a model that was pretrained on text'
         )
-    return problem, {note: count for note, count in notes.items() if count}
 
 
 def _text_problem(

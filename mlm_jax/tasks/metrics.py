@@ -48,6 +48,11 @@ def score(names: Sequence[str], targets_NxC: np.ndarray, outputs_NxC: np.ndarray
     return {name: float(METRICS[name](targets_NxC, outputs_NxC)) for name in names}
 
 
+def require() -> None:
+    """Raises ImportError without the extra `finetune`, which a long run would miss at its end only."""
+    _sklearn()
+
+
 def is_better(name: str, value: float, than: float) -> bool:
     """Whether `value` of a metric is better than `than`; NaN is worse than every number."""
     if np.isnan(value):

@@ -78,7 +78,7 @@ def read_json(path: pathlib.Path, cure: str) -> dict:
 
 
 def write_environment(workdir: pathlib.Path) -> None:
-    """Writes `environment.json`: command, commit, versions and devices."""
+    """Writes `environment.json`: command, commit, versions, devices, and the processor with the cores in use."""
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'sentencepiece', 'numpy')
     environment = {
         'command': sys.argv,
@@ -89,10 +89,21 @@ def write_environment(workdir: pathlib.Path) -> None:
             'kind': jax.devices()[0].device_kind,
             'count': jax.device_count(),
             'processes': jax.process_count(),
+            'processor': _processor(),
+            'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
         },
         'xla_flags': os.environ.get('XLA_FLAGS', ''),
     }
     atomic.write_bytes(workdir / 'environment.json', f'{json.dumps(environment, indent=2)}\n'.encode())
+
+
+def _processor() -> str:
+    """The name of the processor, as Linux tells it; elsewhere its architecture."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

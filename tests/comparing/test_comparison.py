@@ -1,5 +1,7 @@
 """Means over seeds and paired differences."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -23,22 +25,38 @@ def test_differences_are_paired_by_seed():
     """What a seed does to both configurations alike does not count."""
     losses = {0: 1.0, 1: 4.0, 2: 2.5}
     better = {seed: loss - 0.25 for seed, loss in reversed(losses.items())}
-    summary = comparison.summarize({'a': entry(losses), 'b': entry(better, step_cost=1.0)})
-    assert summary['b']['difference'] == pytest.approx(-0.25)
-    assert summary['b']['difference_standard_error'] == pytest.approx(0, abs=1e-12)
-    assert summary['b']['standard_error'] == pytest.approx(np.std([1.0, 4.0, 2.5], ddof=1) / np.sqrt(3))
-    assert summary['a']['difference'] == summary['a']['difference_standard_error'] == 0
-    assert summary['a']['curve']['step'] == [0, 5, 10]
-    assert summary['a']['curve']['spent'] == [0, 10, 20] and summary['b']['curve']['spent'] == [0, 5, 10]
-    assert summary['a']['curve']['mean'] == pytest.approx([9, 3.5, 2.5])
+    table = comparison.held_out_table({'a': entry(losses), 'b': entry(better, step_cost=1.0)}, 'flops')
+    difference, _ = table.cell('b', '− a')
+    assert difference['value'] == pytest.approx(-0.25) and difference['error'] == pytest.approx(0, abs=1e-12)
+    loss, _ = table.cell('b', 'eval/loss')
+    assert loss['error'] == pytest.approx(np.std([1.0, 4.0, 2.5], ddof=1) / np.sqrt(3))
+    assert loss['by_seed'] == {str(seed): value for seed, value in better.items()}
+    assert table.cell('a', '− a')[0] is None and table.cell('b', 'steps')[0] == 10
 
 
-def test_one_seed_has_no_standard_error(tmp_path):
-    summary = comparison.summarize({'a': entry({0: 1.0}), 'b': entry({0: 2.0})})
-    assert summary['b']['standard_error'] is summary['b']['difference_standard_error'] is None
-    assert '±' not in comparison.markdown_table(summary) and '+1.0000' in comparison.markdown_table(summary)
-    comparison.draw(summary, 'steps', tmp_path / 'picture.png')
-    assert (tmp_path / 'picture.png').stat().st_size > 5000
+def test_one_seed_has_no_standard_error():
+    table = comparison.held_out_table({'a': entry({0: 1.0}), 'b': entry({0: 2.0})}, 'time')
+    assert table.cell('b', '− a')[0] == {'value': 1.0, 'by_seed': {'0': 1.0}}
+    assert table.cell('b', 'seconds of training steps')[0] == 20.0
+
+
+def test_curves_are_the_evaluations_by_what_is_spent():
+    lines = comparison.curves({'a': entry({0: 1.0, 3: math.nan}), 'b': entry({0: 1.0}, step_cost=1.0)})
+    assert [line['spent'] for line in lines] == [0, 10, 20, 0, 10, 20, 0, 5, 10]
+    assert lines[2] == {'run': 'a', 'seed': 0, 'step': 10, 'spent': 20, 'eval/loss': 1.0}
+    assert lines[5]['eval/loss'] is None, 'JSON has no NaN'
+
+
+def test_judged_numbers_are_paired_where_both_have_them():
+    """A seed whose fine-tuning diverged is missing, and a number that a model does not have leaves its cell empty."""
+    found = {'a': {0: {'x': 1.0, 'y': 5.0}, 1: {'x': 3.0}}, 'b': {0: {'x': 2.0}, 1: {}, 2: {'x': 9.0}}}
+    table = comparison.judged_table('probe', 'a number', '%', '.2f', found)
+    assert [c.name for c in table.columns] == ['a', 'b', 'b − a'] and [r.name for r in table.rows] == ['x', 'y']
+    assert table.cell('x', 'b')[0]['value'] == 5.5 and table.cell('x', 'b − a')[0] == {
+        'value': 1.0,
+        'by_seed': {'0': 1.0},
+    }
+    assert table.cell('y', 'b')[0] is None and table.cell('y', 'b − a')[0] is None
 
 
 def test_the_metric_that_compares_objectives_goes_first():
@@ -56,4 +74,4 @@ def test_a_log_that_lacks_its_end_is_named():
     cut = entry({0: 1.0, 1: 2.0})
     cut.runs[1].pop()
     with pytest.raises(ConfigError, match='the log of b, seed 1, lacks the evaluation at its end, step 10'):
-        comparison.summarize({'a': entry({0: 1.0, 1: 2.0}), 'b': cut})
+        comparison.held_out_table({'a': entry({0: 1.0, 1: 2.0}), 'b': cut}, 'flops')

@@ -14,9 +14,10 @@ from absl import flags
 from absl.testing import flagsaver
 
 import mlm_jax
-from mlm_jax import compare, finetune, probe
 from mlm_jax import config as config_lib
+from mlm_jax import finetune, probe
 from mlm_jax import train as train_lib
+from mlm_jax.comparing import budgets
 from mlm_jax.comparing.configurations import Candidate
 from mlm_jax.config import ConfigError, step_flops
 from mlm_jax.objectives import registry
@@ -98,7 +99,7 @@ def test_it_is_compared_at_equal_cost(run, tmp_path):
     mlm = config_lib.from_json(config_lib.to_json(config))
     mlm.objective = 'mlm'
     candidates = [Candidate(name, name, value) for name, value in (('mlm', mlm), ('replaced', config))]
-    shared = compare.share_budget(candidates, 'flops', tmp_path)
+    shared = budgets.share_budget(candidates, 'flops', tmp_path)
     spent = [c.config.total_steps * step_flops.step_flops(c.config) for c in shared]
     assert shared[1].config.total_steps < shared[0].config.total_steps
     assert spent[1] == pytest.approx(spent[0], rel=0.1)

@@ -1,0 +1,90 @@
+"""Lengths of runs that spend the same: equal FLOPs, equal steps or equal time."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mlm_jax import config as config_lib
+from mlm_jax.comparing import configurations
+from mlm_jax.comparing.configurations import Candidate
+from mlm_jax.config import step_flops
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.files import atomic
+from mlm_jax.performance import speed
+from mlm_jax.training.workdir import read_json
+
+# Name of a budget → what it counts.
+UNITS = {'flops': 'FLOPs', 'steps': 'optimizer steps', 'time': 'seconds of training steps'}
+TIMING_FILE = 'timing.json'
+
+
+def share_budget(candidates: Sequence[Candidate], budget: str, output: pathlib.Path) -> list[Candidate]:
+    """The candidates with lengths that spend what the first one spends.
+
+    Args:
+      candidates: the first one's length is the budget.
+      budget: 'flops', 'steps' or 'time'.
+      output: where times of steps are kept: measured again, they would ask for other lengths.
+    """
+    first = candidates[0].config
+    total = config_lib.resolve(first, manifest_lib.load(first.data.directory)).total_steps
+    if budget == 'flops':
+        costs = [step_flops.step_flops(candidate.config) for candidate in candidates]
+    elif budget == 'time':
+        costs = step_seconds(candidates, output)
+    else:
+        costs = [1.0] * len(candidates)
+    shared = []
+    for candidate, cost in zip(candidates, costs, strict=True):
+        config = candidate.config.copy_and_resolve_references()
+        config_lib.apply_overrides(config, {'total_steps': str(max(1, round(total * costs[0] / cost)))})
+        shared.append(dataclasses.replace(candidate, config=config, step_cost=cost))
+    return shared
+
+
+def step_seconds(candidates: Sequence[Candidate], output: pathlib.Path, rounds: int = 10) -> list[float]:
+    """Seconds of a training step of each candidate, as `bench` measures them: in turn, medians over rounds.
+
+    Those measured before are taken from `<output>/timing.json`; a new candidate is measured beside the first one, and
+    its ratio applied to the first one's time.
+    """
+    path = output / TIMING_FILE
+    known = read_json(path, 'Delete it, and times are measured again') if path.exists() else {}
+    first = candidates[0]
+
+    def is_known(candidate: Candidate) -> bool:
+        entry = known.get(candidate.label)
+        if not entry:
+            return False
+        return not configurations.differences(
+            ml_collections.ConfigDict(entry['config']), candidate.config, configurations.LENGTH_AND_SEED
+        )
+
+    if not is_known(first):
+        known = {}
+    new = [candidate for candidate in candidates if not is_known(candidate)]
+    if new:
+        measured = [first, *(candidate for candidate in new if candidate is not first)]
+        contestants = []
+        for candidate in measured:
+            if jax.process_index() == 0:
+                print(f'measuring the step of {candidate.label}', file=sys.stderr, flush=True)
+            contestants.append(speed.prepare(candidate.name, candidate.of_seed(0)))
+        speed.measure(contestants, rounds, steps_per_round=2)
+        base = known[first.label]['seconds'] if first.label in known else float(np.median(contestants[0].seconds))
+        for candidate, contestant in zip(measured, contestants, strict=True):
+            ratio = np.median(np.array(contestant.seconds) / np.array(contestants[0].seconds))
+            # Several processes must agree on the lengths of their common runs.
+            seconds = float(multihost_utils.broadcast_one_to_all(np.float32(base * ratio)))
+            known[candidate.label] = {'seconds': seconds, 'config': candidate.config.to_dict()}
+        if jax.process_index() == 0:
+            output.mkdir(parents=True, exist_ok=True)
+            atomic.write_bytes(path, f'{json.dumps(known, indent=2)}\n'.encode())
+    return [known[candidate.label]['seconds'] for candidate in candidates]

@@ -1,0 +1,62 @@
+"""The pages of results are what their data make of them, and their tables hold no other numbers."""
+
+import importlib.util
+import re
+
+import pytest
+from test_package import PACKAGE
+
+from mlm_jax.comparing import experiment, figures, results_page
+
+RESULTS = PACKAGE.parent / 'docs' / 'results'
+NUMBER = re.compile(r'(?<![\w.])[+−]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\d,])')
+
+
+@pytest.fixture(scope='module')
+def experiments():
+    return results_page.read_page(RESULTS)[1]
+
+
+def test_the_pages_are_what_the_data_make_of_them():
+    spec = importlib.util.spec_from_file_location('make_results', RESULTS / 'make.py')
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    for path, text in make.pages().items():
+        assert path.read_text(encoding='utf-8') == text, f'{path.name} is old: run python docs/results/make.py'
+
+
+def test_every_number_in_a_table_is_one_of_its_data(experiments):
+    """Read from the page, and compared with the data as far as its digits go."""
+    page = (RESULTS.parent / 'results.md').read_text(encoding='utf-8')
+    sections = {part.partition('\n')[0]: part for part in re.split(r'^## ', page, flags=re.MULTILINE)[1:]}
+    assert list(sections) == [entry.title for entry in experiments.values()]
+    checked = 0
+    for entry in experiments.values():
+        lines = [line for line in sections[entry.title].splitlines() if line.startswith('|')]
+        rows = [row for table in entry.tables for row in (None, None, *table.rows)]  # titles and a rule come first
+        assert len(lines) == len(rows), entry.title
+        for line, row in zip(lines, rows, strict=True):
+            if row is None:
+                continue
+            cells = [cell.strip() for cell in re.split(r'(?<!\\)\|', line)[2:-1]]
+            for text, value in zip(cells, row.values, strict=True):
+                known = experiment.numbers(value) if not isinstance(value, str) else None
+                for shown in NUMBER.findall(text):
+                    if known is None:
+                        assert shown in value
+                    else:
+                        digits = len(shown.partition('e')[0].partition('.')[2])
+                        number = float(shown.replace(',', '').replace('−', '-'))
+                        bound = 0.51 * 10**-digits if 'e' not in shown else abs(number) * 0.51 * 10**-digits
+                        assert any(abs(number - k) <= bound for k in known), f'{entry.title}: {text} is not {value}'
+                    checked += 1
+    assert checked > 500
+
+
+def test_every_figure_is_there_and_can_be_drawn(experiments):
+    for name, entry in experiments.items():
+        assert (RESULTS / name / experiment.FIGURE).exists() == bool(entry.figure)
+        for panel in entry.figure:  # as `figures.draw` reads them
+            kind = figures.kind_of(panel)
+            if kind != 'curves':
+                figures.rows_of(entry.table(panel[kind]), panel)
