@@ -139,7 +139,7 @@ def _of_smiles(tokenizer: SmilesTokenizer) -> dict:
     return {
         'version': '1.0',
         'added_tokens': [tokenizer_parts.added_token(i, name) for i, name in enumerate(smiles.SPECIALS)],
-        'normalizer': tokenizer_parts.replace(rf'\A[{spaces}]+|[{spaces}]+\z', ''),
+        'normalizer': tokenizer_parts.replace(rf'\A[{spaces}]+|(?<![{spaces}])(?>[{spaces}]+)\z', ''),
         'pre_tokenizer': tokenizer_parts.split(pattern, 'Isolated'),
         'decoder': {'type': 'Fuse'},
         'model': {'type': 'WordLevel', 'vocab': vocab, 'unk_token': '[UNK]'},
@@ -149,7 +149,7 @@ def _of_smiles(tokenizer: SmilesTokenizer) -> dict:
 def _check(tokenizer: AnyTokenizer, theirs: Any, texts: Iterable[str]) -> int:
     """Compares the ids of texts with those of a `tokenizers.Tokenizer`; how many were compared."""
     names, v, compared = _special_names(theirs), tokenizer.vocabulary, 0
-    scores = sentencepiece_json.scores(tokenizer.model) if isinstance(tokenizer, Tokenizer) else {}
+    scores = sentencepiece_json.unigram_scores(tokenizer.model) if isinstance(tokenizer, Tokenizer) else {}
     for text in texts:
         if any(name in text for name in names):
             continue

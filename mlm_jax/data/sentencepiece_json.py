@@ -54,7 +54,7 @@ def convert(model: bytes, mask_id: int) -> dict:
     }
 
 
-def scores(model: bytes) -> dict[int, float]:
+def unigram_scores(model: bytes) -> dict[int, float]:
     """The scores of the pieces of a unigram model; none for other models."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     if _KINDS.get(proto.trainer_spec.model_type) != 'unigram':
@@ -80,7 +80,8 @@ def _normalizers(proto: Any, names: list[str]) -> list[dict]:
     if spec.precompiled_charsmap:
         steps += charsmap.normalizers(spec.precompiled_charsmap)
     if spec.remove_extra_whitespaces:
-        steps += [replace(rf'\A +|[ {_SPACE}]+\z', ''), replace(' {2,}', ' ')]
+        blank = f'[ {_SPACE}]'
+        steps += [replace(' {2,}', ' '), replace(rf'\A |(?<!{blank})(?>{blank}+)\z', '')]  # in linear time
     if spec.add_dummy_prefix:
         alone = '|'.join(map(re.escape, names))
         steps.append(replace(rf'\A(?!(?:{alone})\z)(?=[\s\S])', ' '))
