@@ -54,12 +54,13 @@ def main() -> None:
     if values.text and not values.check:
         raise ConfigError('--text gives the sentences that --check reads: add --check')
     source = sources.parse(values.model)
+    exporting.check_directory(pathlib.Path(values.output).expanduser())
     loading.check(source)
     loading.use_compilation_cache_of(source)
     model = loading.load(source)
     export = exporting.plan(model, values.architecture, values.dtype)
     texts = texts_to_check(model, values.text) if values.check else []
-    difference = exporting.write(
+    found = exporting.write(
         model,
         export,
         values.output,
@@ -71,10 +72,14 @@ def main() -> None:
     print(f'{values.output}: {export.checkpoint.class_name}, {export.dtype}')
     for note in export.notes:
         print(f'note: {note}')
-    if difference is not None:
-        print(f'largest difference from transformers on {len(texts)} texts: {difference:.2g}')
+    if found is not None:
+        print(
+            f'largest difference from transformers: {found.difference:.2g}, on {found.num_texts} texts without masks and '
+            f'with ({found.num_tokens:,} tokens)'
+        )
     print(
-        f'{values.output}/{card.FILE} is its card: add who made it, its language and its license before publishing it'
+        f'{values.output}/{card.FILE} is its card. Before you publish it: it names your files; add who made the model, '
+        'its language and its license'
     )
 
 

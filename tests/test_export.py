@@ -12,8 +12,12 @@ from mlm_jax import export
 from mlm_jax.config import ConfigError
 from mlm_jax.data import fast_tokenizer
 from mlm_jax.interop import card
+from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.objectives.registry import OBJECTIVES
+from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.pretrained import exporting
+from mlm_jax.training import build
+from mlm_jax.training.state import example_batch
 
 pytest.importorskip('safetensors.numpy')
 pytest.importorskip('tokenizers')
@@ -21,7 +25,7 @@ pytest.importorskip('tokenizers')
 
 @pytest.fixture(scope='module')
 def model(trained):
-    return mlm_jax.load(trained[0])
+    return mlm_jax.load(trained[0], make_mesh(devices=jax.devices()[:1]))  # programs for one device compile sooner
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +50,7 @@ def test_a_directory_holds_what_others_need(exported, model):
 
 
 def test_it_is_the_same_model_when_it_is_loaded_again(exported, model):
-    again = mlm_jax.load(f'hf:{exported}')
+    again = mlm_jax.load(f'hf:{exported}', model.mesh)
     texts = ['the cat is white.', 'the crow is black.']
     np.testing.assert_allclose(again.encode(texts), model.encode(texts), atol=1e-5)
     ((piece, probability), *_), *_ = again.fill_mask('the crow is [MASK]')
@@ -59,8 +63,9 @@ def test_transformers_computes_the_same_on_held_out_text(model, tmp_path):
     pytest.importorskip('transformers')
     plan = exporting.plan(model, dtype='bfloat16')
     texts = export.held_out_texts(model, 4)
-    difference = exporting.write(model, plan, tmp_path / 'out', texts=texts, shard_bytes=20_000)
-    assert difference < 1e-4 and (tmp_path / 'out' / 'model.safetensors.index.json').exists()
+    found = exporting.write(model, plan, tmp_path / 'out', texts=texts, shard_bytes=20_000)
+    assert found is not None and found.difference < 1e-4 and found.num_texts == len(texts)
+    assert (tmp_path / 'out' / 'model.safetensors.index.json').exists()
     wrong = {**plan.params, 'head': {**plan.params['head'], 'bias': plan.params['head']['bias'] + 1e-3}}
     wrong = exporting.Export(plan.checkpoint, wrong, 'float32', ())
     with pytest.raises(ConfigError, match=r'differ by up to 0\.001, and 0\.0001 is allowed'):
@@ -109,10 +114,6 @@ def test_what_is_in_the_way_is_refused_and_nothing_is_left(exported, model, tmp_
 @pytest.mark.parametrize('name', OBJECTIVES)
 def test_an_objective_goes_out_with_its_head_or_says_why_not(name, model, make_tiny_config, tmp_path):
     """Of MAE-LM, the encoder alone; with the paper's buckets, it has no home, but with T5's it has."""
-    from mlm_jax.masking.vocabulary import standard_vocabulary
-    from mlm_jax.training import build
-    from mlm_jax.training.state import example_batch
-
     config = make_tiny_config()
     config.objective, config.model.attention_backend = name, 'xla'
     if 'learned' not in OBJECTIVES[name].positions:

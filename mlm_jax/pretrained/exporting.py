@@ -29,7 +29,8 @@ from mlm_jax.objectives.objective import Objective
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.pretrained.sources import Source
 
-_MASKED_EVERY = 7  # in a comparison, every so manieth token of a text is masked
+_MASKED_EVERY = 7  # in a comparison, of a second copy of each text, every seventh token is masked
+_LARGEST_OUTPUTS = 1 << 27  # numbers in the outputs that are compared: 512 MiB of float32
 
 
 class Trained(Protocol):
@@ -51,6 +52,21 @@ class Trained(Protocol):
     def objective_name(self) -> str: ...
     @property
     def max_length(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How far an export is from transformers.
+
+    Attributes:
+      difference: the largest difference of logits, or of an encoder's outputs.
+      num_texts: that were read, each without masks and with some.
+      num_tokens: of these rows.
+    """
+
+    difference: float
+    num_texts: int
+    num_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +129,7 @@ def write(
     shard_bytes: int = weights.SHARD_BYTES,
     reports: Sequence[pathlib.Path] = (),
     texts: Sequence[str] = (),
-) -> float | None:
+) -> Comparison | None:
     """Writes a directory with everything that others need, or nothing.
 
     Args:
@@ -126,13 +142,13 @@ def write(
       texts: on which the result is compared with transformers; none compares nothing.
 
     Returns:
-      The largest difference from transformers, of logits or of an encoder's outputs; None without texts.
+      What a comparison with transformers has found; None without texts.
 
     Raises:
       ConfigError: when the directory is not empty, the tokenizer has no form there, or the comparison fails.
       ImportError: without the extra `huggingface`.
     """
-    directory = pathlib.Path(directory).expanduser()
+    directory = pathlib.Path(directory).expanduser().absolute()
     with _whole(directory) as partial:
         v, e = model.tokenizer.vocabulary, export.checkpoint.encoder
         ids = {'bos': v.cls_id, 'eos': v.sep_id, 'cls': v.cls_id, 'sep': v.sep_id, 'mask': v.mask_id}
@@ -146,8 +162,10 @@ def write(
         return compare(model, export, partial, texts) if texts else None
 
 
-def compare(model: Trained, export: Export, directory: pathlib.Path, texts: Sequence[str]) -> float:
-    """The largest difference from transformers over texts, with and without masks, padding included, in float32.
+def compare(model: Trained, export: Export, directory: pathlib.Path, texts: Sequence[str]) -> Comparison:
+    """Compares outputs with those of transformers, with and without masks, padding included, in float32.
+
+    All texts are compared as ids; the first ones, as many as memory allows, as outputs.
 
     Raises:
       ConfigError: where it is above `comparison.TOLERANCE`, the tokenizer gives other ids, or transformers is missing.
@@ -160,8 +178,11 @@ def compare(model: Trained, export: Export, directory: pathlib.Path, texts: Sequ
     for text, row, ids in zip(texts, rows, theirs, strict=True):
         if len(ids) <= model.max_length and ids != row.tolist():
             raise ConfigError(f'AutoTokenizer reads {text[:80]!r} as {ids[:20]} …, and not as {row[:20].tolist()} …')
-    masked = [_masked(row, tokenizer.vocabulary.mask_id) for row in rows]
-    every = [*rows, *masked]
+    e = export.checkpoint.encoder
+    per_token = e.vocab_size if export.checkpoint.has_head else e.width
+    count = max(1, _LARGEST_OUTPUTS // (2 * per_token * max(map(len, rows))))
+    rows = rows[:count]
+    every = [*rows, *(_masked(row, tokenizer.vocabulary.mask_id) for row in rows)]
     tokens_BxT = sequences.pad(every, len(every), max(map(len, every)), tokenizer.vocabulary.pad_id)
     real_BxT = np.arange(tokens_BxT.shape[1]) < np.array([[len(row)] for row in every])
     theirs_BxTxN = comparison.outputs(directory, tokens_BxT, real_BxT, export.checkpoint.has_head)
@@ -172,7 +193,7 @@ def compare(model: Trained, export: Export, directory: pathlib.Path, texts: Sequ
             f'transformers computes other numbers: they differ by up to {difference:.2g}, and '
             f'{comparison.TOLERANCE:g} is allowed. Nothing was written'
         )
-    return difference
+    return Comparison(difference, len(rows), int(real_BxT.sum()))
 
 
 def outputs(export: Export, tokens_BxT: np.ndarray, real_BxT: np.ndarray) -> np.ndarray:
@@ -200,11 +221,16 @@ def _masked(row: np.ndarray, mask_id: int) -> np.ndarray:
     return row
 
 
+def check_directory(directory: pathlib.Path) -> None:
+    """Raises ConfigError where something is in the way of an export."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f'{directory} is not empty: name another --output, or delete it')
+
+
 @contextlib.contextmanager
 def _whole(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     """A directory beside that of the given name, which gets this name only if all goes well."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(f'{directory} is not empty: name another --output, or delete it')
+    check_directory(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f'.{directory.name}.{os.getpid()}.partial')
     shutil.rmtree(partial, ignore_errors=True)
