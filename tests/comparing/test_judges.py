@@ -10,6 +10,7 @@ from mlm_jax import config as config_lib
 from mlm_jax.comparing import judges, then
 from mlm_jax.comparing.configurations import Candidate
 from mlm_jax.config import ConfigError
+from mlm_jax.parallel.mesh import make_mesh
 
 # As in the corpus of the model that the tests share.
 ANIMALS = {'cat': 'red', 'dog': 'green', 'bird': 'blue', 'fish': 'black', 'horse': 'white'}
@@ -127,11 +128,11 @@ def test_a_candidate_stands_for_the_model_that_it_will_be(candidate, trained, mi
         ('gradient_variance,segments=30', {}, 'only 0 held-out rows are long enough'),
     ],
 )
-def test_what_would_stop_a_judge_is_said_before(candidate, trained, tasks, text, change, message):
+def test_what_would_stop_a_judge_is_said_before(candidate, tasks, text, change, message):
     config_lib.apply_overrides(candidate.config, change)
     judge = make(text, [str(tasks)])
     with pytest.raises(ConfigError, match=message):
-        judge.check(judges.stand_in(candidate, trained[1]))
+        judge.check(judges.stand_in(candidate, make_mesh()))
 
 
 def test_what_cannot_be_read_is_refused(tmp_path, tasks):
