@@ -74,8 +74,8 @@ def main() -> None:
         print(f'note: {note}')
     if found is not None:
         print(
-            f'largest difference from transformers: {found.difference:.2g}, on {found.num_texts} texts without masks and '
-            f'with ({found.num_tokens:,} tokens)'
+            f'largest difference from transformers: {found.difference:.2g}, on {found.num_texts} texts without and '
+            f'with masks ({found.num_tokens:,} tokens)'
         )
     print(
         f'{values.output}/{card.FILE} is its card. Before you publish it: it names your files; add who made the model, '

@@ -74,7 +74,8 @@ def test_configurations_are_shape_evaluated(name, argument):
 
 
 def test_all_files_in_configs_are_covered():
-    assert {path.name for path in CONFIGS.glob('*.py')} == {name for name, _ in ALL}
+    # continue.py follows a checkpoint: tests/interop/test_checkpoint.py.
+    assert {path.name for path in CONFIGS.glob('*.py')} - {'continue.py'} == {name for name, _ in ALL}
 
 
 def test_parameter_counts_are_those_of_the_papers():

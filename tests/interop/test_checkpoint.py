@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_parity import ENCODERS, make
+from test_parity import ENCODERS, VOCABULARY, make
 
 import mlm_jax
 from mlm_jax import config as config_lib
@@ -13,8 +13,12 @@ from mlm_jax.config import ConfigError
 from mlm_jax.interop import checkpoint as checkpoint_lib
 from mlm_jax.interop import registry
 from mlm_jax.interop.architecture import Encoder, deciding
+from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.models.layers import EncoderConfig
+from mlm_jax.parallel.mesh import make_mesh
+from mlm_jax.pretrained import warm_start
 from mlm_jax.training import build
+from mlm_jax.training.state import create_state
 
 safetensors_numpy = pytest.importorskip('safetensors.numpy')
 POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n'
@@ -155,6 +159,20 @@ def test_a_configuration_follows_from_a_checkpoint(name, tmp_path):
     assert config.init_from == f'hf:{tmp_path / "a"}' and config.total_steps == 7 and config.sequence_length == 24
     here = build.encoder_config(config_lib.resolve(config))
     assert deciding(here) == deciding(checkpoint.encoder) and here.vocab_size == 61
+
+
+@pytest.mark.parametrize('has_head', [True, False])
+def test_a_run_starts_with_the_parameters_of_a_checkpoint_without_a_position_table(has_head, tmp_path):
+    _, params, checkpoint = make(ENCODERS['modern_windows'][0], has_head=has_head)
+    checkpoint_lib.write(checkpoint, params, tmp_path)
+    config = config_lib.resolve(config_lib.load(f'continue:hf:{tmp_path},total_steps=7,batch_size=8'))
+    run = build.make_run(config, standard_vocabulary(VOCABULARY), num_rows=16)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        fresh = create_state(run.init, mesh, 'dp')
+        started = warm_start.start_from(config.init_from, fresh, tmp_path / 'tokenizer.json').params
+    expected = params if has_head else {**params, 'head': fresh.params['head']}
+    assert jax.tree.all(jax.tree.map(np.array_equal, jax.device_get(started), jax.device_get(expected)))
 
 
 def test_a_configuration_of_no_checkpoint_is_refused(tmp_path):
