@@ -258,5 +258,15 @@ def minimal_pairs(tmp_path_factory) -> pathlib.Path:
 def trained(animals_config, make_once):
     """A model that has learned the colours: (workdir, mesh, model)."""
     workdir = make_once('trained', lambda directory: train.train(animals_config, directory / 'run')) / 'run'
-    mesh = make_mesh()
+    mesh = make_mesh(devices=jax.devices()[:1])
     return workdir, mesh, loading.load(workdir, mesh)
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    """Hides all devices but one, whose programs compile in two thirds of the time."""
+    device = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'devices', lambda: device)
+        patch.setattr(jax, 'device_count', lambda: 1)
+        yield

@@ -437,16 +437,12 @@ def train_demo() -> None:
 
 
 @pytest.fixture(scope='module')
-def site(tmp_path_factory):
+def site(tmp_path_factory, one_device):
     """The pages, in a directory that holds what they say is there."""
     directory = tmp_path_factory.mktemp('site')
     for name in ('configs', 'launch', 'mlm_jax'):
         (directory / name).symlink_to(REPOSITORY / name)
-    with contextlib.chdir(directory), pytest.MonkeyPatch.context() as patch:
-        # Programs for one device compile in two thirds of the time of those for eight.
-        device = jax.devices()[:1]
-        patch.setattr(jax, 'devices', lambda: device)
-        patch.setattr(jax, 'device_count', lambda: 1)
+    with contextlib.chdir(directory):
         write_corpora()
         write_tasks()
         write_bert()

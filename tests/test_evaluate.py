@@ -14,6 +14,8 @@ from mlm_jax.pretrained import loading, sources
 from mlm_jax.pretrained.model import tokens_with_masks
 from mlm_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 def test_held_out_loss_is_that_of_training(trained):
     workdir, mesh, model = trained

@@ -16,6 +16,8 @@ from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.pretrained import loading, sources
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 pytest.importorskip('sklearn')
 WARM = ('red', 'white')
 

@@ -27,6 +27,8 @@ from mlm_jax.training.evaluation import HeldOut
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import write_config
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 NUM_ROWS = 20
 
 

@@ -162,7 +162,7 @@ def is_the_same_on_a_mesh(name: str, recipe: str = PLAIN) -> None:
         found = run(module, there, rows), gradient(module, there, rows)
     assert float(found[0].loss_sum) == pytest.approx(float(expected[0].loss_sum), rel=1e-4)
     for ours, theirs in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3 * max(1.0, float(np.abs(theirs).max())))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * max(1.0, float(np.abs(theirs).max())))
 
 
 ALL = (

@@ -56,7 +56,7 @@ def registered(blocks, animals_config):
 
 
 @pytest.fixture(scope='module')
-def run(registered, animals_config, tmp_path_factory):
+def run(registered, animals_config, one_device, tmp_path_factory):
     """A run of it, stopped after eight steps and gone on to twelve: (configuration, workdir)."""
     config, workdir = config_lib.from_json(config_lib.to_json(animals_config)), tmp_path_factory.mktemp('run') / 'run'
     settings = {'objective': registered, 'total_steps': '8', 'logging.every_steps': '4', 'compilation_cache': ''}

@@ -19,9 +19,6 @@ from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.exlm import ExLM, ExLMConfig
-from mlm_jax.objectives.registry import parameters
-from mlm_jax.parallel.mesh import batch_sharding, make_mesh
-from mlm_jax.parallel.sharding import state_shardings
 from mlm_jax.training import build
 
 VOCABULARY = standard_vocabulary(120)
@@ -337,15 +334,3 @@ def test_whole_rows_are_aligned_with_their_tokens():
     real = np.asarray(batch.segments > 0)
     np.testing.assert_allclose(x[real], gather_positions(slots, rows.first_slot)[real], atol=1e-5)
     assert np.array_equal(gather_positions(rows.tokens, rows.first_slot)[real], batch.tokens[real])
-
-
-def test_loss_and_gradients_are_the_same_on_a_mesh():
-    batch = jax.tree.map(lambda x: jnp.concatenate([x, x[::-1]]), make_batch())
-    module, params = initialised()
-    expected = loss_and_gradients(module, params, batch)
-    mesh = make_mesh(2, 2, 2)
-    with jax.set_mesh(mesh):
-        params = jax.device_put(params, state_shardings(params, 'fsdp_tp', mesh, parameters('exlm')))
-        actual = loss_and_gradients(module, params, jax.device_put(batch, batch_sharding(mesh)))
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(jax.device_get(actual)), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)

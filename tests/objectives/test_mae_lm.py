@@ -21,9 +21,6 @@ from mlm_jax.models.encoder import Encoder
 from mlm_jax.models.layers import Block, Context, EncoderConfig
 from mlm_jax.models.positions import positions_in_documents, rotary_turns
 from mlm_jax.objectives.mae_lm import MAELM, MAELMConfig, decoder_config, hidden_slots, keep_tokens, kept_slots
-from mlm_jax.objectives.registry import parameters
-from mlm_jax.parallel.mesh import batch_sharding, make_mesh
-from mlm_jax.parallel.sharding import state_shardings
 
 VOCABULARY = standard_vocabulary(200)
 LENGTH = 48
@@ -414,23 +411,3 @@ def test_whole_rows_are_encoded_as_by_the_encoder_alone():
     alone = jax.jit(lambda p: Encoder(PLAIN).apply({'params': p}, batch.tokens, batch.segments))
     x, expected = encode(params), alone(params['encoder'])
     assert np.array_equal(x, expected)
-
-
-def test_loss_and_gradients_are_the_same_on_a_mesh():
-    batch = jax.tree.map(lambda x: jnp.concatenate([x, x[::-1]]), make_batch(True))
-    module, params = initialised(PLAIN, dataclasses.replace(SMALL, decoder_width=16))
-
-    def loss_and_grads(params, batch):
-        def loss(params):
-            terms = module.apply({'params': params}, batch)
-            return terms.loss_sum / terms.weight_sum
-
-        return jax.value_and_grad(loss)(params)
-
-    expected = jax.jit(loss_and_grads)(params, batch)
-    mesh = make_mesh(2, 2, 2)
-    with jax.set_mesh(mesh):
-        shardings = state_shardings(params, 'fsdp_tp', mesh, parameters('mae_lm'))
-        actual = jax.jit(loss_and_grads)(jax.device_put(params, shardings), jax.device_put(batch, batch_sharding(mesh)))
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(jax.device_get(actual)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)

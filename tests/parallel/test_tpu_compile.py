@@ -55,24 +55,17 @@ def compile_for(name: str, argument: str, capsys, file: str = 'mlm.py'):
 
 @needs_libtpu
 @pytest.mark.tpu_compile
-@pytest.mark.parametrize(
-    'name, overrides',
-    [
-        ('v5e-16', 'slice=v5e-16'),  # in four microbatches
-        ('v5e-256', 'sharding=fsdp,mesh.data=16,mesh.fsdp=16,recipe=modern'),
-    ],
-)
-def test_fsdp_gathers_weights_and_moves_no_activations(name, overrides, capsys):
-    needs, share, _ = compile_for(name, f'{BASE},{overrides}', capsys)
+def test_fsdp_gathers_weights_and_moves_no_activations(capsys):
+    overrides = 'sharding=fsdp,mesh.data=16,mesh.fsdp=16,recipe=modern'
+    needs, share, _ = compile_for('v5e-256', f'{BASE},{overrides}', capsys)
     assert needs.memory.total_bytes < 15.75 * 2**30
     # All products are done once, on one device: what is missing is the attention in the fused kernel, 9.6 %.
     assert share == pytest.approx(1 - 0.096, abs=0.01)
-    # Every layer's weights are gathered once per microbatch, and kept for the backward pass; so is the embedding.
-    microbatches = 4 if name == 'v5e-16' else 1
-    gathered = microbatches * (12 * LAYER_BYTES + TABLE_BYTES)
+    # Every layer's weights are gathered once, and kept for the backward pass; so is the embedding.
+    gathered = 12 * LAYER_BYTES + TABLE_BYTES
     assert needs.collectives['all-gather'][1] == pytest.approx(gathered, rel=0.15)
-    # Gradients are summed over devices once per microbatch: layers in bfloat16, the embedding from both of its ends.
-    assert needs.collectives['all-reduce'][1] < microbatches * (1.1 * 12 * LAYER_BYTES + 2.2 * TABLE_BYTES)
+    # Gradients are summed over devices: layers in bfloat16, the embedding from both of its ends.
+    assert needs.collectives['all-reduce'][1] < 1.1 * 12 * LAYER_BYTES + 2.2 * TABLE_BYTES
     # Rows stay where they are: no exchange of activations, no products of slices passed around a ring.
     assert needs.collectives.keys() == {'all-gather', 'all-reduce'}
     # The state is divided by the 16 devices of the axis (12 bytes per parameter; narrow slices are padded to 128).

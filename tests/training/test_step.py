@@ -29,7 +29,7 @@ def tokens():
 def started(config, shape):
     """The run of a configuration, a mesh of this shape, and the first state there."""
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
-    run = build.make_run(config_lib.resolve(config), VOCABULARY, num_rows=160)
+    run = build.make_run(config_lib.completed(config), VOCABULARY, num_rows=160)
     with jax.set_mesh(mesh):
         return run, mesh, create_state(run.init, mesh, config.sharding)
 
@@ -137,7 +137,7 @@ def without_decay(make_tiny_config):
     config = make_tiny_config()
     config.model.num_layers, config.optimizer.weight_decay = 1, 0.0
     config_lib.apply_overrides(config, {'schedule.warmup_steps': '4'})
-    run = build.make_run(config_lib.resolve(config), VOCABULARY, num_rows=160)
+    run = build.make_run(config_lib.completed(config), VOCABULARY, num_rows=160)
     return jax.jit(run.init)(), jax.jit(run.train_step), run.learning_rate
 
 
@@ -168,7 +168,7 @@ def test_an_update_that_is_not_finite_is_not_applied_where_the_gradient_is(tiny_
     """Adam without ε divides 0 by 0 for rows of the embedding that no text has met."""
     tiny_config.model.num_layers = 1
     tiny_config.optimizer.update(eps=0.0, b2=1.0)
-    run = build.make_run(config_lib.resolve(tiny_config), VOCABULARY, num_rows=160)
+    run = build.make_run(config_lib.completed(tiny_config), VOCABULARY, num_rows=160)
     state = jax.jit(run.init)()
     new, metrics = jax.jit(run.train_step)(state, tokens)
     assert np.isfinite(metrics['loss'][0]) and np.isfinite(metrics['grad_norm'][0])
