@@ -66,6 +66,7 @@ def judge_minimal_pairs(
         loading.check(source)
     for source, label in zip(models, sources.labels(models), strict=True):
         model = loading.load(source, mesh)
+        model.check_has_head()
         judged = minimal_pairs.Blimp(pairs, model.objective, model.tokenizer, model.repeats, within_word=within_word)
         judged.compile(model.params, mesh)
         checkpoint = {'model': str(source), 'step': model.step, 'objective': model.objective_name}

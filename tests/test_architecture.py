@@ -139,7 +139,11 @@ def test_nothing_but_its_own_files_names_an_objective_in_code(name):
 
 
 @pytest.mark.parametrize(
-    'code', ['import mlm_jax.prepare', 'from mlm_jax import config; config.check(config.load("mlm"))']
+    'code',
+    [
+        'import mlm_jax.prepare, mlm_jax.interop.checkpoint',
+        'from mlm_jax import config; config.check(config.load("mlm"))',
+    ],
 )
 def test_preparing_and_checking_configurations_import_no_jax(code):
     program = f'import sys; {code}; print([name for name in ("jax", "tensorflow", "torch") if name in sys.modules])'

@@ -1,5 +1,6 @@
 """`mlm_jax.export`: the directory that it writes is what the run is, to transformers and to this package."""
 
+import dataclasses
 import json
 import types
 
@@ -138,3 +139,16 @@ def test_an_objective_goes_out_with_its_head_or_says_why_not(name, model, make_t
     spec = OBJECTIVES[name]
     assert plan.checkpoint.class_name.endswith('ForMaskedLM') == spec.head_on_encoder == ('head' in plan.params)
     assert bool(plan.notes) >= bool(spec.export_note)
+
+
+def test_an_encoder_alone_encodes_but_fills_no_masks(model, tmp_path):
+    plan = exporting.plan(model)
+    checkpoint = dataclasses.replace(plan.checkpoint, has_head=False)
+    alone = dataclasses.replace(plan, checkpoint=checkpoint, params={'encoder': plan.params['encoder']})
+    exporting.write(model, alone, tmp_path / 'out')
+    again = mlm_jax.load(f'hf:{tmp_path / "out"}', model.mesh)
+    assert 'head' not in again.params and '`BertModel`' in (tmp_path / 'out' / card.FILE).read_text()
+    for call in (lambda: again.fill_mask('the crow is [MASK]'), lambda: again.log_likelihood(['the crow is black.'])):
+        with pytest.raises(ConfigError, match='is an encoder alone: without a prediction head'):
+            call()
+    assert exporting.plan(again).checkpoint.class_name == 'BertModel'

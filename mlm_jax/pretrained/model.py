@@ -226,7 +226,9 @@ class Model:
 
     def check_has_head(self) -> None:
         """Raises ConfigError for an encoder of Hugging Face without a prediction head."""
-        if self.config is None and 'head' not in self.params and self.objective.config.head == 'dense':
+        c = self.objective.config
+        has_parameters = c.head == 'dense' or not c.tied_head
+        if self.config is None and has_parameters and 'head' not in self.params:
             raise ConfigError(
                 f'{self.source} is an encoder alone: without a prediction head, it says nothing about masked tokens. '
                 'Give a checkpoint of a class …ForMaskedLM'
