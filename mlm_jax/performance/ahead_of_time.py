@@ -92,12 +92,12 @@ def compile_train_step(
         shape = (config.batch_size, config.sequence_length)
         tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.batch_sharding(mesh))
         step = jit_train_step(run.train_step, state, mesh)
-        with contextlib.nullcontext() if set(devices) <= set(jax.devices()) else _no_compilation_cache():
+        with contextlib.nullcontext() if set(devices) <= set(jax.devices()) else no_compilation_cache():
             return step.lower(state, tokens).compile(compiler_options)
 
 
 @contextlib.contextmanager
-def _no_compilation_cache() -> Iterator[None]:
+def no_compilation_cache() -> Iterator[None]:
     """Turns the compilation cache off: JAX can write programs for absent devices to it, but cannot read them."""
     before = jax.config.jax_enable_compilation_cache
     jax.config.update('jax_enable_compilation_cache', False)

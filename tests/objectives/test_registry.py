@@ -6,11 +6,12 @@ import pytest
 from mlm_jax.objectives.registry import OBJECTIVES
 
 
-# What depends on the shapes of an encoder; the mesh costs most, and the encoder is the same for all objectives.
+# What depends on the shapes of an encoder, which is the same for all objectives; MAE-LM's decoder follows them, too.
 @pytest.mark.parametrize(
     ('holds', 'name'),
     [
-        *((holds, name) for holds in (properties.has_rules, properties.costs_what_compiles) for name in OBJECTIVES),
+        *((properties.has_rules, name) for name in OBJECTIVES),
+        *((properties.costs_what_compiles, name) for name in ('mlm', 'mae_lm')),
         (properties.is_the_same_on_a_mesh, 'mlm'),
     ],
 )
