@@ -111,6 +111,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         eval_step = jax.jit(run.eval_step).lower(state.params, *held_out.example).compile()
         if blimp:
             blimp.compile(state.params, mesh)
+
+        def evaluate(params) -> dict[str, float]:
+            return held_out.evaluate(eval_step, params) | (blimp.metrics(params) if blimp else {})
+
         compile_seconds = time.perf_counter() - start
         log.write(first_step, {'perf/compile_seconds': compile_seconds})
         log.note(f'compiled in {compile_seconds:.1f} s; {memory.describe(train_step)}')
@@ -137,11 +141,16 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
 
                 if evaluate_every and is_new and (step % evaluate_every == 0 or is_last):
                     with log.paused():
-                        eval_metrics = held_out.evaluate(eval_step, state.params)
-                        if blimp:
-                            eval_metrics |= blimp.metrics(state.params)
-                    log.write(step, {f'eval/{name}': value for name, value in eval_metrics.items()})
+                        judged = {'eval': evaluate(state.params)}
+                        if state.ema is not None:
+                            judged['eval_ema'] = evaluate(state.ema)
+                    eval_metrics = judged['eval']
+                    log.write(
+                        step, {f'{kind}/{name}': value for kind in judged for name, value in judged[kind].items()}
+                    )
                     shown = f'; BLiMP {eval_metrics["blimp"]:.1%}' if blimp else ''
+                    if state.ema is not None:
+                        shown += f'; of the moving average {judged["eval_ema"]["loss"]:.4f}'
                     log.note(f'step {step:,}: held-out loss {eval_metrics["loss"]:.4f}{shown}')
 
                 is_preempted = preemption.reached(step)

@@ -127,6 +127,9 @@ def default_config() -> ml_collections.ConfigDict:
     o.decay_mask = 'matrices'  # or all: biases and norms, too
     o.clip_norm = 1.0  # of the gradient of all parameters; 0: no clipping
 
+    c.ema = a = ml_collections.ConfigDict()
+    a.decay = 0.0  # of an exponential moving average of the parameters, such as 0.999; 0: none is kept
+
     c.schedule = s = ml_collections.ConfigDict()
     s.name = 'linear'
     duration_keys(s, 'warmup', percent=6.0)
