@@ -25,7 +25,10 @@ from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
 
 HUGGING_FACE, RANDOM, EMA, AVERAGE = 'hf:', 'random:', 'ema:', 'average:'
-GRAMMAR = 'WORKDIR, WORKDIR@STEP, ema:WORKDIR, hf:DIRECTORY, random:SOURCE or average:SOURCE,SOURCE,…'
+GRAMMAR = (
+    'WORKDIR, WORKDIR@STEP, ema:WORKDIR[@STEP], hf:DIRECTORY, random:SOURCE or '
+    'average:SOURCE[:WEIGHT],SOURCE[:WEIGHT],…'
+)
 _WEIGHTED = re.compile(r'(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)')
 _LONGEST_LABEL = 100  # characters
 # Flags that programs of trained models had once, and what has taken their place.
