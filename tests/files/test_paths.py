@@ -19,10 +19,10 @@ from mlm_jax.files import paths, text_files
 from mlm_jax.pretrained import sources
 from mlm_jax.training import runtime
 
-# Flags of text that names no files.
+# Flags of text that names no files, or is checked where it is taken apart.
 OTHER_TEXT = {
     'config', 'coordinator_address', 'fill_mask', 'grid', 'label', 'metric', 'metrics', 'ratios',
-    'seeds', 'set', 'target_columns', 'task_name', 'tasks', 'text_columns', 'thresholds', 'topology',
+    'seeds', 'set', 'target_columns', 'task_name', 'tasks', 'text', 'text_columns', 'then', 'thresholds', 'topology',
 }  # fmt: skip
 OTHER_KEYS = {'data.text_key', 'logging.wandb_project', 'slice'}
 PACKAGE = pathlib.Path(mlm_jax.__file__).parent
