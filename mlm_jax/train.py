@@ -111,14 +111,13 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         eval_step = jax.jit(run.eval_step).lower(state.params, *held_out.example).compile()
         if blimp:
             blimp.compile(state.params, mesh)
-
-        def evaluate(params) -> dict[str, float]:
-            return held_out.evaluate(eval_step, params) | (blimp.metrics(params) if blimp else {})
-
         compile_seconds = time.perf_counter() - start
         log.write(first_step, {'perf/compile_seconds': compile_seconds})
         log.note(f'compiled in {compile_seconds:.1f} s; {memory.describe(train_step)}')
         log.start_clock()
+
+        def evaluate(params) -> dict[str, float]:
+            return held_out.evaluate(eval_step, params) | (blimp.metrics(params) if blimp else {})
 
         # ---- The loop ------------------------------------------------------------------------------------------------
         # The order must not change: evaluate the old state → save if due → next batch → step → write the metrics of
