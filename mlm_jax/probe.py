@@ -21,8 +21,8 @@ agree (analysis/entropy.py), on the same rows and masks for all checkpoints, by 
 dag: one held-out row as ExLM sees it: text, states, transitions, and which of them have emitted the masked tokens
 (analysis/alignment.py).
 
-Models are runs, WORKDIR or WORKDIR@STEP, whose step 0 is how the run began; or random:WORKDIR, without what it has
-learned.
+Models are runs, WORKDIR or WORKDIR@STEP, whose step 0 is how the run began; random:WORKDIR, without what it has
+learned; ema:WORKDIR; or average:SOURCE,SOURCE,…
 """
 
 import json

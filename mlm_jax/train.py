@@ -116,6 +116,9 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         log.note(f'compiled in {compile_seconds:.1f} s; {memory.describe(train_step)}')
         log.start_clock()
 
+        def evaluate(params) -> dict[str, float]:
+            return held_out.evaluate(eval_step, params) | (blimp.metrics(params) if blimp else {})
+
         # ---- The loop ------------------------------------------------------------------------------------------------
         # The order must not change: evaluate the old state → save if due → next batch → step → write the metrics of
         # earlier steps. A checkpoint at step i therefore means that batch i is not yet consumed, and the device
@@ -137,11 +140,16 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
 
                 if evaluate_every and is_new and (step % evaluate_every == 0 or is_last):
                     with log.paused():
-                        eval_metrics = held_out.evaluate(eval_step, state.params)
-                        if blimp:
-                            eval_metrics |= blimp.metrics(state.params)
-                    log.write(step, {f'eval/{name}': value for name, value in eval_metrics.items()})
+                        judged = {'eval': evaluate(state.params)}
+                        if state.ema is not None:
+                            judged['eval_ema'] = evaluate(state.ema)
+                    eval_metrics = judged['eval']
+                    log.write(
+                        step, {f'{kind}/{name}': value for kind in judged for name, value in judged[kind].items()}
+                    )
                     shown = f'; BLiMP {eval_metrics["blimp"]:.1%}' if blimp else ''
+                    if state.ema is not None:
+                        shown += f'; of the moving average {judged["eval_ema"]["loss"]:.4f}'
                     log.note(f'step {step:,}: held-out loss {eval_metrics["loss"]:.4f}{shown}')
 
                 is_preempted = preemption.reached(step)

@@ -181,7 +181,10 @@ def test_a_model_of_repeated_tokens_is_refused(trained, monkeypatch):
 def test_models_by_name(trained):
     _, _, model = trained
     named = [sources.parse(text) for text in ('/a/x', 'random:/a/x', '/b/x', '/b/x@7')]
-    assert finetune.make_labels(named) == ['a-x', 'random-a-x', 'b-x', 'b-x-7']
+    named += [sources.parse(f'average:/a/x@1{w},/b/x@1{w and ":3"}') for w in ('', ':2')]
+    labels = finetune.make_labels(named)
+    assert labels == ['a-x', 'random-a-x', 'b-x', 'b-x-7', 'average-a-x-1+b-x-1', 'average-a-x-1-2+b-x-1-3']
+    finetune.check_names(labels, [], len(named))
     with pytest.raises(ConfigError, match='max_length=64: it knows 32 positions'):
         jobs.max_length(model, Recipe(max_length=64), 'it')
     assert jobs.max_length(model, Recipe(), 'it') == 32

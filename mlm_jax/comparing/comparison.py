@@ -20,6 +20,7 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.statistics import mean_and_error
 
 HELD_OUT = 'held_out'  # the name of the table of the pretraining metric
+_EVALUATIONS = ('eval/', 'eval_ema/')  # how the names of the metrics of evaluations begin
 MEANS = 'means ± standard errors over the seeds of pretraining; differences are paired by seed.'
 
 
@@ -51,14 +52,15 @@ def choose_metric(entry: Entry, wanted: str = '') -> str:
 
     Args:
       entry: with at least one run.
-      wanted: 'eval/NAME' or 'NAME'. '' means `eval/masked_nll` (nats per masked token, which has the same meaning for
-        every objective) if the runs have it, and otherwise `eval/loss`.
+      wanted: 'eval/NAME' or 'NAME', or 'eval_ema/NAME' of moving averages of the parameters. '' means `eval/masked_nll`
+        (nats per masked token, which has the same meaning for every objective) if the runs have it, and otherwise
+        `eval/loss`.
 
     Raises:
       ConfigError: when a run does not have the metric.
     """
     names = set.intersection(*(set().union(*lines) for lines in entry.runs.values()))
-    held_out = sorted(name for name in names if name.startswith('eval/'))
+    held_out = sorted(name for name in names if name.startswith(_EVALUATIONS))
     if not wanted:
         return 'eval/masked_nll' if 'eval/masked_nll' in held_out else 'eval/loss'
     wanted = wanted if '/' in wanted else f'eval/{wanted}'
@@ -171,7 +173,7 @@ def curves(entries: Mapping[str, Entry]) -> list[dict[str, Any]]:
     for label, entry in entries.items():
         for seed, run in entry.runs.items():
             for line in run:
-                held_out = {key: _known(value) for key, value in line.items() if key.startswith('eval/')}
+                held_out = {key: _known(value) for key, value in line.items() if key.startswith(_EVALUATIONS)}
                 if held_out:
                     place = {'step': line['step'], 'spent': line['step'] * entry.step_cost}
                     lines.append({'run': label, 'seed': seed, **place, **held_out})

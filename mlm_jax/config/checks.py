@@ -138,6 +138,7 @@ RANGES = {
     'optimizer.momentum': _BELOW_ONE,
     'optimizer.weight_decay': _SHARE,
     'optimizer.clip_norm': Range(0, 1e37, must='be 0, which clips nothing, or the largest norm of a gradient'),
+    'ema.decay': Range(0, 1, below=True, must='be 0, for no moving average, or lie between 0 and 1, such as 0.999'),
     'mesh.data': _AXIS,
     'mesh.fsdp': _AXIS,
     'mesh.tensor': _AXIS,

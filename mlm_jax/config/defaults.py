@@ -28,9 +28,9 @@ def default_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.objective = 'mlm'
-    c.init_from = (
-        ''  # start from the parameters of another run, WORKDIR[@STEP], or of a Hugging Face model, hf:DIRECTORY
-    )
+    # Start from the parameters of another run, WORKDIR[@STEP] or ema:WORKDIR, of a Hugging Face model, hf:DIRECTORY, or
+    # from an average of several, average:SOURCE,SOURCE,…, which --set gives, as it holds commas.
+    c.init_from = ''
     # The number of ids of the tokenizer, with special ids; also the number of rows of the token embedding. If a
     # tokenizer is given, it may exceed the number of pieces by up to 1024: the remaining ids are special and unused,
     # as in a padded embedding.
@@ -126,6 +126,9 @@ def default_config() -> ml_collections.ConfigDict:
     o.weight_decay = config_dict.placeholder(float)  # None: the optimizer's default, in WEIGHT_DECAYS
     o.decay_mask = 'matrices'  # or all: biases and norms, too
     o.clip_norm = 1.0  # of the gradient of all parameters; 0: no clipping
+
+    c.ema = a = ml_collections.ConfigDict()
+    a.decay = 0.0  # of an exponential moving average of the parameters, such as 0.999; 0: none is kept
 
     c.schedule = s = ml_collections.ConfigDict()
     s.name = 'linear'

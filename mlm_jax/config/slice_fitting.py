@@ -22,6 +22,7 @@ FSDP = 16  # over how many devices the state is split; with more, its shards wou
 # the width, if activations have two bytes; for each pair of tokens, layer and head, if attention stores its
 # probabilities; for each logit; for each parameter, with gradient and optimizer state; and a constant.
 BYTES_OF_UNIT, BYTES_OF_PAIR, BYTES_OF_LOGIT, BYTES_OF_PARAMETER = 50, 4, 8, 16
+BYTES_OF_AVERAGE = 4  # for each parameter, where a moving average is kept
 FIXED_BYTES = 1.5 * 2**30
 USABLE = 0.85  # the share of a device's memory to fill
 
@@ -101,7 +102,8 @@ def step_bytes(config: ml_collections.ConfigDict, num_devices: int) -> tuple[flo
         row_bytes += BYTES_OF_UNIT * stack.num_layers * stack.tokens * stack.width * (2 if m.dtype == 'float32' else 1)
         if m.attention_backend == 'xla':
             row_bytes += BYTES_OF_PAIR * stack.num_layers * stack.tokens**2 * m.num_heads
-    fixed_bytes = FIXED_BYTES + BYTES_OF_PARAMETER * parameters / _parts_of_state(config, num_devices)
+    state = BYTES_OF_PARAMETER + (BYTES_OF_AVERAGE if config.ema.decay else 0)
+    fixed_bytes = FIXED_BYTES + state * parameters / _parts_of_state(config, num_devices)
     return fixed_bytes, step_flops.num_views(config) * row_bytes
 
 

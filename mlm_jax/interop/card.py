@@ -53,31 +53,53 @@ class Card:
     mask: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """Of a model whose parameters are an average of those of a run, or of several.
+
+    Attributes:
+      source: its name, by which reports know it.
+      text: what it is an average of, for a table.
+      metrics: how the names of its metrics begin in metrics.jsonl; '' where the run has none of it.
+    """
+
+    source: str
+    text: str
+    metrics: str = ''
+
+
 def of_run(
     card: Card,
     workdir: pathlib.Path,
     step: int | None,
     config: ml_collections.ConfigDict,
     reports: Iterable[pathlib.Path],
+    average: Average | None = None,
 ) -> str:
     """The card of a model that a run here has trained, in Markdown.
 
     Args:
       card: about the export.
       workdir: of the run.
-      step: of the checkpoint; None of a model that has learned nothing.
+      step: of the checkpoint; None of a model that has learned nothing, and of an average of several.
       config: of the run.
       reports: directories in which there may be results of `evaluate --blimp` and of `finetune` on this model.
+      average: what the parameters are, where they are not those of the checkpoint.
     """
     trained = [
+        *([('parameters', average.text)] if average else []),
         ('objective', _objective(config)),
         ('masking', f'{config.masking.strategy}, {config.masking.unit}, ratio {config.masking.ratio:g}'),
         *_data(config),
-        *_budget(config, step),
+        *([] if average and step is None else _budget(config, step)),
         ('optimizer', f'{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}'),
         *_environment(workdir),
     ]
-    measured = [*_metrics(workdir, step), *_results(workdir, step, reports)]
+    held_out = average.metrics if average else 'eval/'
+    measured = [
+        *_metrics(workdir, step, held_out),
+        *_results(workdir, step, reports, average.source if average else ''),
+    ]
     text = _measured(measured) if measured else 'Its run has recorded no results.'
     settings = config_lib.to_json(config).strip()
     return _join(
@@ -180,8 +202,8 @@ def _environment(workdir: pathlib.Path) -> list[tuple[str, str]]:
 # ---- Results -----------------------------------------------------------------------------------------------------
 
 
-def _metrics(workdir: pathlib.Path, step: int | None) -> list[list[str]]:
-    """[what, value, where] of the newest metrics up to a step."""
+def _metrics(workdir: pathlib.Path, step: int | None, held_out: str) -> list[list[str]]:
+    """[what, value, where] of the newest metrics up to a step; those of evaluations have names that begin so."""
     path = workdir / 'metrics.jsonl'
     if step is None or not path.exists():
         return []
@@ -189,23 +211,25 @@ def _metrics(workdir: pathlib.Path, step: int | None) -> list[list[str]]:
     newest: dict[str, tuple[float, float]] = {}
     for line in lines:
         newest |= {name: (value, line['step']) for name, value in line.items() if not math.isnan(value)}
-    names = sorted(name for name in newest if name.startswith('eval/'))
+    names = sorted(name for name in newest if name.startswith(held_out))
     names += [name for name in ('train/loss', 'perf/train_seconds', 'perf/tokens_per_second') if name in newest]
     return [[f'`{name}`', f'{newest[name][0]:,.6g}', f'metrics.jsonl, step {newest[name][1]:,.0f}'] for name in names]
 
 
-def _results(workdir: pathlib.Path, step: int | None, reports: Iterable[pathlib.Path]) -> list[list[str]]:
-    """[what, value, where] of BLiMP and of tasks that this checkpoint was fine-tuned on."""
+def _results(
+    workdir: pathlib.Path, step: int | None, reports: Iterable[pathlib.Path], average: str = ''
+) -> list[list[str]]:
+    """[what, value, where] of BLiMP and of tasks that this checkpoint, or an average by its name, was fine-tuned on."""
     rows = []
     for directory in reports:
         for entry in (_json(directory / 'blimp.json').get('models') or {}).values():
-            if _is_of(entry.get('model'), entry.get('step'), workdir, step):
+            if _is_of(entry.get('model'), entry.get('step'), workdir, step, average):
                 rows.append(['BLiMP, accuracy', f'{entry["accuracy"]:.2%}', f'{directory.name}/blimp.json'])
         seeds: dict[tuple[str, str], list[float]] = {}
         for path in sorted(directory.glob('*/*/*/seed*/result.json')):
             result = _json(path)
             origin = result.get('origin') or {}
-            if _is_of(origin.get('source'), origin.get('step'), workdir, step):
+            if _is_of(origin.get('source'), origin.get('step'), workdir, step, average):
                 value = ((result.get('metrics') or {}).get('validation') or {}).get(result.get('metric'))
                 if value is not None:
                     what = f'fine-tuned on {result["task"]} ({path.parts[-3]}), {result["metric"]}'
@@ -226,11 +250,13 @@ def reports_beside(workdir: pathlib.Path) -> list[pathlib.Path]:
     return [workdir, *(path for path in around if path != workdir)]
 
 
-def _is_of(source: Any, step: Any, workdir: pathlib.Path, wanted: int | None) -> bool:
-    """Whether a report's name of a model means this checkpoint."""
+def _is_of(source: Any, step: Any, workdir: pathlib.Path, wanted: int | None, average: str) -> bool:
+    """Whether a report's name of a model means this checkpoint, or the average of this name."""
     if not isinstance(source, str) or step != wanted:
         return False
     name = source.removesuffix(f'@{step}')
+    if average:
+        return name == average.removesuffix(f'@{step}')
     try:
         return pathlib.Path(name).expanduser().resolve() == workdir.resolve()
     except OSError:

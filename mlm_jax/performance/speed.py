@@ -25,7 +25,7 @@ from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.models.products import product
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.performance.memory import memory_of
-from mlm_jax.training import build, runtime
+from mlm_jax.training import build, moving_average, runtime
 from mlm_jax.training.metrics import ProgressLine
 from mlm_jax.training.state import TrainState, create_state
 from mlm_jax.training.step import MASK_STREAM, apply_gradients, jit_train_step, stream_key
@@ -227,8 +227,10 @@ def prepare(
             return run.masking(key, tokens_BxT, segment_ids(tokens_BxT, vocabulary), step)
 
         def optimize(state: TrainState, gradients: Any) -> TrainState:
-            params, opt_state, _, _ = apply_gradients(run.optimizer, state, gradients, jnp.zeros([]), jnp.ones([]))
-            return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+            params, opt_state, _, finite = apply_gradients(run.optimizer, state, gradients, jnp.zeros([]), jnp.ones([]))
+            decay = config.ema.decay
+            ema = moving_average.updated(state.ema, params, finite, state.step, decay) if decay else None
+            return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
 
         layout = jax.tree.map(lambda x: x.sharding, state)
         gradients = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=layout.params)(

@@ -267,4 +267,20 @@ def _card(model: Trained, export: Export, name: str, pooling: str, reports: Sequ
     if model.config is None:
         return card_lib.of_source(card, str(model.source))
     workdir = model.source.directory
-    return card_lib.of_run(card, workdir, model.step, model.config, [*card_lib.reports_beside(workdir), *reports])
+    reports = [*card_lib.reports_beside(workdir), *reports]
+    return card_lib.of_run(card, workdir, model.step, model.config, reports, _average(model))
+
+
+def _average(model: Trained) -> card_lib.Average | None:
+    """What the card tells of parameters that are an average; None where they are not."""
+    source = model.source
+    if source.parts:
+        total = sum(weight for _, weight in source.parts)
+        shares = ', '.join(f'{part} ({weight / total:.3g})' for part, weight in source.parts)
+        return card_lib.Average(
+            str(source), f'the mean, with these shares, of {shares}; the rows below tell of the first'
+        )
+    if source.is_ema and model.config is not None:
+        decay = model.config.ema.decay
+        return card_lib.Average(str(source), f'their moving average of decay {decay:g} over the updates', 'eval_ema/')
+    return None

@@ -1,5 +1,6 @@
 """Trained models by their names (`pretrained/sources.py`)."""
 
+import dataclasses
 import os
 
 import jax
@@ -14,49 +15,66 @@ from mlm_jax.interop import checkpoint as checkpoint_lib
 from mlm_jax.masking.tables import Tables
 from mlm_jax.objectives.mlm import MLM
 from mlm_jax.parallel.mesh import make_mesh, replicated
-from mlm_jax.pretrained import huggingface, sources, warm_start
+from mlm_jax.pretrained import averaging, huggingface, sources, warm_start
 from mlm_jax.pretrained.model import Model
 from mlm_jax.pretrained.sources import Source
 from mlm_jax.training import build, checkpoints, runtime
 from mlm_jax.training.state import abstract_state, create_state, example_batch
-from mlm_jax.training.workdir import read_config
 
 
 def load(source: str | os.PathLike | Source, mesh: Mesh | None = None) -> Model:
     """Loads a model, its parameters replicated on `mesh`.
 
     Args:
-      source: WORKDIR, WORKDIR@STEP, hf:DIRECTORY or random:SOURCE, as `pretrained/sources.py` says.
+      source: WORKDIR, WORKDIR@STEP, ema:…, hf:…, random:… or average:…, as `pretrained/sources.py` says.
       mesh: any mesh, whatever the model was trained on; None takes all devices.
 
     Raises:
-      ConfigError: when there is no such model, or it is damaged.
+      ConfigError: when there is no such model, or it is damaged, or models to be averaged differ.
       FileNotFoundError: without a checkpoint (of that step).
       ImportError: without the extra `huggingface`, where that is needed.
     """
     source = source if isinstance(source, Source) else sources.parse(os.fspath(source))
     mesh = make_mesh() if mesh is None else mesh
     with jax.set_mesh(mesh):
-        return _load_hugging_face(source, mesh) if source.is_hugging_face else _load_run(source, mesh)
+        return _load_average(source, mesh) if source.parts else _load_one(source, mesh)
 
 
 def use_compilation_cache_of(source: Source) -> None:
     """Keeps compiled programs where that run keeps its own; ConfigError when there is no such run."""
-    config = config_lib.default_config() if source.is_hugging_face else read_config(source.directory)
+    config = config_lib.default_config() if source.is_hugging_face else averaging.run_config(source)
     runtime.use_compilation_cache(config.compilation_cache)
 
 
 def check(source: Source) -> None:
-    """Raises the errors of `load` that need no parameters: for a workdir that is none."""
-    if source.is_hugging_face:
+    """Raises the errors of `load` that need no parameters: for a workdir that is none, and averages of two models."""
+    if source.parts:
+        averaging.check(source)
+    elif source.is_hugging_face:
         warm_start.hugging_face_tokenizer(source.directory)
     else:
-        read_config(source.directory)
+        averaging.run_config(source)
+
+
+def _load_average(source: Source, mesh: Mesh) -> Model:
+    averaging.check(source)
+    mean, first = averaging.Mean(), None
+    for part, weight in source.parts:
+        model = _load_one(part, mesh)
+        mean.add(model.params, weight)
+        first = first or dataclasses.replace(model, source=source, params={}, step=None)
+        del model  # its parameters, before the next are read
+    assert first is not None
+    return dataclasses.replace(first, params=jax.block_until_ready(mean.value))
+
+
+def _load_one(source: Source, mesh: Mesh) -> Model:
+    return _load_hugging_face(source, mesh) if source.is_hugging_face else _load_run(source, mesh)
 
 
 def _load_run(source: Source, mesh: Mesh) -> Model:
     workdir = source.directory
-    config = config_lib.completed(read_config(workdir))
+    config = config_lib.completed(averaging.run_config(source))
     config.model.attention_backend = 'xla'  # the others need the accelerator that the run was trained on
     tokenizer = Tokenizer.from_file(workdir / 'tokenizer.model')
     vocabulary = tokenizer.vocabulary.padded(config.vocab_size)
@@ -76,8 +94,9 @@ def _params_of_run(
             state = warm_start.start_from(config.init_from, state, source.directory / 'tokenizer.model')
         return state.params, 0
     saver = checkpoints.Checkpoints(source.directory / 'checkpoints', read_only=True)
-    step = saver.checked(source.step)
-    params = saver.restore_params(abstract_state(run.init, mesh, 'dp').params, step)
+    item = checkpoints.EMA if source.is_ema else checkpoints.PARAMS
+    step = saver.checked(source.step, (item,))
+    params = saver.restore_params(abstract_state(run.init, mesh, 'dp').params, step, item)
     saver.close()
     return jax.block_until_ready(params), step
 

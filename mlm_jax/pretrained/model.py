@@ -41,7 +41,7 @@ class Model:
       tokenizer: of its text.
       mesh: the rows of batches are split over it.
       config: of the run, with the attention backend that runs everywhere; None of a checkpoint of Hugging Face.
-      step: updates done; None where there are none to count: of `hf:` and `random:`.
+      step: updates done; None where there are none to count: of `hf:`, `random:` and `average:`.
       run: the functions of the run, None where `config` is. Where the prepared data are gone, `run.masking` lacks the
         tables that some units need.
     """

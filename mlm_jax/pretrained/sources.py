@@ -4,19 +4,33 @@
     runs/mlm@1000      its checkpoint of step 1000; @0 is how the run began, made anew from its seed
     hf:models/bert     a directory as `save_pretrained` of transformers leaves it, with its tokenizer.json
     random:SOURCE      the same model without what it has learned
+    ema:runs/mlm@1000  the moving average of its parameters that a run with `ema.decay` keeps; or ema:runs/mlm
+    average:runs/mlm@1000,runs/mlm@2000
+                       the mean of the parameters of several of these, but for random:
+    average:runs/mlm@1000:0.2,runs/mlm@2000:0.8
+                       a weighted mean; weights are divided by their sum
 
-A directory that has a number behind an @ in its own name is that directory.
+A directory that has a number behind an @ or a colon in its own name is that directory. Commas separate the sources of
+an average, whose directories therefore have none in their names; no shell takes any of these signs for its own.
 """
 
 import dataclasses
+import hashlib
+import math
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
 
-HUGGING_FACE, RANDOM = 'hf:', 'random:'
-GRAMMAR = 'WORKDIR, WORKDIR@STEP, hf:DIRECTORY or random:SOURCE'
+HUGGING_FACE, RANDOM, EMA, AVERAGE = 'hf:', 'random:', 'ema:', 'average:'
+GRAMMAR = (
+    'WORKDIR, WORKDIR@STEP, ema:WORKDIR[@STEP], hf:DIRECTORY, random:SOURCE or '
+    'average:SOURCE[:WEIGHT],SOURCE[:WEIGHT],…'
+)
+_WEIGHTED = re.compile(r'(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)')
+_LONGEST_LABEL = 100  # characters
 # Flags that programs of trained models had once, and what has taken their place.
 FORMER_FLAGS = {
     'workdir': '--workdir is now --model={value} ({value}@STEP for a step)',
@@ -31,10 +45,13 @@ class Source:
 
     Attributes:
       text: as it is given.
-      directory: the workdir of a run, or the directory of a checkpoint of Hugging Face.
+      directory: the workdir of a run, or the directory of a checkpoint of Hugging Face; of an average, that of the
+        first.
       step: of the checkpoint; None takes the newest.
       is_hugging_face: whether `directory` is of Hugging Face.
       is_random: whether the parameters are drawn anew.
+      is_ema: whether the parameters are the moving average that the run has kept.
+      parts: of an average, its sources and their weights, which are above 0 and have any sum; otherwise ().
     """
 
     text: str
@@ -42,6 +59,13 @@ class Source:
     step: int | None = None
     is_hugging_face: bool = False
     is_random: bool = False
+    is_ema: bool = False
+    parts: tuple[tuple['Source', float], ...] = ()
+
+    @property
+    def members(self) -> tuple[tuple['Source', float], ...]:
+        """The checkpoints that its parameters are the mean of, with their weights: `parts`, or itself alone."""
+        return self.parts or ((self, 1.0),)
 
     def __str__(self) -> str:
         """As it is given."""
@@ -52,13 +76,18 @@ def parse(text: str) -> Source:
     """Takes a name apart; nothing is read.
 
     Raises:
-      ConfigError: for a URL, a file, an empty name, and `random:` where it makes no sense.
+      ConfigError: for a URL, a file, an empty name, and a prefix where it makes no sense.
     """
     paths.check_local(text)
+    if text.startswith(AVERAGE):
+        return _parse_average(text)
     there = text.removeprefix(RANDOM)
-    name = there.removeprefix(HUGGING_FACE)
-    is_random, is_hugging_face = there != text, name != there
-    if not name or name.startswith(RANDOM):
+    is_ema = text.startswith(EMA)
+    name = there.removeprefix(EMA if is_ema else HUGGING_FACE)
+    is_random, is_hugging_face = there != text, name != there and not is_ema
+    if is_ema and name.startswith(HUGGING_FACE):
+        raise ConfigError(f'{text}: only a run keeps a moving average of its parameters; give ema:WORKDIR[@STEP]')
+    if not name or name.startswith((RANDOM, EMA, AVERAGE)):
         raise ConfigError(f'{text!r} names no model: give {GRAMMAR}')
     paths.check_kind(name, 'directory')
     workdir, _, digits = name.rpartition('@')
@@ -67,7 +96,40 @@ def parse(text: str) -> Source:
     if has_step and is_random:
         raise ConfigError(f'{text}: a model without what it has learned has no steps; write {RANDOM}{workdir}')
     directory = pathlib.Path(workdir if has_step else name).expanduser()
-    return Source(text, directory, int(digits) if has_step else None, is_hugging_face, is_random)
+    return Source(text, directory, int(digits) if has_step else None, is_hugging_face, is_random, is_ema)
+
+
+def _parse_average(text: str) -> Source:
+    found = [_parse_part(part, text) for part in text.removeprefix(AVERAGE).split(',')]
+    weights = [weight for _, weight in found if weight is not None]
+    if weights and len(weights) < len(found):
+        raise ConfigError(f'{text}: some sources have a weight, and others none; give one to each, or to none')
+    if not all(weight > 0 and math.isfinite(weight) for weight in weights):
+        raise ConfigError(f'{text}: weights must lie above 0; leave out what has none')
+    parts = tuple((source, 1.0 if weight is None else weight) for source, weight in found)
+    first = parts[0][0]
+    for source, _ in parts:
+        if source.is_random:
+            raise ConfigError(f'{text}: {source} has learned nothing that could be averaged')
+        if source.is_hugging_face != first.is_hugging_face:
+            raise ConfigError(f'{text}: an average is one of runs, or one of checkpoints of Hugging Face')
+    return Source(text, first.directory, None, first.is_hugging_face, parts=parts)
+
+
+def _parse_part(part: str, text: str) -> tuple[Source, float | None]:
+    """A source of an average, and its weight, if it has one."""
+    match = _WEIGHTED.fullmatch(part)
+    if match and pathlib.Path(_path(part)).expanduser().exists():
+        match = None
+    name = match[1] if match else part
+    if not name or name.startswith(AVERAGE):
+        raise ConfigError(f'{text}: {part!r} is not the name of a model; an average is average:SOURCE,SOURCE,…')
+    return parse(name), float(match[2]) if match else None
+
+
+def _path(text: str) -> str:
+    """What stands behind the prefixes of a source that is no average."""
+    return text.removeprefix(RANDOM).removeprefix(EMA).removeprefix(HUGGING_FACE)
 
 
 def parse_runs(texts: Sequence[str], purpose: str) -> list[Source]:
@@ -96,20 +158,30 @@ def define_flag(text: str) -> None:
 
 
 def labels(sources: Sequence[Source]) -> list[str]:
-    """Short names that tell models apart: the last parts of their paths, `random-` before those without learning.
+    """Short names that tell models apart: the last parts of their paths, behind `random-`, `ema-` or `average-`.
 
     Raises:
       ConfigError: when two are the same.
     """
-    names = [source.text.removeprefix(RANDOM).removeprefix(HUGGING_FACE) for source in sources]
-    different = list(dict.fromkeys(names))
+    different = list(dict.fromkeys(_path(member.text) for source in sources for member, _ in source.members))
     parts = [pathlib.Path(name).expanduser().absolute().parts for name in different]
     for length in range(1, max(map(len, parts)) + 1):
         short = ['/'.join(part[-length:]) for part in parts]
         if len(set(short)) == len(short):
             break
     by_name = dict(zip(different, short, strict=True))
-    found = ['random-' * source.is_random + by_name[name] for source, name in zip(sources, names, strict=True)]
+    found = [_label(source, by_name) for source in sources]
     if len(set(found)) < len(found):
         raise ConfigError(f'a --model is given twice: {", ".join(map(str, sources))}')
     return found
+
+
+def _label(source: Source, by_name: Mapping[str, str]) -> str:
+    if not source.parts:
+        return 'random-' * source.is_random + 'ema-' * source.is_ema + by_name[_path(source.text)]
+    is_uniform = len({weight for _, weight in source.parts}) == 1
+    members = [_label(part, by_name) + ('' if is_uniform else f':{weight:g}') for part, weight in source.parts]
+    label = f'average-{"+".join(members)}'
+    if len(label) <= _LONGEST_LABEL:
+        return label
+    return f'average-of-{len(members)}-{hashlib.sha256(source.text.encode()).hexdigest()[:8]}'

@@ -1,7 +1,8 @@
 """Pretraining that starts from other parameters: on new text, or under other masks.
 
-They come from another run, `init_from=WORKDIR` or `WORKDIR@STEP`, or from a checkpoint of Hugging Face,
-`init_from=hf:DIRECTORY`.
+They come from another run, `init_from=WORKDIR` or `WORKDIR@STEP`, or its moving average, `ema:WORKDIR`; from a
+checkpoint of Hugging Face, `init_from=hf:DIRECTORY`; or are an average of several, `average:SOURCE,SOURCE,…`, which
+`--set=init_from=…` gives, because it holds commas.
 """
 
 import dataclasses
@@ -25,10 +26,10 @@ from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.parallel.mesh import replicated
 from mlm_jax.parallel.sharding import path_name
-from mlm_jax.pretrained import huggingface, sources
+from mlm_jax.pretrained import averaging, huggingface, sources
 from mlm_jax.training import build, checkpoints
 from mlm_jax.training.resuming import state_keys
-from mlm_jax.training.state import TrainState
+from mlm_jax.training.state import TrainState, starting_from
 from mlm_jax.training.workdir import read_config
 
 # Parameters with a row for each token.
@@ -47,10 +48,17 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
     source = sources.parse(config.init_from)
     if source.is_random:
         raise ConfigError(f'init_from={source} asks for parameters that have learned nothing: leave init_from empty')
+    if source.parts:
+        averaging.check(source)
+    # The others of an average have the sizes and the tokenizer of the first.
+    _check_one(config, manifest, source.members[0][0])
+
+
+def _check_one(config: ml_collections.ConfigDict, manifest: Manifest, source: sources.Source) -> None:
     if source.is_hugging_face:
         _check_hugging_face(config, manifest, source.directory)
         return
-    there = read_config(source.directory)
+    there = averaging.run_config(source)
     different = config_lib.differences(there, config)
     fitted = ('optimizer.', 'sequence_length')  # the optimizer starts afresh, and tables of positions follow the length
     keys = [key for key in state_keys() if key in different and not key.startswith(fitted)]
@@ -81,8 +89,7 @@ def start_from(source: str, state: TrainState, tokenizer: pathlib.Path) -> Train
     than those of `source`, a table of positions goes on from its start, as in Longformer (arXiv 2004.05150, section 5).
 
     Args:
-      source: what `check_source` has found fitting: WORKDIR, whose newest checkpoint is read, WORKDIR@STEP, or
-        hf:DIRECTORY.
+      source: what `check_source` has found fitting; of a workdir without a step, the newest checkpoint is read.
       state: fresh, on the mesh.
       tokenizer: of the data, or of the run that starts here.
 
@@ -91,11 +98,22 @@ def start_from(source: str, state: TrainState, tokenizer: pathlib.Path) -> Train
       ConfigError: for a checkpoint of Hugging Face whose weights are not what its description says.
     """
     parsed = sources.parse(source)
-    workdir = parsed.directory
-    if parsed.is_hugging_face:
-        return state.replace(params=_hugging_face_params(parsed, state.params))
+    if not parsed.parts:
+        return starting_from(state, _params_of(parsed, state.params, tokenizer))
+    mean = averaging.Mean()
+    for part, weight in parsed.parts:
+        mean.add(_params_of(part, state.params, tokenizer), weight)
+    return starting_from(state, mean.value)
+
+
+def _params_of(source: sources.Source, fresh: dict, tokenizer: pathlib.Path) -> dict:
+    """The parameters of one checkpoint, fitted to the shapes of `fresh`, and laid out as these."""
+    if source.is_hugging_face:
+        return _hugging_face_params(source, fresh)
+    workdir = source.directory
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
-    params = saver.restore_params(_stored(config_lib.completed(read_config(workdir)), state.params), parsed.step)
+    stored = _stored(config_lib.completed(read_config(workdir)), fresh)
+    params = saver.restore_params(stored, source.step, checkpoints.EMA if source.is_ema else checkpoints.PARAMS)
     saver.close()
     old_tokenizer = workdir / 'tokenizer.model'
     spelling = functools.cache(lambda: _spelling(*map(Tokenizer.from_file, (tokenizer, old_tokenizer))))
@@ -107,7 +125,7 @@ def start_from(source: str, state: TrainState, tokenizer: pathlib.Path) -> Train
             return _extended(old, *spelling(), fresh.sharding)
         return _repeated(old, len(fresh), fresh.sharding)
 
-    return state.replace(params=jax.tree_util.tree_map_with_path(fitted, params, state.params))
+    return jax.tree_util.tree_map_with_path(fitted, params, fresh)
 
 
 def _stored(config: ml_collections.ConfigDict, fresh: dict) -> dict:

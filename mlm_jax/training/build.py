@@ -142,8 +142,16 @@ def make_run(
         optimizer=optimizer,
         learning_rate=learning_rate,
         init=Init(
-            objective, optimizer, config.seed, config_lib.row_length(config), max_masked, parameters(config.objective)
+            objective,
+            optimizer,
+            config.seed,
+            config_lib.row_length(config),
+            max_masked,
+            parameters(config.objective),
+            has_ema=config.ema.decay > 0,
         ),
-        train_step=make_train_step(objective, masking, optimizer, config.seed, config.num_microbatches),
+        train_step=make_train_step(
+            objective, masking, optimizer, config.seed, config.num_microbatches, config.ema.decay
+        ),
         eval_step=make_eval_step(objective, evaluation_masking(config, vocabulary)),
     )

@@ -25,8 +25,8 @@ from mlm_jax.parallel import agreement
 from mlm_jax.training import integrity
 from mlm_jax.training.state import TrainState
 
-# The parts of a checkpoint.
-PARAMS, OPTIMIZER, POSITION = 'params', 'opt_state', 'position'
+# The parts of a checkpoint; the last only of a run that keeps a moving average of its parameters.
+PARAMS, OPTIMIZER, POSITION, EMA = 'params', 'opt_state', 'position', 'ema'
 
 
 def _print(text: str) -> None:
@@ -111,10 +111,12 @@ class Checkpoints:
         Raises:
           OSError: if this write or the previous one has failed.
         """
+        average = {} if state.ema is None else {EMA: ocp.args.StandardSave(state.ema)}
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave({'step': state.step, 'opt_state': state.opt_state}),
             position=ocp.args.JsonSave(dataclasses.asdict(position)),
+            **average,
         )
         with _write_errors(self._directory):
             self._manager.wait_until_finished()
@@ -140,11 +142,13 @@ class Checkpoints:
           FileNotFoundError: if there is no checkpoint, or none of that step.
         """
         rest = {'step': abstract_state.step, 'opt_state': abstract_state.opt_state}
-        args = ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract_state.params), opt_state=ocp.args.StandardRestore(rest)
-        )
-        restored = self._restored(self.checked(step, (PARAMS, OPTIMIZER)), args)
-        state = TrainState(params=restored[PARAMS], **restored[OPTIMIZER])
+        parts = {PARAMS: abstract_state.params, OPTIMIZER: rest}
+        if abstract_state.ema is not None:
+            parts[EMA] = abstract_state.ema
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(part) for name, part in parts.items()})
+        restored = self._restored(self.checked(step, tuple(parts)), args)
+        ema = restored[EMA] if EMA in parts else None
+        state = TrainState(params=restored[PARAMS], ema=ema, **restored[OPTIMIZER])
         # Orbax puts None where the checkpoint has nothing.
         if jax.tree.structure(state) != jax.tree.structure(abstract_state):  # type: ignore[operator]  # jaxlib's stub
             raise ConfigError(
@@ -154,10 +158,10 @@ class Checkpoints:
             )
         return state
 
-    def restore_params(self, abstract_params: dict, step: int | None = None) -> dict:
-        """Reads only the parameters; raises the same errors as `restore`."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-        return self._restored(self.checked(step), args)[PARAMS]
+    def restore_params(self, abstract_params: dict, step: int | None = None, item: str = PARAMS) -> dict:
+        """Reads only the parameters, or as `item=EMA` their moving average; raises the same errors as `restore`."""
+        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract_params)})
+        return self._restored(self.checked(step, (item,)), args)[item]
 
     def _restored(self, step: int, args: ocp.args.Composite) -> dict:
         try:
@@ -217,11 +221,11 @@ class Checkpoints:
     def _set_damaged_aside(self) -> None:
         steps, damaged = sorted(_steps_in(self._directory), reverse=True), {}
         for step in steps:
-            if not (damage := self._damage_of(step, (POSITION, PARAMS, OPTIMIZER))):
+            if not (damage := self._damage_of(step, self._parts_of(step))):
                 break
             damaged[step] = damage
         if damaged and len(damaged) == len(steps):
-            raise self._none_whole(steps, (POSITION, PARAMS, OPTIMIZER))
+            raise self._none_whole(steps)
         for newer, damage in damaged.items():
             place = _set_aside(self._directory, newer)
             self._note(
@@ -229,8 +233,15 @@ class Checkpoints:
                 f'the checkpoint of step {step:,} and repeats {newer - step:,} steps'
             )
 
-    def _none_whole(self, steps: Sequence[int], items: Sequence[str]) -> ConfigError:
-        each = '; '.join(f'step {step}: {self._damage_of(step, items)}' for step in sorted(steps, reverse=True))
+    def _parts_of(self, step: int) -> tuple[str, ...]:
+        """Those that the checkpoint was written with."""
+        has_average = EMA in integrity.parts(self._directory / str(step))
+        return (POSITION, PARAMS, OPTIMIZER, EMA) if has_average else (POSITION, PARAMS, OPTIMIZER)
+
+    def _none_whole(self, steps: Sequence[int], items: Sequence[str] = ()) -> ConfigError:
+        """The error that `items` are damaged in all checkpoints; () means all of their parts."""
+        damage = {step: self._damage_of(step, items or self._parts_of(step)) for step in sorted(steps, reverse=True)}
+        each = '; '.join(f'step {step}: {words}' for step, words in damage.items())
         return ConfigError(
             f'all checkpoints in {self._directory} are damaged ({each}). Copy them again from their source, or start '
             'from the beginning, in another workdir or after deleting that directory'

@@ -50,6 +50,14 @@ def damage(directory: pathlib.Path, items: Sequence[str]) -> str | None:
     return _unreadable(directory, items)
 
 
+def parts(directory: pathlib.Path) -> set[str]:
+    """The names of the parts of a checkpoint that its checksums list; none where these are missing or damaged."""
+    try:
+        return {name.partition('/')[0] for name in json.loads((directory / CHECKSUMS_FILE).read_bytes())}
+    except (*_UNREADABLE, AttributeError):
+        return set()
+
+
 def _differs(directory: pathlib.Path, items: Sequence[str]) -> str | None:
     try:
         wanted = {

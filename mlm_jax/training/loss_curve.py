@@ -5,6 +5,13 @@ import pathlib
 from mlm_jax.files import pictures
 from mlm_jax.training.metrics import read_metrics
 
+# Metric → its label and its line.
+_CURVES = (
+    ('train/loss', 'training', '-'),
+    ('eval/loss', 'held out', 'o-'),
+    ('eval_ema/loss', 'held out, moving average', 's--'),
+)
+
 
 def draw_loss_curve(workdir: pathlib.Path, unigram_entropy: float | None = None) -> pathlib.Path:
     """Draws `<workdir>/loss_curve.png` from `metrics.jsonl`.
@@ -19,7 +26,7 @@ def draw_loss_curve(workdir: pathlib.Path, unigram_entropy: float | None = None)
     lines = read_metrics(workdir / 'metrics.jsonl')
     figure = pictures.new_figure(7, 4.2)
     axes = figure.subplots()
-    for name, label, style in (('train/loss', 'training', '-'), ('eval/loss', 'held out', 'o-')):
+    for name, label, style in _CURVES:
         points = [(line['step'], line[name]) for line in lines if name in line]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)

@@ -75,7 +75,7 @@ def check_resume(
 
 
 def _moves_state(key: str, old: Any, new: Any, config: ml_collections.ConfigDict) -> bool:
-    """Whether a changed key changes the parts of the optimizer's state: it turns clipping on or off, or masks decay."""
-    if key == 'optimizer.clip_norm':
+    """Whether a changed key changes the parts of the state: clipping, the moving average, or masks of the decay."""
+    if key in ('optimizer.clip_norm', 'ema.decay'):
         return bool(old) != bool(new)
     return key == 'optimizer.decay_mask' and config.optimizer.name != 'stable_adamw'

@@ -23,11 +23,13 @@ class TrainState:
       step: int32[], the number of updates so far, which is also the index of the next batch.
       params: the parameters of the objective, float32.
       opt_state: the state of the optimizer.
+      ema: the moving average of the parameters (training/moving_average.py), float32; None in a run that keeps none.
     """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
+    ema: dict | None = None
 
 
 def example_batch(length: int, max_masked: int) -> MaskedBatch:
@@ -49,6 +51,7 @@ class Init:
       length: T, the number of tokens of a row.
       max_masked: M, the number of slots of a row for masked positions.
       parameters: the rules for the sharding of the parameters.
+      has_ema: whether the state holds a moving average of the parameters, which begins as a copy of them.
     """
 
     objective: nn.Module
@@ -57,12 +60,27 @@ class Init:
     length: int
     max_masked: int
     parameters: tuple[Parameter, ...]
+    has_ema: bool = False
 
     def __call__(self) -> TrainState:
         """Returns the initial state."""
         batch = example_batch(self.length, self.max_masked)
         params = self.objective.init(jax.random.key(self.seed), batch)['params']
-        return TrainState(step=jnp.zeros([], jnp.int32), params=params, opt_state=self.optimizer.init(params))
+        ema = _copy(params) if self.has_ema else None
+        return TrainState(step=jnp.zeros([], jnp.int32), params=params, opt_state=self.optimizer.init(params), ema=ema)
+
+
+def starting_from(state: TrainState, params: dict) -> TrainState:
+    """A fresh `state` with other parameters, laid out as its own; a moving average begins with them."""
+    if state.ema is None:
+        return state.replace(params=params)
+    layout = jax.tree.map(lambda x: x.sharding, state.ema)
+    return state.replace(params=params, ema=jax.jit(_copy, out_shardings=layout)(params))
+
+
+def _copy(params: Any) -> Any:
+    """In buffers of its own: a step donates those of parameters and average alike."""
+    return jax.tree.map(jnp.copy, params)
 
 
 def create_state(init: Init, mesh: Mesh, preset: str) -> TrainState:

@@ -15,6 +15,7 @@ from mlm_jax.masking.batch import MaskedBatch, selected_of
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.selection import eligible_positions
 from mlm_jax.parallel.mesh import replicated
+from mlm_jax.training import moving_average
 from mlm_jax.training.state import TrainState
 
 # Independent streams of random bits: key = fold_in(fold_in(seed, stream), step).
@@ -31,15 +32,21 @@ def stream_key(seed: int, stream: int, step: jax.Array) -> jax.Array:
 
 
 def make_train_step(
-    objective: nn.Module, masking: Masking, optimizer: optax.GradientTransformation, seed: int, num_microbatches: int
+    objective: nn.Module,
+    masking: Masking,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    num_microbatches: int,
+    ema_decay: float = 0.0,
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The update `(state, tokens int32[B, T]) → (state, metrics)`.
 
     Masking may turn one row into several; the batch is split into microbatches after masking.
 
     The loss is Σ loss / Σ weight over the global batch: sums are accumulated over microbatches and divided only once.
-    If the loss, the gradient or the updated parameters are not finite, parameters and optimizer state do not change,
-    and the metric `nonfinite` is 1. The learning rate depends on the step of the run, which counts such updates, too.
+    If the loss, the gradient or the updated parameters are not finite, parameters, their average and optimizer state do
+    not change, and the metric `nonfinite` is 1. The learning rate depends on the step of the run, which counts such
+    updates, too. With `ema_decay`, the state holds a moving average of the parameters, which follows them.
     """
 
     def train_step(state: TrainState, tokens_BxT: jax.Array) -> tuple[TrainState, Metrics]:
@@ -54,6 +61,7 @@ def make_train_step(
             params, opt_state, grad_norm, finite = apply_gradients(
                 optimizer, state, grads, terms.loss_sum, terms.weight_sum
             )
+            ema = moving_average.updated(state.ema, params, finite, state.step, ema_decay) if ema_decay else None
 
         one = jnp.ones([])
         metrics = {
@@ -63,7 +71,7 @@ def make_train_step(
             'nonfinite': (1.0 - finite, one),
             **batch_statistics(batch, masking, overflow_B),
         }
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     return train_step
 

@@ -19,7 +19,7 @@ from mlm_jax.files import paths, text_files
 from mlm_jax.pretrained import sources
 from mlm_jax.training import runtime
 
-# Flags of text that names no files.
+# Flags of text that names no files, or is checked where it is taken apart.
 OTHER_TEXT = {
     'config', 'coordinator_address', 'fill_mask', 'grid', 'label', 'metric', 'metrics', 'ratios',
     'seeds', 'set', 'target_columns', 'task_name', 'tasks', 'text', 'text_columns', 'then', 'thresholds', 'topology',
@@ -57,7 +57,7 @@ def test_every_flag_that_names_files_refuses_urls(program, flags_of, tmp_path, m
     assert plain_text <= OTHER_TEXT, 'a flag of text is defined by paths.define_flag, or listed above'
     assert any(is_path.values()) or program == 'prepare'
     for name in filter(is_path.get, found):
-        for url in (*URLS, f'random:hf:{URLS[0]}', f'glue={URLS[0]}'):
+        for url in (*URLS, f'random:hf:{URLS[0]}', f'average:a:1,{URLS[0]}:2', f'glue={URLS[0]}'):
             with pytest.raises(flags.IllegalFlagValueError, match=r'--\w+=.*URL.*(path|directory|DIRECTORY)'):
                 found[name].parse(url)
     assert not list(tmp_path.iterdir())
@@ -127,7 +127,7 @@ def test_the_cure_follows_the_scheme():
 
 def test_the_prefixes_are_those_of_corpora_tokenizers_and_models():
     assert {f'{prefix}:' for prefix in paths.PREFIXES} == {
-        *(f'{kind}:' for kind in text_files.READERS), tokenizers.EXTEND, sources.RANDOM
+        *(f'{kind}:' for kind in text_files.READERS), tokenizers.EXTEND, sources.RANDOM, sources.EMA, sources.AVERAGE
     }  # fmt: skip
 
 
