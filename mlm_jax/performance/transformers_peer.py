@@ -2,9 +2,10 @@
 
 Fine-tuning is `transformers.Trainer` on the model's class for classification; the rows, the settings of the recipe and,
 if wanted, the rows of each batch are those of `finetuning/loop.py`. What differs besides: the bits of dropout, the
-initial head, and the length of a batch, which is that of its longest row here. Heads: those of BERT, MPNet and ESM are
-linear → tanh → linear on the state of [CLS], as ours (BERT's without the first dropout); ModernBERT's is the head of
-its masked language model, pretrained, and a linear layer.
+initial head, a warm-up that begins one update later, and the length of a batch, which is that of its longest row. BERT
+also trains an embedding of token types. Heads: those of BERT, MPNet and ESM are linear → tanh → linear on the state of
+[CLS], as ours (BERT's without the first dropout); ModernBERT's is the head of its masked language model, pretrained,
+and a linear layer.
 
 The libraries are imported where they are used.
 """
