@@ -38,6 +38,8 @@ EXTRAS_REQUIRE = {
     'smiles': ['rdkit>=2024.9.6'],  # MoleculeNet, random SMILES of a molecule
     # A PyTorch implementation to compare with: parity tests.
     'peer': ['torch==2.13.0', 'transformers>=5.0'],
+    # Programs that docs/results/interop_*/measure.py compare with.
+    'measure': ['torch==2.13.0', 'transformers>=5.0', 'accelerate>=1.1', 'sentence-transformers>=5.0'],
     'test': [
         'pytest>=8.3',
         'pytest-xdist>=3.6',

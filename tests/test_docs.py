@@ -44,8 +44,8 @@ PAGES = (
 )  # fmt: skip
 # Its code makes new files; tests/objectives/test_adding_an_objective.py follows it.
 FOLLOWED_ELSEWHERE = ('docs/objectives.md',)
-# The last two take half a minute; tests/performance/ and tests/parallel/test_tpu_compile.py run the same functions.
-NEEDS = ('TPU', 'GPU', 'a download', 'a cluster', 'the extra peer', 'the extra tpu')
+# Those of peer and tpu take half a minute; tests/performance/ and tests/parallel/test_tpu_compile.py run what they call.
+NEEDS = ('TPU', 'GPU', 'a download', 'a cluster', 'the extra peer', 'the extra measure', 'the extra tpu')
 # `needs: the extra NAME` is skipped only where one of these modules is missing.
 EXTRAS = {
     'finetune': ('sklearn', 'scipy'),

@@ -136,6 +136,7 @@ class Experiment:
 # Fields of `Experiment` that lie in files of their own.
 _ELSEWHERE = ('tables', 'curves')
 _KEYS = tuple(f.name for f in dataclasses.fields(Experiment) if f.name not in _ELSEWHERE)
+# These a person may write into experiment.json after a program has made it.
 _TEXTS = ('title', 'question', 'needs', 'notes', 'not_run', 'alternative_text')
 
 
@@ -182,6 +183,18 @@ def write(experiment: Experiment, directory: pathlib.Path) -> None:
     if experiment.curves:
         lines = '\n'.join(json.dumps(line, ensure_ascii=False, allow_nan=False) for line in experiment.curves)
         atomic.write_bytes(directory / CURVES, _encoded(lines))
+
+
+def with_words_of(made: Experiment, directory: pathlib.Path) -> Experiment:
+    """The experiment with the texts of an earlier one in `directory`, if there is one: a person may have written them.
+
+    Raises:
+      ConfigError: when the earlier one is damaged.
+    """
+    if not (directory / EXPERIMENT).exists():
+        return made
+    old = read(directory)
+    return dataclasses.replace(made, **{key: getattr(old, key) for key in _TEXTS if getattr(old, key)})
 
 
 def format_cell(cell: Any, number_format: str = ',') -> str:

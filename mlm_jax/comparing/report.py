@@ -1,24 +1,15 @@
 """What a comparison leaves: an experiment as data (`experiment.py`), its figure, and a page of it."""
 
-import dataclasses
-import datetime
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from mlm_jax.comparing import comparison, experiment, figures, results_page
+from mlm_jax.comparing import comparison, experiment, figures, measured, results_page
 from mlm_jax.comparing.budgets import UNITS
 from mlm_jax.comparing.comparison import Entry
 from mlm_jax.comparing.experiment import Experiment, Table
 from mlm_jax.files import atomic
-from mlm_jax.files.errors import ConfigError
-from mlm_jax.training.workdir import read_json
 
 PAGE = 'report.md'
-_LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax')  # of environment.json, those that decide what is computed
-# What a person may have written into experiment.json since it was made.
-_WRITTEN_BY_HAND = ('title', 'question', 'needs', 'notes', 'not_run', 'alternative_text')
 
 
 def make_experiment(
@@ -53,7 +44,7 @@ def make_experiment(
         commands=(command,),
         needs='a download',
         settings=settings,
-        **_measured(workdirs),
+        **measured.of_runs(workdirs),
         seeds=tuple(first.runs),
         tables=(comparison.held_out_table(entries, budget, metric), *judged),
         curves=tuple(comparison.curves(entries)),
@@ -73,50 +64,9 @@ def write(made: Experiment, directory: pathlib.Path) -> str:
 
     What a person has written into experiment.json, such as a question or notes, stays there.
     """
-    made = _with_words_of(made, directory / experiment.EXPERIMENT)
+    made = experiment.with_words_of(made, directory)
     experiment.write(made, directory)
     figures.draw(made, directory / experiment.FIGURE)
     text = results_page.section(made, '', 1)
     atomic.write_bytes(directory / PAGE, text.encode())
     return text
-
-
-def _with_words_of(made: Experiment, path: pathlib.Path) -> Experiment:
-    """The experiment with the texts of an earlier file: those that `make_experiment` makes are always the same."""
-    if not path.exists():
-        return made
-    old = experiment.read(path.parent)
-    return dataclasses.replace(made, **{key: getattr(old, key) for key in _WRITTEN_BY_HAND if getattr(old, key)})
-
-
-def _measured(workdirs: Sequence[pathlib.Path]) -> dict[str, Any]:
-    """Commit, date, hardware and versions of runs; several where they differ."""
-    found = [environment for workdir in workdirs if (environment := _environment(workdir))]
-    ended = max((workdir / 'metrics.jsonl').stat().st_mtime for workdir in workdirs)
-    return {
-        'commit': ' and '.join(dict.fromkeys(_short(each['commit']) for each in found if each['commit'])) or None,
-        'date': datetime.date.fromtimestamp(ended).isoformat(),
-        'hardware': ' and '.join(dict.fromkeys(_hardware(each['devices']) for each in found)) or None,
-        'versions': {
-            name: version for each in found for name, version in each['versions'].items() if name in _LIBRARIES
-        },
-    }
-
-
-def _environment(workdir: pathlib.Path) -> dict | None:
-    """What the run was trained with; None, said so, where that file is damaged: results do not depend on it."""
-    try:
-        return read_json(workdir / 'environment.json', 'The report leaves out the commit and the hardware of this run')
-    except (ConfigError, OSError) as error:
-        print(error, file=sys.stderr)
-        return None
-
-
-def _short(commit: str) -> str:
-    identifier, *dirty = commit.split('-')
-    return '-'.join([identifier[:10], *dirty])
-
-
-def _hardware(devices: Mapping[str, Any]) -> str:
-    processor = f' ({devices["cores"]} cores of {devices["processor"]})' if 'processor' in devices else ''
-    return f'{devices["count"]} × {devices["kind"]}{processor}'

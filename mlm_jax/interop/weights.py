@@ -68,21 +68,27 @@ def write(
     Raises:
       ImportError: without the extra `huggingface`.
     """
-    save_file = _safetensors().save_file
     # safetensors writes the memory of an array as it lies: transposed views must be copied first.
     shards = _shards({name: np.ascontiguousarray(array, DTYPES[dtype]) for name, array in arrays}, shard_bytes)
-    metadata = {'format': 'pt'}
     if len(shards) == 1:
-        save_file(shards[0], directory / WEIGHTS_FILE, metadata=metadata)
+        _save(shards[0], directory / WEIGHTS_FILE)
         return
     files: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f'model-{number:05}-of-{len(shards):05}.safetensors'
-        save_file(shard, directory / file, metadata=metadata)
+        _save(shard, directory / file)
         files |= dict.fromkeys(shard, file)
     size = sum(array.nbytes for shard in shards for array in shard.values())
     index = {'metadata': {'total_size': size}, 'weight_map': dict(sorted(files.items()))}
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
+
+
+def _save(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    """Writes a file that the same people may read as others of this process; safetensors lets its owner alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    _safetensors().save_file(arrays, path, metadata={'format': 'pt'})
+    path.chmod(mode)
 
 
 def _shards(arrays: dict[str, np.ndarray], limit: int) -> list[dict[str, np.ndarray]]:

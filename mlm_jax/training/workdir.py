@@ -8,7 +8,8 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -78,13 +79,22 @@ def read_json(path: pathlib.Path, cure: str) -> dict:
 
 
 def write_environment(workdir: pathlib.Path) -> None:
-    """Writes `environment.json`: command, commit, versions, devices, and the processor with the cores in use."""
+    """Writes the `environment` to `environment.json`."""
+    atomic.write_bytes(workdir / 'environment.json', f'{json.dumps(environment(), indent=2)}\n'.encode())
+
+
+def environment(more: Sequence[str] = ()) -> dict[str, Any]:
+    """Command, commit, versions, devices, and the processor with the cores in use.
+
+    Args:
+      more: packages whose versions are wanted besides those that every run has.
+    """
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'sentencepiece', 'numpy')
-    environment = {
+    return {
         'command': sys.argv,
         'commit': _commit(),
         'python': platform.python_version(),
-        'versions': {name: importlib.metadata.version(name) for name in packages},
+        'versions': {name: importlib.metadata.version(name) for name in (*packages, *more)},
         'devices': {
             'kind': jax.devices()[0].device_kind,
             'count': jax.device_count(),
@@ -94,7 +104,6 @@ def write_environment(workdir: pathlib.Path) -> None:
         },
         'xla_flags': os.environ.get('XLA_FLAGS', ''),
     }
-    atomic.write_bytes(workdir / 'environment.json', f'{json.dumps(environment, indent=2)}\n'.encode())
 
 
 def _processor() -> str:
