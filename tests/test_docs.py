@@ -44,7 +44,7 @@ PAGES = (
 )  # fmt: skip
 # Its code makes new files; tests/objectives/test_adding_an_objective.py follows it.
 FOLLOWED_ELSEWHERE = ('docs/objectives.md',)
-# Those of peer and tpu take half a minute; tests/performance/ and tests/parallel/test_tpu_compile.py run the same functions.
+# Those of the extras take half a minute; tests/performance/ and tests/parallel/test_tpu_compile.py run the functions.
 NEEDS = ('TPU', 'GPU', 'a download', 'a cluster', 'the extra peer', 'the extra measure', 'the extra tpu')
 # `needs: the extra NAME` is skipped only where one of these modules is missing.
 EXTRAS = {
