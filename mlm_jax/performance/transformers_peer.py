@@ -24,6 +24,7 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.finetuning import inputs as inputs_lib
 from mlm_jax.finetuning.inputs import Inputs
 from mlm_jax.finetuning.recipe import Recipe
+from mlm_jax.training.workdir import count_cores
 
 LIBRARIES = ('torch', 'transformers', 'accelerate', 'sentence-transformers', 'tokenizers')
 # The names that dropout rates have in the configurations of the classes that `export` writes.
@@ -52,13 +53,10 @@ def check(recipe: Recipe) -> None:
 
 def use_all_cores() -> int:
     """Makes PyTorch compute with as many threads as there are cores for this process; their number."""
-    import os
-
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    torch.set_num_threads(cores)
-    return cores
+    torch.set_num_threads(count_cores())
+    return torch.get_num_threads()
 
 
 def encode(directory: pathlib.Path, texts: Sequence[str], like: Inputs) -> Inputs:

@@ -100,10 +100,15 @@ def environment(more: Sequence[str] = ()) -> dict[str, Any]:
             'count': jax.device_count(),
             'processes': jax.process_count(),
             'processor': _processor(),
-            'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+            'cores': count_cores(),
         },
         'xla_flags': os.environ.get('XLA_FLAGS', ''),
     }
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mlm_jax.comparing import experiment, figures, results_page
+from mlm_jax.comparing import experiment, figures, measured, results_page
 from mlm_jax.comparing.experiment import Column, Experiment, Row, Table
 from mlm_jax.config import ConfigError
 
@@ -145,3 +145,11 @@ def test_a_page_is_its_experiments_in_their_order(tmp_path):
     (tmp_path / 'page.json').write_text(json.dumps({**page, 'experiments': ['d']}))
     with pytest.raises(ConfigError, match="names the experiment 'd', and there is no directory"):
         results_page.read_page(tmp_path)
+
+
+def test_a_measurement_says_with_what_and_leaves_the_words_of_a_person(tmp_path):
+    facts = measured.of_this_process(['pytest'])
+    assert facts['versions'].keys() == {'jax', 'jaxlib', 'flax', 'optax', 'pytest'} and facts['hardware']
+    experiment.write(dataclasses.replace(MADE, **facts, notes='Mine.'), tmp_path)
+    again = experiment.with_words_of(dataclasses.replace(MADE, hardware='another'), tmp_path)
+    assert (again.notes, again.hardware, again.commit) == ('Mine.', 'another', MADE.commit)
