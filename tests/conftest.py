@@ -1,5 +1,6 @@
 """Eight fake CPU devices, quick compilation with a cache shared by the whole run, and prepared data to train on."""
 
+import contextlib
 import fcntl
 import gc
 import json
@@ -262,11 +263,25 @@ def trained(animals_config, make_once):
     return workdir, mesh, loading.load(workdir, mesh)
 
 
-@pytest.fixture(scope='module')
-def one_device():
+@contextlib.contextmanager
+def hidden_devices():
     """Hides all devices but one, whose programs compile in two thirds of the time."""
     device = jax.devices()[:1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, 'devices', lambda: device)
         patch.setattr(jax, 'device_count', lambda: 1)
+        yield
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    """`hidden_devices`, from the first test of a file that wants it to the last test of the file."""
+    with hidden_devices():
+        yield
+
+
+@pytest.fixture
+def one_device_here():
+    """`hidden_devices`, during one test."""
+    with hidden_devices():
         yield

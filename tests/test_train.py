@@ -266,8 +266,8 @@ def test_a_finished_run_does_nothing_more(four_steps, tmp_path):
 
 
 @pytest.fixture
-def shallow_config(tiny_config):
-    """`tiny_config` with one layer, for what does not depend on layers."""
+def shallow_config(tiny_config, one_device_here):
+    """`tiny_config` with one layer, on one device, for what depends on neither."""
     tiny_config.model.num_layers = 1
     return tiny_config
 

@@ -10,9 +10,11 @@ import pytest
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import checks as config_check
+from mlm_jax.config.step_flops import step_flops
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import sharding
 from mlm_jax.parallel.mesh import make_mesh, mesh_shape, split_rows
+from mlm_jax.performance import ahead_of_time
 from mlm_jax.training import build
 from mlm_jax.training.state import abstract_state, create_state
 
@@ -88,6 +90,15 @@ def test_presets_really_split_the_state_over_devices():
     assert [shapes[preset][up] for preset in ('dp', 'fsdp', 'fsdp_tp')] == [(2, 128, 512), (2, 64, 512), (2, 64, 256)]
     assert shapes['fsdp_tp'][qkv] == (2, 64, 3, 1, 64)
     assert [shapes[preset][table] for preset in ('dp', 'fsdp', 'fsdp_tp')] == [(512, 128), (512, 64), (256, 64)]
+
+
+def test_tensor_parallel_layers_sum_activations_four_times():
+    mesh = 'sharding=fsdp_tp,mesh.data=1,mesh.fsdp=2,mesh.tensor=4,num_microbatches=4'
+    config = get_config(f'tiny,vocab_size=512,batch_size=64,model.num_heads=4,model.dropout=0.0,{mesh}')
+    needs = ahead_of_time.requirements(ahead_of_time.compile_train_step(config, jax.devices()))
+    assert needs.flops * 8 == pytest.approx(step_flops(config), rel=0.05), 'all products are done once, on one device'
+    activations = 64 // 4 // 2 * 128 * 128 * 4  # of one microbatch on one device
+    assert needs.collectives['all-reduce'][1] == pytest.approx(4 * 2 * 4 * activations, rel=0.05)
 
 
 def test_a_parameter_without_a_rule_is_refused():
