@@ -5,7 +5,7 @@ if wanted, the rows of each batch are those of `finetuning/loop.py`. What differ
 initial head, a warm-up that begins one update later, and the length of a batch, which is that of its longest row. BERT
 also trains an embedding of token types. Heads: those of BERT, MPNet and ESM are linear → tanh → linear on the state of
 [CLS], as ours (BERT's without the first dropout); ModernBERT's is the head of its masked language model, pretrained,
-and a linear layer.
+and a linear layer, and is made to read [CLS] like the others.
 
 The libraries are imported where they are used.
 """
