@@ -50,6 +50,43 @@ class Constant:
         return stored.shape == array.shape and np.allclose(stored, array, rtol=1e-5, atol=1e-6)
 
 
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """BERT's prediction head, by the names of its parts; the output matrix is that of the token embedding.
+
+    Attributes:
+      dense: the layer before the output matrix.
+      norm: the LayerNorm behind it.
+      bias: of the outputs.
+      decoder: the output layer, which checkpoints may hold as a copy of the token embedding and of the bias.
+    """
+
+    dense: str
+    norm: str
+    bias: str
+    decoder: str
+
+    def rules(self, e: Encoder) -> list[Rule]:
+        """Its weights."""
+        return [
+            *names.linear('head/dense', self.dense, e.width, e.width),
+            *names.norm('head/norm', self.norm, e.width),
+            names.plain('head/bias', self.bias, (e.vocab_size,), 'vocab_size'),
+        ]
+
+    def tied(self) -> dict[str, str]:
+        """Its copies, as `Architecture.tied` returns them."""
+        copies = {f'{self.decoder}.weight': names.TOKEN_TABLE, f'{self.decoder}.bias': 'head/bias'}
+        return {name: path for name, path in copies.items() if name != self.bias}
+
+
+BERT_HEAD = Head(
+    'cls.predictions.transform.dense', 'cls.predictions.transform.LayerNorm', 'cls.predictions.bias',
+    'cls.predictions.decoder',
+)  # fmt: skip
+LM_HEAD = Head('lm_head.dense', 'lm_head.layer_norm', 'lm_head.bias', 'lm_head.decoder')
+
+
 class Architecture:
     """The base class of all architectures; subclasses override what differs from a BERT.
 
@@ -63,6 +100,7 @@ class Architecture:
       fixed: key of config.json → the only value that there is a place for here, which is also what a missing key means.
       recipe: attribute of EncoderConfig → the only value that there is a place for there; a tuple of values where
         `read` tells which.
+      head: its prediction head; subclasses with a head of another kind override `head_rules` and `tied` instead.
       left_out: prefixes of weights that are in checkpoints, but belong to neither the encoder nor the prediction head.
     """
 
@@ -74,6 +112,7 @@ class Architecture:
     prefix: str
     fixed: ClassVar[Mapping[str, Any]]
     recipe: ClassVar[Mapping[str, Any]] = BERT_RECIPE
+    head: Head = BERT_HEAD
     left_out: tuple[str, ...] = ()
 
     # ---- Configurations ----------------------------------------------------------------------------------------------
@@ -146,12 +185,12 @@ class Architecture:
 
     def head_rules(self, e: Encoder) -> list[Rule]:
         """The weights of the prediction head."""
-        raise NotImplementedError
+        return self.head.rules(e)
 
     def tied(self, e: Encoder, prefix: str) -> dict[str, str]:
         """Weight → the path of the parameter that it is a copy of, where a checkpoint has it."""
         del e, prefix
-        return {}
+        return self.head.tied()
 
     def constants(self, e: Encoder, prefix: str) -> dict[str, Constant]:
         """Weights that follow from the configuration."""
@@ -226,13 +265,24 @@ def bert_layers(e: Encoder, layer: str, order: Any = None, **parts: str) -> list
     ]
 
 
-def bert_head(e: Encoder, dense: str, norm: str, bias: str) -> list[Rule]:
-    """BERT's prediction head by the names of its parts."""
+def bert_embeddings(e: Encoder, there: str, first: int, num_types: int = 0) -> list[Rule]:
+    """The embeddings of tokens, positions and types, and their LayerNorm, by BERT's names below `there`.
+
+    Args:
+      e: of the encoder.
+      there: the module, without a dot at its end.
+      first: the row of the position table at which positions begin.
+      num_types: the number of token types; 0 where there is no table of them.
+    """
+    types_table = f'{there}.token_type_embeddings.weight' if num_types else ''
     return [
-        *names.linear('head/dense', dense, e.width, e.width),
-        *names.norm('head/norm', norm, e.width),
-        names.plain('head/bias', bias, (e.vocab_size,), 'vocab_size'),
-    ]
+        names.token_table(f'{there}.word_embeddings.weight', e.vocab_size, e.width),
+        names.position_table(
+            'encoder/position_embedding/embedding', f'{there}.position_embeddings.weight', types_table, e.max_length,
+            e.width, first=first, num_types=num_types,
+        ),
+        *names.norm('encoder/embedding_norm', f'{there}.LayerNorm', e.width),
+    ]  # fmt: skip
 
 
 def bert_sizes(d: Description, num_positions: int, epsilon: float = 1e-12) -> dict[str, Any]:

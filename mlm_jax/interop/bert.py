@@ -2,8 +2,8 @@
 
 from typing import Any, ClassVar
 
-from mlm_jax.interop import architecture, names
-from mlm_jax.interop.architecture import Architecture, Encoder
+from mlm_jax.interop import architecture
+from mlm_jax.interop.architecture import Architecture, Encoder, Head
 from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
 
@@ -33,24 +33,10 @@ class Bert(Architecture):
         return architecture.describe_sizes(e, e.max_length) | {'type_vocab_size': 2}
 
     def encoder_rules(self, e: Encoder, prefix: str, pad_id: int) -> list[Rule]:
-        there = f'{prefix}embeddings'
         return [
-            names.token_table(f'{there}.word_embeddings.weight', e.vocab_size, e.width),
-            names.position_table(
-                'encoder/position_embedding/embedding', f'{there}.position_embeddings.weight',
-                f'{there}.token_type_embeddings.weight', e.max_length, e.width, first=0, num_types=2,
-            ),
-            *names.norm('encoder/embedding_norm', f'{there}.LayerNorm', e.width),
+            *architecture.bert_embeddings(e, f'{prefix}embeddings', first=0, num_types=2),
             *architecture.bert_layers(e, f'{prefix}encoder.layer.{{}}'),
-        ]  # fmt: skip
-
-    def head_rules(self, e: Encoder) -> list[Rule]:
-        there = 'cls.predictions'
-        return architecture.bert_head(e, f'{there}.transform.dense', f'{there}.transform.LayerNorm', f'{there}.bias')
-
-    def tied(self, e: Encoder, prefix: str) -> dict[str, str]:
-        there = 'cls.predictions.decoder'
-        return {f'{there}.weight': 'encoder/token_embedding/embedding', f'{there}.bias': 'head/bias'}
+        ]
 
 
 class DistilBert(Architecture):
@@ -60,6 +46,7 @@ class DistilBert(Architecture):
     masked_lm, base = 'DistilBertForMaskedLM', 'DistilBertModel'
     fixed: ClassVar = {'activation': 'gelu', 'sinusoidal_pos_embds': False, 'tie_word_embeddings': True}
     recipe: ClassVar = architecture.recipe(norm_epsilon=1e-12)
+    head = Head('vocab_transform', 'vocab_layer_norm', 'vocab_projector.bias', 'vocab_projector')
     left_out = ('distilbert.embeddings.position_ids', 'embeddings.position_ids')
 
     def read(self, d: Description, pad_id: int) -> dict[str, Any]:
@@ -83,24 +70,9 @@ class DistilBert(Architecture):
         }  # fmt: skip
 
     def encoder_rules(self, e: Encoder, prefix: str, pad_id: int) -> list[Rule]:
-        there = f'{prefix}embeddings'
         layers = architecture.bert_layers(
             e, f'{prefix}transformer.layer.{{}}', query='attention.q_lin', key='attention.k_lin',
             value='attention.v_lin', out='attention.out_lin', attention_norm='sa_layer_norm', up='ffn.lin1',
             down='ffn.lin2', mlp_norm='output_layer_norm',
         )  # fmt: skip
-        return [
-            names.token_table(f'{there}.word_embeddings.weight', e.vocab_size, e.width),
-            names.position_table(
-                'encoder/position_embedding/embedding', f'{there}.position_embeddings.weight', '', e.max_length,
-                e.width, first=0, num_types=0,
-            ),
-            *names.norm('encoder/embedding_norm', f'{there}.LayerNorm', e.width),
-            *layers,
-        ]  # fmt: skip
-
-    def head_rules(self, e: Encoder) -> list[Rule]:
-        return architecture.bert_head(e, 'vocab_transform', 'vocab_layer_norm', 'vocab_projector.bias')
-
-    def tied(self, e: Encoder, prefix: str) -> dict[str, str]:
-        return {'vocab_projector.weight': 'encoder/token_embedding/embedding'}
+        return [*architecture.bert_embeddings(e, f'{prefix}embeddings', first=0), *layers]

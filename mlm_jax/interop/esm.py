@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mlm_jax.interop import architecture, names
-from mlm_jax.interop.architecture import Architecture, Constant, Encoder
+from mlm_jax.interop.architecture import LM_HEAD, Architecture, Constant, Encoder
 from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
 from mlm_jax.interop.rotary import POSITIONS, frequencies, halves_first
@@ -21,6 +21,7 @@ class Esm(Architecture):
 
     title, model_type, prefix = 'ESM', 'esm', 'esm'
     masked_lm, base = 'EsmForMaskedLM', 'EsmModel'
+    head = LM_HEAD
     fixed: ClassVar = {
         'tie_word_embeddings': True,
         'is_decoder': False,
@@ -75,13 +76,6 @@ class Esm(Architecture):
             *layers,
             *names.norm('encoder/final_norm', f'{prefix}encoder.emb_layer_norm_after', e.width),
         ]
-
-    def head_rules(self, e: Encoder) -> list[Rule]:
-        return architecture.bert_head(e, 'lm_head.dense', 'lm_head.layer_norm', 'lm_head.bias')
-
-    def tied(self, e: Encoder, prefix: str) -> dict[str, str]:
-        there = 'lm_head.decoder'
-        return {f'{there}.weight': 'encoder/token_embedding/embedding', f'{there}.bias': 'head/bias'}
 
     def constants(self, e: Encoder, prefix: str) -> dict[str, Constant]:
         inverse = frequencies(e)

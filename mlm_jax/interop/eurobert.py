@@ -91,4 +91,4 @@ class EuroBert(Architecture):
         return names.output_table('lm_head.weight', e)
 
     def tied(self, e: Encoder, prefix: str) -> dict[str, str]:
-        return {'lm_head.weight': 'encoder/token_embedding/embedding'} if e.tied_head else {}
+        return {'lm_head.weight': names.TOKEN_TABLE} if e.tied_head else {}

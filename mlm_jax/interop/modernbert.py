@@ -111,7 +111,7 @@ class ModernBert(Architecture):
         ]
 
     def tied(self, e: Encoder, prefix: str) -> dict[str, str]:
-        return {'decoder.weight': 'encoder/token_embedding/embedding'} if e.tied_head else {}
+        return {'decoder.weight': names.TOKEN_TABLE} if e.tied_head else {}
 
 
 def _bias(d: Description) -> bool:

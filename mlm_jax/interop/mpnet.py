@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from mlm_jax.interop import architecture, names
-from mlm_jax.interop.architecture import Architecture, Encoder
+from mlm_jax.interop.architecture import LM_HEAD, Architecture, Encoder
 from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
 
@@ -16,6 +16,7 @@ class MPNet(Architecture):
 
     title, model_type, prefix = 'MPNet', 'mpnet', 'mpnet'
     masked_lm, base = 'MPNetForMaskedLM', 'MPNetModel'
+    head = LM_HEAD
     fixed: ClassVar = {'hidden_act': 'gelu', 'tie_word_embeddings': True, 'relative_attention_num_buckets': BUCKETS}
     recipe: ClassVar = architecture.recipe(relative_buckets=BUCKETS, relative_max_distance=128, relative_bucketing='t5')
     left_out = ('mpnet.pooler.', 'pooler.', 'mpnet.embeddings.position_ids', 'embeddings.position_ids')
@@ -44,28 +45,15 @@ class MPNet(Architecture):
         ]
 
     def encoder_rules(self, e: Encoder, prefix: str, pad_id: int) -> list[Rule]:
-        there = f'{prefix}embeddings'
         layers = architecture.bert_layers(
             e, f'{prefix}encoder.layer.{{}}', query='attention.attn.q', key='attention.attn.k',
             value='attention.attn.v', out='attention.attn.o', attention_norm='attention.LayerNorm',
         )  # fmt: skip
         return [
-            names.token_table(f'{there}.word_embeddings.weight', e.vocab_size, e.width),
-            names.position_table(
-                'encoder/position_embedding/embedding', f'{there}.position_embeddings.weight', '', e.max_length,
-                e.width, first=PAD_ID + 1, num_types=0,
-            ),
-            *names.norm('encoder/embedding_norm', f'{there}.LayerNorm', e.width),
+            *architecture.bert_embeddings(e, f'{prefix}embeddings', first=PAD_ID + 1),
             names.plain(
                 'encoder/relative_bias/embedding', f'{prefix}encoder.relative_attention_bias.weight',
                 (BUCKETS, e.num_heads),
             ),
             *layers,
         ]  # fmt: skip
-
-    def head_rules(self, e: Encoder) -> list[Rule]:
-        return architecture.bert_head(e, 'lm_head.dense', 'lm_head.layer_norm', 'lm_head.bias')
-
-    def tied(self, e: Encoder, prefix: str) -> dict[str, str]:
-        there = 'lm_head.decoder'
-        return {f'{there}.weight': 'encoder/token_embedding/embedding', f'{there}.bias': 'head/bias'}

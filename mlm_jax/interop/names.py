@@ -192,9 +192,12 @@ def position_table(path: str, name: str, token_type: str, length: int, width: in
     return Rule(path, names, shapes, read, write, 'positions × hidden_size')
 
 
+TOKEN_TABLE = 'encoder/token_embedding/embedding'
+
+
 def token_table(name: str, vocab_size: int, width: int) -> Rule:
     """The token embedding."""
-    return plain('encoder/token_embedding/embedding', name, (vocab_size, width), 'vocab_size × hidden_size')
+    return plain(TOKEN_TABLE, name, (vocab_size, width), 'vocab_size × hidden_size')
 
 
 def output_table(name: str, e: Any) -> list[Rule]:

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from mlm_jax.interop import architecture, names
-from mlm_jax.interop.architecture import Architecture, Encoder
+from mlm_jax.interop.architecture import LM_HEAD, Architecture, Encoder
 from mlm_jax.interop.bert import FIXED
 from mlm_jax.interop.description import Description
 from mlm_jax.interop.names import Rule
@@ -14,6 +14,7 @@ class Roberta(Architecture):
 
     title, model_type, prefix = 'RoBERTa', 'roberta', 'roberta'
     masked_lm, base = 'RobertaForMaskedLM', 'RobertaModel'
+    head = LM_HEAD
     fixed = FIXED
     left_out = ('roberta.pooler.', 'pooler.', 'roberta.embeddings.position_ids')
 
@@ -33,27 +34,14 @@ class Roberta(Architecture):
         return architecture.describe_sizes(e, e.max_length + pad_id + 1) | {'type_vocab_size': 1}
 
     def encoder_rules(self, e: Encoder, prefix: str, pad_id: int) -> list[Rule]:
-        there = f'{prefix}embeddings'
         return [
-            names.token_table(f'{there}.word_embeddings.weight', e.vocab_size, e.width),
-            names.position_table(
-                'encoder/position_embedding/embedding', f'{there}.position_embeddings.weight',
-                f'{there}.token_type_embeddings.weight', e.max_length, e.width, first=pad_id + 1, num_types=1,
-            ),
-            *names.norm('encoder/embedding_norm', f'{there}.LayerNorm', e.width),
+            *architecture.bert_embeddings(e, f'{prefix}embeddings', first=pad_id + 1, num_types=1),
             *self.layers(e, prefix),
-        ]  # fmt: skip
+        ]
 
     def layers(self, e: Encoder, prefix: str) -> list[Rule]:
         """The weights behind the embeddings."""
         return architecture.bert_layers(e, f'{prefix}encoder.layer.{{}}')
-
-    def head_rules(self, e: Encoder) -> list[Rule]:
-        return architecture.bert_head(e, 'lm_head.dense', 'lm_head.layer_norm', 'lm_head.bias')
-
-    def tied(self, e: Encoder, prefix: str) -> dict[str, str]:
-        there = 'lm_head.decoder'
-        return {f'{there}.weight': 'encoder/token_embedding/embedding', f'{there}.bias': 'head/bias'}
 
 
 class XLMRoberta(Roberta):

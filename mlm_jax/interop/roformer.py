@@ -46,14 +46,6 @@ class RoFormer(Architecture):
             *architecture.bert_layers(e, f'{prefix}encoder.layer.{{}}', order=interleaved(e)),
         ]
 
-    def head_rules(self, e: Encoder) -> list[Rule]:
-        there = 'cls.predictions'
-        return architecture.bert_head(e, f'{there}.transform.dense', f'{there}.transform.LayerNorm', f'{there}.bias')
-
-    def tied(self, e: Encoder, prefix: str) -> dict[str, str]:
-        there = 'cls.predictions.decoder'
-        return {f'{there}.weight': 'encoder/token_embedding/embedding', f'{there}.bias': 'head/bias'}
-
     def constants(self, e: Encoder, prefix: str) -> dict[str, Constant]:
         return {
             f'{prefix}encoder.embed_positions.weight': Constant(
