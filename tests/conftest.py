@@ -64,7 +64,7 @@ hypothesis.settings.load_profile('suite')
 
 def pytest_addoption(parser):
     """How many kills `test_kills.py` does, and which."""
-    parser.addoption('--kills', type=int, default=3, help='kills of a training run, in tests/test_kills.py')
+    parser.addoption('--kills', type=int, default=2, help='kills of a training run, in tests/test_kills.py')
     parser.addoption('--kill_seed', type=int, default=0, help='of their moments, and of the damage between them')
 
 
@@ -167,9 +167,9 @@ def make_tiny_config(prepared):
     overrides = {
         'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '4',
         'data.directory': str(prepared), 'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '2',
-        'model.ffn_width': '64', 'model.dropout': '0.0', 'model.attention_dropout': '0.0', 'evaluation.rows': '24',
-        'evaluation.every_steps': '4', 'checkpoint.every_steps': '4', 'logging.every_steps': '1',
-        'compilation_cache': '', 'sharding': 'dp', 'num_microbatches': '1',
+        'model.ffn_width': '64', 'model.dropout': '0.0', 'model.attention_dropout': '0.0', 'mae_lm.decoder_layers': '2',
+        'evaluation.rows': '24', 'evaluation.every_steps': '4', 'checkpoint.every_steps': '4',
+        'logging.every_steps': '1', 'compilation_cache': '', 'sharding': 'dp', 'num_microbatches': '1',
     }  # fmt: skip
 
     def make():
@@ -258,7 +258,8 @@ def minimal_pairs(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope='session')
 def trained(animals_config, make_once):
     """A model that has learned the colours: (workdir, mesh, model)."""
-    workdir = make_once('trained', lambda directory: train.train(animals_config, directory / 'run')) / 'run'
+    with hidden_devices():
+        workdir = make_once('trained', lambda directory: train.train(animals_config, directory / 'run')) / 'run'
     mesh = make_mesh(devices=jax.devices()[:1])
     return workdir, mesh, loading.load(workdir, mesh)
 

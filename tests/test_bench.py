@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import programs
 import pytest
 
 from mlm_jax import bench
@@ -15,9 +16,8 @@ SMALL = 'vocab_size=64,sequence_length=32,batch_size=8,model.num_layers=1,model.
 
 
 def test_two_objectives_in_turn(tmp_path):
-    command = [sys.executable, '-m', 'mlm_jax.bench', '--rounds=3', '--steps=1', f'--output={tmp_path}/bench.json']
-    command += [f'--config=configs/{file}.py:tiny,{SMALL}' for file in ('mlm', 'mae_lm')]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    configurations = [f'--config=configs/{file}.py:tiny,{SMALL}' for file in ('mlm', 'mae_lm')]
+    result = programs.run('bench', '--rounds=3', '--steps=1', f'--output={tmp_path}/bench.json', *configurations)
     assert result.returncode == 0, result.stderr
     mlm, mae_lm = json.loads((tmp_path / 'bench.json').read_text())
     assert mlm['time_per_token_ratio'] == mlm['flops_per_token_ratio'] == 1.0
@@ -81,7 +81,6 @@ def test_a_missing_file_is_named():
 
 
 def test_help_has_examples():
-    command = [sys.executable, '-m', 'mlm_jax.bench', '--help']
-    text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+    text = programs.run('bench', '--help').stdout
     for part in ('--peer=huggingface', '--topology=v5e-16', '--profile=', '--rows=', 'PREDICTION', 'medians'):
         assert part in text

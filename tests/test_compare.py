@@ -5,11 +5,10 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import types
 
 import numpy as np
+import programs
 import pytest
 
 from mlm_jax import compare
@@ -210,8 +209,7 @@ def test_seeds_are_different_whole_numbers(seeds):
 
 
 def test_a_wrong_command_line_ends_in_one_message(tmp_path):
-    command = [sys.executable, '-m', 'mlm_jax.compare', '--config=configs/mlm.py:tiny', f'--output={tmp_path}']
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = programs.run('compare', '--config=configs/mlm.py:tiny', f'--output={tmp_path}')
     assert result.returncode == 1
     assert 'two configurations or more' in result.stderr and 'Traceback' not in result.stderr
 

@@ -20,15 +20,14 @@ import shlex
 import subprocess
 import sys
 import textwrap
-import warnings
 
 import jax
 import numpy as np
+import programs
 import pytest
 from absl import app, flags
 from test_package import PACKAGE
 
-from mlm_jax import __main__ as entry_point
 from mlm_jax.config import command_line
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.mlm import MLM
@@ -199,30 +198,11 @@ def test_links_lead_somewhere(page):
 # ---- Executing them --------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def fresh_flags():
-    """Removes the flags that a program has defined, and the values of all others."""
-    before = {*flags.FLAGS}
-    try:
-        yield
-    finally:
-        for name in {*flags.FLAGS} - before:
-            # Libraries that a program is the first to import define their own once.
-            if re.match(r'__main__|mlm[-_]jax|.*[\\/]mlm_jax[\\/]', flags.FLAGS.find_module_defining_flag(name)):
-                delattr(flags.FLAGS, name)
-        flags.FLAGS.unparse_flags()
-
-
 def run_program(name: str, arguments: list[str]) -> None:
-    """Runs a program of this package in this process, as `mlm-jax NAME …` does; fails where it fails."""
-    with fresh_flags(), warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.filterwarnings('ignore', message='.*found in sys.modules')  # other tests import the programs
-        patch.setattr(sys, 'argv', ['mlm-jax', name, *arguments])
-        patch.setattr(command_line, 'keep_freed_memory', lambda: None)  # of a process that lives no longer than a run
-        try:
-            entry_point.main()
-        except SystemExit as end:
-            assert not end.code, f'mlm-jax {name} {shlex.join(arguments)}\n{end.code}'
+    """Runs a program of this package; fails where it fails."""
+    end = programs.run(name, *arguments)
+    print(end.stdout)
+    assert not end.returncode, f'mlm-jax {name} {shlex.join(arguments)}\n{end.stderr}'
 
 
 def parse_flags(name: str, arguments: list[str]) -> None:

@@ -2,11 +2,10 @@
 
 import pathlib
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import jax
+import programs
 import pytest
 
 from mlm_jax import config as config_lib
@@ -115,26 +114,21 @@ def test_a_kernel_runs_beside_the_reference(tiny_config, tmp_path, monkeypatch):
     )
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, '-m', 'mlm_jax.doctor', *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.smoke
 def test_the_program_ends_with_the_verdict(prepared, tmp_path):
     config = (
         f'--config=configs/mlm.py:tiny,vocab_size=64,sequence_length=32,batch_size=8,compilation_cache=,'
         f'model.num_layers=1,data.directory={prepared}'
     )
-    good = run(config, f'--workdir={tmp_path}')
+    good = programs.run('doctor', config, f'--workdir={tmp_path}')
     assert good.returncode == 0, good.stderr
     assert good.stdout.startswith('✓ configuration: ') and '✗' not in good.stdout
-    bad = run(config, f'--workdir={tmp_path}', '--set=sequence_length=64')
+    bad = programs.run('doctor', config, f'--workdir={tmp_path}', '--set=sequence_length=64')
     assert bad.returncode == 1
     assert '✗ the data in' in bad.stdout and 'sequence_length: 64 in the configuration, 32 in the data' in bad.stdout
 
 
 def test_an_unknown_topology_is_an_error_in_one_line():
-    result = run('--config=configs/mlm.py:tiny', '--topology=v5e-17')
+    result = programs.run('doctor', '--config=configs/mlm.py:tiny', '--topology=v5e-17')
     assert result.returncode == 1 and 'Traceback' not in result.stderr
     assert "error: unknown topology 'v5e-17'" in result.stderr

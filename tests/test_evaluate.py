@@ -2,10 +2,9 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
+import programs
 import pytest
 
 from mlm_jax import evaluate
@@ -66,10 +65,9 @@ def test_a_missing_checkpoint_is_named(trained):
 @pytest.mark.smoke
 def test_the_program_prints_json_or_words(trained):
     workdir, _, model = trained
-    command = [sys.executable, '-m', 'mlm_jax.evaluate', f'--model={workdir}']
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    result = programs.run('evaluate', f'--model={workdir}')
     assert json.loads(result.stdout)['step'] == model.step
-    result = subprocess.run([*command, '--fill_mask=the cat is [MASK].'], capture_output=True, text=True, timeout=120)
+    result = programs.run('evaluate', f'--model={workdir}', '--fill_mask=the cat is [MASK].')
     assert result.stdout.startswith('the cat is [MASK].\n    ') and '%' in result.stdout
 
 
@@ -89,11 +87,10 @@ def test_minimal_pairs_of_what_was_learned_are_right(trained, minimal_pairs):
 def test_the_program_lays_models_side_by_side(trained, minimal_pairs, tmp_path):
     workdir, _, _ = trained
     shutil.copytree(workdir, tmp_path / 'again')
-    command = [
-        sys.executable, '-m', 'mlm_jax.evaluate', f'--model={workdir}', f'--model={tmp_path}/again',
-        f'--blimp={minimal_pairs}', '--blimp_percent=50', '--blimp_within_word', f'--output={tmp_path}/out',
-    ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    result = programs.run(
+        'evaluate', f'--model={workdir}', f'--model={tmp_path}/again', f'--blimp={minimal_pairs}',
+        '--blimp_percent=50', '--blimp_within_word', f'--output={tmp_path}/out',
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / 'out' / 'blimp.json').read_text())
     one, two = report['models'].values()
@@ -118,6 +115,5 @@ def test_flags_and_directories_that_do_not_fit_are_refused(trained, minimal_pair
         evaluate.judge_minimal_pairs([sources.parse(str(workdir))], mesh, tmp_path / 'nowhere', 100.0, False)
     with pytest.raises(ConfigError, match='not the workdir of a run'), jax.set_mesh(mesh):
         evaluate.judge_minimal_pairs([*map(sources.parse, (str(workdir), 'none'))], mesh, minimal_pairs, 100.0, False)
-    command = [sys.executable, '-m', 'mlm_jax.evaluate', f'--model={workdir}', f'--output={tmp_path}']
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = programs.run('evaluate', f'--model={workdir}', f'--output={tmp_path}')
     assert result.returncode == 1 and result.stderr.startswith('error: --output is for the report of --blimp')

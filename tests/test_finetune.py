@@ -2,11 +2,10 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
+import programs
 import pytest
 import tqdm
 
@@ -37,10 +36,6 @@ def table(tmp_path_factory):
     return root  # fmt: skip
 
 
-def command(*arguments) -> list[str]:
-    return [sys.executable, '-W', 'error::DeprecationWarning', '-m', 'mlm_jax.finetune', *map(str, arguments)]
-
-
 @pytest.fixture(scope='module')
 def output(trained, table, tmp_path_factory):
     """What the program leaves behind, and its standard output and error."""
@@ -51,7 +46,7 @@ def output(trained, table, tmp_path_factory):
         '--seeds=1,2', '--set=batch_size=16', '--set=epochs=6', '--set=dropout=0', '--grid=learning_rate=1e-5,2e-3',
         '--parallel_seeds=2', f'--output={where}',
     ]  # fmt: skip
-    result = subprocess.run(command(*arguments), capture_output=True, text=True)
+    result = programs.run('finetune', *arguments)
     assert result.returncode == 0, result.stderr
     return where, arguments, result
 
@@ -80,7 +75,7 @@ def test_started_again_it_runs_what_is_missing_only(output):
     seed1, seed2 = (where / 'learned' / 'colours' / 'learning_rate=0.002' / f'seed{k}' / 'result.json' for k in (1, 2))
     before, kept = json.loads(seed2.read_text()), seed1.stat().st_mtime_ns
     seed2.unlink()
-    result = subprocess.run(command(*arguments), capture_output=True, text=True)
+    result = programs.run('finetune', *arguments)
     assert result.returncode == 0, result.stderr
     assert seed1.stat().st_mtime_ns == kept
     again = json.loads(seed2.read_text())
@@ -90,13 +85,13 @@ def test_started_again_it_runs_what_is_missing_only(output):
 def test_another_recipe_in_the_same_place_is_refused(output):
     arguments = output[1]
     changed = [a.replace('--set=epochs=6', '--set=epochs=7') for a in arguments]
-    result = subprocess.run(command(*changed), capture_output=True, text=True)
+    result = programs.run('finetune', *changed)
     assert result.returncode == 1
     assert 'was fine-tuned with another recipe, model or data:\n  epochs: 6 there, 7 now' in result.stderr, (
         result.stderr
     )
     changed = [a.replace('--held_out_percent=25', '--held_out_percent=30') for a in arguments]
-    result = subprocess.run(command(*changed), capture_output=True, text=True)
+    result = programs.run('finetune', *changed)
     assert result.returncode == 1 and "  data: '" in result.stderr, result.stderr
 
 

@@ -1,11 +1,10 @@
 """What inspect_masks shows is what training sees."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
+import programs
 import pytest
 
 from mlm_jax import config as config_lib
@@ -28,9 +27,10 @@ def test_the_program_writes_text_page_picture_and_figures(animals_config, tmp_pa
     default = config_lib.default_config()
     changed = {key: new for key, (_, new) in config_lib.differences(default, config).items() if new is not None}
     text = ','.join(f'{key}={value}' for key, value in changed.items())
-    command = [sys.executable, '-m', 'mlm_jax.inspect_masks', f'--config=configs/mlm.py:mini,{text}']
-    command += [f'--output={tmp_path}/masks', '--texts=64', '--rows=3', '--colour=always']
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    config = f'--config=configs/mlm.py:mini,{text}'
+    result = programs.run(
+        'inspect_masks', config, f'--output={tmp_path}/masks', '--texts=64', '--rows=3', '--colour=always'
+    )
     assert result.returncode == 0, result.stderr
     assert '\033[41;97m' in result.stdout and 'unit=word' in result.stdout
     figures = json.loads((tmp_path / 'masks' / 'statistics.json').read_text())

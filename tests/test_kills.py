@@ -32,8 +32,8 @@ def config(prepared):
     overrides = {
         'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '240',
         'data.directory': str(prepared), 'model.num_layers': '1', 'model.width': '32', 'model.num_heads': '2',
-        'model.ffn_width': '64', 'evaluation.rows': '24', 'evaluation.every_steps': '80',
-        'checkpoint.every_steps': '20', 'logging.every_steps': '3',
+        'model.ffn_width': '64', 'evaluation.rows': '24', 'evaluation.every_steps': '120',
+        'checkpoint.every_steps': '40', 'logging.every_steps': '3',
         'compilation_cache': os.environ['JAX_COMPILATION_CACHE_DIR'],
     }  # fmt: skip
     config_lib.apply_overrides(config, overrides)

@@ -3,15 +3,12 @@
 import copy
 import json
 import shutil
-import subprocess
-import sys
 import types
 
 import jax
 import numpy as np
+import programs
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from mlm_jax import probe, train
 from mlm_jax.analysis import alignment, alignment_picture, effective_rank_report, entropy, entropy_report
@@ -21,7 +18,7 @@ from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.shards import Shards
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.parallel.mesh import batch_sharding
-from mlm_jax.pretrained import batches, loading, sources
+from mlm_jax.pretrained import batches, loading
 from mlm_jax.training import build
 from mlm_jax.training.evaluation import HeldOut
 from mlm_jax.training.metrics import read_metrics
@@ -36,7 +33,7 @@ NUM_ROWS = 20
 def mae_lm(animals_config, trained, tmp_path_factory):
     """A few steps of MAE-LM on the same rows: (workdir, model)."""
     config = copy.deepcopy(animals_config)
-    config.objective, config.total_steps = 'mae_lm', 5
+    config.objective, config.total_steps, config.mae_lm.decoder_layers = 'mae_lm', 5, 1
     workdir = tmp_path_factory.mktemp('mae_lm') / 'mae_lm'
     train.train(config, workdir)
     return workdir, loading.load(workdir, trained[1])
@@ -56,20 +53,11 @@ def exlm(animals_config, trained, tmp_path_factory):
     return workdir, loading.load(f'{workdir}@0', trained[1])
 
 
-@pytest.fixture(scope='module')
-def run_probe():
-    """(name, *arguments) → runs that probe in this process, as the command line would."""
-    before = set(flags.FLAGS)
-    probe._define_flags()
-
-    def run(name, *arguments):
-        with flagsaver.flagsaver():
-            flags.FLAGS(['probe', *arguments])
-            probe.PROBES[name](sources.parse_runs(flags.FLAGS.model, f'probe {name}'))
-
-    yield run
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
+def run_probe(*arguments) -> str:
+    """What the program prints."""
+    result = programs.run('probe', *arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_ranks_of_unmasked_rows_equal_those_of_all_representations_at_once(trained):
@@ -101,9 +89,9 @@ def test_each_token_is_counted_once_in_its_group(trained, mae_lm):
     assert (mae_kept, mae_masked, mae_all) == (kept, 0, kept), 'the same masks; [MASK] stays out of the encoder'
 
 
-def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path, run_probe, capsys):
+def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path):
     workdirs = [f'--model={workdir}' for workdir in (trained[0], mae_lm[0])]
-    run_probe('effective_rank', *workdirs, f'--output={tmp_path}', f'--rows={NUM_ROWS}', '--thresholds=0.5,0.9')
+    shown = run_probe('effective_rank', *workdirs, f'--output={tmp_path}', f'--rows={NUM_ROWS}', '--thresholds=0.5,0.9')
     report = json.loads((tmp_path / 'effective_rank.json').read_text())
     assert set(report) == {'run', 'mae_lm'}
     assert set(report['run']['curves']) == set(effective_rank_report.CURVES)
@@ -113,13 +101,12 @@ def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path,
         assert set(by_threshold) == {'0.5', '0.9'}
         assert all(0 < low <= high <= 64 for low, high in zip(by_threshold['0.5'], by_threshold['0.9'], strict=True))
     assert (tmp_path / 'effective_rank.png').stat().st_size > 10_000
-    assert 'mae_lm' in capsys.readouterr().out
+    assert 'mae_lm' in shown
 
 
-def test_gradient_variance_from_the_start_to_the_newest_checkpoint(mae_lm, tmp_path, run_probe, capsys):
+def test_gradient_variance_from_the_start_to_the_newest_checkpoint(mae_lm, tmp_path):
     models = [f'--model={mae_lm[0]}@{step}' for step in (0, 5)]
-    run_probe('gradient_variance', *models, '--texts=8', '--segments=3', '--draws=3', f'--output={tmp_path}')
-    shown = capsys.readouterr().out
+    shown = run_probe('gradient_variance', *models, '--texts=8', '--segments=3', '--draws=3', f'--output={tmp_path}')
     report = json.loads((tmp_path / 'gradient_variance.json').read_text())
     assert [entry['step'] for entry in report.values()] == [0, 5]
     for label, entry in report.items():
@@ -152,9 +139,9 @@ def test_entropy_has_the_same_masks_for_every_objective(trained, mae_lm, exlm, m
         assert (abs((first.positions < 32).sum(1) - ratio * eligible) < 1).all()
 
 
-def test_entropy_of_every_objective(trained, mae_lm, exlm, tmp_path, run_probe, capsys):
+def test_entropy_of_every_objective(trained, mae_lm, exlm, tmp_path):
     workdirs = [f'--model={workdir}@0' for workdir in (trained[0], mae_lm[0], exlm[0])]
-    run_probe('entropy', *workdirs, f'--output={tmp_path}', f'--rows={NUM_ROWS}', '--ratios=0.5')
+    shown = run_probe('entropy', *workdirs, f'--output={tmp_path}', f'--rows={NUM_ROWS}', '--ratios=0.5')
     report = json.loads((tmp_path / 'entropy.json').read_text())
     assert list(report) == ['run@0', 'mae_lm@0', 'exlm@0']
     for label, entry in report.items():
@@ -168,7 +155,6 @@ def test_entropy_of_every_objective(trained, mae_lm, exlm, tmp_path, run_probe, 
                 assert values['gap'][0] == pytest.approx(values['nll'][0] - values['entropy'][0], abs=1e-9)
                 assert values['nll'][0] == pytest.approx(np.log2(trained[2].config.vocab_size), abs=0.5), 'untrained'
     assert (tmp_path / 'entropy.png').stat().st_size > 10_000
-    shown = capsys.readouterr().out
     assert 'prior, mixture' in shown and 'mae_lm' in shown
 
 
@@ -179,7 +165,7 @@ def test_checkpoints_of_other_text_do_not_compare(trained, exlm):
     assert not entropy_report.same_text(other, exlm[1], NUM_ROWS)
 
 
-def test_the_alignment_of_a_row(exlm, trained, tmp_path, run_probe):
+def test_the_alignment_of_a_row(exlm, trained, tmp_path):
     run_probe('dag', f'--model={exlm[0]}@0', '--ratios=0.5', '--row=2', f'--output={tmp_path}')
     row = json.loads((tmp_path / 'dag_row2.json').read_text())
     assert (tmp_path / 'dag_row2.png').stat().st_size > 30_000
@@ -251,8 +237,7 @@ def test_step_0_is_where_training_started(trained):
 )
 def test_wrong_command_lines_end_in_one_message(tmp_path, arguments, message):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
-    command = [sys.executable, '-m', 'mlm_jax.probe', *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = programs.run('probe', *arguments)
     assert result.returncode == 1
     assert message in result.stderr and 'Traceback' not in result.stderr
 
@@ -263,9 +248,10 @@ def test_wrong_command_lines_end_in_one_message(tmp_path, arguments, message):
         ('effective_rank', ['--thresholds=0,2'], 'must lie above 0'),
         ('entropy', ['--ratios=0.15,1'], 'above 0 and below 1'),
         ('entropy', ['--ratios=half'], 'above 0 and below 1'),
-        ('dag', ['--model=y'], 'one row of one checkpoint'),
+        ('dag', ['--model={run}@0'], 'one row of one checkpoint'),
     ],
 )
-def test_wrong_values_are_refused(tmp_path, run_probe, name, arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        run_probe(name, '--model=x', f'--output={tmp_path}', *arguments)
+def test_wrong_values_are_refused(trained, tmp_path, name, arguments, message):
+    arguments = [argument.format(run=trained[0]) for argument in arguments]
+    result = programs.run('probe', name, f'--model={trained[0]}', f'--output={tmp_path}', *arguments)
+    assert result.returncode == 1 and message in result.stderr

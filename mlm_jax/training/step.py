@@ -98,7 +98,7 @@ def apply_gradients(
     updates, opt_state = update(grads, state.opt_state, state.params, step=state.step)
     new = (optax.apply_updates(state.params, updates), opt_state)
     # If the norm is finite, so are the moments: both square the gradient.
-    finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm) & _all_finite(new[0])
+    finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(new[0]))
     old = (state.params, state.opt_state)
     params, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     return params, opt_state, grad_norm, finite

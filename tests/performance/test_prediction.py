@@ -1,10 +1,9 @@
 """Steps compiled for a slice that is not here: what is reported, and what does not fit."""
 
 import importlib.util
-import subprocess
-import sys
 
 import jax
+import programs
 import pytest
 
 from mlm_jax import config as config_lib
@@ -62,7 +61,6 @@ def test_a_configuration_that_cannot_run_there_is_an_error():
     ],
 )
 def test_the_program_says_in_one_line_what_is_wrong(arguments, message):
-    command = [sys.executable, '-m', 'mlm_jax.bench', '--config=configs/mlm.py:tiny', *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    result = programs.run('bench', '--config=configs/mlm.py:tiny', *arguments)
     assert result.returncode == 1 and 'Traceback' not in result.stderr
     assert message in result.stderr
