@@ -286,3 +286,12 @@ def one_device_here():
     """`hidden_devices`, during one test."""
     with hidden_devices():
         yield
+
+
+@pytest.fixture
+def all_devices(one_device):
+    """Shows all devices during one test, in a file whose other tests see one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'devices', jax.local_devices)
+        patch.setattr(jax, 'device_count', jax.local_device_count)
+        yield

@@ -12,6 +12,8 @@ from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError, step_flops
 from mlm_jax.performance import speed
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 SMALL = 'vocab_size=64,sequence_length=32,batch_size=8,model.num_layers=1,model.width=32,model.ffn_width=64'
 
 

@@ -18,6 +18,8 @@ from mlm_jax.training import runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import write_config
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 SMALL = (
     'tiny,vocab_size=64,sequence_length=32,batch_size=8,total_steps=8,model.num_layers=1,model.width=32,'
     'model.ffn_width=64,evaluation.rows=16,evaluation.every_steps=2,compilation_cache=,checkpoint.keep_last=1'

@@ -12,6 +12,8 @@ from mlm_jax import config as config_lib
 from mlm_jax import doctor
 from mlm_jax.performance import ahead_of_time, attention_parity
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
@@ -23,7 +25,7 @@ def problems(config, workdir) -> str:
     return '\n'.join(text for fine, text in findings(config, workdir) if not fine)
 
 
-def test_a_run_that_can_start_has_no_problem(tiny_config, tmp_path):
+def test_a_run_that_can_start_has_no_problem(all_devices, tiny_config, tmp_path):
     before = config_lib.to_json(tiny_config)
     found = findings(tiny_config, tmp_path / 'runs' / 'new')
     assert config_lib.to_json(tiny_config) == before, 'a configuration is examined, not changed'
@@ -46,7 +48,7 @@ def test_a_wrong_configuration_is_all_that_is_said(tiny_config, tmp_path):
     assert not fine and 'model.width=32 must be a multiple of model.num_heads=5' in text
 
 
-def test_each_problem_comes_with_its_cure(tiny_config, tmp_path, monkeypatch):
+def test_each_problem_comes_with_its_cure(all_devices, tiny_config, tmp_path, monkeypatch):
     usage = SimpleNamespace(free=1000)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
     tiny_config.data.directory = str(tmp_path / 'nothing')

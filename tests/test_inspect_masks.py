@@ -19,6 +19,8 @@ from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
 from mlm_jax.training.step import MASK_STREAM, stream_key
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 @pytest.mark.smoke
 def test_the_program_writes_text_page_picture_and_figures(animals_config, tmp_path):

@@ -12,6 +12,8 @@ from mlm_jax.comparing.configurations import Candidate
 from mlm_jax.config import ConfigError
 from mlm_jax.parallel.mesh import make_mesh
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 # As in the corpus of the model that the tests share.
 ANIMALS = {'cat': 'red', 'dog': 'green', 'bird': 'blue', 'fish': 'black', 'horse': 'white'}
 
@@ -132,7 +134,7 @@ def test_what_would_stop_a_judge_is_said_before(candidate, tasks, text, change, 
     config_lib.apply_overrides(candidate.config, change)
     judge = make(text, [str(tasks)])
     with pytest.raises(ConfigError, match=message):
-        judge.check(judges.stand_in(candidate, make_mesh()))
+        judge.check(judges.stand_in(candidate, make_mesh(devices=jax.local_devices())))
 
 
 def test_what_cannot_be_read_is_refused(tmp_path, tasks):

@@ -13,6 +13,8 @@ from mlm_jax.training import build, checkpoints
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.state import create_state
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 @pytest.fixture
 def continued(trained, animals_config):

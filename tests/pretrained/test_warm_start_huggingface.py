@@ -22,6 +22,8 @@ from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.state import create_state, example_batch
 from mlm_jax.training.step import make_eval_step
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 pytest.importorskip('safetensors.numpy')
 pytest.importorskip('tokenizers')
 

@@ -16,6 +16,8 @@ from mlm_jax.training import checkpoints, integrity
 from mlm_jax.training import workdir as workdir_lib
 from tests.test_train import assert_same_bits, final_state, learned
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 @pytest.fixture(scope='module')
 def config(make_tiny_config):

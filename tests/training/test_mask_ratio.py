@@ -17,6 +17,8 @@ from mlm_jax.masking.tables import Tables
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.training import mask_ratio
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 VOCABULARY = standard_vocabulary(50)
 
 
