@@ -172,6 +172,7 @@ def test_two_processes_compute_the_same_run(uninterrupted, minimal_pairs, tmp_pa
         port = s.getsockname()[1]
     shared = (f'--coordinator_address=localhost:{port}', '--num_processes=2')
     more = f',mesh.data=1,mesh.fsdp=-1,sharding=fsdp,evaluation.blimp={minimal_pairs},evaluation.blimp_percent=100'
+    more += ',checkpoint.every_steps=11'
     processes = [start(config, workdir, *shared, f'--process_id={i}', num_devices=2, argument=more) for i in range(2)]
     outputs = [finish(process) for process in processes]
     assert 'step 33/33' in outputs[0]
@@ -188,7 +189,7 @@ def test_two_processes_compute_the_same_run(uninterrupted, minimal_pairs, tmp_pa
     with jax.set_mesh(mesh):
         report = evaluate.judge_minimal_pairs([sources.parse(str(workdir))], mesh, minimal_pairs, 100.0, False)
     assert report['models']['run']['accuracy'] == pytest.approx(last['eval/blimp'])
-    lengthened = finish(start(config, workdir, argument=',total_steps=36', num_devices=8))
+    lengthened = finish(start(config, workdir, argument=',total_steps=36'))
     assert 'resuming at step 33 of 36' in lengthened
     assert 'total_steps: 33 in the checkpoint, 36 now' in lengthened
 
