@@ -42,7 +42,7 @@ def configuration(name: str, recipe: str = PLAIN):
     overrides = {
         'objective': name, 'vocab_size': '64', 'sequence_length': str(LENGTH), 'batch_size': str(ROWS),
         'model.num_layers': '2', 'model.width': '32', 'model.num_heads': '8', 'model.ffn_width': '64',
-        'model.dropout': '0.0', 'model.attention_dropout': '0.0',
+        'model.dropout': '0.0', 'model.attention_dropout': '0.0', 'mae_lm.decoder_layers': '2',
         'model.positions': 'learned' if 'learned' in positions else positions[-1], 'masking.mask_fraction': '1.0',
         'masking.random_fraction': '0.0', 'compilation_cache': '', **RECIPES[recipe],
     }  # fmt: skip
@@ -170,4 +170,4 @@ ALL = (
     ignores_padding, is_the_same_on_a_mesh,
 )  # fmt: skip
 # What a new objective gets wrong first; in the registry, all are asked of it.
-OF_NEW = (has_rules, costs_what_compiles, learns_nothing_from_weight_zero, is_a_sum_over_rows)
+OF_NEW = (has_rules, costs_what_compiles, is_a_sum_over_rows)
