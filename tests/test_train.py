@@ -215,7 +215,8 @@ def test_a_checkpoint_restores_onto_other_meshes(four_steps):
     assert saver.restore_position().examples == 4 * 16
 
 
-def test_a_changed_model_is_refused_and_a_changed_schedule_named(tiny_config, four_steps, one_device_here, tmp_path, capsys):
+@pytest.mark.usefixtures('one_device_here')
+def test_a_changed_model_is_refused_and_a_changed_schedule_named(tiny_config, four_steps, tmp_path, capsys):
     workdir = shutil.copytree(four_steps[1], tmp_path / 'run')
     tiny_config.total_steps, tiny_config.optimizer.learning_rate = 5, 1e-3
     train_lib.train(tiny_config, workdir)
@@ -259,7 +260,8 @@ def test_an_optimizer_state_of_other_parts_is_refused_in_words(tmp_path):
     saver.close()
 
 
-def test_a_finished_run_does_nothing_more(four_steps, one_device_here, tmp_path):
+@pytest.mark.usefixtures('one_device_here')
+def test_a_finished_run_does_nothing_more(four_steps, tmp_path):
     config, workdir = four_steps
     copy = shutil.copytree(workdir, tmp_path / 'run')
     train_lib.train(config, copy)
@@ -313,6 +315,7 @@ def test_a_stop_says_what_became_of_the_parameters(dividing_by_zero, tmp_path):
     assert not list((tmp_path / 'checkpoints').iterdir())
 
 
+@pytest.mark.usefixtures('one_device_here')
 def test_clipping_can_change_at_a_resume(four_steps, tiny_config, one_device_here, tmp_path):
     workdir = shutil.copytree(four_steps[1], tmp_path / 'run')
     tiny_config.total_steps, tiny_config.optimizer.clip_norm = 5, 2.0
