@@ -18,7 +18,7 @@ SMALL = 'vocab_size=64,sequence_length=32,batch_size=8,model.num_layers=1,model.
 
 
 def test_two_objectives_in_turn(tmp_path):
-    configurations = [f'--config=configs/{file}.py:tiny,{SMALL}' for file in ('mlm', 'mae_lm')]
+    configurations = [f'--config=configs/{file}.py:tiny,{SMALL},mae_lm.decoder_layers=1' for file in ('mlm', 'mae_lm')]
     result = programs.run('bench', '--rounds=3', '--steps=1', f'--output={tmp_path}/bench.json', *configurations)
     assert result.returncode == 0, result.stderr
     mlm, mae_lm = json.loads((tmp_path / 'bench.json').read_text())

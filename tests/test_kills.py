@@ -30,9 +30,9 @@ KILLS_OF_A_RUN = 12
 def config(prepared):
     config = config_lib.default_config()
     overrides = {
-        'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '240',
+        'vocab_size': '64', 'sequence_length': '32', 'batch_size': '16', 'total_steps': '160',
         'data.directory': str(prepared), 'model.num_layers': '1', 'model.width': '32', 'model.num_heads': '2',
-        'model.ffn_width': '64', 'evaluation.rows': '24', 'evaluation.every_steps': '120',
+        'model.ffn_width': '64', 'evaluation.rows': '24', 'evaluation.every_steps': '80',
         'checkpoint.every_steps': '40', 'logging.every_steps': '3',
         'compilation_cache': os.environ['JAX_COMPILATION_CACHE_DIR'],
     }  # fmt: skip

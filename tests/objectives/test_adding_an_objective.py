@@ -60,7 +60,7 @@ def registered(blocks, animals_config):
 def run(registered, animals_config, one_device, tmp_path_factory):
     """A run of it, stopped after eight steps and gone on to twelve: (configuration, workdir)."""
     config, workdir = config_lib.from_json(config_lib.to_json(animals_config)), tmp_path_factory.mktemp('run') / 'run'
-    settings = {'objective': registered, 'total_steps': '8', 'logging.every_steps': '4', 'compilation_cache': ''}
+    settings = {'objective': registered, 'total_steps': '8', 'logging.every_steps': '4', 'model.num_layers': '1'}
     config_lib.apply_overrides(config, settings)
     train_lib.train(config, workdir)
     config.total_steps = 12
