@@ -38,6 +38,7 @@ class ExLMConfig:
         'dense: to all later states | sparse: to states of later tokens | none: states are equally likely',
         choices=('dense', 'sparse', 'none'),
         shapes_state=True,
+        same_shapes=('dense', 'sparse'),
     )
     transition_heads: int = option(
         0,

@@ -23,6 +23,8 @@ class Option:
       high: the largest value of a number; None if there is no upper bound.
       shapes_state: whether the shapes of the state depend on the key, so that a run cannot continue from a checkpoint
         with another value.
+      same_shapes: values of such a key under which the shapes are the same, so that it can: one of them may follow
+        another.
     """
 
     comment: str
@@ -30,6 +32,7 @@ class Option:
     low: float | None = None
     high: float | None = None
     shapes_state: bool = False
+    same_shapes: tuple[Any, ...] = ()
 
 
 def option(default: Any, comment: str, **about: Any) -> Any:

@@ -28,7 +28,7 @@ from mlm_jax.parallel.mesh import replicated
 from mlm_jax.parallel.sharding import path_name
 from mlm_jax.pretrained import averaging, huggingface, sources
 from mlm_jax.training import build, checkpoints
-from mlm_jax.training.resuming import state_keys
+from mlm_jax.training.resuming import reshaping
 from mlm_jax.training.state import TrainState, starting_from
 from mlm_jax.training.workdir import read_config
 
@@ -61,7 +61,7 @@ def _check_one(config: ml_collections.ConfigDict, manifest: Manifest, source: so
     there = averaging.run_config(source)
     different = config_lib.differences(there, config)
     fitted = ('optimizer.', 'sequence_length')  # the optimizer starts afresh, and tables of positions follow the length
-    keys = [key for key in state_keys() if key in different and not key.startswith(fitted)]
+    keys = [key for key in reshaping(different) if not key.startswith(fitted)]
     larger = config.vocab_size > there.vocab_size
     if larger:
         keys.remove('vocab_size')  # the tokenizer has been extended, if the last check says so

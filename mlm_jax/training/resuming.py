@@ -1,7 +1,7 @@
 """Whether a run can resume from a checkpoint with a configuration that has changed."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -10,7 +10,7 @@ from mlm_jax import config as config_lib
 from mlm_jax.config.durations import NOMINAL_STEPS_PER_EPOCH
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
-from mlm_jax.objectives.spec import about, option_fields
+from mlm_jax.objectives.spec import Option, about, option_fields
 
 # Of the keys of the model, those that parameters belong to. Rotary bases and windows may change, as for longer texts.
 _STATE_KEYS = (
@@ -23,14 +23,27 @@ _STATE_KEYS = (
 
 
 def state_keys() -> tuple[str, ...]:
-    """The keys, also of objectives, that the shapes of the state depend on: runs cannot resume with another value."""
-    options = (
-        f'{name}.{key}'
+    """The keys, also of objectives, that the shapes of the state depend on."""
+    return (*_STATE_KEYS, *_options())
+
+
+def reshaping(different: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Of keys that differ (key → its two values), those that give the state other shapes: runs cannot resume then."""
+    options = _options()
+    return [
+        key
+        for key in state_keys()
+        if key in different and not (key in options and all(v in options[key].same_shapes for v in different[key]))
+    ]
+
+
+def _options() -> dict[str, Option]:
+    return {
+        f'{name}.{key}': about(field)
         for name, spec in OBJECTIVES.items()
         for key, field in option_fields(spec).items()
         if about(field).shapes_state
-    )
-    return (*_STATE_KEYS, *options)
+    }
 
 
 def check_resume(
@@ -57,7 +70,8 @@ def check_resume(
         before, config = (config_lib.in_steps(c, steps_per_epoch) for c in (before, config))
     different = config_lib.differences(before, config)
     lines = {key: f'  {key}: {old!r} in the checkpoint, {new!r} now' for key, (old, new) in different.items()}
-    fatal = [lines[key] for key in different if key in state_keys() or _moves_state(key, *different[key], config)]
+    reshaped = reshaping(different)
+    fatal = [lines[key] for key in different if key in reshaped or _moves_state(key, *different[key], config)]
     if fatal:
         raise ConfigError(
             'the run in this workdir cannot resume from its checkpoint with this configuration:\n'

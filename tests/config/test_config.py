@@ -458,6 +458,19 @@ def test_a_resumed_run_may_change_what_its_optimizer_state_does_not_hold(old, ne
         assert len(notes) == 1
 
 
+@pytest.mark.parametrize(('new', 'refused'), [('dense', False), ('none', True)])
+def test_a_run_may_go_on_with_other_transitions_but_not_without(new, refused):
+    stored, config = (load('exlm.py', f'tiny,exlm.transitions={transitions}') for transitions in ('sparse', new))
+    assert resuming.reshaping(config_lib.differences(stored, config)) == ['exlm.transitions'] * refused
+    notes = []
+    if refused:
+        with pytest.raises(ConfigError, match="exlm.transitions: 'sparse' in the checkpoint, 'none' now"):
+            resuming.check_resume(stored.to_dict(), config, notes.append)
+    else:
+        resuming.check_resume(stored.to_dict(), config, notes.append)
+        assert "exlm.transitions: 'sparse' in the checkpoint, 'dense' now" in notes[0]
+
+
 @hypothesis.given(
     st.dictionaries(
         st.sampled_from(['seed', 'batch_size', 'optimizer', 'model', 'objective', 'a.b', 'masking']),
