@@ -12,6 +12,11 @@ Arguments for ablations: `exlm.num_states=2`; `exlm.transitions=sparse` (only to
 `exlm.anchors=false`. `objective=mlm` trains the baseline of the paper: the same encoder, without expansion. Other
 arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/exlm.py:base,batch_size=256`.
 
+On text, dense transitions from random weights stay at the frequencies of words for long, where sparse ones leave them
+sooner than MLM does (docs/results.md, "ExLM on text"): begin with `exlm.transitions=sparse`. The same run may go on
+with `exlm.transitions=dense`, and another may start from its weights by `init_from`. On molecules, dense ones train as
+they are.
+
 The sizes `base` and `large` have not been run yet.
 """
 
