@@ -309,9 +309,9 @@ def test_wikipedia(tmp_path):
 
 
 def test_the_demo_corpus_is_large_and_english():
-    documents = list(itertools.islice(demo_corpus.documents(), 301))
-    assert len(documents) == 301, 'and there are more'
-    assert sum(len(d.split()) for d in documents) > 100_000
+    documents = list(itertools.islice(demo_corpus.documents(), 1501))
+    assert len(documents) == 1501, 'and there are more'
+    assert sum(len(d.split()) for d in documents) > 500_000
     assert len({*documents}) == len(documents)
     words = ' '.join(documents).lower().split()
     assert 0.04 < words.count('the') / len(words) < 0.09  # as in English

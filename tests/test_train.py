@@ -189,7 +189,7 @@ def test_two_processes_compute_the_same_run(uninterrupted, minimal_pairs, tmp_pa
     with jax.set_mesh(mesh):
         report = evaluate.judge_minimal_pairs([sources.parse(str(workdir))], mesh, minimal_pairs, 100.0, False)
     assert report['models']['run']['accuracy'] == pytest.approx(last['eval/blimp'])
-    lengthened = finish(start(config, workdir, argument=',total_steps=36'))
+    lengthened = finish(start(config, workdir, argument=',total_steps=36', num_devices=8))
     assert 'resuming at step 33 of 36' in lengthened
     assert 'total_steps: 33 in the checkpoint, 36 now' in lengthened
 
@@ -316,7 +316,7 @@ def test_a_stop_says_what_became_of_the_parameters(dividing_by_zero, tmp_path):
 
 
 @pytest.mark.usefixtures('one_device_here')
-def test_clipping_can_change_at_a_resume(four_steps, tiny_config, one_device_here, tmp_path):
+def test_clipping_can_change_at_a_resume(four_steps, tiny_config, tmp_path):
     workdir = shutil.copytree(four_steps[1], tmp_path / 'run')
     tiny_config.total_steps, tiny_config.optimizer.clip_norm = 5, 2.0
     train_lib.train(tiny_config, workdir)

@@ -29,11 +29,11 @@ def state_keys() -> tuple[str, ...]:
 
 def reshaping(different: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """Of keys that differ (key → its two values), those that give the state other shapes: runs cannot resume then."""
-    options = _options()
+    alike = {key: option.same_shapes for key, option in _options().items()}
     return [
         key
         for key in state_keys()
-        if key in different and not (key in options and all(v in options[key].same_shapes for v in different[key]))
+        if key in different and not all(value in alike.get(key, ()) for value in different[key])
     ]
 
 

@@ -97,16 +97,12 @@ def apply_gradients(
     update = optax.with_extra_args_support(optimizer).update
     updates, opt_state = update(grads, state.opt_state, state.params, step=state.step)
     new = (optax.apply_updates(state.params, updates), opt_state)
-    # If the norm is finite, so are the moments: both square the gradient.
+    # If the norm of the gradient is finite, so are the moments: both square the gradient. New parameters are judged by
+    # their norm, too: a check of each leaf is a chain of scalars, which XLA repeats in the update of every leaf.
     finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(new[0]))
     old = (state.params, state.opt_state)
     params, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
     return params, opt_state, grad_norm, finite
-
-
-def _all_finite(tree) -> jax.Array:
-    """bool[]: whether every number of every leaf is finite."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def jit_train_step(train_step: Callable, state: TrainState, mesh: Mesh) -> jax.stages.Wrapped:

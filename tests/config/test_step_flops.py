@@ -24,13 +24,6 @@ def load(file: str, argument: str = ''):
     return config_lib.resolve(config)
 
 
-def test_a_compiled_step_has_the_products_of_the_formula():
-    """With a decoder of another width; tests/objectives/ compiles the others."""
-    config = load('mae_lm', ',model.num_layers=1,mae_lm.decoder_layers=2,mae_lm.decoder_width=32')
-    computed = collectives.matmul_flops(ahead_of_time.compile_train_step(config, jax.devices()[:1]))
-    assert computed == pytest.approx(step_flops.step_flops(config, slots=True), rel=0.02)
-
-
 @pytest.mark.parametrize(
     ('file', 'argument', 'unused'),
     [
@@ -42,8 +35,12 @@ def test_a_compiled_step_has_the_products_of_the_formula():
         ('exlm', '', 0.08),
     ],
 )
-def test_unused_slots_cost_little_beyond_what_the_objective_needs(file, argument, unused):
+def test_a_compiled_step_has_the_products_of_the_formula(file, argument, unused):
     config = load(file, argument)
+    compiled = ahead_of_time.compile_train_step(config, jax.devices()[:1])
+    computed = collectives.matmul_flops(compiled)
+    assert computed == pytest.approx(step_flops.step_flops(config, slots=True), rel=0.02)
+    # Unused slots are all that separates it from what the objective needs.
     assert 1 <= step_flops.step_flops(config, slots=True) / step_flops.step_flops(config) < 1 + unused
 
 

@@ -170,4 +170,4 @@ ALL = (
     ignores_padding, is_the_same_on_a_mesh,
 )  # fmt: skip
 # What a new objective gets wrong first; in the registry, all are asked of it.
-OF_NEW = (has_rules, costs_what_compiles, is_a_sum_over_rows)
+OF_NEW = (has_rules, costs_what_compiles, learns_nothing_from_weight_zero, is_a_sum_over_rows)

@@ -82,11 +82,13 @@ def each_alone(model: Model, texts: list[str]) -> list[np.ndarray]:
 
 def test_vectors_are_those_of_each_text_alone(model):
     """Whatever the texts beside it, their order, the size of batches and the number of devices."""
-    texts = random_texts(model, 7)
+    texts = random_texts(model, 9)
     expected = each_alone(model, texts)
     mean_Nxd = np.stack([vectors.mean(0) for vectors in expected])
     found_Nxd = model.encode(texts)
-    assert found_Nxd.dtype == np.float32
+    assert found_Nxd.dtype == np.float32 and model.mesh.size == (
+        8 if model.objective_name == 'mlm' and model.config else 1
+    )
     np.testing.assert_allclose(found_Nxd, mean_Nxd, atol=1e-5)
     np.testing.assert_allclose(model.encode(texts[::-1], batch_size=3)[::-1], mean_Nxd, atol=1e-5)
     np.testing.assert_allclose(model.encode(texts[5:6]), mean_Nxd[5:6], atol=1e-5)
