@@ -52,27 +52,37 @@ def _einsum(spec: str, left, right, dtype):
     def default(left, right):
         return jnp.einsum(spec, left, right, preferred_element_type=dtype)
 
-    return jax.lax.platform_dependent(left, right, cpu=functools.partial(_einsum_on_cpu, spec, dtype), default=default)
+    on_cpu, is_swapped = _form_on_cpu(spec, left, right)
+    if on_cpu == spec and dtype == jnp.float32:
+        return default(left, right)  # the two forms are the same, and each of them takes time to trace and to compile
+
+    def cpu(left, right):
+        operands = (right, left) if is_swapped else (left, right)
+        y = jnp.einsum(on_cpu, *operands, preferred_element_type=jnp.float32)
+        order, output = on_cpu.split('->')[1], spec.split('->')[1]
+        if order != output:  # the barrier keeps XLA from swapping the operands back
+            y = jnp.einsum(f'{order}->{output}', jax.lax.optimization_barrier(y))
+        return y.astype(dtype)
+
+    return jax.lax.platform_dependent(left, right, cpu=cpu, default=default)
 
 
-def _einsum_on_cpu(spec, dtype, left, right):
-    """The form that XLA:CPU computes fastest: a float32 result, and the smaller operand as the one that it transposes.
+def _form_on_cpu(spec: str, left: jax.Array, right: jax.Array) -> tuple[str, bool]:
+    """The specification that XLA:CPU computes fastest, and whether it takes the operands in the other order.
 
-    GPUs and TPUs accumulate in float32 whatever the dtype of the result. CPUs do so only if the result is float32, and
-    are then more than twice as fast.
+    It transposes the smaller operand, and its result is float32: GPUs and TPUs accumulate in float32 whatever the dtype
+    of the result; CPUs do so only if the result is float32, and are then more than twice as fast.
     """
     inputs, output = spec.split('->')
     of_left, of_right = inputs.split(',')
-    order = output
-    if not set(of_left) & set(of_right) & set(output) and of_left[-1] in output:
-        # The rows of both operands are summed over, as in gradients of weights: XLA transposes the first operand.
-        if left.size > right.size:
-            of_left, of_right, left, right = of_right, of_left, right, left
-        order = ''.join(c for c in of_left + of_right if c in output)
-    y = jnp.einsum(f'{of_left},{of_right}->{order}', left, right, preferred_element_type=jnp.float32)
-    if order != output:  # the barrier keeps XLA from swapping the operands back
-        y = jnp.einsum(f'{order}->{output}', jax.lax.optimization_barrier(y))
-    return y.astype(dtype)
+    # Where the rows of both operands are summed over, as in gradients of weights, XLA transposes the first operand.
+    if set(of_left) & set(of_right) & set(output) or of_left[-1] not in output:
+        return spec, False
+    is_swapped = left.size > right.size
+    if is_swapped:
+        of_left, of_right = of_right, of_left
+    order = ''.join(c for c in of_left + of_right if c in output)
+    return f'{of_left},{of_right}->{order}', is_swapped
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: str, num_contracted: int = 1) -> jax.Array:

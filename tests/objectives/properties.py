@@ -15,7 +15,7 @@ from mlm_jax.objectives.registry import OBJECTIVES, parameters
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
 from mlm_jax.parallel.parameters import find
 from mlm_jax.parallel.sharding import is_stacked, path_name, state_shardings
-from mlm_jax.performance import ahead_of_time, collectives
+from mlm_jax.performance import collectives
 from mlm_jax.training import build
 from mlm_jax.training.state import example_batch
 
@@ -78,9 +78,15 @@ def run(module, params, batch, method='__call__'):
 
 
 @functools.partial(jax.jit, static_argnames='module')
-def gradient(module, params, batch):
-    """Of the sum of the loss."""
-    return jax.grad(lambda p: module.apply({'params': p}, batch).loss_sum)(params)
+def learn(module, params, batch):
+    """(LossTerms, the gradient of the sum of the loss)."""
+
+    def loss(params):
+        terms = module.apply({'params': params}, batch)
+        return terms.loss_sum, terms
+
+    gradient, terms = jax.grad(loss, has_aux=True)(params)
+    return terms, gradient
 
 
 def has_rules(name: str, recipe: str = PLAIN) -> None:
@@ -98,15 +104,13 @@ def has_rules(name: str, recipe: str = PLAIN) -> None:
 
 
 def costs_what_compiles(name: str, recipe: str = PLAIN) -> None:
-    """FLOPs and slots by the spec are those of the compiled step."""
-    config = configuration(name, recipe)
-    computed = collectives.matmul_flops(ahead_of_time.compile_train_step(config, jax.devices()[:1]))
+    """FLOPs and slots by the spec are those of the compiled loss and gradient; an optimizer adds no products."""
+    config, (module, params) = configuration(name, recipe), initialized(name, recipe)
+    computed = collectives.matmul_flops(learn.lower(module, params, batch()).compile())
     assert computed == pytest.approx(step_flops.step_flops(config, slots=True), rel=0.03)
-    sizes, (module, params) = step_flops.slot_sizes(config), initialized(name, recipe)
-    encoded = jax.eval_shape(
-        lambda: module.apply({'params': params}, example_batch(LENGTH, int(sizes.masked)), method='encode_masked')
-    )[0]
-    assert encoded.shape[1] == sizes.encoded
+    sizes = step_flops.slot_sizes(config)
+    encoded = jax.eval_shape(lambda: module.apply({'params': params}, batch(), method='encode_masked'))[0]
+    assert (batch().positions.shape[1], encoded.shape[1]) == (sizes.masked, sizes.encoded)
 
 
 def predicts_without_seeing(name: str) -> None:
@@ -126,15 +130,15 @@ def learns_nothing_from_weight_zero(name: str) -> None:
     module, params = initialized(name)
     masked = batch()
     nothing = masked.replace(weights=jnp.zeros_like(masked.weights))
-    terms = run(module, params, nothing)
+    terms, gradient = learn(module, params, nothing)
     assert (float(terms.loss_sum), float(terms.weight_sum)) == (0.0, 0.0)
-    assert all(not np.any(g) for g in jax.tree.leaves(gradient(module, params, nothing)))
+    assert all(not np.any(g) for g in jax.tree.leaves(gradient))
 
 
 def is_a_sum_over_rows(name: str) -> None:
     """The loss of a batch is the sum of those of its parts: rows do not know of each other."""
     module, params = initialized(name)
-    whole = run(module, params, batch())
+    whole, _ = learn(module, params, batch())
     halves = [jax.tree.map(lambda x, half=half: x[half], batch()) for half in (slice(0, 4), slice(4, 8))]
     parts = [run(module, params, half) for half in halves]
     for part in ('loss_sum', 'weight_sum'):
@@ -146,20 +150,19 @@ def ignores_padding(name: str) -> None:
     module, params = initialized(name)
     padding = batch().segments == 0
     other = batch().replace(tokens=jnp.where(padding, 9, batch().tokens), inputs=jnp.where(padding, 9, batch().inputs))
-    assert float(run(module, params, other).loss_sum) == pytest.approx(
-        float(run(module, params, batch()).loss_sum), rel=1e-5
-    )
+    terms, expected = learn(module, params, other)[0], learn(module, params, batch())[0]
+    assert float(terms.loss_sum) == pytest.approx(float(expected.loss_sum), rel=1e-5)
 
 
 def is_the_same_on_a_mesh(name: str, recipe: str = PLAIN) -> None:
     """Eight devices, with the state split in every way, compute the loss and the gradient of one."""
     module, params = initialized(name, recipe)
-    expected = run(module, params, batch()), gradient(module, params, batch())
+    expected = learn(module, params, batch())
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
         there = jax.device_put(params, state_shardings(params, 'fsdp_tp', mesh, parameters(name)))
         rows = jax.device_put(batch(), batch_sharding(mesh))
-        found = run(module, there, rows), gradient(module, there, rows)
+        found = learn(module, there, rows)
     assert float(found[0].loss_sum) == pytest.approx(float(expected[0].loss_sum), rel=1e-4)
     for ours, theirs in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * max(1.0, float(np.abs(theirs).max())))
