@@ -146,22 +146,17 @@ class Model:
         ids = tokens_with_masks(self.tokenizer, text)
         if len(ids) > self.max_length:
             raise ConfigError(f'the text has {len(ids)} tokens; this model takes {self.max_length} at most')
-        ids = np.repeat(ids, repeats)
-        masked = np.flatnonzero(ids == v.mask_id)
-        tokens_1xT = jnp.asarray(ids)[None]
-        batch = MaskedBatch(
-            tokens=tokens_1xT,
-            inputs=tokens_1xT,
-            positions=jnp.asarray(masked, jnp.int32)[None],
-            weights=jnp.ones((1, len(masked))),
-            segments=jnp.ones_like(tokens_1xT),
-        )
+        length = repeats * sequences.padded_length(len(ids), SMALLEST_STEP, self.max_length)
+        tokens_1xT = sequences.pad([np.repeat(ids, repeats)], 1, length, v.pad_id)
+        masked = np.flatnonzero(tokens_1xT == v.mask_id)
+        # Numbers of masks are rounded up, too, to powers of two: a program is compiled for each.
+        count = repeats * (1 << (len(masked) // repeats - 1).bit_length())
+        positions_1xM = np.full((1, count), length, np.int32)
+        positions_1xM[0, : len(masked)] = masked
+        special_ids = tuple(v.padded(self.objective.config.vocab_size).special_ids)
         with jax.set_mesh(self.mesh):
-            logits_MxV = self.objective.apply({'params': self.params}, batch, method='logits')[0]
-            special_ids = v.padded(self.objective.config.vocab_size).special_ids
-            log_p_MxV = jax.nn.log_softmax(logits_MxV.at[:, jnp.asarray(special_ids)].set(-jnp.inf))
-            log_p_MxV = log_p_MxV.reshape(-1, repeats, log_p_MxV.shape[-1]).mean(1)
-            probability, token = jax.device_get(jax.lax.top_k(jax.nn.softmax(log_p_MxV), top))
+            found = _fill(self.objective, special_ids, v.pad_id, repeats, top, self.params, tokens_1xT, positions_1xM)
+            probability, token = (x[: len(masked) // repeats] for x in jax.device_get(found))
         return [
             [(self.tokenizer.id_to_piece(t), float(p)) for t, p in zip(tokens, ps, strict=True)]
             for tokens, ps in zip(token, probability, strict=True)
@@ -275,6 +270,30 @@ def _encode(objective: Objective, pooling: str, pad_id: int, params: dict, token
     )
     x_Bxd = x_BxTxd[:, 0] if pooling == 'cls' else pooling_lib.mean(x_BxTxd, segments_BxT)
     return jax.lax.with_sharding_constraint(x_Bxd, PartitionSpec())
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _fill(
+    objective: Objective,
+    special_ids: tuple[int, ...],
+    pad_id: int,
+    repeats: int,
+    top: int,
+    params: dict,
+    tokens_1xT: jax.Array,
+    positions_1xM: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """f32[M / repeats, top], probabilities in descending order, and int32[M / repeats, top], the pieces that have them.
+
+    What is found for slots behind the last masked position means nothing.
+    """
+    weights_1xM = (positions_1xM < tokens_1xT.shape[1]).astype(jnp.float32)
+    segments_1xT = (tokens_1xT != pad_id).astype(jnp.int32)
+    batch = MaskedBatch(tokens_1xT, tokens_1xT, positions_1xM, weights_1xM, segments_1xT)
+    logits_MxV = objective.apply({'params': params}, batch, method='logits')[0]
+    log_p_MxV = jax.nn.log_softmax(logits_MxV.at[:, jnp.asarray(special_ids)].set(-jnp.inf))
+    log_p_NxV = log_p_MxV.reshape(-1, repeats, log_p_MxV.shape[-1]).mean(1)
+    return jax.lax.top_k(jax.nn.softmax(log_p_NxV), top)
 
 
 def tokens_with_masks(tokenizer: AnyTokenizer, text: str) -> np.ndarray:

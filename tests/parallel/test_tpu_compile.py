@@ -74,18 +74,19 @@ def test_fsdp_gathers_weights_and_moves_no_activations(capsys):
 
 @needs_libtpu
 @pytest.mark.tpu_compile
-def test_exlm_fits_and_moves_no_states(capsys):
-    needs, share, program = compile_for('v5e-16', 'base,slice=v5e-16', capsys, 'exlm.py')
-    assert needs.memory.total_bytes < 9 * 2**30
+def test_exlm_moves_no_states_and_holds_no_steps_of_targets(capsys):
+    """At size mini, which compiles in half the time of base; doctor and bench predict base (docs/results)."""
+    needs, share, program = compile_for('v5e-16', 'mini,slice=v5e-16', capsys, 'exlm.py')
+    assert needs.memory.total_bytes < 150 * 2**20
     # Expanded rows have 192 slots, and 256 within the fused kernel alone.
     assert share == pytest.approx(1.0, abs=0.05)
     # The sum over alignments is done where its rows are; whether a row needs log space is known to all.
     assert needs.collectives.keys() == {'all-gather', 'all-reduce'}
-    # 64 rows on a device at a time, 21 targets and 84 states each (88 where padded to whole tiles): logits of states,
+    # 4 rows on a device at a time, 21 targets and 84 states each (88 where padded to whole tiles): logits of states,
     # not of positions, and nothing that holds all steps between states for each target.
     shapes = {tuple(map(int, dims.split(','))) for dims in re.findall(r'\b(?:f32|bf16)\[([\d,]+)\]', program)}
-    assert max(math.prod(shape) for shape in shapes if 32768 in shape) <= 64 * 88 * 32768
-    assert not [shape for shape in shapes if math.prod(shape) >= 64 * 21 * 84 * 84 and shape.count(84) > 1]
+    assert max(math.prod(shape) for shape in shapes if 8192 in shape) <= 4 * 88 * 8192
+    assert not [shape for shape in shapes if math.prod(shape) >= 4 * 21 * 84 * 84 and shape.count(84) > 1]
 
 
 @needs_libtpu

@@ -15,7 +15,7 @@ from mlm_jax import evaluate
 from mlm_jax.config import ConfigError
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.parallel.mesh import make_mesh
-from mlm_jax.pretrained.model import Model
+from mlm_jax.pretrained.model import Model, tokens_with_masks
 from mlm_jax.tasks import blimp
 from mlm_jax.training.workdir import write_config
 
@@ -177,6 +177,15 @@ def test_masks_are_filled_as_the_program_fills_them(trained, bert):
     assert lines[0] == text
     shown = [[(piece.replace('▁', ''), f'{p:.1%}') for piece, p in found] for found in model.fill_mask(text, top=3)]
     assert [[tuple(entry.split(' ')) for entry in line[4:].split('   ')] for line in lines[1:]] == shown
+
+    ids = tokens_with_masks(model.tokenizer, text)[None]
+    at = np.flatnonzero(ids == model.tokenizer.vocabulary.mask_id)[None]
+    batch = MaskedBatch(ids, ids, at, np.ones(at.shape, np.float32), np.ones_like(ids))
+    logits = jax.jit(lambda params: model.objective.apply({'params': params}, batch, method='logits')[0])(model.params)
+    expected = jax.nn.softmax(logits.at[:, np.array(model.tokenizer.vocabulary.special_ids)].set(-np.inf)).max(-1)
+    assert ids.shape[1] % 4 and at.shape == (1, 2), 'the row is padded'
+    best = [found[0][1] for found in model.fill_mask(text)]
+    np.testing.assert_allclose(best, expected, rtol=1e-4)
 
     found = mlm_jax.load(bert).fill_mask('w5 [MASK] w9', top=59)
     assert len(found) == 1 and {piece for piece, _ in found[0]} == {f'▁w{i}' for i in range(5, 64)}
