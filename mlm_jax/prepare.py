@@ -4,8 +4,12 @@
     python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mine,data.corpus='jsonl:corpus/*.jsonl'
 
 `mlm_jax/data/corpora.py` explains how to specify a corpus. A run that was killed can be started again and resumes; the
-resulting directory is always the same to the byte, on any number of cores. For a finished directory, the program
-compares every file with its checksum, and makes damaged and missing files again. A directory holds
+resulting directory is always the same to the byte, on any number of cores and machines. For a finished directory, the
+program compares every file with its checksum, and makes damaged and missing files again.
+
+Many machines that share a file system can divide the work: N processes get `--task=0 --of=N` … `--task=N-1 --of=N`, in
+any order and at any time, and when they have ended, a last call without `--task` does what is missing and finishes the
+directory. A directory holds
 
     manifest.json                     describes the directory; written last
     tokenizer.model                   a SentencePiece model, a SMILES vocabulary, or the given tokenizer.json
@@ -18,7 +22,6 @@ compares every file with its checksum, and makes damaged and missing files again
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import os
 import pathlib
 import platform
@@ -27,38 +30,88 @@ import shlex
 import shutil
 import sys
 import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
-from typing import TypeVar
 
 import ml_collections
-import numpy as np
 from absl import flags
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import command_line
-from mlm_jax.data import claim, corpora, encoding, masking_tables, molecules, shards, tokenizers, verification, workers
+from mlm_jax.data import (
+    claim,
+    corpora,
+    encoding,
+    masking_tables,
+    molecules,
+    shards,
+    sources,
+    tokenizer_making,
+    tokenizers,
+    totals,
+    verification,
+    workers,
+)  # fmt: skip
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.files import atomic, sealed
+from mlm_jax.files import atomic, columnar
 
 TOKENIZER_FILE = 'tokenizer.model'
-Result = TypeVar('Result')
-_TOKENIZER_THREAD = 'tokenizer'
 _INTERRUPTED = 130  # by convention, the exit status of a program that was interrupted by Ctrl-C
-_VERSIONS = ('array-record', 'numpy', 'tensorflow-datasets')
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One of `count` equal processes that divide the work."""
+
+    index: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where and by whom a directory is prepared.
+
+    Attributes:
+      directory: the directory of the rows.
+      working: the directory of temporary files.
+      scratch: the part of it that only this program uses.
+      num_workers: the number of processes.
+    """
+
+    directory: pathlib.Path
+    working: pathlib.Path
+    scratch: pathlib.Path
+    num_workers: int
+
+    @property
+    def tokenizer(self) -> pathlib.Path:
+        return self.directory / TOKENIZER_FILE
 
 
 def main() -> None:
     """Prepares the data, and prints the command that trains on it."""
     with ending_at_interrupts():
         config = command_line.configuration()
-        run(config, flags.FLAGS.num_workers)
+        task = _task()
+        manifest = run(config, flags.FLAGS.num_workers, task)
     given = [f'--config={name}' for name in flags.FLAGS.config] + [f'--set={setting}' for setting in flags.FLAGS.set]
     arguments = ' '.join(map(shlex.quote, given))
+    if task and not manifest:
+        print(f'\nWhen all {task.count} tasks have ended:\n    python -m mlm_jax.prepare {arguments}')
+        return
     workdir = f'runs/{pathlib.Path(config.data.directory).name}'
     print(f'\nNext:\n    python -m mlm_jax.train {arguments} --workdir={workdir}')
+
+
+def _task() -> Task | None:
+    index, count = flags.FLAGS.task, flags.FLAGS.of
+    if index is None and count is None:
+        return None
+    if index is None or count is None or not index < count:
+        raise config_lib.ConfigError(
+            f'--task={index} --of={count}: give both, --task=I --of=N with I from 0 to N − 1, to each of N processes'
+        )
+    return Task(index, count)
 
 
 @contextlib.contextmanager
@@ -71,21 +124,24 @@ def ending_at_interrupts() -> Iterator[None]:
         pass
     # Outside of the `except` block, because the exception keeps progress bars open.
     print('\ninterrupted; the same command resumes from here', file=sys.stderr, flush=True)
-    if any(thread.name == _TOKENIZER_THREAD for thread in threading.enumerate()):
+    if any(thread.name == tokenizer_making.THREAD for thread in threading.enumerate()):
         os._exit(_INTERRUPTED)  # SentencePiece is running, which cannot be stopped in any other way
     sys.exit(_INTERRUPTED)
 
 
-def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> manifest_lib.Manifest:
+def run(
+    config: ml_collections.ConfigDict, num_workers: int | None = None, task: Task | None = None
+) -> manifest_lib.Manifest | None:
     """Prepares `config.data.directory`, or verifies and repairs it if it is finished.
 
     Args:
       config: the configuration. The keys `data.*`, `tokenizer.*`, `vocab_size` and `sequence_length` determine the
         rows, and `masking.*` determines the tables.
-      num_workers: the number of processes that encode; None means one per core. The result does not depend on it.
+      num_workers: the number of processes; None means one per core. The result does not depend on it.
+      task: if given, only this task's share of the work is done, and the directory is neither finished nor verified.
 
     Returns:
-      The manifest of the directory.
+      The manifest of the directory; None if a task has left it unfinished.
 
     Raises:
       ConfigError: if the corpus or a setting cannot be used, or the directory was prepared with other settings.
@@ -96,59 +152,165 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
         molecules.parse('C')  # fails here if RDKit is missing, before the tokenizer is trained
     directory = pathlib.Path(config.data.directory).expanduser()
     working = directory / claim.WORKING_DIRECTORY
+    scratch = working / f'task-{task.index}-of-{task.count}' if task else working
+    place = _Place(directory, working, scratch, num_workers or workers.num_cores())
     specs = list(filter(None, (config.data.corpus, config.data.validation_corpus)))
-    intent = {'settings': claim.settings(config), 'sources': {spec: corpora.describe(spec) for spec in specs}}
+    intent = {'settings': claim.settings(config), 'sources': {spec: sources.describe(spec) for spec in specs}}
     with _explained_errors(directory, intent['sources']):
         directory.mkdir(parents=True, exist_ok=True)
-        with claim.locked(directory):
+        with claim.locked(directory, shared=task is not None):
+            if task:
+                return _do_task(config, place, intent, task)
             atomic.remove_leftovers(directory)
             if (directory / manifest_lib.FILE).exists():
-                return _bring_up_to_date(config, directory, working, intent, num_workers or workers.num_cores())
-            return _prepare(config, directory, working, intent, num_workers or workers.num_cores())
+                return _bring_up_to_date(config, place, intent)
+            return _prepare(config, place, intent)
 
 
-def _prepare(
-    config: ml_collections.ConfigDict, directory: pathlib.Path, working: pathlib.Path, intent: dict, num_workers: int
-) -> manifest_lib.Manifest:
-    """Makes corpus, tokenizer and rows, each of which reuses finished work of earlier runs, and then the manifest."""
-    claim.claim(directory, working, intent)
-    print(f'corpus     {config.data.corpus}')
-    try:
-        corpus = _open_corpus(config, working)
-        tokenizer = _make_tokenizer(config, corpus, directory / TOKENIZER_FILE)
-    except config_lib.ConfigError:
-        if not (directory / TOKENIZER_FILE).exists():
-            shutil.rmtree(working)  # no permanent file depends on the settings yet, so the user may change them
-        raise
-    jobs = _jobs(config, corpus, directory, working)
-    counts = workers.encode(jobs, num_workers)
-    splits = {name: _split(name, [(job, counts[job]) for job in jobs if job.split == name]) for name in corpus.splits}
-    manifest = _manifest(config, intent, tokenizer, directory, splits)
-    (directory / masking_tables.FILE).unlink(missing_ok=True)  # left by a killed run, so it may be incomplete
-    masking_tables.write_missing(config.masking, directory, manifest, working)
-    manifest = dataclasses.replace(manifest, tables_sha256=atomic.sha256(directory / masking_tables.FILE))
-    manifest_lib.save(manifest, directory, working)
-    shutil.rmtree(working)
-    print(f'prepared   {directory}: {_in_words(manifest)}')
-    _print_words(config, directory, manifest)
+def _prepare(config: ml_collections.ConfigDict, place: _Place, intent: dict) -> manifest_lib.Manifest:
+    """Makes tokenizer and rows, each of which reuses finished work of earlier runs and tasks, and then the manifest."""
+    claim.claim(place.directory, place.working, intent)
+    corpus = _begin(config, place)
+    jobs = _slice_jobs(config, corpus, place)
+    with _discarding(config, place):
+        workers.run(jobs, place.num_workers, 'rows')
+    texts = totals.of_texts(jobs)
+    corpora.check_division(texts.read.total(), texts.read['validation'], corpus)
+    tokenizer = tokenizers.Tokenizer.from_file(place.tokenizer)
+    held_out_jobs = []
+    if corpus.has_held_out:
+        count = encoding.num_held_out_shards(texts.counts['validation']['bytes'])
+        held_out_jobs = _held_out_jobs(config, corpus, place, count, texts.held_out)
+        workers.run(held_out_jobs, place.num_workers, 'held-out')
+    train, counts = totals.of_split('train', texts, [job for job in jobs if job.writes_rows], tokenizer.vocabulary)
+    splits = {'train': train}
+    if corpus.has_held_out:
+        splits['validation'], _ = totals.of_split('validation', texts, held_out_jobs, tokenizer.vocabulary)
+    manifest = _manifest(config, intent, tokenizer, place.directory, splits, texts.checksums)
+    (place.directory / masking_tables.FILE).unlink(missing_ok=True)  # left by a killed run, so it may be incomplete
+    masking_tables.write_missing(config.masking, place.directory, manifest, place.working, counts)
+    manifest = dataclasses.replace(manifest, tables_sha256=atomic.sha256(place.directory / masking_tables.FILE))
+    manifest_lib.save(manifest, place.directory, place.working)
+    shutil.rmtree(place.working)
+    print(f'prepared   {place.directory}: {_in_words(manifest)}')
+    _print_words(config, place.directory, manifest)
     return manifest
 
 
-def _bring_up_to_date(
-    config: ml_collections.ConfigDict, directory: pathlib.Path, working: pathlib.Path, intent: dict, num_workers: int
-) -> manifest_lib.Manifest:
+def _begin(config: ml_collections.ConfigDict, place: _Place) -> corpora.Corpus:
+    """Lists the slices of the corpus, and makes the tokenizer."""
+    print(f'corpus     {config.data.corpus}')
+    try:
+        corpus = corpora.open_corpus(config.data, place.working)
+        tokenizer_making.make(config, corpus, place.tokenizer, place.num_workers)
+    except config_lib.ConfigError:
+        if not place.tokenizer.exists():
+            shutil.rmtree(place.working)  # no permanent file depends on the settings yet, so the user may change them
+        raise
+    return corpus
+
+
+@contextlib.contextmanager
+def _discarding(config: ml_collections.ConfigDict, place: _Place) -> Iterator[None]:
+    """If the corpus cannot be read with a given tokenizer, forgets the settings, so that the user may change them.
+
+    A tokenizer that was trained here is kept: some of the corpus has been read for it.
+    """
+    try:
+        yield
+    except config_lib.ConfigError:
+        is_given = config.tokenizer.model not in tokenizers.TRAINED
+        if is_given and not any(place.directory.glob('*.npy')):
+            shutil.rmtree(place.working)
+            place.tokenizer.unlink(missing_ok=True)
+        raise
+
+
+# ---- Tasks ---------------------------------------------------------------------------------------------------
+
+
+def _do_task(
+    config: ml_collections.ConfigDict, place: _Place, intent: dict, task: Task
+) -> manifest_lib.Manifest | None:
+    """Does one task's share of the slices; task 0 also claims the directory and makes the tokenizer."""
+    if (place.directory / manifest_lib.FILE).exists():
+        manifest = manifest_lib.load(place.directory)
+        claim.refuse_changes(place.directory, dataclasses.asdict(manifest), intent)
+        print(f'{place.directory} is finished; the same command without --task verifies it')
+        return manifest
+    print(f'task       {task.index} of {task.count}')
+    if task.index == 0:
+        claim.claim(place.directory, place.working, intent)
+        corpus = _begin(config, place)
+    else:
+        claim.wait_for(lambda: claim.is_claimed(place.working), 'the claim of the directory')
+        claim.wait_for(lambda: tokenizer_making.is_made(place.tokenizer), 'the tokenizer')
+        claim.refuse_other_claim(place.working, intent)
+        corpus = corpora.open_corpus(config.data, place.working)
+    place.scratch.mkdir(exist_ok=True)
+    atomic.remove_leftovers(place.scratch)
+    workers.run(_slice_jobs(config, corpus, place)[task.index :: task.count], place.num_workers, 'rows')
+    return None
+
+
+# ---- Jobs ----------------------------------------------------------------------------------------------------
+
+
+def _output(config: ml_collections.ConfigDict, place: _Place) -> encoding.Output:
+    return encoding.Output(
+        str(place.directory), str(place.working), str(place.scratch), str(place.tokenizer),
+        atomic.sha256(place.tokenizer), config.sequence_length, config.data.packing,
+    )  # fmt: skip
+
+
+def _slice_jobs(config: ml_collections.ConfigDict, corpus: corpora.Corpus, place: _Place) -> list[encoding.SliceJob]:
+    """The first phase: the slices with training text, and then those of which all is held out."""
+    output = _output(config, place)
+    train, held_out = corpus.train, corpus.held_out
+    return [
+        encoding.SliceJob(
+            output, part, 'train', index, len(train), corpus.threshold, smiles_copies=config.data.smiles_copies
+        )
+        for index, part in enumerate(train)
+    ] + [
+        encoding.SliceJob(output, part, 'validation', index, len(held_out), corpora.ALL_HASHES, writes_rows=False)
+        for index, part in enumerate(held_out)
+    ]
+
+
+def _held_out_jobs(
+    config: ml_collections.ConfigDict, corpus: corpora.Corpus, place: _Place, count: int, checksum: str
+) -> list[encoding.HeldOutJob]:
+    """The second phase: one job for each of `count` shards of held-out rows."""
+    output = _output(config, place)
+    if corpus.held_out:
+        threshold, first_phase = corpora.ALL_HASHES, ('validation', len(corpus.held_out))
+    else:
+        threshold, first_phase = corpus.threshold, ('train', len(corpus.train))
+    return [
+        encoding.HeldOutJob(output, index, count, threshold, first_phase, checksum, encoding.PIECE_BYTES)
+        for index in range(count)
+    ]
+
+
+# ---- Finished directories ------------------------------------------------------------------------------------
+
+
+def _bring_up_to_date(config: ml_collections.ConfigDict, place: _Place, intent: dict) -> manifest_lib.Manifest:
     """Compares the files of a finished directory with their checksums, makes damaged ones again, and adds tables."""
-    manifest = manifest_lib.load(directory)
-    claim.refuse_changes(directory, dataclasses.asdict(manifest), intent)
+    directory, manifest = place.directory, manifest_lib.load(place.directory)
+    stored = dataclasses.asdict(manifest)
+    claim.refuse_changes(directory, stored, intent)
+    claim.refuse(directory, sources.content_changes(claim.files_of(stored)))
     findings = verification.examine(directory, manifest, content=True)
     if manifest.tokenizer not in findings.wrong:
-        _refuse_other_tokenizer(config, directory / manifest.tokenizer)
+        tokenizer_making.refuse_other(config, directory / manifest.tokenizer)
     # A run that was killed after writing the manifest, or during a repair, leaves this directory.
-    shutil.rmtree(working, ignore_errors=True)
+    shutil.rmtree(place.working, ignore_errors=True)
     if findings.wrong:
         for name, clause in findings.wrong.items():
             print(f'damaged    {name} {clause}; it is made again')
-        _repair(config, directory, working, manifest, set(findings.wrong), num_workers)
+        _repair(config, place, manifest, set(findings.wrong))
     for name in findings.surplus:
         print(f'surplus    {name} does not belong to this preparation and is not used: it may be deleted')
     if masking_tables.write_missing(config.masking, directory, manifest):
@@ -162,41 +324,60 @@ def _bring_up_to_date(
     return manifest
 
 
-def _repair(
-    config: ml_collections.ConfigDict,
-    directory: pathlib.Path,
-    working: pathlib.Path,
-    manifest: manifest_lib.Manifest,
-    wrong: set[str],
-    num_workers: int,
-) -> None:
+def _repair(config: ml_collections.ConfigDict, place: _Place, manifest: manifest_lib.Manifest, wrong: set[str]) -> None:
     """Makes damaged files of a finished directory again, identical to the byte; deletes a damaged file of tables.
 
     Raises:
-      ConfigError: if the corpus, the tokenizer or the libraries now give a different result.
+      ConfigError: if the corpus, the tokenizer or the libraries now give a different result, or an earlier version of
+        this program has prepared the directory.
     """
     if wrong != {manifest.tables}:
-        working.mkdir(exist_ok=True)
-        corpus = _open_corpus(config, working)
+        if manifest.preparation != claim.VERSION:
+            raise config_lib.ConfigError(
+                f'{", ".join(sorted(wrong - {manifest.tables}))} cannot be made again: an earlier version of mlm_jax '
+                f'has prepared {place.directory}, and it divided the corpus in another way. Copy the files there '
+                f'again, or delete {place.directory} and run this again'
+            )
+        place.working.mkdir(exist_ok=True)
+        corpus = corpora.open_corpus(config.data, place.working)
         if manifest.tokenizer in wrong:
-            (directory / manifest.tokenizer).unlink(missing_ok=True)
-            _make_tokenizer(config, corpus, directory / manifest.tokenizer)
-        jobs = _jobs(config, corpus, directory, working)
-        workers.encode([job for job in jobs if job.name in wrong], num_workers)
-        findings = verification.examine(directory, manifest, content=True)
+            place.tokenizer.unlink(missing_ok=True)
+            tokenizer_making.make(config, corpus, place.tokenizer, place.num_workers)
+        _make_shards_again(config, corpus, place, manifest, wrong)
+        findings = verification.examine(place.directory, manifest, content=True)
         still = {name: clause for name, clause in findings.wrong.items() if name != manifest.tables}
         if still:
             different = {name: (then, _version(name)) for name, then in manifest.versions.items()}
             changes = [f'    {name} {then} then, {now} now' for name, (then, now) in different.items() if then != now]
             raise config_lib.ConfigError(
-                f'{", ".join(still)} cannot be made again as the manifest of {directory} describes: the corpus'
+                f'{", ".join(still)} cannot be made again as the manifest of {place.directory} describes: the corpus'
                 f'{", or the versions of libraries," if not changes else ""} must have changed since then\n'
                 + ''.join(f'{line}\n' for line in changes)
-                + f'Delete {directory} and run this again'
+                + f'Delete {place.directory} and run this again'
             )
-        shutil.rmtree(working)
+        shutil.rmtree(place.working)
     if manifest.tables in wrong:
-        (directory / manifest.tables).unlink(missing_ok=True)
+        (place.directory / manifest.tables).unlink(missing_ok=True)
+
+
+def _make_shards_again(
+    config: ml_collections.ConfigDict,
+    corpus: corpora.Corpus,
+    place: _Place,
+    manifest: manifest_lib.Manifest,
+    wrong: set[str],
+) -> None:
+    """Makes the shards among `wrong` again; for held-out rows, the whole corpus is read, but only those are encoded."""
+    validation = [shard.file for shard in manifest.splits['validation'].shards] if corpus.has_held_out else []
+    jobs = [
+        dataclasses.replace(job, writes_rows=job.writes_rows and job.shard in wrong)
+        for job in _slice_jobs(config, corpus, place)
+        if job.shard in wrong or (wrong.intersection(validation) and job.threshold)
+    ]
+    workers.run(jobs, place.num_workers, 'rows')
+    if wrong.intersection(validation):
+        held_out_jobs = _held_out_jobs(config, corpus, place, len(validation), '')
+        workers.run([job for job in held_out_jobs if job.name in wrong], place.num_workers, 'held-out')
 
 
 def _print_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: manifest_lib.Manifest) -> None:
@@ -211,13 +392,13 @@ def _explained_errors(directory: pathlib.Path, sources: dict) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         number = getattr(error, 'errno', None)
-        # Errors of the writers of corpora, which are implemented in C++, can only be recognized by their text.
+        # Errors of libraries in C++ can only be recognized by their text.
         if number in (errno.ENOSPC, errno.EDQUOT) or re.search('No space left|quota exceeded', str(error)):
             text = sum(state['bytes'] for files in sources.values() for state in files.values())
             need = f' ({text / 1e6:,.0f} MB in its files, and more if they are compressed)' if text else ''
             raise config_lib.ConfigError(
-                f'the disk of {directory} is full. The preparation temporarily needs as much space as the text of the '
-                f'corpus{need}, and about as much again for the rows, which are kept. Free some space and run the same '
+                f'the disk of {directory} is full. The rows need about half as much space as the text of the '
+                f'corpus{need}, and a few per cent more are needed temporarily. Free some space and run the same '
                 'command, which resumes from here; or set data.directory to another disk'
             ) from error
         if not isinstance(error, OSError) or error.errno is None or isinstance(error, FileNotFoundError):
@@ -225,151 +406,7 @@ def _explained_errors(directory: pathlib.Path, sources: dict) -> Iterator[None]:
         raise config_lib.ConfigError(f'cannot use {directory}: {error.strerror} ({error.filename})') from error
 
 
-def _open_corpus(config: ml_collections.ConfigDict, working: pathlib.Path) -> corpora.Corpus:
-    """Opens the corpus; an earlier conversion of it is reused, unless that is damaged."""
-    cache, record = working / 'corpus', working / 'corpus.json'
-    if record.exists():  # it is written when the conversion is complete
-        if _tree(cache) == record.read_bytes():
-            return corpora.open_corpus(config.data, cache)
-        print('damaged    the converted corpus; it is converted again')
-        shutil.rmtree(cache, ignore_errors=True)
-    corpus = corpora.open_corpus(config.data, cache)
-    if cache.exists():  # data sets from TFDS are not stored in this cache
-        atomic.write_bytes(record, _tree(cache))
-    return corpus
-
-
-def _tree(directory: pathlib.Path) -> bytes:
-    """The files below a directory with their checksums, as JSON."""
-    files = {str(path.relative_to(directory)): path for path in sorted(directory.rglob('*')) if path.is_file()}
-    found = {}
-    with verification.progress_bar('verifying', sum(path.stat().st_size for path in files.values())) as bar:
-        for name, path in files.items():
-            found[name] = atomic.sha256(path)
-            bar.update(path.stat().st_size)
-    return sealed.dumps(found)
-
-
-# ---- The tokenizer -------------------------------------------------------------------------------------------
-
-
-def _make_tokenizer(
-    config: ml_collections.ConfigDict, corpus: corpora.Corpus, path: pathlib.Path
-) -> tokenizers.AnyTokenizer:
-    """The tokenizer of the directory, which is made unless an undamaged one exists."""
-    working = path.parent / claim.WORKING_DIRECTORY
-    record = working / f'{path.name}.sha256'
-    if path.exists() and not (record.exists() and record.read_bytes() == atomic.sha256(path).encode()):
-        print(f'damaged    {path.name} is not the tokenizer that was made here; it is made again')
-        path.unlink()
-    if path.exists():
-        _refuse_other_tokenizer(config, path)
-    else:
-        start = time.monotonic()
-        tokenizer = _interruptible(lambda: _new_tokenizer(config, corpus))
-        atomic.write_bytes(record, hashlib.sha256(tokenizer.model).hexdigest().encode())
-        atomic.write_bytes(path, tokenizer.model, working)
-        seconds, ordinary = time.monotonic() - start, tokenizer.vocabulary.num_ordinary
-        print(f'tokenizer  ready after {seconds:.1f} s: {ordinary:,} ordinary pieces among {config.vocab_size:,} ids')
-    return tokenizers.Tokenizer.from_file(path)
-
-
-def _new_tokenizer(config: ml_collections.ConfigDict, corpus: corpora.Corpus) -> tokenizers.AnyTokenizer:
-    model = config.tokenizer.model
-    if model in tokenizers.TRAINED:
-        size = config.tokenizer.training_megabytes
-        print(f'tokenizer  training {model}, {config.vocab_size} pieces, on at most {size} MB')
-        return tokenizers.train(corpus.splits['train'].texts(), config.tokenizer, config.vocab_size)
-    if model.startswith(tokenizers.EXTEND):
-        print(f'tokenizer  extending {model.removeprefix(tokenizers.EXTEND)} to {config.vocab_size} pieces')
-        old = tokenizers.Tokenizer.from_file(model.removeprefix(tokenizers.EXTEND))
-        return tokenizers.extend(old, corpus.splits['train'].texts(), config.tokenizer, config.vocab_size)
-    tokenizer = tokenizers.Tokenizer.from_file(model)
-    tokenizers.check_size(tokenizer, config.vocab_size, model, tokenizers.LARGEST_PADDING)
-    if unused := config.vocab_size - tokenizer.vocabulary.size:
-        print(f'tokenizer  has {tokenizer.vocabulary.size:,} pieces: the last {unused:,} ids have no piece')
-    return tokenizer
-
-
-def _refuse_other_tokenizer(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-    """Raises ConfigError if `tokenizer.model` now names another tokenizer than that of this directory."""
-    model = config.tokenizer.model
-    given = pathlib.Path(model.removeprefix(tokenizers.EXTEND)).expanduser()
-    if model in tokenizers.TRAINED or not given.exists():  # the copy in the directory is sufficient
-        return
-    ours, theirs = tokenizers.Tokenizer.from_file(path), tokenizers.Tokenizer.from_file(given)
-    is_same = tokenizers.extends(ours, theirs) if model.startswith(tokenizers.EXTEND) else ours.model == theirs.model
-    if not is_same:
-        raise config_lib.ConfigError(
-            f'{path.parent} was prepared with another tokenizer than the one that is now in {given}: restore the '
-            f'former tokenizer, give data.directory another value, or delete {path.parent}'
-        )
-
-
-def _interruptible(work: Callable[[], Result]) -> Result:
-    """Runs `work` in another thread, so that this thread can react to Ctrl-C while SentencePiece is running."""
-    results: list[Result] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except Exception as error:  # raised below, in the calling thread
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name=_TOKENIZER_THREAD, daemon=True)
-    thread.start()
-    while thread.is_alive():  # a signal that reaches another thread does not end a wait without a timeout
-        thread.join(0.1)
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
-# ---- Rows ----------------------------------------------------------------------------------------------------
-
-
-def _jobs(
-    config: ml_collections.ConfigDict, corpus: corpora.Corpus, directory: pathlib.Path, working: pathlib.Path
-) -> list[encoding.Job]:
-    jobs: list[encoding.Job] = []
-    tokenizer_sha256 = atomic.sha256(directory / TOKENIZER_FILE)
-    for split, source in corpus.splits.items():
-        count = encoding.num_shards(source)
-        copies = config.data.smiles_copies if split == 'train' else 0
-        jobs += [
-            encoding.Job(
-                source, split, index, count, str(directory), str(working), str(directory / TOKENIZER_FILE),
-                config.sequence_length, config.data.packing, copies, tokenizer_sha256,
-            )
-            for index in range(count)
-        ]  # fmt: skip
-    return jobs
-
-
 # ---- Manifest ------------------------------------------------------------------------------------------------
-
-
-def _split(name: str, shards_made: list[tuple[encoding.Job, encoding.Counts]]) -> manifest_lib.Split:
-    """Adds up the shards of a split."""
-    counts = [c for _, c in shards_made]
-    total = {
-        key: sum(getattr(c, key) for c in counts)
-        for key in ('rows', 'real_tokens', 'text_tokens', 'documents', 'words', 'bytes')
-    }
-    repairs = sum((Counter(c.repairs) for c in counts), Counter())
-    for repair, times in sorted(repairs.items()):
-        print(f'repaired   {name}: {times:,} {repair}')
-    corpora.check_repairs(repairs, total['documents'], f'the {name} split')
-    if not total['rows']:
-        raise config_lib.ConfigError(f'the {name} split has no text: all its documents are empty or were dropped')
-    share = np.sum([c.histogram for c in counts], axis=0) / total['text_tokens']
-    return manifest_lib.Split(
-        **total,
-        unigram_entropy_nats=float(-np.sum(share * np.log(share, where=share > 0, out=np.zeros_like(share)))),
-        repairs=dict(sorted(repairs.items())),
-        shards=tuple(manifest_lib.Shard(job.name, c.rows, c.sha256) for job, c in shards_made),
-    )
 
 
 def _manifest(
@@ -378,10 +415,11 @@ def _manifest(
     tokenizer: tokenizers.AnyTokenizer,
     directory: pathlib.Path,
     splits: dict[str, manifest_lib.Split],
+    checksums: dict[str, list[str]],
 ) -> manifest_lib.Manifest:
-    packages = (*_VERSIONS, tokenizer.package, 'rdkit' if config.data.smiles_copies else '')
     return manifest_lib.Manifest(
-        **intent,
+        settings=intent['settings'],
+        sources={spec: sources.with_checksums(files, checksums) for spec, files in intent['sources'].items()},
         vocabulary=tokenizer.vocabulary.padded(config.vocab_size),
         tokenizer=TOKENIZER_FILE,
         tokenizer_sha256=atomic.sha256(directory / TOKENIZER_FILE),
@@ -389,12 +427,21 @@ def _manifest(
         packing=config.data.packing,
         dtype=shards.row_dtype(tokenizer.vocabulary.size).name,
         splits=splits,
-        versions={
-            'python': _version('python'),
-            **{name: _version(name) for name in filter(None, packages)},
-        },
+        versions={name: _version(name) for name in ('python', 'numpy', tokenizer.package, *_readers(config))},
         tables=masking_tables.FILE,
+        preparation=claim.VERSION,
     )
+
+
+def _readers(config: ml_collections.ConfigDict) -> Iterator[str]:
+    """The packages that read the corpus, or change what is read."""
+    kinds = {corpora.parse(spec)[0] for spec in (config.data.corpus, config.data.validation_corpus) if spec}
+    if 'tfds' in kinds:
+        yield from ('array-record', 'tensorflow-datasets')
+    if kinds.intersection(columnar.KINDS):
+        yield 'pyarrow'
+    if config.data.smiles_copies:
+        yield 'rdkit'
 
 
 def _version(name: str) -> str:
@@ -427,4 +474,12 @@ if __name__ == '__main__':
     flags.DEFINE_integer(
         'num_workers', None, 'The number of processes that encode; by default, one per core.', lower_bound=1
     )
+    flags.DEFINE_integer(
+        'task',
+        None,
+        'Do only the share of process I of --of=N equal processes, I from 0. Start N of them, on machines '
+        'that share data.directory and the corpus, and in the end the same command without --task.',
+        lower_bound=0,
+    )
+    flags.DEFINE_integer('of', None, 'The number N of processes that divide the work; see --task.', lower_bound=1)
     command_line.run(main, required=('config',))

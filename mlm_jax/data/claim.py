@@ -1,20 +1,33 @@
-"""Reserves a directory of prepared rows for one set of settings, for one corpus, and for one `prepare` at a time."""
+"""Reserves a directory of prepared rows for one set of settings, for one corpus, and for one `prepare` at a time.
+
+Several tasks of one `prepare`, on one machine or on many, share a directory. They need no locks: task 0 alone reserves
+the directory and makes the tokenizer, while the others wait for its files; every other file is made by one task,
+appears complete or not at all, and has the same content whoever makes it.
+"""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
-import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import ml_collections
 
 from mlm_jax import config as config_lib
-from mlm_jax.data import corpora
+from mlm_jax.data import sources
 from mlm_jax.files import atomic, sealed
 from mlm_jax.files.errors import ConfigError
 
 WORKING_DIRECTORY = '.prepare'
+VERSION = 2  # of the way in which a corpus is divided into shards; `manifest.Manifest.preparation`
+WAIT_SECONDS = 4 * 3600.0  # for task 0; training a tokenizer takes minutes, up to an hour for gigabytes of text
+_POLL_SECONDS = 2.0
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # of file systems without locks
+
+
+_MARK = 'settings.json'
 
 
 def settings(config: ml_collections.ConfigDict) -> dict:
@@ -27,13 +40,9 @@ def settings(config: ml_collections.ConfigDict) -> dict:
 
 def claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None:
     """Marks a directory as being prepared with these settings; raises ConfigError if it is used for other data."""
-    mark = working / 'settings.json'
+    mark = working / _MARK
     if mark.exists():
-        refuse_changes(directory, _read_intent(mark), intent)
-        for leftover in (working, *working.glob('corpus/**/')):
-            atomic.remove_leftovers(leftover)
-        for leftover in working.glob('corpus/**/*.incomplete*'):  # left by TFDS
-            shutil.rmtree(leftover, ignore_errors=True)
+        refuse_other_claim(working, intent)
         print(f'resuming   the unfinished preparation in {directory}')
         return
     others = sorted(f.name for f in directory.iterdir() if f.name != WORKING_DIRECTORY)
@@ -43,7 +52,37 @@ def claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None:
             'data.directory to a new or empty directory'
         )
     working.mkdir(exist_ok=True)
-    atomic.write_bytes(mark, sealed.dumps(intent))
+    atomic.write_bytes(mark, sealed.dumps({**intent, 'preparation': VERSION}))
+
+
+def is_claimed(working: pathlib.Path) -> bool:
+    """Whether `claim` has marked the directory."""
+    return (working / _MARK).exists()
+
+
+def refuse_other_claim(working: pathlib.Path, intent: dict) -> None:
+    """Raises ConfigError if a directory that is marked was marked with other settings, or by another version."""
+    stored = _read_intent(working / _MARK)
+    if stored.get('preparation') != VERSION:
+        raise ConfigError(
+            f'{working.parent} holds an unfinished preparation of another version of mlm_jax: delete it, and run this '
+            'again'
+        )
+    refuse_changes(working.parent, stored, intent)
+
+
+def wait_for(is_there: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
+    """Waits for something that another task makes; raises ConfigError after `seconds`."""
+    if is_there():
+        return
+    print(f'waiting    for {what}, which task 0 makes', flush=True)
+    end = time.monotonic() + seconds
+    while not is_there():
+        if time.monotonic() > end:
+            raise ConfigError(
+                f'task 0 has not made {what} within {seconds / 3600:g} hours: start it, and then this task again'
+            )
+        time.sleep(min(_POLL_SECONDS, seconds))
 
 
 def _read_intent(mark: pathlib.Path) -> dict:
@@ -64,31 +103,53 @@ def _read_intent(mark: pathlib.Path) -> dict:
 
 
 def refuse_changes(directory: pathlib.Path, old: dict, new: dict) -> None:
-    """Raises ConfigError, which lists every difference, unless the old and new settings and sources are equal."""
+    """Raises ConfigError, which lists every difference, unless old and new settings and sizes of files are equal."""
     changed, defaults = [], settings(config_lib.default_config())  # for keys that newer versions have added
     for key in sorted(old['settings'].keys() | new['settings'].keys()):
         then, now = old['settings'].get(key, defaults.get(key)), new['settings'].get(key)
         if then != now:
-            changed.append(f'    {key}: {then!r} there, {now!r} now')
-    if not changed:
-        then, now = ({f: s for files in x['sources'].values() for f, s in files.items()} for x in (old, new))
-        changed = [f'    {change}' for change in corpora.changes(then, now)]
+            changed.append(f'{key}: {then!r} there, {now!r} now')
+    refuse(directory, changed or sources.changes(*(files_of(intent) for intent in (old, new))))
+
+
+def files_of(intent: dict) -> dict:
+    """The files of all corpora of a preparation, with what is known of each."""
+    return {file: state for files in intent['sources'].values() for file, state in files.items()}
+
+
+def refuse(directory: pathlib.Path, changed: list[str]) -> None:
+    """Raises ConfigError if the list of changes since the preparation of a directory is not empty."""
     if changed:
         raise ConfigError(
-            f'{directory} was prepared with other settings:\n' + '\n'.join(changed) + '\n'
-            f'Give data.directory another value, or delete {directory}'
+            f'{directory} was prepared with other settings:\n'
+            + ''.join(f'    {change}\n' for change in changed)
+            + f'Give data.directory another value, or delete {directory}'
         )
 
 
 @contextlib.contextmanager
-def locked(directory: pathlib.Path) -> Iterator[None]:
-    """Locks the directory against a second `prepare`; the lock is released when this process ends, even if killed."""
+def locked(directory: pathlib.Path, shared: bool = False) -> Iterator[None]:
+    """Locks the directory against a second `prepare`; the lock is released when this process ends, even if killed.
+
+    On file systems without locks, nothing is locked: two at once then do some work twice.
+
+    Args:
+      directory: the directory.
+      shared: whether others may hold the lock, too, that want to share it: the tasks of one `prepare`.
+
+    Raises:
+      ConfigError: if another process holds the lock.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise ConfigError(f'another prepare is running in {directory}; wait until it ends, or stop it') from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(descriptor)
+            raise
     try:
         yield
     finally:

@@ -1,131 +1,363 @@
-"""Encodes documents into one shard of packed rows; the result does not depend on which process does the work.
+"""Encodes a corpus into shards of packed rows, in two phases of jobs whose results do not depend on who does them.
 
-A shard is finished when its counts exist in the working directory; they are written last.
+In the first phase, a job for each slice reads its documents, writes the rows of the training documents as one shard,
+and writes the tokens of the held-out documents to the working directory. In the second phase, a job for each shard of
+held-out rows collects its documents (`held_out.py`).
+
+A job is finished when its record exists in the working directory; records are written last. They hold the checksums of
+all files, so that damage is found.
+
+A process keeps in memory at most the largest document and about `PIECE_BYTES` of text, with its tokens and rows; the
+rows of a larger slice are written in pieces.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from mlm_jax.data import corpora, molecules, packing, shards, tokenizers
+from mlm_jax.data import held_out, molecules, packing, reading, sampling, shards, slices, tokenizers
 from mlm_jax.files import atomic, sealed
+from mlm_jax.masking.vocabulary import Vocabulary
 
-SHARD_BYTES = 16 << 20  # bytes of text per shard: ~4 million tokens, about a second of work
-MAX_SHARDS = 4096  # a larger corpus has larger shards
-_BATCH_BYTES = 4 << 20  # bytes of text that are read and encoded at a time
+PIECE_BYTES = 16 << 20  # bytes of text whose tokens are packed together
+_BATCH_BYTES = 4 << 20  # bytes of text that are encoded at a time
+_HISTOGRAM = '.histogram.npy'
+_COUNTS = ('documents', 'words', 'bytes', 'text_tokens')
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """One shard to be written: the documents start … stop − 1 of a split."""
+class Output:
+    """What the jobs of a preparation have in common.
 
-    source: corpora.Source
-    split: str
-    index: int
-    count: int
-    directory: str  # where the rows are written
-    working_directory: str  # where the counts are written
-    tokenizer: str  # the path of the tokenizer
+    Attributes:
+      directory: where the rows are written.
+      working: where everything else is written.
+      scratch: the directory of temporary files, which no other process uses.
+      tokenizer: the path of the tokenizer.
+      tokenizer_sha256: its checksum.
+      sequence_length: T, the number of tokens in a row.
+      packing: as in `packing.pack`.
+    """
+
+    directory: str
+    working: str
+    scratch: str
+    tokenizer: str
+    tokenizer_sha256: str
     sequence_length: int
     packing: str
-    smiles_copies: int = 0  # the number of additional SMILES of each molecule
-    tokenizer_sha256: str = ''  # the checksum of the tokenizer file
 
     @property
-    def start(self) -> int:
-        return self.index * self.source.num_documents // self.count
+    def dtype(self) -> np.dtype:
+        """The dtype of the rows."""
+        return shards.row_dtype(_tokenizer(self.tokenizer).vocabulary.size)
 
-    @property
-    def stop(self) -> int:
-        return (self.index + 1) * self.source.num_documents // self.count
+    def write(self, path: pathlib.Path, content: bytes) -> None:
+        """Writes a small file."""
+        atomic.write_bytes(path, content, pathlib.Path(self.scratch))
 
-    @property
-    def num_bytes(self) -> int:
-        """The approximate size of its text."""
-        return self.source.num_bytes // self.count
+
+class _Recorded:
+    """A job with a record of what it did.
+
+    Attributes:
+      output: what all jobs share.
+    """
+
+    output: Output
 
     @property
     def name(self) -> str:
-        return shards.shard_name(self.split, self.index, self.count)
+        """The name of the job in messages."""
+        raise NotImplementedError
 
     @property
-    def counts_path(self) -> pathlib.Path:
-        return pathlib.Path(self.working_directory) / f'{self.name}.json'
+    def record_path(self) -> pathlib.Path:
+        """The record of the job."""
+        return pathlib.Path(self.output.working) / f'{self.name}.json'
+
+    @property
+    def file_names(self) -> list[str]:
+        """The files that the job writes beside its record; rows end in .npy and lie in the directory of the rows."""
+        raise NotImplementedError
+
+    def file(self, name: str) -> pathlib.Path:
+        """The path of one of these files."""
+        is_rows = name.endswith('.npy') and not name.endswith(_HISTOGRAM)
+        return pathlib.Path(self.output.directory if is_rows else self.output.working) / name
+
+    def is_begun(self) -> bool:
+        """Whether the job has been done before."""
+        return self.record_path.exists()
+
+    def record(self) -> dict[str, Any]:
+        """The record; raises OSError or ValueError if there is none or it is damaged."""
+        return sealed.loads(self.record_path.read_bytes())
+
+    def is_done(self) -> bool:
+        """Whether the job has been done with this tokenizer and its files are undamaged."""
+        try:
+            record = self.record()
+            is_whole = all(record['files'][name] == atomic.sha256(self.file(name)) for name in self.file_names)
+        except (OSError, ValueError, KeyError, TypeError):  # not made yet, or damaged
+            return False
+        return is_whole and record['tokenizer_sha256'] == self.output.tokenizer_sha256
+
+    def _write_record(self, content: dict[str, Any]) -> None:
+        content['files'] = {name: atomic.sha256(self.file(name)) for name in self.file_names}
+        content['tokenizer_sha256'] = self.output.tokenizer_sha256
+        self.output.write(self.record_path, sealed.dumps(content))
 
 
 @dataclasses.dataclass(frozen=True)
-class Counts:
-    """Statistics of a shard, as in `manifest.Split`; also how often each id occurs in its text, and its tokenizer."""
+class SliceJob(_Recorded):
+    """The first phase for one slice.
 
-    rows: int
-    real_tokens: int
-    text_tokens: int
-    documents: int
-    words: int
-    bytes: int
-    repairs: dict[str, int]
-    sha256: str
-    histogram: list[int]
-    tokenizer_sha256: str = ''
+    Attributes:
+      output: what all jobs share.
+      slice: the slice.
+      split: 'train', or 'validation' for a slice of which all documents are held out.
+      index: the number of the slice among those of the same split.
+      count: the number of these slices.
+      threshold: documents with a smaller hash are held out.
+      writes_rows: whether to write training rows.
+      smiles_copies: the number of additional SMILES of each training molecule.
+    """
+
+    output: Output
+    slice: slices.Slice
+    split: str
+    index: int
+    count: int
+    threshold: int
+    writes_rows: bool = True
+    smiles_copies: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the slice."""
+        return f'{self.split}-slice-{self.index:05d}-of-{self.count:05d}'
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the input."""
+        return self.slice.num_bytes
+
+    @property
+    def shard(self) -> str:
+        """The file of training rows."""
+        return shards.shard_name(self.split, self.index, self.count)
+
+    @property
+    def held_out_file(self) -> str:
+        """The file of held-out documents."""
+        return f'{self.name}.held_out'
+
+    @property
+    def file_names(self) -> list[str]:
+        """As in `_Recorded`."""
+        rows = [self.shard, self.shard + _HISTOGRAM] if self.writes_rows else []
+        return rows + [self.held_out_file] * (self.threshold > 0)
+
+    def is_done(self) -> bool:
+        """As in `_Recorded`; raises ConfigError if a file of the slice has changed since the job was done."""
+        if not super().is_done():
+            return False
+        reading.Reading(self.slice, self.threshold, self.record()['states'])
+        return True
+
+    def run(self) -> int:
+        """Reads, tokenizes, packs and writes one slice; returns the size of its text."""
+        records = [self.record_path]
+        if self.split == 'train':
+            records.append(sampling.record_path(pathlib.Path(self.output.working), self.index))
+        read = reading.Reading(self.slice, self.threshold, sampling.known_states(*records))
+        tokenizer = _tokenizer(self.output.tokenizer)
+        texts = {
+            'train': _Encoder(tokenizer, read.repairs['train'], self.smiles_copies),
+            'validation': _Encoder(tokenizer, read.repairs['validation']),
+        }
+        scratch = pathlib.Path(self.output.scratch)
+        runs: list[list[int]] = []
+        with contextlib.ExitStack() as stack:
+            file = None
+            if self.threshold:
+                file = stack.enter_context(atomic.opened(self.file(self.held_out_file), scratch))
+            rows = self._rows(read, texts, file, runs)
+            written = _write_rows(self, self.shard, rows) if self.writes_rows else {'rows': sum(map(len, rows))}
+        counts = {split: {key: encoder.counts[key] for key in _COUNTS} for split, encoder in texts.items()}
+        repairs = {split: {name: n for name, n in sorted(made.items()) if n} for split, made in read.repairs.items()}
+        self._write_record(
+            {
+                'read': {split: read.documents[split] for split in reading.SPLITS},
+                'counts': counts,
+                'repairs': repairs,
+                'rows': written,
+                'runs': runs,
+                'states': read.states,
+            }
+        )
+        return sum(part['bytes'] for part in counts.values())
+
+    def _rows(
+        self, read: reading.Reading, texts: dict[str, '_Encoder'], file: BinaryIO | None, runs: list[list[int]]
+    ) -> Iterator[np.ndarray]:
+        """Yields training rows, a piece at a time, and writes runs of held-out documents, whose sizes go to `runs`."""
+        pieces = 0
+
+        def finish(piece: int) -> np.ndarray:
+            _, documents = texts['train'].take()
+            if file:
+                runs.append(held_out.write_run(file, *texts['validation'].take(), self.output.dtype))
+            return _pack(documents, self.output, (self.index, piece))
+
+        for split, digest, parts in read.texts():
+            if split == 'train' and not self.writes_rows:
+                continue
+            for text in parts:
+                texts[split].add(digest, text)
+            if sum(encoder.pending_bytes for encoder in texts.values()) >= PIECE_BYTES:
+                yield finish(pieces)
+                pieces += 1
+        yield finish(pieces)
 
 
-def num_shards(source: corpora.Source) -> int:
-    """The number of shards of a split; it depends only on the text, not on the machine."""
-    return max(1, min(-(-source.num_bytes // SHARD_BYTES), MAX_SHARDS, source.num_documents))
+@dataclasses.dataclass(frozen=True)
+class HeldOutJob(_Recorded):
+    """The second phase for one shard of held-out rows.
+
+    Attributes:
+      output: what all jobs share.
+      index: the number of the shard.
+      count: the number of shards.
+      threshold: all held-out documents have smaller hashes.
+      first_phase: the split and the number of the slices that have held-out documents.
+      checksum: a checksum of all held-out documents.
+      num_bytes: the approximate size of the text.
+    """
+
+    output: Output
+    index: int
+    count: int
+    threshold: int
+    first_phase: tuple[str, int]
+    checksum: str
+    num_bytes: int
+
+    @property
+    def name(self) -> str:
+        """The name of the shard, which is that of its file."""
+        return shards.shard_name('validation', self.index, self.count)
+
+    @property
+    def file_names(self) -> list[str]:
+        """As in `_Recorded`."""
+        return [self.name, self.name + _HISTOGRAM]
+
+    def is_done(self) -> bool:
+        """As in `_Recorded`; also whether the documents were the same."""
+        return super().is_done() and self.record()['checksum'] == self.checksum
+
+    def run(self) -> int:
+        """Collects, packs and writes the documents of one shard; returns 0, because their text was read before."""
+        low, high = (number * self.threshold // self.count for number in (self.index, self.index + 1))
+        hashes: list[int] = []
+        documents: list[np.ndarray] = []
+        split, count = self.first_phase
+        for number in range(count):
+            name = f'{split}-slice-{number:05d}-of-{count:05d}'
+            runs = sealed.loads(self.file(f'{name}.json').read_bytes())['runs']
+            found = held_out.read(self.file(f'{name}.held_out'), runs, low, high, self.output.dtype)
+            hashes, documents = hashes + found[0], documents + found[1]
+        order = np.argsort(np.array(hashes, np.uint64), kind='stable')
+        rows = _pack([documents[place] for place in order], self.output, (self.index,))
+        written = _write_rows(self, self.name, iter([rows]))
+        self._write_record({'rows': written, 'checksum': self.checksum})
+        return 0
 
 
-def finished(job: Job) -> Counts | None:
-    """The counts of a shard if it was made with this tokenizer and is undamaged; else None."""
-    try:
-        counts = Counts(**sealed.loads(job.counts_path.read_bytes()))
-        is_whole = counts.sha256 == atomic.sha256(pathlib.Path(job.directory) / job.name)
-    except (FileNotFoundError, ValueError, TypeError):  # not made yet, damaged, or written by an earlier version
-        return None
-    return counts if is_whole and counts.tokenizer_sha256 == job.tokenizer_sha256 else None
+def num_held_out_shards(num_bytes: int) -> int:
+    """The number of shards for held-out text of so many bytes."""
+    return max(1, min(-(-num_bytes // PIECE_BYTES), slices.MAX_SLICES))
 
 
-def encode_shard(job: Job) -> Counts:
-    """Reads, tokenizes, packs and writes one shard."""
-    tokenizer = _tokenizer(job.tokenizer)
-    vocabulary = tokenizer.vocabulary
-    documents: list[np.ndarray] = []
-    totals: collections.Counter[str] = collections.Counter()
-    repairs: collections.Counter[str] = collections.Counter()
-    dtype = shards.row_dtype(vocabulary.size)
-    histogram = np.zeros(vocabulary.size, np.int64)
-    for texts in _batches(job, tokenizer, repairs):
-        encoded = tokenizer.encode_batch(texts)
-        kept = [(text, tokens) for text, tokens in zip(texts, encoded) if len(tokens)]
-        documents += [tokens.astype(dtype) for _, tokens in kept]
-        times = np.bincount(np.concatenate(encoded), minlength=vocabulary.size)
-        histogram += times
-        if tokenizer.unknown_id is not None:
-            repairs['tokens outside the vocabulary, replaced by [UNK]'] += int(times[tokenizer.unknown_id])
-        repairs['documents without tokens, dropped'] += len(texts) - len(kept)
-        totals['documents'] += len(kept)
-        totals['words'] += sum(count_words(text) for text, _ in kept)
-        totals['bytes'] += sum(len(text) for text, _ in kept)
-        totals['text_tokens'] += int(times.sum())
-    rows = packing.pack(documents, job.sequence_length, vocabulary, job.packing, dtype)
-    # Shuffled, so that the first rows of a split are a random sample of its first shard, however packing orders rows.
-    rows = rows[np.random.Generator(np.random.PCG64(job.index)).permutation(len(rows))]
-    path = pathlib.Path(job.directory) / job.name
-    shards.write_rows(path, rows, pathlib.Path(job.working_directory))
-    counts = Counts(
-        rows=len(rows),
-        real_tokens=int(np.count_nonzero(rows != vocabulary.pad_id)),
-        repairs={name: times for name, times in sorted(repairs.items()) if times},
-        sha256=atomic.sha256(path),
-        histogram=histogram.tolist(),
-        tokenizer_sha256=job.tokenizer_sha256,
-        **{name: totals[name] for name in ('text_tokens', 'documents', 'words', 'bytes')},
-    )
-    atomic.write_bytes(job.counts_path, sealed.dumps(vars(counts)))
-    return counts
+def histogram(job: SliceJob | HeldOutJob) -> np.ndarray:
+    """int[V]: how often each id occurs in the rows of a job, special ids included."""
+    shard = job.shard if isinstance(job, SliceJob) else job.name
+    return np.load(job.file(shard + _HISTOGRAM))
+
+
+def checksum(held_out_sha256: list[str]) -> str:
+    """The checksum of all held-out documents, from those of the slices."""
+    return hashlib.sha256(' '.join(held_out_sha256).encode()).hexdigest()
+
+
+class _Encoder:
+    """Encodes texts in batches.
+
+    Attributes:
+      counts: the numbers of documents, words, bytes and tokens of all texts, except those without tokens.
+      repairs: counts what was dropped or replaced.
+      pending_bytes: the size of the texts since the last `take`.
+    """
+
+    def __init__(self, tokenizer: tokenizers.AnyTokenizer, repairs: collections.Counter[str], smiles_copies: int = 0):
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.repairs, self.pending_bytes = repairs, 0
+        self._tokenizer, self._copies = tokenizer, smiles_copies
+        self._dtype = shards.row_dtype(tokenizer.vocabulary.size)
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._waiting_hashes: list[int] = []
+        self._hashes: list[int] = []
+        self._documents: list[np.ndarray] = []
+
+    def add(self, digest: int, text: bytes) -> None:
+        """Adds a text in UTF-8 of a document with this hash."""
+        kept = self._tokenizer.readable([text], self.repairs)
+        if self._copies and kept:
+            kept = [*kept, *molecules.copies(kept, self._copies, self.repairs)]
+        for text in kept:
+            self._waiting.append(text)
+            self._waiting_hashes.append(digest)
+            self._waiting_bytes += len(text)
+            self.pending_bytes += len(text)
+        if self._waiting_bytes >= _BATCH_BYTES:
+            self._encode()
+
+    def take(self) -> tuple[list[int], list[np.ndarray]]:
+        """The hashes and the tokens of the texts since the last call."""
+        self._encode()
+        taken = self._hashes, self._documents
+        self._hashes, self._documents, self.pending_bytes = [], [], 0
+        return taken
+
+    def _encode(self) -> None:
+        if not self._waiting:
+            return
+        texts, hashes = self._waiting, self._waiting_hashes
+        encoded = self._tokenizer.encode_batch(texts)
+        for text, digest, tokens in zip(texts, hashes, encoded):
+            if len(tokens):
+                self._documents.append(tokens.astype(self._dtype))
+                self._hashes.append(digest)
+                self.counts['documents'] += 1
+                self.counts['words'] += count_words(text)
+                self.counts['bytes'] += len(text)
+                self.counts['text_tokens'] += len(tokens)
+            else:
+                self.repairs['documents without tokens, dropped'] += 1
+        unknown = self._tokenizer.unknown_id
+        if unknown is not None and (times := int(np.count_nonzero(np.concatenate(encoded) == unknown))):
+            self.repairs['tokens outside the vocabulary, replaced by [UNK]'] += times
+        self._waiting, self._waiting_hashes, self._waiting_bytes = [], [], 0
 
 
 def count_words(utf8: bytes) -> int:
@@ -134,19 +366,28 @@ def count_words(utf8: bytes) -> int:
     return int(np.count_nonzero(space[:-1] & ~space[1:])) + int(not space[0]) if len(space) else 0
 
 
-def _batches(
-    job: Job, tokenizer: tokenizers.AnyTokenizer, repairs: collections.Counter[str]
-) -> Iterator[Sequence[bytes]]:
-    """Yields texts in UTF-8, about `_BATCH_BYTES` of documents at a time, because each read has a fixed cost."""
-    step = max(1, _BATCH_BYTES * job.source.num_documents // max(1, job.source.num_bytes))
-    for start in range(job.start, job.stop, step):
-        documents = job.source.read(start, min(start + step, job.stop))
-        texts = [text for document in documents for text in corpora.clean(document, repairs)]
-        kept = tokenizer.readable(texts, repairs)
-        if job.smiles_copies:
-            kept = [*kept, *molecules.copies(kept, job.smiles_copies, repairs)]
-        if kept:
-            yield kept
+def _pack(documents: list[np.ndarray], output: Output, seed: tuple[int, ...]) -> np.ndarray:
+    """The rows of documents, shuffled, so that the first rows are a random sample, however packing orders rows."""
+    vocabulary = _tokenizer(output.tokenizer).vocabulary
+    rows = packing.pack(documents, output.sequence_length, vocabulary, output.packing, output.dtype)
+    return rows[np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))]
+
+
+def _write_rows(job: SliceJob | HeldOutJob, name: str, blocks: Iterator[np.ndarray]) -> dict[str, int]:
+    """Writes a shard and the histogram of its ids; returns its numbers of rows and of tokens that are not padding."""
+    vocabulary: Vocabulary = _tokenizer(job.output.tokenizer).vocabulary
+    times = np.zeros(vocabulary.size, np.int64)
+
+    def counted() -> Iterator[np.ndarray]:
+        for block in blocks:
+            np.add(times, np.bincount(block.ravel(), minlength=vocabulary.size), out=times)
+            yield block
+
+    scratch = pathlib.Path(job.output.scratch)
+    num_rows = shards.write_blocks(job.file(name), counted(), job.output.sequence_length, job.output.dtype, scratch)
+    small = times.astype(np.min_scalar_type(int(times.max(initial=0))))
+    atomic.write(job.file(name + _HISTOGRAM), lambda file: np.save(file, small), scratch)
+    return {'rows': num_rows, 'real_tokens': int(times.sum() - times[vocabulary.pad_id])}
 
 
 @functools.lru_cache(maxsize=1)

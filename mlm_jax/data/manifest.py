@@ -62,8 +62,9 @@ class Manifest:
 
     Attributes:
       settings: the configuration keys that determine the rows, with dots in their names, and their values.
-      sources: corpus → what identifies its content: each file with its `bytes` and `sha256` (earlier versions stored
-        only the size of a file). It is empty for a corpus without files.
+      sources: corpus → what identifies its content: each file with its `bytes`, and with its `sha256` or, if several
+        jobs read it, `parts`: the SHA-256 of each of that many equal parts (earlier versions stored only the size of
+        a file). It is empty for a corpus without files.
       vocabulary: the special ids of the tokenizer.
       tokenizer: the file name of the SentencePiece model, SMILES vocabulary or tokenizer.json.
       tokenizer_sha256: the SHA-256 of that file.
@@ -74,6 +75,8 @@ class Manifest:
       versions: the versions of Python and of the libraries that were used.
       tables: the file name of the masking tables; '' in directories of earlier versions.
       tables_sha256: the SHA-256 of that file; '' in directories of earlier versions.
+      preparation: the version of the way in which the corpus was divided into shards (`claim.VERSION`); 1 in
+        directories of earlier versions. Damaged shards can be made again only in the same way.
     """
 
     settings: dict[str, Any]
@@ -88,6 +91,7 @@ class Manifest:
     versions: dict[str, str]
     tables: str = ''
     tables_sha256: str = ''
+    preparation: int = 1
 
     def split(self, name: str) -> Split:
         """The split of that name; raises ConfigError if there is none."""

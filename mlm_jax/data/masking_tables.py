@@ -49,6 +49,7 @@ def write_missing(
     directory: pathlib.Path,
     manifest: Manifest,
     scratch: pathlib.Path | None = None,
+    counts: np.ndarray | None = None,
 ) -> bool:
     """Writes the file if it does not exist or lacks an array that the masking needs.
 
@@ -56,7 +57,8 @@ def write_missing(
       masking: the part `masking` of a configuration.
       directory: the directory that holds the rows and the tokenizer.
       manifest: the manifest of the directory.
-      scratch: as in `atomic.write`.
+      scratch: as in `atomic.opened`.
+      counts: int64[V], how often each id occurs in the training rows; without it, all rows are read if it is needed.
 
     Returns:
       Whether the file was written.
@@ -76,7 +78,9 @@ def write_missing(
             missing.add('collocations')
     if required(masking):
         _check_words(masking, arrays)
-    if 'counts' in missing:
+    if 'counts' in missing and counts is not None:
+        arrays['counts'] = np.pad(counts, (0, vocabulary.size - len(counts)))
+    elif 'counts' in missing:
         arrays['counts'] = np.zeros(vocabulary.size, np.int64)
         for block in _blocks(directory, manifest):
             arrays['counts'] += np.bincount(block.ravel(), minlength=vocabulary.size)
@@ -130,7 +134,8 @@ def describe_words(masking: ml_collections.ConfigDict, directory: pathlib.Path, 
     if not _reads_words(masking):
         return ''
     arrays = read(directory / FILE, manifest.vocabulary.size)
-    tokens = np.asarray(next(_blocks(directory, manifest))[:_LOOKED_AT])
+    rows = shards.Shards(directory, 'train', manifest=manifest)
+    tokens = rows.read(np.unique(np.linspace(0, len(rows) - 1, _LOOKED_AT, dtype=np.int64)))  # from all shards
     ordinary = ~np.isin(tokens, manifest.vocabulary.special_ids)
     starts = find_word_starts(tokens, arrays['word_starts'], arrays['word_marks'])
     starts |= ~np.pad(ordinary[:, :-1], ((0, 0), (1, 0)))
@@ -222,7 +227,7 @@ def _unreadable(path: pathlib.Path, reason: str) -> ConfigError:
 
 
 def _blocks(directory: pathlib.Path, manifest: Manifest) -> Iterator[np.ndarray]:
-    """The training rows, one shard at a time."""
+    """The training rows, one shard at a time; the first ones are a random sample of the corpus (`slices.py`)."""
     return shards.Shards(directory, 'train', manifest=manifest).blocks()
 
 

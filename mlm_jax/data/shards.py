@@ -13,7 +13,7 @@ and a row of 16-bit ids takes 256 bytes, compared with 324 (one row per record) 
 
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -34,14 +34,44 @@ def shard_name(split: str, index: int, count: int) -> str:
 
 
 def write_rows(path: pathlib.Path, rows: np.ndarray, scratch: pathlib.Path | None = None) -> None:
-    """Writes rows, uint16 or uint32 [R, T], as one shard; `atomic.write` explains `scratch`."""
+    """Writes rows, uint16 or uint32 [R, T], as one shard; `atomic.opened` explains `scratch`."""
+    write_blocks(path, [rows], rows.shape[1], rows.dtype, scratch)
 
-    def fill(file: BinaryIO) -> None:  # instead of np.save, whose errors do not say why writing failed
-        header = {'descr': rows.dtype.newbyteorder('<').str, 'fortran_order': False, 'shape': rows.shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.write(np.ascontiguousarray(rows, rows.dtype.newbyteorder('<')).data.cast('B') if rows.size else b'')
 
-    atomic.write(path, fill, scratch)
+def write_blocks(
+    path: pathlib.Path,
+    blocks: Iterable[np.ndarray],
+    sequence_length: int,
+    dtype: np.dtype,
+    scratch: pathlib.Path | None = None,
+) -> int:
+    """Writes rows as one shard, block by block, so that only one block is in memory at a time.
+
+    Args:
+      path: the file.
+      blocks: [R, T] each.
+      sequence_length: T.
+      dtype: the dtype of the rows, uint16 or uint32.
+      scratch: as in `atomic.opened`.
+
+    Returns:
+      The number of rows.
+    """
+    stored = dtype.newbyteorder('<')
+    num_rows = 0
+    with atomic.opened(path, scratch) as file:  # instead of np.save, whose errors do not say why writing failed
+        _write_header(file, stored, (0, sequence_length))
+        for rows in blocks:
+            file.write(np.ascontiguousarray(rows, stored).data.cast('B') if rows.size else b'')
+            num_rows += len(rows)
+        file.seek(0)
+        _write_header(file, stored, (num_rows, sequence_length))  # NumPy pads it so that it has the same size
+    return num_rows
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, int]) -> None:
+    header = {'descr': dtype.str, 'fortran_order': False, 'shape': shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 _HEADER = re.compile(

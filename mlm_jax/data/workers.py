@@ -1,46 +1,70 @@
-"""Worker processes that encode shards. They end when their parent process ends, and ignore Ctrl-C."""
+"""Processes that do jobs. They end when their parent process ends, and ignore Ctrl-C."""
 
 import concurrent.futures
 import contextlib
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-from mlm_jax.data import encoding, verification
 from mlm_jax.files import progress
 from mlm_jax.files.errors import ConfigError
 
 
-def encode(jobs: list[encoding.Job], num_workers: int) -> dict[encoding.Job, encoding.Counts]:
-    """Writes the shards that are missing or damaged, and returns the counts of all shards."""
-    begun = [job for job in jobs if job.counts_path.exists()]
-    with verification.progress_bar('verifying', sum(job.num_bytes for job in begun)) as bar:
-        done = {}
-        for job in begun:
-            if counts := encoding.finished(job):
-                done[job] = counts
-            else:
-                print(f'damaged    {job.name} or its counts: the shard is made again')
-            bar.update(job.num_bytes)
-    missing = [job for job in jobs if job not in done]
-    start = time.monotonic()
+class Job(Protocol):
+    """Work whose results are files; an object of it is small and can be sent to another process."""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of its input."""
+
+    def is_begun(self) -> bool:
+        """Whether it seems to have been done before."""
+
+    def is_done(self) -> bool:
+        """Whether it has been done, and its results are undamaged."""
+
+    def run(self) -> int:
+        """Does it; returns the size of its text in bytes."""
+
+
+def run(jobs: Sequence[Job], num_workers: int, title: str) -> None:
+    """Does those jobs that have not been done, or whose results are damaged.
+
+    Args:
+      jobs: the jobs.
+      num_workers: the number of processes.
+      title: the name of the work in messages.
+
+    Raises:
+      ConfigError: if a worker was killed; and everything that a job raises.
+    """
+    start, total, made = time.monotonic(), 0, 0
+    num_workers = min(num_workers, len(jobs))
     with progress.bar(
-        total=sum(job.num_bytes for job in jobs), initial=sum(job.num_bytes for job in done),
-        desc='rows', unit='B', unit_scale=True, disable=not missing,
-    ) as bar:  # fmt: skip
-        for job, counts in _each(missing, min(num_workers, len(missing))):
-            done[job] = counts
+        total=sum(job.num_bytes for job in jobs), desc=title, unit='B', unit_scale=True, disable=not jobs
+    ) as bar:
+        for job, (was_begun, num_bytes) in _each(jobs, num_workers):
+            if num_bytes is not None:
+                made, total = made + 1, total + num_bytes
+                if was_begun:
+                    bar.write(f'damaged    {job.name} or its record: it is made again')
             bar.update(job.num_bytes)
-    seconds, megabytes = time.monotonic() - start, sum(done[job].bytes for job in missing) / 1e6
-    if missing:
+    seconds = time.monotonic() - start
+    if total:
         print(
-            f'rows       {megabytes:.1f} MB in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, {num_workers} workers'
+            f'{title:10} {total / 1e6:.1f} MB in {seconds:.1f} s: {total / 1e6 / seconds:.1f} MB/s, '
+            f'{num_workers} worker{"s" * (num_workers != 1)}'
         )
-    return done
 
 
 def num_cores() -> int:
@@ -48,30 +72,51 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def _each(jobs: list[encoding.Job], num_workers: int) -> Iterator[tuple[encoding.Job, encoding.Counts]]:
-    """Encodes shards, in this process or in several others, and yields each one when it is finished."""
+def _do(job: Job) -> tuple[bool, int | None]:
+    """Does a job if necessary; returns whether it seemed to be done, and the size of its text if it was done now."""
+    was_begun = job.is_begun()
+    return was_begun, None if was_begun and job.is_done() else job.run()
+
+
+def _each(jobs: Sequence[Job], num_workers: int) -> Iterator[tuple[Job, tuple[bool, int | None]]]:
+    """Does jobs, in this process or in several others, and yields each one when it is finished."""
     if num_workers <= 1:
-        yield from ((job, encoding.encode_shard(job)) for job in jobs)
+        yield from ((job, _do(job)) for job in jobs)
         return
     with concurrent.futures.ProcessPoolExecutor(
         num_workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker
     ) as pool:
         try:
-            with _interrupts_held():  # workers inherit the blocked signal, so Ctrl-C never interrupts them
-                futures = {pool.submit(encoding.encode_shard, job): job for job in jobs}
-            for future in concurrent.futures.as_completed(futures):
-                yield futures[future], future.result()
+            yield from _in_pool(pool, jobs, 2 * num_workers)
         except concurrent.futures.process.BrokenProcessPool:
             raise ConfigError(
                 'a worker was killed, probably because memory ran out: run this again with a smaller --num_workers; '
-                'finished shards are kept'
+                'finished work is kept'
             ) from None
-        except KeyboardInterrupt:
-            for worker in multiprocessing.active_children():  # the next run makes their unfinished shards again
+        except BaseException:
+            for worker in multiprocessing.active_children():  # the next run does their unfinished jobs again
                 worker.terminate()
+                worker.join()
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_pool(
+    pool: concurrent.futures.Executor, jobs: Sequence[Job], at_once: int
+) -> Iterator[tuple[Job, tuple[bool, int | None]]]:
+    """Yields jobs as they finish; only `at_once` of them are with the pool, however many there are."""
+    waiting = iter(jobs)
+    futures: dict[concurrent.futures.Future, Job] = {}
+    while True:
+        with _interrupts_held():  # workers inherit the blocked signal, so Ctrl-C never interrupts them
+            for job in itertools.islice(waiting, at_once - len(futures)):
+                futures[pool.submit(_do, job)] = job
+        if not futures:
+            return
+        done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED)
+        for future in done:
+            yield futures.pop(future), future.result()
 
 
 @contextlib.contextmanager
@@ -86,7 +131,6 @@ def _interrupts_held() -> Iterator[None]:
 
 def _start_worker() -> None:
     """Makes this process end with its parent, even if the parent is killed."""
-
     parent = multiprocessing.parent_process()
     if parent is None:  # this is not a worker process
         return

@@ -5,23 +5,28 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+_CHUNK_BYTES = 1 << 20
 
-def write(path: pathlib.Path, fill: Callable[[BinaryIO], object], scratch: pathlib.Path | None = None) -> None:
-    """Writes a file under a temporary name, flushes it to the disk, and only then renames it to `path`.
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path, scratch: pathlib.Path | None = None) -> Iterator[BinaryIO]:
+    """Opens a file for writing under a temporary name; at the end, flushes it to the disk and renames it to `path`.
+
+    If the block raises, nothing is written.
 
     Args:
       path: the file; an existing file of that name is replaced.
-      fill: receives the open binary file and writes the content to it; its result is ignored.
       scratch: the directory of the temporary file, on the same disk as `path`; by default the directory of `path`.
         When the program is killed, the temporary file stays there until `remove_leftovers` deletes it.
     """
     temporary = (scratch or path.parent) / f'{path.name}.{os.getpid()}.tmp'
     try:
         with open(temporary, 'wb') as file:
-            fill(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -29,6 +34,12 @@ def write(path: pathlib.Path, fill: Callable[[BinaryIO], object], scratch: pathl
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def write(path: pathlib.Path, fill: Callable[[BinaryIO], object], scratch: pathlib.Path | None = None) -> None:
+    """Writes a file as `opened` does; `fill` receives the open file and writes the content, its result is ignored."""
+    with opened(path, scratch) as file:
+        fill(file)
 
 
 def write_bytes(path: pathlib.Path, content: bytes, scratch: pathlib.Path | None = None) -> None:
@@ -53,7 +64,19 @@ def sync_directory(directory: pathlib.Path) -> None:
             os.close(descriptor)
 
 
-def sha256(path: pathlib.Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+def sha256(path: pathlib.Path, start: int = 0, stop: int | None = None) -> str:
+    """The SHA-256, in hexadecimal, of the bytes `start` … `stop` − 1 of a file, by default of all its content."""
     with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+        if not start and stop is None:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+        digest, left = hashlib.sha256(), (sys.maxsize if stop is None else stop) - start
+        file.seek(start)
+        while left > 0 and (chunk := file.read(min(_CHUNK_BYTES, left))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
+
+
+def is_recorded(path: pathlib.Path, record: pathlib.Path) -> bool:
+    """Whether `path` exists and has the SHA-256 that the file `record` holds."""
+    return path.exists() and record.exists() and record.read_bytes() == sha256(path).encode()

@@ -117,7 +117,7 @@ _RETURN = '\udc0d'  # replaces a carriage return while the module csv parses; it
 
 def _text_lines(file: BinaryIO, form: Format, errors: str) -> Iterable[str]:
     """The lines of a quoted table, including their line endings."""
-    if not form.returns or _ends_lines_by_returns(file):
+    if not form.returns or ends_lines_by_returns(file):
         # newline='' also ends lines at \r, and leaves line breaks inside quoted fields unchanged.
         text: Iterable[str] = io.TextIOWrapper(file, encoding='utf-8', errors=errors, newline='')
     else:
@@ -125,7 +125,8 @@ def _text_lines(file: BinaryIO, form: Format, errors: str) -> Iterable[str]:
     return map(_doubled, text) if form.escaped else text
 
 
-def _ends_lines_by_returns(file: BinaryIO) -> bool:
+def ends_lines_by_returns(file: BinaryIO) -> bool:
+    """Whether the lines of a file that was just opened by `streams.open_text` end with '\\r', as in very old files."""
     head = file.peek(streams.HEAD_BYTES)
     return b'\r' in head and b'\n' not in head
 
@@ -136,7 +137,7 @@ def lines(file: BinaryIO, path: pathlib.Path) -> Iterator[bytes]:
     Raises:
       ConfigError: if the first lines end with '\\r' and later ones with '\\n'.
     """
-    if not _ends_lines_by_returns(file):
+    if not ends_lines_by_returns(file):
         yield from file
         return
     rest = b''

@@ -15,19 +15,22 @@ LONE_SURROGATE = re.compile('[\ud800-\udfff]')
 _AS_LINES = 'python -c "import json,sys; [print(json.dumps(x)) for x in json.load(sys.stdin)]"'
 
 
-def records(lines: Iterable[bytes] | BinaryIO, path: pathlib.Path, errors: str = 'strict') -> Iterator[tuple[int, Any]]:
-    """Yields the number (from 1) and the JSON value of each line that is not blank.
+def records(
+    lines: Iterable[bytes] | BinaryIO, path: pathlib.Path, errors: str = 'strict', first: int = 1
+) -> Iterator[tuple[int, Any]]:
+    """Yields the number and the JSON value of each line that is not blank.
 
     Args:
       lines: the lines, in UTF-8. Only '\\n' ends a line; other Unicode line separators do not.
       path: the path of the file, for error messages.
       errors: how to treat bytes that are not UTF-8, as in `bytes.decode`.
+      first: the number of the first line; only line 1 shows whether the whole file is something else.
 
     Raises:
       ConfigError: if a line is not JSON or, with 'strict', not UTF-8, or if the whole file is one JSON array.
     """
-    is_first = True
-    for number, line in enumerate(lines, start=1):
+    is_first = first == 1
+    for number, line in enumerate(lines, start=first):
         if line.isspace():
             continue
         where = f'line {number} of {path}'

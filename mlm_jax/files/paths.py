@@ -11,7 +11,7 @@ from mlm_jax.files.errors import ConfigError
 flags.disclaim_key_flags()  # a flag defined by `define_flag` belongs to the program that calls it
 
 # Prefixes of paths that are not URL schemes: the kinds of corpora, extend: for tokenizers, and those of models.
-PREFIXES = ('text', 'lines', 'files', 'jsonl', 'csv', 'smi', 'extend', 'random', 'ema', 'average')
+PREFIXES = ('text', 'lines', 'files', 'jsonl', 'csv', 'parquet', 'arrow', 'smi', 'extend', 'random', 'ema', 'average')
 # A scheme with two slashes, or, if the scheme is unmistakable, with the single slash to which some tools shorten two.
 _URL = re.compile(
     r'(?<![A-Za-z0-9+.-])(?:([A-Za-z][A-Za-z0-9+.-]*)://|(gs|gcs|s3|s3a|az|abfss?|hdfs|file):/)([^;,\s]*)'

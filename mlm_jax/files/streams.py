@@ -33,6 +33,7 @@ _MOST_CONTROL_CHARACTERS = 0.05  # as a fraction of the first bytes; in random b
 
 _UNPACK = 'Unpack it and name the text files inside'
 _EXPORT = 'Write its texts as JSON lines or CSV first'
+_COLUMNS = 'As a corpus, name it {}:GLOB; elsewhere, write its texts as JSON lines or CSV first'
 _NO_TEXT = 'Name files that hold plain text, JSON lines or CSV'
 # Offset of the bytes, the bytes, the format that they identify, what the user can do.
 _REFUSED: tuple[tuple[int, bytes, str, str], ...] = (
@@ -45,9 +46,9 @@ _REFUSED: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b'\x1f\x9d', 'compressed by compress', 'Decompress it first: uncompress'),
     (0, b'LZIP\x01', 'compressed by lzip', 'Decompress it first: lzip -d'),
     (0, b'\x89LZO\0', 'compressed by lzop', 'Decompress it first: lzop -d'),
-    (0, b'PAR1\x15', 'a Parquet file', _EXPORT),
-    (0, b'ARROW1\0\0', 'an Arrow file', _EXPORT),
-    (0, b'\xff\xff\xff\xff', 'an Arrow stream, as in stored Hugging Face data sets', _EXPORT),
+    (0, b'PAR1\x15', 'a Parquet file', _COLUMNS.format('parquet')),
+    (0, b'ARROW1\0\0', 'an Arrow file', _COLUMNS.format('arrow')),
+    (0, b'\xff\xff\xff\xff', 'an Arrow stream, as in stored Hugging Face data sets', _COLUMNS.format('arrow')),
     (0, b'Obj\x01', 'an Avro file', _EXPORT),
     (0, b'\x83\xaf\x70\xd1\x0d\x88\x4a\x3f', 'a Riegeli or ArrayRecord file', 'Name the data set as tfds:NAME'),
     (0, b'SQLite format 3\0', 'a SQLite database', _EXPORT),
@@ -121,8 +122,13 @@ _BYTE_ORDER_MARKS = (  # UTF-32 first, because its mark begins with the mark of 
 )
 
 
-def open_text(path: pathlib.Path) -> BinaryIO:
+def open_text(path: pathlib.Path, start: int = 0) -> BinaryIO:
     """Opens a file to read its text as UTF-8; whether the bytes are valid UTF-8 is not checked.
+
+    Args:
+      path: the file.
+      start: the byte at which reading begins. Only a file whose stream is `seekable` can be read from another byte than
+        the first: one that is neither compressed nor in UTF-16 or UTF-32.
 
     Raises:
       ConfigError: if the file is not text, or, while it is read, where it is damaged.
@@ -130,7 +136,10 @@ def open_text(path: pathlib.Path) -> BinaryIO:
     """
     file = open(path, 'rb', buffering=BUFFER_BYTES)  # noqa: SIM115, the caller closes it
     try:
-        return _open(file, path)
+        stream = _open(file, path)
+        if start:
+            stream.seek(start)
+        return stream
     except BaseException:
         file.close()
         raise

@@ -1,18 +1,26 @@
-"""Reads documents from files of plain text, JSON lines, CSV and SMILES, compressed or not (`streams.py`).
+"""Reads documents from files of plain text, JSON lines, CSV and SMILES, compressed or not (`streams.py`), and from
+columns of Parquet and Arrow files (`columnar.py`).
+
+A large file can be read in several parts, which together give the documents of the whole file, in order. A part of a
+text file is a range of its bytes, and holds the documents whose first bytes lie in that range. Files that are
+compressed, encoded in UTF-16 or UTF-32, or end lines by carriage returns cannot be divided, nor can CSV files.
 
 A document is returned as the bytes in the file; `corpora.clean` decodes it.
 """
 
+import codecs
 import glob
+import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from mlm_jax.files import delimited, json_lines, streams
+from mlm_jax.files import columnar, delimited, json_lines, streams
 from mlm_jax.files.errors import ConfigError
 
 # A longer block of text without a blank line is split, so that memory use is bounded.
 MAX_BLOCK_BYTES = 64 << 20
+_LOOK_BACK_BYTES = 4096
 
 
 def find(patterns: str) -> list[pathlib.Path]:
@@ -65,64 +73,172 @@ def _is_file(name: str) -> bool:
         return False
 
 
-def read(path: pathlib.Path, kind: str, text_key: str) -> Iterator[bytes]:
-    """Yields the documents of one file.
+def num_parts(path: pathlib.Path, kind: str, part_bytes: int) -> int:
+    """The number of parts of about `part_bytes` bytes in which a file can be read; 1 if it cannot be divided.
+
+    Raises:
+      ConfigError: if the file is too large for one part and is not of this kind.
+      OSError: if the file cannot be read.
+    """
+    wanted = -(-path.stat().st_size // part_bytes)
+    if wanted <= 1:
+        return 1
+    if kind in columnar.KINDS:
+        return max(1, min(wanted, columnar.num_units(path, kind)))
+    return wanted if kind in _DIVISIBLE and _is_divisible(path) else 1
+
+
+def _is_divisible(path: pathlib.Path) -> bool:
+    with streams.open_text(path) as file:
+        return file.seekable() and not delimited.ends_lines_by_returns(file)
+
+
+def bounds(size: int, index: int, count: int) -> tuple[int, int]:
+    """Where part `index` of `count` equal parts of `size` things begins and ends."""
+    return index * size // count, (index + 1) * size // count
+
+
+def read(path: pathlib.Path, kind: str, text_key: str, index: int = 0, count: int = 1) -> Iterator[bytes]:
+    """Yields the documents of one file, or of one part of it.
 
     Args:
       path: the file.
-      kind: a key of `READERS`.
-      text_key: the field of a JSON object or the column of a CSV file that holds the text; 'meta.text' reads the
-        field `text` of the nested object `meta`.
+      kind: one of `KINDS`.
+      text_key: the field of a JSON object or the column of a table that holds the text; 'meta.text' reads the field
+        `text` of the nested object `meta`.
+      index: the number of the part, from 0.
+      count: the number of parts, at most `num_parts`.
 
     Raises:
       ConfigError: if the file cannot be read, is damaged, or lacks the key.
     """
     try:
-        yield from READERS[kind](path, text_key)
+        if kind in columnar.KINDS:
+            yield from columnar.read(path, kind, text_key, index, count)
+            return
+        start, stop = bounds(path.stat().st_size, index, count)
+        yield from READERS[kind](path, text_key, start, None if count == 1 else stop)
     except OSError as error:
         raise ConfigError(f'cannot read {path}: {error.strerror or error}') from error
 
 
-def _lines(path: pathlib.Path) -> Iterator[bytes]:
-    with streams.open_text(path) as file:
-        yield from delimited.lines(file, path)
+def _lines(path: pathlib.Path, start: int, stop: int | None) -> Iterator[bytes]:
+    """The lines whose first byte lies in a range; `stop` is None for a whole file."""
+    for at, line in _lines_from(path, start, is_whole=stop is None):
+        if stop is not None and at >= stop:
+            return
+        yield line
 
 
-def _read_blocks(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
+def _lines_from(path: pathlib.Path, start: int, is_whole: bool) -> Iterator[tuple[int, bytes]]:
+    """The lines from the first that begins at or after `start`, each with the offset at which it begins.
+
+    A byte order mark belongs to the first line, but is not returned. All offsets of a whole file are 0.
+    """
+    if is_whole:
+        with streams.open_text(path) as file:
+            yield from ((0, line) for line in delimited.lines(file, path))
+        return
+    with streams.open_text(path, max(0, start - 1)) as file:
+        if start:
+            file.readline()  # the rest of the line before; only its end if a line begins at `start`
+        following = file.tell()
+        at = following if start else 0
+        for line in file:
+            yield at, line
+            at = following = following + len(line)
+
+
+def _read_blocks(path: pathlib.Path, text_key: str, start: int, stop: int | None) -> Iterator[bytes]:
     block: list[bytes] = []
-    size = 0
-    for line in _lines(path):
-        if line.strip():
+    size, is_first, is_between, is_mine = 0, True, True, True
+    for at, line in _lines_from(path, start, is_whole=stop is None):
+        if is_first and start:
+            is_between = is_mine = _follows_a_blank_line(path, at)
+        is_first = False
+        if not line.strip():
+            if block:
+                yield b''.join(block).rstrip()
+            block, size, is_between = [], 0, True
+            continue
+        if stop is not None and at >= stop and (is_between or not is_mine):
+            return
+        if is_between:
+            is_between, is_mine = False, True
+        if is_mine:
             block.append(line)
             size += len(line)
-        if block and (not line.strip() or size > MAX_BLOCK_BYTES):
+        if size > MAX_BLOCK_BYTES:  # all pieces of a long block belong to the part in which it begins
             yield b''.join(block).rstrip()
             block, size = [], 0
     if block:
         yield b''.join(block).rstrip()
 
 
-def _read_lines(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
-    for line in _lines(path):
+def _follows_a_blank_line(path: pathlib.Path, at: int) -> bool:
+    """Whether the line that begins at the offset `at` > 0 is the first of a block."""
+    with open(path, 'rb') as file:
+        end = at - 1  # of the line before, which ends with a line feed
+        while end > 0:
+            begin = end - _LOOK_BACK_BYTES if end > 2 * _LOOK_BACK_BYTES else 0
+            file.seek(begin)
+            text = file.read(end - begin)
+            if not begin:
+                text = text.removeprefix(codecs.BOM_UTF8)
+            if text.rpartition(b'\n')[2].strip():
+                return False
+            if b'\n' in text:
+                return True
+            end = begin
+    return True
+
+
+def _read_lines(path: pathlib.Path, text_key: str, start: int, stop: int | None) -> Iterator[bytes]:
+    for line in _lines(path, start, stop):
         yield line.rstrip(b'\r\n')
 
 
-def _read_smiles(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
-    for line in _lines(path):
+def _read_smiles(path: pathlib.Path, text_key: str, start: int, stop: int | None) -> Iterator[bytes]:
+    for line in _lines(path, start, stop):
         yield b''.join(line.split(maxsplit=1)[:1])  # a name may follow the SMILES
 
 
-def _read_whole(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
+def _read_whole(path: pathlib.Path, text_key: str, start: int, stop: int | None) -> Iterator[bytes]:
     with streams.open_text(path) as file:
         yield file.read()
 
 
-def _read_json_lines(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
-    for number, example in json_lines.records(_lines(path), path, errors='surrogateescape'):
+def _read_json_lines(path: pathlib.Path, text_key: str, start: int, stop: int | None) -> Iterator[bytes]:
+    try:
+        yield from _json_texts(path, text_key, start, stop)
+    except ConfigError:
+        if start:  # the same error again, now with the number of the line in the file
+            list(itertools.islice(_json_texts(path, text_key, 0, None), 1))  # the first line may tell more
+            list(_json_texts(path, text_key, start, stop, first=_line_number(path, start)))
+        raise
+
+
+def _json_texts(
+    path: pathlib.Path, text_key: str, start: int, stop: int | None, first: int | None = None
+) -> Iterator[bytes]:
+    """The texts of a range of a file; `first` is the number of its first line, if that is known."""
+    lines = _lines(path, start, stop)
+    for number, example in json_lines.records(lines, path, 'surrogateescape', first or (2 if start else 1)):
         yield _field(example, text_key, f'line {number} of {path}')
 
 
-def _read_csv(path: pathlib.Path, text_key: str) -> Iterator[bytes]:
+def _line_number(path: pathlib.Path, start: int) -> int:
+    """The number, from 1, of the first line that begins at or after the offset `start`."""
+    end = next((at for at, _ in _lines_from(path, start, is_whole=False)), start)
+    number = 1
+    with open(path, 'rb') as file:
+        while end > 0 and (piece := file.read(min(end, streams.BUFFER_BYTES))):
+            number += piece.count(b'\n')
+            end -= len(piece)
+    return number
+
+
+def _read_csv(path: pathlib.Path, text_key: str, start: int, stop: int | None) -> Iterator[bytes]:
     records = delimited.records(path, errors='surrogateescape')
     line, names = next(records)
     if not names:
@@ -159,7 +275,7 @@ def _encoded(text: str) -> bytes:
         return text.encode(errors='surrogatepass')
 
 
-READERS: dict[str, Callable[[pathlib.Path, str], Iterator[bytes]]] = {
+READERS: dict[str, Callable[[pathlib.Path, str, int, int | None], Iterator[bytes]]] = {
     'text': _read_blocks,
     'lines': _read_lines,
     'files': _read_whole,
@@ -167,3 +283,5 @@ READERS: dict[str, Callable[[pathlib.Path, str], Iterator[bytes]]] = {
     'csv': _read_csv,
     'smi': _read_smiles,
 }
+_DIVISIBLE = ('text', 'lines', 'jsonl', 'smi')
+KINDS = (*READERS, *columnar.KINDS)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mlm_jax.data import corpora
+from mlm_jax.data import tfds_sets
 from mlm_jax.files import atomic, records
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.tasks.examples import Example, Task, TaskData, class_number, hold_out, number
@@ -234,7 +234,7 @@ def _target(task: Task, label: Any, where: str) -> float:
 
 
 def _read_tfds(source: _Source, name: str, names: Sequence[str]) -> list[Example] | None:
-    splits = corpora.prepared_builder(f'{SUITE}/{name}')
+    splits = tfds_sets.prepared_builder(f'{SUITE}/{name}')
     split = next((n for n in names if n in splits.info.splits), None)
     return None if split is None else list(_tfds_examples(source, splits.as_data_source(split), split))
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mlm_jax.data import corpora
+from mlm_jax.data import tfds_sets
 from mlm_jax.files import json_lines, streams
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.tasks.examples import Task, TaskData
@@ -200,7 +200,7 @@ def _field(node: Any, name: str, kind: type, where: str) -> Any:
 
 
 def _tfds_questions(name: str, split: str, notes: collections.Counter[str]) -> Iterator[Question]:
-    builder = corpora.prepared_builder(name)
+    builder = tfds_sets.prepared_builder(name)
     features, splits = builder.info.features, builder.info.splits
     missing = [wanted for wanted in ('id', 'question', 'context', 'answers') if wanted not in features]
     if missing:

@@ -1,0 +1,159 @@
+"""The text on which a tokenizer is trained: a random sample of the training text, or all of it if it is small.
+
+The sample consists of the documents of the lowest hashes in each of the first slices, whose order is random. So it does
+not depend on the number of processes.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import heapq
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mlm_jax.data import corpora, reading, slices, workers
+from mlm_jax.files import atomic, sealed
+
+MAX_SLICES = 256  # from so many places of the corpus, text is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Takes the sample of one slice. It keeps at most `limit` bytes of text and the largest document in memory."""
+
+    slice: slices.Slice
+    index: int
+    threshold: int
+    limit: int  # bytes of text
+    working: str
+
+    @property
+    def name(self) -> str:
+        """The name of the file of texts, JSON lines."""
+        return f'sample-{self.index:05d}.jsonl'
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the input."""
+        return self.slice.num_bytes
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The file of texts."""
+        return pathlib.Path(self.working) / self.name
+
+    @property
+    def record_path(self) -> pathlib.Path:
+        """The record of the job, which is written last."""
+        return record_path(pathlib.Path(self.working), self.index)
+
+    def record(self) -> dict[str, Any]:
+        """The record; raises OSError or ValueError if there is none or it is damaged."""
+        return sealed.loads(self.record_path.read_bytes())
+
+    def is_begun(self) -> bool:
+        """Whether the job has been done before."""
+        return self.record_path.exists()
+
+    def is_done(self) -> bool:
+        """Whether the job has been done and its results are undamaged."""
+        try:
+            return self.record()['sha256'] == atomic.sha256(self.path)
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def run(self) -> int:
+        """Writes the texts and the record; returns the size of the texts."""
+        read = reading.Reading(self.slice, self.threshold, known_states(self.record_path))
+        texts = [text for document in _lowest(read, self.limit) for text in document]
+        content = ''.join(json.dumps(text.decode(), ensure_ascii=False) + '\n' for text in texts).encode()
+        atomic.write_bytes(self.path, content, pathlib.Path(self.working))
+        record = {
+            'bytes': sum(map(len, texts)),
+            'documents': read.documents.total(),
+            'held_out': read.documents['validation'],
+            'empty': sum(repairs[corpora.EMPTY] for repairs in read.repairs.values()),
+            'repairs': read.repairs['train'] + read.repairs['validation'],
+            'states': read.states,
+            'sha256': atomic.sha256(self.path),
+        }
+        atomic.write_bytes(self.record_path, sealed.dumps(record))
+        return sum(map(len, texts))
+
+    def texts(self) -> Iterator[str]:
+        """The texts, those of the lowest hashes first."""
+        with open(self.path, encoding='utf-8', newline='\n') as file:
+            yield from map(json.loads, file)
+
+
+def known_states(*records: pathlib.Path) -> list[dict[str, Any]]:
+    """The states of the parts of a slice when they were read before, from the first record that can be read; or []."""
+    for path in records:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return sealed.loads(path.read_bytes())['states']
+    return []
+
+
+def record_path(working: pathlib.Path, index: int) -> pathlib.Path:
+    """The record of the sample of slice `index`."""
+    return working / f'sample-{index:05d}.json'
+
+
+def take(corpus: corpora.Corpus, working: pathlib.Path, limit: int, num_workers: int) -> list[Job]:
+    """Takes a sample of about `limit` bytes of the training text, or all of it if it has at most so many.
+
+    Raises:
+      ConfigError: if most documents of the sample need the same repair; or if all of the corpus was read, and a split
+        has no documents.
+    """
+    chosen = corpus.train[:MAX_SLICES]
+    total = max(1, sum(part.num_bytes for part in chosen))
+    jobs = []
+    for index, part in enumerate(chosen):
+        # Twice the share, because slices hold different amounts of text; `texts` leaves out what is too much.
+        share = limit if total <= limit else 2 * limit * part.num_bytes // total + 1
+        jobs.append(Job(part, index, corpus.threshold, share, str(working)))
+    workers.run(jobs, num_workers, 'reading')
+    records = [job.record() for job in jobs]
+    counts = {key: sum(record[key] for record in records) for key in ('documents', 'held_out', 'empty')}
+    repairs: collections.Counter[str] = collections.Counter()
+    for record in records:
+        repairs.update(record['repairs'])
+    corpora.check_repairs(repairs, counts['documents'] - counts['empty'], 'the corpus')
+    if len(jobs) == len(corpus.train):
+        corpora.check_division(counts['documents'], counts['held_out'], corpus)
+    return jobs
+
+
+def texts(jobs: Sequence[Job], limit: int) -> Iterator[str]:
+    """The texts of a sample, as much of each slice that they have about `limit` bytes together."""
+    sizes = [job.record()['bytes'] for job in jobs]
+    for job, size in zip(jobs, sizes):
+        left = size if sum(sizes) <= limit else limit * size // sum(sizes)
+        for text in job.texts():
+            if left <= 0:
+                break
+            yield text
+            left -= len(text.encode())
+
+
+def remove(jobs: Sequence[Job]) -> None:
+    """Deletes the texts; the records stay, because they hold the checksums of what was read."""
+    for job in jobs:
+        job.path.unlink(missing_ok=True)
+
+
+def _lowest(read: reading.Reading, limit: int) -> list[list[bytes]]:
+    """The training documents of the lowest hashes, in that order: as many as have `limit` bytes, or all."""
+    kept: list[tuple[int, int, list[bytes]]] = []  # a heap: −hash, −number, texts
+    size = 0
+    for number, (split, digest, document) in enumerate(read.texts()):
+        if split != 'train' or not document:
+            continue
+        heapq.heappush(kept, (-digest, -number, document))
+        size += sum(map(len, document))
+        while size - sum(map(len, kept[0][2])) >= limit:
+            size -= sum(map(len, heapq.heappop(kept)[2]))
+    return [document for _, _, document in sorted(kept, reverse=True)]

@@ -1,0 +1,105 @@
+"""Adds up the records of the jobs of a preparation, one at a time, so that memory does not grow with their number."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlm_jax.data import corpora, encoding, reading
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.files.errors import ConfigError
+from mlm_jax.masking.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass
+class Texts:
+    """The sums over the first phase.
+
+    Attributes:
+      read: split → the number of documents of `data.corpus`, empty ones included.
+      counts: split → the numbers of documents, words, bytes and tokens.
+      repairs: split → repair → how many times it was made.
+      checksums: file → the SHA-256 of each of its parts.
+      held_out: the checksum of all held-out documents.
+    """
+
+    read: collections.Counter[str]
+    counts: dict[str, collections.Counter[str]]
+    repairs: dict[str, collections.Counter[str]]
+    checksums: dict[str, list[str]]
+    held_out: str
+
+
+def of_texts(jobs: Iterable[encoding.SliceJob]) -> Texts:
+    """Adds up the records of the first phase."""
+    read: collections.Counter[str] = collections.Counter()
+    counts: dict[str, collections.Counter[str]] = {split: collections.Counter() for split in reading.SPLITS}
+    repairs: dict[str, collections.Counter[str]] = {split: collections.Counter() for split in reading.SPLITS}
+    parts: dict[str, dict[int, str]] = collections.defaultdict(dict)
+    held_out = []
+    for job in jobs:
+        record = job.record()
+        if job.split == 'train':
+            read.update(record['read'])
+        for split in reading.SPLITS:
+            counts[split].update(record['counts'][split])
+            repairs[split].update(record['repairs'][split])
+        for part, state in zip(job.slice.parts, record['states']):
+            if state:
+                parts[part.path][part.index] = state['sha256']
+        held_out.append(record['files'].get(job.held_out_file, ''))
+    checksums = {path: [by_index[index] for index in sorted(by_index)] for path, by_index in parts.items()}
+    return Texts(read, counts, repairs, checksums, encoding.checksum(held_out))
+
+
+def of_split(
+    name: str, texts: Texts, jobs: Sequence[encoding.SliceJob] | Sequence[encoding.HeldOutJob], vocabulary: Vocabulary
+) -> tuple[manifest_lib.Split, np.ndarray]:
+    """Adds up the shards of a split.
+
+    Args:
+      name: 'train' or 'validation'.
+      texts: the sums of the first phase.
+      jobs: those that wrote the shards of the split, in order.
+      vocabulary: the vocabulary of the tokenizer.
+
+    Returns:
+      The split, as the manifest describes it; and int64[V], how often each id occurs in its rows.
+
+    Raises:
+      ConfigError: if the split has no text, or most of its documents needed the same repair.
+    """
+    made, counts = texts.repairs[name], texts.counts[name]
+    for repair, number in sorted(made.items()):
+        print(f'repaired   {name}: {number:,} {repair}')
+    corpora.check_repairs(made, counts['documents'], f'the {name} split')
+    times = np.zeros(vocabulary.size, np.int64)
+    rows: collections.Counter[str] = collections.Counter()
+    shards = []
+    for job in jobs:
+        record: dict[str, Any] = job.record()
+        file = job.file_names[0]
+        times += encoding.histogram(job)
+        rows.update(record['rows'])
+        shards.append(manifest_lib.Shard(file, record['rows']['rows'], record['files'][file]))
+    if not rows['rows']:
+        raise ConfigError(f'the {name} split has no text: all its documents are empty or were dropped')
+    split = manifest_lib.Split(
+        rows=rows['rows'],
+        real_tokens=rows['real_tokens'],
+        **{key: counts[key] for key in ('text_tokens', 'documents', 'words', 'bytes')},
+        unigram_entropy_nats=_entropy(times, vocabulary),
+        repairs=dict(sorted(made.items())),
+        shards=tuple(shards),
+    )
+    return split, times
+
+
+def _entropy(times: np.ndarray, vocabulary: Vocabulary) -> float:
+    """The entropy, in nats, of the ids of text among the ids of rows, which packing has put between [CLS] and [SEP]."""
+    text = times.copy()
+    text[[vocabulary.pad_id, vocabulary.cls_id, vocabulary.sep_id]] = 0
+    share = text / max(1, text.sum())
+    return float(-np.sum(share * np.log(share, where=share > 0, out=np.zeros_like(share))))
