@@ -181,7 +181,7 @@ def _prepare(config: ml_collections.ConfigDict, place: _Place, intent: dict) -> 
     if corpus.has_held_out:
         count = encoding.num_held_out_shards(texts.counts['validation']['bytes'])
         held_out_jobs = _held_out_jobs(config, corpus, place, count, texts.held_out)
-        workers.run(held_out_jobs, place.num_workers, 'held-out')
+        workers.run(held_out_jobs, place.num_workers, 'held-out', unit=' shards')
     train, counts = totals.of_split('train', texts, [job for job in jobs if job.writes_rows], tokenizer.vocabulary)
     splits = {'train': train}
     if corpus.has_held_out:
@@ -287,10 +287,7 @@ def _held_out_jobs(
         threshold, first_phase = corpora.ALL_HASHES, ('validation', len(corpus.held_out))
     else:
         threshold, first_phase = corpus.threshold, ('train', len(corpus.train))
-    return [
-        encoding.HeldOutJob(output, index, count, threshold, first_phase, checksum, encoding.PIECE_BYTES)
-        for index in range(count)
-    ]
+    return [encoding.HeldOutJob(output, index, count, threshold, first_phase, checksum) for index in range(count)]
 
 
 # ---- Finished directories ------------------------------------------------------------------------------------
@@ -377,7 +374,7 @@ def _make_shards_again(
     workers.run(jobs, place.num_workers, 'rows')
     if wrong.intersection(validation):
         held_out_jobs = _held_out_jobs(config, corpus, place, len(validation), '')
-        workers.run([job for job in held_out_jobs if job.name in wrong], place.num_workers, 'held-out')
+        workers.run([job for job in held_out_jobs if job.name in wrong], place.num_workers, 'held-out', ' shards')
 
 
 def _print_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: manifest_lib.Manifest) -> None:
@@ -427,7 +424,7 @@ def _manifest(
         packing=config.data.packing,
         dtype=shards.row_dtype(tokenizer.vocabulary.size).name,
         splits=splits,
-        versions={name: _version(name) for name in ('python', 'numpy', tokenizer.package, *_readers(config))},
+        versions={name: _version(name) for name in ('python', 'numpy', tokenizer.package, *_readers(config)) if name},
         tables=masking_tables.FILE,
         preparation=claim.VERSION,
     )

@@ -17,7 +17,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.config import ConfigError
-from mlm_jax.data import claim, corpora, demo_corpus, encoding, packing, tokenizers
+from mlm_jax.data import claim, corpora, demo_corpus, encoding, packing, tokenizers, totals
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.shards import Shards
 
@@ -199,14 +199,6 @@ def test_a_corpus_of_blanks_is_refused(tmp_path):
         )
 
 
-def test_the_number_of_shards_depends_on_the_text_alone():
-    source = corpora.Source('', 'train', 'text', 1000, 100 << 20)
-    assert encoding.num_shards(source) == 7
-    jobs = [encoding.Job(source, 'train', i, 7, '', '', '', 32, 'documents') for i in range(7)]
-    assert [j.start for j in jobs[1:]] == [j.stop for j in jobs[:-1]] and jobs[-1].stop == 1000
-    assert encoding.num_shards(corpora.Source('', 'train', 'text', 2, 100 << 20)) == 2
-
-
 def test_words_are_counted_as_split_counts_them():
     for text in ('', ' ', 'a', ' a  b\n\tc ', 'one two'):
         assert encoding.count_words(text.encode()) == len(text.split())
@@ -217,8 +209,8 @@ def test_words_are_counted_as_split_counts_them():
 # Small shards, so that there are many moments to be killed at; the same in the workers, which import this module.
 PROGRAM = """
 import sys, time
-from mlm_jax.data import encoding
-encoding.SHARD_BYTES = 20_000
+from mlm_jax.data import slices
+slices.SLICE_BYTES = 20_000
 from mlm_jax import prepare
 from tests.test_prepare import make_config
 if __name__ == '__main__':
@@ -269,11 +261,12 @@ def test_killed_at_every_phase_and_run_again_gives_the_same_bytes(uninterrupted,
     rows = folder / name
     moments = [
         lambda: (rows / '.prepare').exists(),
-        lambda: any(rows.glob('.prepare/corpus/*/*/*/*incomplete*')),
-        lambda: any(rows.glob('.prepare/corpus/*/*/*/1.0.0/dataset_info.json')),
+        lambda: any(rows.glob('.prepare/sample-00003.jsonl')),
+        lambda: any(rows.glob('.prepare/tokenizer.model.sha256')),
         lambda: (rows / 'tokenizer.model').exists(),
         lambda: len(list(rows.glob('train-*.npy'))) >= 2,
         lambda: len(list(rows.glob('train-*.npy'))) >= 8,
+        lambda: any(rows.glob('validation-*.npy')),
         lambda: (rows / 'manifest.json').exists(),
     ]
     kills = sum(kill_when(start(folder, name, num_workers), moment) for moment in moments)
@@ -400,7 +393,7 @@ def test_a_tokenizer_replaced_between_two_calls_is_refused(finished, tmp_path):
 def test_a_tokenizer_replaced_while_rows_are_made_costs_those_rows(finished, tmp_path, monkeypatch, capsys):
     config = make_config(tmp_path / 'rows', finished / 'corpus.jsonl')
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare, '_split', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(totals, 'of_texts', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         prepare.run(config, num_workers=1)
     other = make_config(tmp_path / 'other', finished / 'corpus.jsonl', **{'tokenizer.model': 'bpe'})
     prepare.run(other, num_workers=1)
@@ -410,7 +403,7 @@ def test_a_tokenizer_replaced_while_rows_are_made_costs_those_rows(finished, tmp
     assert contents(tmp_path / 'rows') == contents(finished / 'rows')
 
 
-@pytest.mark.parametrize('where', ['tokenizer.model', 'train-00000-of-00001.npy', 'train-00000-of-00001.npy.json'])
+@pytest.mark.parametrize('where', ['tokenizer.model', 'train-00000-of-00001.npy', 'train-slice-00000-of-00001.json'])
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(finished, tmp_path, monkeypatch, where):
     config = make_config(tmp_path / 'rows', finished / 'corpus.jsonl')
     real = os.replace
@@ -427,11 +420,11 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(finished, tmp_path
     assert contents(tmp_path / 'rows') == contents(finished / 'rows')
 
 
-def test_a_full_disk_while_the_corpus_is_converted(finished, tmp_path, monkeypatch):
+def test_a_full_disk_that_only_words_tell(finished, tmp_path, monkeypatch):
     def full(*args):
         raise RuntimeError('UNKNOWN: write() failed: No space left on device')
 
-    monkeypatch.setattr(corpora, 'open_corpus', full)
+    monkeypatch.setattr(corpora, 'open_corpus', full)  # as libraries in C++ say it
     with pytest.raises(ConfigError, match=r'disk of .*rows is full. .*text of the corpus \(0 MB'):
         prepare.run(make_config(tmp_path / 'rows', finished / 'corpus.jsonl'))
 

@@ -24,7 +24,6 @@ import numpy as np
 
 from mlm_jax.data import held_out, molecules, packing, reading, sampling, shards, slices, tokenizers
 from mlm_jax.files import atomic, sealed
-from mlm_jax.masking.vocabulary import Vocabulary
 
 PIECE_BYTES = 16 << 20  # bytes of text whose tokens are packed together
 _BATCH_BYTES = 4 << 20  # bytes of text that are encoded at a time
@@ -54,10 +53,14 @@ class Output:
     sequence_length: int
     packing: str
 
+    def load_tokenizer(self) -> tokenizers.AnyTokenizer:
+        """The tokenizer; each process reads it once."""
+        return _tokenizer(self.tokenizer, self.tokenizer_sha256)
+
     @property
     def dtype(self) -> np.dtype:
         """The dtype of the rows."""
-        return shards.row_dtype(_tokenizer(self.tokenizer).vocabulary.size)
+        return shards.row_dtype(self.load_tokenizer().vocabulary.size)
 
     def write(self, path: pathlib.Path, content: bytes) -> None:
         """Writes a small file."""
@@ -179,7 +182,7 @@ class SliceJob(_Recorded):
         if self.split == 'train':
             records.append(sampling.record_path(pathlib.Path(self.output.working), self.index))
         read = reading.Reading(self.slice, self.threshold, sampling.known_states(*records))
-        tokenizer = _tokenizer(self.output.tokenizer)
+        tokenizer = self.output.load_tokenizer()
         texts = {
             'train': _Encoder(tokenizer, read.repairs['train'], self.smiles_copies),
             'validation': _Encoder(tokenizer, read.repairs['validation']),
@@ -240,7 +243,6 @@ class HeldOutJob(_Recorded):
       threshold: all held-out documents have smaller hashes.
       first_phase: the split and the number of the slices that have held-out documents.
       checksum: a checksum of all held-out documents.
-      num_bytes: the approximate size of the text.
     """
 
     output: Output
@@ -249,7 +251,7 @@ class HeldOutJob(_Recorded):
     threshold: int
     first_phase: tuple[str, int]
     checksum: str
-    num_bytes: int
+    num_bytes: int = 1  # not known, and the same for all
 
     @property
     def name(self) -> str:
@@ -368,14 +370,14 @@ def count_words(utf8: bytes) -> int:
 
 def _pack(documents: list[np.ndarray], output: Output, seed: tuple[int, ...]) -> np.ndarray:
     """The rows of documents, shuffled, so that the first rows are a random sample, however packing orders rows."""
-    vocabulary = _tokenizer(output.tokenizer).vocabulary
+    vocabulary = output.load_tokenizer().vocabulary
     rows = packing.pack(documents, output.sequence_length, vocabulary, output.packing, output.dtype)
     return rows[np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))]
 
 
 def _write_rows(job: SliceJob | HeldOutJob, name: str, blocks: Iterator[np.ndarray]) -> dict[str, int]:
     """Writes a shard and the histogram of its ids; returns its numbers of rows and of tokens that are not padding."""
-    vocabulary: Vocabulary = _tokenizer(job.output.tokenizer).vocabulary
+    vocabulary = job.output.load_tokenizer().vocabulary
     times = np.zeros(vocabulary.size, np.int64)
 
     def counted() -> Iterator[np.ndarray]:
@@ -391,5 +393,5 @@ def _write_rows(job: SliceJob | HeldOutJob, name: str, blocks: Iterator[np.ndarr
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(path: str) -> tokenizers.AnyTokenizer:
+def _tokenizer(path: str, sha256: str) -> tokenizers.AnyTokenizer:
     return tokenizers.Tokenizer.from_file(path)

@@ -37,13 +37,14 @@ class Job(Protocol):
         """Does it; returns the size of its text in bytes."""
 
 
-def run(jobs: Sequence[Job], num_workers: int, title: str) -> None:
+def run(jobs: Sequence[Job], num_workers: int, title: str, unit: str = 'B') -> None:
     """Does those jobs that have not been done, or whose results are damaged.
 
     Args:
       jobs: the jobs.
       num_workers: the number of processes.
       title: the name of the work in messages.
+      unit: the unit of `num_bytes`, if these are no bytes.
 
     Raises:
       ConfigError: if a worker was killed; and everything that a job raises.
@@ -51,7 +52,7 @@ def run(jobs: Sequence[Job], num_workers: int, title: str) -> None:
     start, total, made = time.monotonic(), 0, 0
     num_workers = min(num_workers, len(jobs))
     with progress.bar(
-        total=sum(job.num_bytes for job in jobs), desc=title, unit='B', unit_scale=True, disable=not jobs
+        total=sum(job.num_bytes for job in jobs), desc=title, unit=unit, unit_scale=True, disable=not jobs
     ) as bar:
         for job, (was_begun, num_bytes) in _each(jobs, num_workers):
             if num_bytes is not None:

@@ -183,7 +183,7 @@ def _pyarrow() -> Any:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    return (_pyarrow().ArrowException, OSError, EOFError)
+    return (_pyarrow().ArrowException, OSError, EOFError, MemoryError)
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> ConfigError:

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
-from mlm_jax.data import corpora, demo_corpus
+from mlm_jax.data import corpora, demo_corpus, reading, sampling, slices, sources, tfds_sets
 from mlm_jax.files import text_files
 
 TEXTS = [f'Document {i} tells the story of number {i}.\nIt has two lines.' for i in range(60)]
@@ -29,10 +29,17 @@ def settings(**keys):
     return data
 
 
-def read(spec, cache, **keys):
-    """split → texts."""
-    corpus = corpora.open_corpus(settings(corpus=spec, **keys), cache)
-    return {split: list(source.texts()) for split, source in corpus.splits.items()}
+def read(spec, working, **keys):
+    """split → texts, after the checks of a corpus that is read whole."""
+    working.mkdir(exist_ok=True)
+    corpus = corpora.open_corpus(settings(corpus=spec, **keys), working)
+    sampling.take(corpus, working, 10**9, num_workers=1)
+    splits = {'train': [], 'validation': []}
+    for some, threshold in ((corpus.train, corpus.threshold), (corpus.held_out, corpora.ALL_HASHES)):
+        for part in some:
+            for split, _, texts in reading.Reading(part, threshold).texts():
+                splits[split] += [text.decode() for text in texts]
+    return splits
 
 
 def write_jsonl(path, texts, key='text'):
@@ -225,32 +232,55 @@ def test_a_file_of_any_name_can_be_named(tmp_path, monkeypatch):
 def test_a_corpus_is_known_by_its_bytes(tmp_path):
     path, spec = tmp_path / 'a.txt', f'text:{tmp_path}/a.txt'
     path.write_text('some text')
-    before = corpora.describe(spec)
-    assert before == {str(path): {'bytes': 9, 'sha256': hashlib.sha256(b'some text').hexdigest()}}
+    assert sources.describe(spec) == {str(path): {'bytes': 9}}
+    whole = {'bytes': 9, 'sha256': hashlib.sha256(b'some text').hexdigest()}
+    divided = {'bytes': 9, 'parts': [hashlib.sha256(part).hexdigest() for part in (b'some', b' text')]}
     os.utime(path, (1, 1))
-    assert corpora.changes(before, corpora.describe(spec)) == [], 'whenever it was written'
+    assert sources.content_changes({str(path): whole}) == [], 'whenever it was written'
+    assert sources.content_changes({str(path): divided}) == []
     path.write_text('same size')
-    assert corpora.changes(before, corpora.describe(spec)) == [
-        f'{path}: the same size as then, 9 bytes, but different content'
-    ]
-    assert corpora.changes({str(path): 9}, corpora.describe(spec)) == [], 'an earlier version knew the size alone'
-    assert corpora.changes({str(path): 8}, corpora.describe(spec)) == [f'{path}: 8 bytes then, 9 now']
-    assert corpora.changes({}, before) == [f'{path}: no bytes then, 9 now']
-    assert corpora.describe('demo') == {}
+    changed = [f'{path}: the same size as then, 9 bytes, but different content']
+    assert sources.content_changes({str(path): whole}) == changed
+    assert sources.content_changes({str(path): divided}) == changed
+    assert sources.content_changes({str(path): 9}) == [], 'an earlier version knew the size alone'
+    now = sources.describe(spec)
+    assert sources.changes({str(path): 9}, now) == sources.changes({str(path): whole}, now) == []
+    assert sources.changes({str(path): 8}, now) == [f'{path}: 8 bytes then, 9 now']
+    assert sources.changes({}, now) == [f'{path}: no bytes then, 9 now']
+    assert sources.describe('demo') == {}
+
+
+def test_a_part_is_read_again_only_if_its_file_may_have_changed(tmp_path, monkeypatch):
+    path = tmp_path / 'a.txt'
+    path.write_text('some text')
+    part = slices.Part(str(path), 1, 2, 9)
+    state = sources.observe(part)
+    assert state['sha256'] == hashlib.sha256(b' text').hexdigest()
+    sources.check_unchanged(part, state)
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, '_sha256', None)
+        assert sources.observe(part, state) == state, 'it is not read'
+    path.write_text('more text')  # the other part
+    assert sources.observe(part, state)['sha256'] == state['sha256']
+    with pytest.raises(ConfigError, match=r'a.txt has changed'):
+        sources.check_unchanged(part, state)
+    for content in ('same size', 'longer text'):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=r'a.txt has changed since this preparation first read it'):
+            sources.observe(part, state)
 
 
 def test_a_line_of_50_megabytes(tmp_path):
     write_jsonl(tmp_path / 'a.jsonl', ['word ' * 10_000_000, *TEXTS])
-    corpus = corpora.open_corpus(settings(corpus=f'jsonl:{tmp_path}/a.jsonl'), tmp_path / 'cache')
-    repairs = collections.Counter()
-    sizes = [
-        len(text)
-        for source in corpus.splits.values()
-        for document in source.read(0, source.num_documents)
-        for text in corpora.clean(document, repairs)
-    ]
+    corpus = corpora.open_corpus(settings(corpus=f'jsonl:{tmp_path}/a.jsonl'), tmp_path)
+    assert len(corpus.train) == 3, 'the line belongs to the first part'
+    repairs, sizes, documents = collections.Counter(), [], []
+    for part in corpus.train:
+        read = reading.Reading(part, 0)
+        documents.append(sum(1 for _, _, texts in read.texts() if not sizes.extend(map(len, texts))))
+        repairs += read.repairs['train']
     assert sum(sizes) == 50_000_000 + sum(map(len, TEXTS)) and max(sizes) <= corpora.MAX_DOCUMENT_CHARACTERS
-    assert sum(repairs.values()) == 1
+    assert sum(repairs.values()) == 1 and sorted(documents) == [0, 1, len(TEXTS)]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +295,8 @@ def test_a_line_of_50_megabytes(tmp_path):
         ('csv:{}/a', 'id,body\n1,x\n', "has no 'text'; its fields are id, body"),
         ('text:{}/a', 'one document', 'no document fell into the 20.0 % to hold out'),
         ('text:', '', 'does not specify a corpus'),
-        ('parquet:{}/a', '', 'does not specify a corpus. Write demo, tfds:NAME'),
+        ('hdf5:{}/a', '', 'does not specify a corpus. Write demo, tfds:NAME'),
+        ('parquet:{}/a', 'text', "a is not a Parquet file: it begins with b'text'. If it holds text"),
         ('demo:x', '', 'does not specify a corpus'),
         ('tfds:no_such_data_set', '', 'TFDS can neither find no_such_data_set'),
         ('tfds:imdb_reviews/no_such_config', '', 'TFDS rejects imdb_reviews/no_such_config'),
@@ -288,39 +319,56 @@ def test_validation_corpus(tmp_path):
 # ---- TFDS data sets by name: one of our own, prepared where TFDS looks for it ---------------------------------------
 
 
+class MyTexts(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A data set whose only split is train."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({'text': tfds.features.Text()}))
+
+    def _split_generators(self, dl_manager):
+        return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+        yield from ((number, {'text': text}) for number, text in enumerate(TEXTS))
+
+
 @pytest.fixture
 def tfds_directory(tmp_path, monkeypatch):
-    write_jsonl(tmp_path / 'a.jsonl', TEXTS)
-    config = corpora.TextFilesConfig(name='jsonl', kind='jsonl', patterns=f'{tmp_path}/a.jsonl', percent=0)
-    with corpora._quiet():
-        corpora.TextFiles(data_dir=tmp_path / 'tfds', config=config).prepare()
-    (tmp_path / 'tfds' / 'text_files').rename(tmp_path / 'tfds' / 'my_texts')
-    for path in (tmp_path / 'tfds').rglob('*text_files*'):
-        path.rename(path.with_name(path.name.replace('text_files', 'my_texts')))
-    info = next((tmp_path / 'tfds').rglob('dataset_info.json'))
-    info.write_text(info.read_text().replace('text_files', 'my_texts').replace('TextFiles', 'MyTexts'))
-    monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path / 'tfds'))
-    monkeypatch.setattr(corpora, '_builder', lambda name: tfds.builder(name, data_dir=tmp_path / 'tfds'))
-    return info
+    builder = MyTexts(data_dir=tmp_path / 'tfds')
+    tfds.disable_progress_bar()
+    builder.download_and_prepare(file_format='array_record')
+    tfds.enable_progress_bar()
+    monkeypatch.setattr(tfds_sets, '_builder', lambda name: MyTexts(data_dir=tmp_path / 'tfds'))
+    return next((tmp_path / 'tfds').rglob('dataset_info.json'))
 
 
-def test_a_tfds_data_set_is_divided_where_it_has_no_validation_split(tfds_directory, tmp_path):
-    splits = read('tfds:my_texts/jsonl', tmp_path / 'unused')
-    assert len(splits['validation']) == 12
+def test_a_tfds_data_set_is_divided_where_it_has_no_validation_split(tfds_directory, tmp_path, monkeypatch):
+    splits = read('tfds:my_texts', tmp_path / 'whole')
     assert sorted(splits['train'] + splits['validation']) == sorted(TEXTS)
+    (tmp_path / 'a.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in TEXTS))
+    held_out = read(f'jsonl:{tmp_path}/a.jsonl', tmp_path / 'jsonl')['validation']
+    assert sorted(splits['validation']) == sorted(held_out), 'the same documents as of local text'
+    monkeypatch.setattr(slices, 'SLICE_BYTES', 1000)
+    parts = corpora.open_corpus(settings(corpus='tfds:my_texts'), tmp_path).train
+    assert len(parts) > 3
+    assert {split: sorted(texts) for split, texts in read('tfds:my_texts', tmp_path / 'again').items()} == {
+        split: sorted(texts) for split, texts in splits.items()
+    }
     with pytest.raises(ConfigError, match=r"no text feature 'body'; its features are text. Set data.text_key"):
-        read('tfds:my_texts/jsonl', tmp_path / 'unused', text_key='body')
+        read('tfds:my_texts', tmp_path / 'unused', text_key='body')
 
 
 def test_a_tfrecord_data_set_is_refused_with_the_cure(tfds_directory, tmp_path):
     tfds_directory.write_text(tfds_directory.read_text().replace('array_record', 'tfrecord'))
     with pytest.raises(ConfigError, match=r'stored as tfrecord, which only TensorFlow can read(.|\n)*convert_format'):
-        read('tfds:my_texts/jsonl', tmp_path / 'unused')
+        read('tfds:my_texts', tmp_path / 'unused')
 
 
 def test_an_unreachable_download_fails_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, '_builder', lambda name: tfds.builder(name, data_dir=tmp_path))
-    monkeypatch.setattr(corpora, '_TFDS_HOST', 'http://127.0.0.1:9')
+    monkeypatch.setattr(tfds_sets, '_builder', lambda name: tfds.builder(name, data_dir=tmp_path))
+    monkeypatch.setattr(tfds_sets, '_TFDS_HOST', 'http://127.0.0.1:9')
     with pytest.raises(ConfigError, match=r'lm1b is not in .* cannot be reached to download it'):
         read('tfds:lm1b', tmp_path / 'unused')
 

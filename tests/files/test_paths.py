@@ -127,7 +127,7 @@ def test_the_cure_follows_the_scheme():
 
 def test_the_prefixes_are_those_of_corpora_tokenizers_and_models():
     assert {f'{prefix}:' for prefix in paths.PREFIXES} == {
-        *(f'{kind}:' for kind in text_files.READERS), tokenizers.EXTEND, sources.RANDOM, sources.EMA, sources.AVERAGE
+        *(f'{kind}:' for kind in text_files.KINDS), tokenizers.EXTEND, sources.RANDOM, sources.EMA, sources.AVERAGE
     }  # fmt: skip
 
 

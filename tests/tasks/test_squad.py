@@ -5,6 +5,7 @@ import json
 import lzma
 import pathlib
 import tarfile
+import types
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
-from mlm_jax.data import corpora, tokenizers
+from mlm_jax.data import tfds_sets, tokenizers
 from mlm_jax.finetuning import squad_answers, squad_features
 from mlm_jax.tasks import squad, squad_metrics
 from mlm_jax.tasks.squad import Question
@@ -187,8 +188,8 @@ def tfds_directory(tmp_path, monkeypatch):
         return {key: tmp_path / pathlib.PurePosixPath(url).name for key, url in urls.items()}
 
     monkeypatch.setattr(tfds.download.DownloadManager, 'download_and_extract', download)
-    monkeypatch.setattr(corpora, '_builder', lambda name: tfds.builder(name, data_dir=tmp_path / 'tfds'))
-    monkeypatch.setattr(corpora, '_check_reachable', lambda *_: None)
+    monkeypatch.setattr(tfds_sets, '_builder', lambda name: tfds.builder(name, data_dir=tmp_path / 'tfds'))
+    monkeypatch.setattr(tfds_sets, '_check_reachable', lambda *_: None)
     tfds.disable_progress_bar()
     yield tmp_path
     tfds.enable_progress_bar()
@@ -206,13 +207,9 @@ def test_tfds_gives_the_same_questions_as_the_files(tfds_directory):
         squad.read('tfds:squad/v1.1', 'test')
 
 
-def test_another_tfds_data_set_is_refused(tmp_path, monkeypatch):
-    (tmp_path / 'a.txt').write_text('some text\n\nmore text')
-    config = corpora.TextFilesConfig(name='text', kind='text', patterns=f'{tmp_path}/a.txt', percent=0)
-    with corpora._quiet():
-        builder = corpora.TextFiles(data_dir=tmp_path / 'tfds', config=config)
-        builder.prepare()
-    monkeypatch.setattr(corpora, '_builder', lambda name: builder)
+def test_another_tfds_data_set_is_refused(monkeypatch):
+    info = types.SimpleNamespace(features={'text': None}, splits={'train': None})
+    monkeypatch.setattr(tfds_sets, 'prepared_builder', lambda name: types.SimpleNamespace(info=info))
     with pytest.raises(ConfigError, match='texts is not SQuAD: it has no feature id, question, context, answers'):
         squad.read('tfds:texts')
 

@@ -1,0 +1,135 @@
+"""Texts from Parquet and Arrow files: whole and in parts, from nested columns; what is wrong is named."""
+
+import json
+import pathlib
+import tempfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlm_jax.config import ConfigError
+from mlm_jax.files import columnar, text_files
+
+pa = pytest.importorskip('pyarrow')
+parquet = pytest.importorskip('pyarrow.parquet')
+CASES = settings(max_examples=40, deadline=None, database=None)
+
+
+def write_parquet(path, table, rows):
+    parquet.write_table(table, path, row_group_size=rows)
+
+
+def write_file(path, table, rows):
+    with pa.OSFile(str(path), 'wb') as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+
+
+def write_stream(path, table, rows):
+    with pa.OSFile(str(path), 'wb') as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+
+
+WRITERS = {'parquet': write_parquet, 'arrow file': write_file, 'arrow stream': write_stream}
+TYPES = (pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string()), pa.string_view())
+
+
+@pytest.mark.parametrize('writer', WRITERS)
+@CASES
+@given(
+    texts=st.lists(st.none() | st.text(max_size=9), min_size=1), rows=st.integers(1, 5),
+    kind=st.sampled_from(TYPES), part_bytes=st.integers(1, 3000),
+)  # fmt: skip
+def test_all_texts_come_out_in_order(writer, texts, rows, kind, part_bytes):
+    column = pa.array(texts, pa.string())
+    column = column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)
+    if writer == 'parquet' and kind == pa.string_view():
+        column = column.cast(pa.string())
+    table = pa.table({'id': list(range(len(texts))), 'text': column})
+    name = writer.split()[0]
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory, 'a')
+        WRITERS[writer](path, table, rows)
+        count = text_files.num_parts(path, name, part_bytes)
+        found = [text for index in range(count) for text in text_files.read(path, name, 'text', index, count)]
+        if writer != 'arrow stream':
+            assert columnar.num_units(path, name) == -(-len(texts) // rows)
+    assert found == [(text or '').encode() for text in texts]
+
+
+@pytest.mark.parametrize('writer', WRITERS)
+def test_keys_with_dots_and_what_is_wrong(tmp_path, writer):
+    path, name = tmp_path / 'a', writer.split()[0]
+    records = [{'text': 'a', 'deep': {'er': 'b', 'n': 1}}, None, {'text': None, 'deep': None}]
+    table = pa.table({'meta': records, 'n': [1, 2, 3], 'plain.text': ['x', 'y', 'z']})
+    WRITERS[writer](path, table, 2)
+    assert list(text_files.read(path, name, 'meta.text')) == [b'a', b'', b'']
+    assert list(text_files.read(path, name, 'meta.deep.er')) == [b'b', b'', b'']
+    assert list(text_files.read(path, name, 'plain.text')) == [b'x', b'y', b'z']
+    columns = (
+        r'meta.text \(string\), meta.deep.er \(string\), meta.deep.n \(int64\), n \(int64\), plain.text \(string\)'
+    )
+    for key in ('text', 'meta.none', 'n.text'):
+        with pytest.raises(
+            ConfigError, match=rf'a has no column {key!r}; its columns are {columns}. Set data.text_key'
+        ):
+            list(text_files.read(path, name, key))
+    for key, kind in (('n', 'int64'), ('meta.deep', 'struct<')):
+        with pytest.raises(ConfigError, match=rf'a: the column {key!r} holds {kind}.*, not text; its columns are'):
+            list(text_files.read(path, name, key))
+    whole = path.read_bytes()
+    for size in (len(whole) // 2, len(whole) - 9, 12):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ConfigError, match='a is damaged or truncated'):
+            list(text_files.read(path, name, 'meta.text'))
+
+
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
+    path, table = tmp_path / 'a', pa.table({'text': ['some text']})
+    cases = {
+        'parquet': ('a Parquet file', 'parquet'),
+        'arrow file': ('an Arrow file', 'arrow'),
+        'arrow stream': ('an Arrow stream', 'arrow'),
+    }
+    for writer, (what, kind) in cases.items():
+        WRITERS[writer](path, table, 1)
+        with pytest.raises(ConfigError, match=rf'is not a text file: it is {what}.*As a corpus, name it {kind}:GLOB'):
+            list(text_files.read(path, 'jsonl', 'text'))
+        other = 'arrow' if kind == 'parquet' else 'parquet'
+        with pytest.raises(ConfigError, match=rf'a is not an? \w+ file but {what}: name it as {kind}:GLOB'):
+            list(text_files.read(path, other, 'text'))
+    path.write_text(json.dumps({'text': 'some text'}))
+    with pytest.raises(ConfigError, match=r'a is not a Parquet file: it begins with .*such as jsonl:GLOB'):
+        list(text_files.read(path, 'parquet', 'text'))
+
+
+def test_texts_that_are_not_utf_8_are_read_as_they_are(tmp_path):
+    write_parquet(tmp_path / 'a', pa.table({'text': pa.array([b'caf\xe9', b'x'], pa.binary())}), 1)
+    assert list(text_files.read(tmp_path / 'a', 'parquet', 'text')) == [b'caf\xe9', b'x']
+
+
+@pytest.mark.parametrize('writer', WRITERS)
+@CASES
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255))
+def test_a_flipped_byte_is_an_error_or_harmless(writer, place, value):
+    name = writer.split()[0]
+    table = pa.table({'text': [f'text {i}' for i in range(50)]})
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory, 'a')
+        WRITERS[writer](path, table, 10)
+        content = bytearray(path.read_bytes())
+        content[int(place * len(content))] ^= value
+        path.write_bytes(content)
+        try:
+            found = list(text_files.read(path, name, 'text'))
+        except ConfigError as error:
+            assert str(path) in str(error)
+        else:
+            assert all(isinstance(text, bytes) for text in found)
+
+
+def test_without_the_extra_the_error_says_how_to_install_it(tmp_path, monkeypatch):
+    write_parquet(tmp_path / 'a', pa.table({'text': ['x']}), 1)
+    monkeypatch.setitem(__import__('sys').modules, 'pyarrow', None)
+    with pytest.raises(ConfigError, match=r"pip install 'mlm_jax\[parquet\]'"):
+        list(text_files.read(tmp_path / 'a', 'parquet', 'text'))
