@@ -17,7 +17,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.config import ConfigError
-from mlm_jax.data import claim, corpora, demo_corpus, encoding, packing, tokenizers, totals
+from mlm_jax.data import claim, corpora, demo_corpus, encoding, packing, slices, tokenizers, totals
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.shards import Shards
 
@@ -202,6 +202,132 @@ def test_a_corpus_of_blanks_is_refused(tmp_path):
 def test_words_are_counted_as_split_counts_them():
     for text in ('', ' ', 'a', ' a  b\n\tc ', 'one two'):
         assert encoding.count_words(text.encode()) == len(text.split())
+
+
+# ---- Tasks and slices -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_slices(monkeypatch):
+    """Many shards, also of held-out rows."""
+    monkeypatch.setattr(slices, 'SLICE_BYTES', 20_000)
+    monkeypatch.setattr(encoding, 'PIECE_BYTES', 8_000)
+
+
+@pytest.fixture
+def divided(finished, tmp_path, small_slices):
+    """A configuration of many slices, and the directory that one process made."""
+    config = make_config(tmp_path / 'rows', finished / 'corpus.jsonl')
+    prepare.run(config, num_workers=1)
+    return config
+
+
+def test_slices_hold_the_same_text(finished, divided):
+    manifest, whole = (manifest_lib.load(d) for d in (divided.data.directory, finished / 'rows'))
+    assert len(manifest.splits['train'].shards) > 5 and len(manifest.splits['validation'].shards) > 1
+    for name in ('train', 'validation'):
+        for key in ('documents', 'words', 'bytes', 'repairs'):
+            assert getattr(manifest.splits[name], key) == getattr(whole.splits[name], key)
+    ((states,),) = (files.values() for files in manifest.sources.values())
+    assert len(states['parts']) == len(manifest.splits['train'].shards)
+    counts = np.load(pathlib.Path(divided.data.directory) / 'tables.npz')['counts']
+    np.testing.assert_array_equal(counts, sum(np.bincount(block.ravel(), minlength=320) for block in
+                                              Shards(divided.data.directory, 'train').blocks()))  # fmt: skip
+
+
+def test_tasks_in_any_order_give_the_same_bytes(finished, divided, tmp_path, capsys):
+    config = make_config(tmp_path / 'tasks', finished / 'corpus.jsonl')
+    assert prepare.run(config, 1, prepare.Task(0, 3)) is None
+    assert prepare.run(config, 1, prepare.Task(2, 3)) is None
+    with claim.locked(tmp_path / 'tasks', shared=True):  # task 1 is running
+        with pytest.raises(ConfigError, match='another prepare is running'):
+            prepare.run(config, 1)
+        assert prepare.run(config, 1, prepare.Task(2, 3)) is None
+    prepare.run(config, 1)  # also what task 1 did not do
+    assert contents(tmp_path / 'tasks') == contents(pathlib.Path(divided.data.directory))
+    capsys.readouterr()
+    assert prepare.run(config, 1, prepare.Task(1, 3)) == manifest_lib.load(tmp_path / 'tasks')
+    assert 'is finished' in capsys.readouterr().out
+    with pytest.raises(ConfigError, match='vocab_size: 320 there, 310 now'):
+        prepare.run(make_config(tmp_path / 'tasks', finished / 'corpus.jsonl', vocab_size=310), 1, prepare.Task(1, 3))
+
+
+def test_a_task_waits_for_task_0_and_not_forever(finished, tmp_path, monkeypatch):
+    config = make_config(tmp_path / 'rows', finished / 'corpus.jsonl')
+    calls = []
+    with monkeypatch.context() as patch:
+        patch.setattr(time, 'sleep', lambda seconds: calls.append(prepare.run(config, 1, prepare.Task(0, 2))))
+        assert prepare.run(config, 1, prepare.Task(1, 2)) is None
+    assert calls == [None]
+    wait = claim.wait_for
+    monkeypatch.setattr(claim, 'wait_for', lambda is_there, what: wait(is_there, what, seconds=0))
+    with pytest.raises(ConfigError, match='task 0 has not made the claim of the directory within 0 hours: start it'):
+        prepare.run(make_config(tmp_path / 'nobody', finished / 'corpus.jsonl'), 1, prepare.Task(1, 2))
+
+
+def test_damaged_shards_of_many_slices_are_made_again(divided, capsys):
+    directory = pathlib.Path(divided.data.directory)
+    before = contents(directory)
+    for name in ('train-00002', 'validation-00001'):
+        (path,) = directory.glob(f'{name}-of-*.npy')
+        flip(path)
+        prepare.run(divided, num_workers=1)
+        assert f'damaged    {path.name} has changed' in capsys.readouterr().out
+        assert contents(directory) == before
+
+
+def test_a_file_that_changed_after_it_was_read_is_refused(finished, tmp_path, small_slices, monkeypatch):
+    copy = tmp_path / 'corpus.jsonl'
+    shutil.copy(finished / 'corpus.jsonl', copy)
+    config = make_config(tmp_path / 'rows', copy)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(totals, 'of_texts', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        prepare.run(config, num_workers=1)
+    text = copy.read_text()
+    copy.write_text(text.replace('river', 'ocean'))
+    with pytest.raises(ConfigError, match='corpus.jsonl has changed since this preparation first read it'):
+        prepare.run(config, num_workers=1)
+    copy.write_text(text)
+    prepare.run(config, num_workers=1)
+
+
+def test_what_an_earlier_version_prepared_is_read_but_not_made_again(copied, capsys):
+    directory, config = copied
+    stored = json.loads((directory / 'manifest.json').read_text())
+    del stored['preparation']
+    (directory / 'manifest.json').write_text(json.dumps(stored))
+    prepare.run(config)
+    assert 'is up to date' in capsys.readouterr().out
+    flip(directory / 'train-00000-of-00001.npy')
+    with pytest.raises(ConfigError, match=r'train-00000-of-00001.npy cannot be made again: an earlier version'):
+        prepare.run(config)
+    shutil.rmtree(directory)
+    (directory / '.prepare').mkdir(parents=True)
+    mark = {key: stored[key] for key in ('settings', 'sources')}
+    (directory / '.prepare' / 'settings.json').write_text(json.dumps(mark))
+    with pytest.raises(ConfigError, match='holds an unfinished preparation of another version of mlm_jax: delete it'):
+        prepare.run(config)
+
+
+def test_a_given_tokenizer_and_a_wrong_key_may_be_followed_by_the_right_key(finished, tmp_path):
+    given = {'tokenizer.model': finished / 'rows' / 'tokenizer.model'}
+    config = make_config(tmp_path / 'rows', finished / 'corpus.jsonl', **given, **{'data.text_key': 'txt'})
+    with pytest.raises(ConfigError, match="line 1 of .* has no 'txt'"):
+        prepare.run(config, 1)
+    config.data.text_key = 'text'
+    prepare.run(config, 1)
+
+
+def test_the_first_rows_of_held_out_text_are_from_everywhere(tmp_path, small_slices):
+    lines = [f'{i:04d} ' * 9 for i in range(3000)]
+    (tmp_path / 'a.txt').write_text('\n'.join(lines))
+    config = make_config(tmp_path / 'rows', '', **{'data.corpus': f'lines:{tmp_path}/a.txt', 'vocab_size': 300})
+    manifest = prepare.run(config, 1)
+    tokenizer = tokenizers.Tokenizer.from_file(tmp_path / 'rows' / 'tokenizer.model')
+    rows = Shards(tmp_path / 'rows', 'validation').read(np.arange(40))
+    found = [int(text[:4]) for text in map(tokenizer.decode, rows) if text[:4].isdigit()]
+    assert len(manifest.splits['validation'].shards) > 1
+    assert 1000 < np.mean(found) < 2000 and min(found) < 600 and max(found) > 2400
 
 
 # ---- Killed ---------------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -185,7 +186,7 @@ class SliceJob(_Recorded):
         tokenizer = self.output.load_tokenizer()
         texts = {
             'train': _Encoder(tokenizer, read.repairs['train'], self.smiles_copies),
-            'validation': _Encoder(tokenizer, read.repairs['validation']),
+            'validation': _Encoder(tokenizer, read.repairs['validation'], has_hashes=True),
         }
         scratch = pathlib.Path(self.output.scratch)
         runs: list[list[int]] = []
@@ -213,7 +214,7 @@ class SliceJob(_Recorded):
         self, read: reading.Reading, texts: dict[str, '_Encoder'], file: BinaryIO | None, runs: list[list[int]]
     ) -> Iterator[np.ndarray]:
         """Yields training rows, a piece at a time, and writes runs of held-out documents, whose sizes go to `runs`."""
-        pieces = 0
+        pieces = size = 0
 
         def finish(piece: int) -> np.ndarray:
             _, documents = texts['train'].take()
@@ -226,9 +227,10 @@ class SliceJob(_Recorded):
                 continue
             for text in parts:
                 texts[split].add(digest, text)
-            if sum(encoder.pending_bytes for encoder in texts.values()) >= PIECE_BYTES:
+                size += len(text)
+            if size >= PIECE_BYTES:
                 yield finish(pieces)
-                pieces += 1
+                pieces, size = pieces + 1, 0
         yield finish(pieces)
 
 
@@ -306,60 +308,77 @@ class _Encoder:
 
     Attributes:
       counts: the numbers of documents, words, bytes and tokens of all texts, except those without tokens.
-      repairs: counts what was dropped or replaced.
-      pending_bytes: the size of the texts since the last `take`.
     """
 
-    def __init__(self, tokenizer: tokenizers.AnyTokenizer, repairs: collections.Counter[str], smiles_copies: int = 0):
+    def __init__(
+        self,
+        tokenizer: tokenizers.AnyTokenizer,
+        repairs: collections.Counter[str],
+        smiles_copies: int = 0,
+        has_hashes: bool = False,
+    ):
+        """Encodes with `tokenizer`, and counts in `repairs` what is dropped or replaced.
+
+        Args:
+          tokenizer: the tokenizer.
+          repairs: a repair → how many times it was made.
+          smiles_copies: the number of additional SMILES of each text.
+          has_hashes: whether to keep the hashes of the documents.
+        """
         self.counts: collections.Counter[str] = collections.Counter()
-        self.repairs, self.pending_bytes = repairs, 0
-        self._tokenizer, self._copies = tokenizer, smiles_copies
-        self._dtype = shards.row_dtype(tokenizer.vocabulary.size)
+        self._tokenizer, self._repairs, self._copies = tokenizer, repairs, smiles_copies
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
-        self._waiting_hashes: list[int] = []
+        self._waiting_hashes: list[int] | None = [] if has_hashes else None
         self._hashes: list[int] = []
         self._documents: list[np.ndarray] = []
 
     def add(self, digest: int, text: bytes) -> None:
         """Adds a text in UTF-8 of a document with this hash."""
-        kept = self._tokenizer.readable([text], self.repairs)
-        if self._copies and kept:
-            kept = [*kept, *molecules.copies(kept, self._copies, self.repairs)]
-        for text in kept:
-            self._waiting.append(text)
+        self._waiting.append(text)
+        self._waiting_bytes += len(text)
+        if self._waiting_hashes is not None:
             self._waiting_hashes.append(digest)
-            self._waiting_bytes += len(text)
-            self.pending_bytes += len(text)
         if self._waiting_bytes >= _BATCH_BYTES:
             self._encode()
 
     def take(self) -> tuple[list[int], list[np.ndarray]]:
-        """The hashes and the tokens of the texts since the last call."""
+        """The hashes, if they are kept, and the tokens, int32[n], of the texts since the last call."""
         self._encode()
         taken = self._hashes, self._documents
-        self._hashes, self._documents, self.pending_bytes = [], [], 0
+        self._hashes, self._documents = [], []
         return taken
 
     def _encode(self) -> None:
-        if not self._waiting:
+        texts, hashes = self._readable()
+        if not texts:
             return
-        texts, hashes = self._waiting, self._waiting_hashes
         encoded = self._tokenizer.encode_batch(texts)
-        for text, digest, tokens in zip(texts, hashes, encoded):
-            if len(tokens):
-                self._documents.append(tokens.astype(self._dtype))
-                self._hashes.append(digest)
-                self.counts['documents'] += 1
-                self.counts['words'] += count_words(text)
-                self.counts['bytes'] += len(text)
-                self.counts['text_tokens'] += len(tokens)
-            else:
-                self.repairs['documents without tokens, dropped'] += 1
-        unknown = self._tokenizer.unknown_id
-        if unknown is not None and (times := int(np.count_nonzero(np.concatenate(encoded) == unknown))):
-            self.repairs['tokens outside the vocabulary, replaced by [UNK]'] += times
-        self._waiting, self._waiting_hashes, self._waiting_bytes = [], [], 0
+        sizes = [len(tokens) for tokens in encoded]
+        kept = list(itertools.compress(texts, sizes))
+        self._documents += itertools.compress(encoded, sizes)
+        self._hashes += itertools.compress(hashes, sizes)
+        tokens = np.concatenate(encoded)
+        self.counts.update(
+            documents=len(kept), words=count_words(b' '.join(kept)), bytes=sum(map(len, kept)), text_tokens=len(tokens)
+        )
+        self._repairs['documents without tokens, dropped'] += len(texts) - len(kept)
+        if self._tokenizer.unknown_id is not None:
+            unknown = int(np.count_nonzero(tokens == self._tokenizer.unknown_id))
+            self._repairs['tokens outside the vocabulary, replaced by [UNK]'] += unknown
+
+    def _readable(self) -> tuple[Sequence[bytes], Sequence[int]]:
+        """The waiting texts that the tokenizer can encode, with copies, and the hashes of their documents."""
+        waiting, hashes = self._waiting, self._waiting_hashes
+        self._waiting, self._waiting_bytes = [], 0
+        if hashes is not None:
+            self._waiting_hashes = []
+            readable = [bool(self._tokenizer.readable([text], self._repairs)) for text in waiting]
+            return list(itertools.compress(waiting, readable)), list(itertools.compress(hashes, readable))
+        texts = self._tokenizer.readable(waiting, self._repairs)
+        if self._copies:
+            texts = [*texts, *molecules.copies(texts, self._copies, self._repairs)]
+        return texts, ()
 
 
 def count_words(utf8: bytes) -> int:
