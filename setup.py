@@ -33,6 +33,7 @@ EXTRAS_REQUIRE = {
     'tensorboard': ['tensorboardX>=2.6.4'],
     'wandb': ['wandb>=0.18'],
     'zstd': ['zstandard>=0.23'],  # corpora compressed with zstandard
+    'parquet': ['pyarrow>=18.1'],  # corpora in Parquet and Arrow files
     'huggingface': ['safetensors>=0.8.0', 'tokenizers>=0.23.3'],  # checkpoints and tokenizers of Hugging Face
     'finetune': ['scikit-learn>=1.5', 'scipy>=1.13'],  # metrics of downstream tasks
     'smiles': ['rdkit>=2024.9.6'],  # MoleculeNet, random SMILES of a molecule
@@ -46,6 +47,7 @@ EXTRAS_REQUIRE = {
         'hypothesis>=6.100',
         'tensorboardX>=2.6.4',
         'zstandard>=0.23',
+        'pyarrow>=18.1',
         'safetensors>=0.8.0',
         'tokenizers>=0.23.3',
         'scikit-learn>=1.5',

@@ -269,7 +269,8 @@ def test_slurm_submits_a_script_that_trains(checkout, environment, stand_in, tmp
     environment(checkout / '.venv')
     stand_in('sbatch')
     note = 'echo "$JAX_LOCAL_DEVICE_IDS $SETUP" >>$HOME/seen'
-    stand_in('srun', f'while [[ $1 == -* ]]; do shift; done; "$@"; {note}')
+    numbers = 'export SLURM_PROCID=0 SLURM_NTASKS=2'
+    stand_in('srun', f'{numbers}; while [[ $1 == -* ]]; do shift; done; "$@"; {note}')
     options = ['--nodes=2', '--gpus-per-node=4', '--partition=gpu', '--setup=export SETUP=done']
     corpus = "--set=data.corpus=text:it's here/*.txt"
     launch(checkout, 'slurm', *RUN, *options, f'--process-per={process_per}', '--', corpus)
@@ -283,10 +284,11 @@ def test_slurm_submits_a_script_that_trains(checkout, environment, stand_in, tmp
     assert 'requeue' in header and 'account' not in header
 
     subprocess.run(['bash', str(script)], check=True, cwd='/')
-    _, prepare, train = lines(tmp_path / 'modules')
+    _, share, prepare, train = lines(tmp_path / 'modules')
     assert prepare == f'-m mlm_jax.prepare --config=configs/mlm.py:base {corpus}'
+    assert share == f'{prepare} --task=0 --of=2'
     assert train.startswith('-m mlm_jax.train --distributed') and train.endswith(corpus)
-    assert lines(tmp_path / 'home' / 'seen') == [{'gpu': ' done', 'node': '0,1,2,3 done'}[process_per]]
+    assert lines(tmp_path / 'home' / 'seen') == [{'gpu': ' done', 'node': '0,1,2,3 done'}[process_per]] * 2
 
 
 def test_slurm_requeues_before_the_time_limit(checkout, environment, stand_in, tmp_path):

@@ -49,8 +49,8 @@ def default_config() -> ml_collections.ConfigDict:
 
     c.data = d = ml_collections.ConfigDict()
     d.directory = 'data/demo'  # prepare writes it, train reads it
-    d.corpus = 'demo'  # demo | text:GLOB | lines:GLOB | files:GLOB | jsonl:GLOB | csv:GLOB | smi:GLOB | tfds:NAME
-    d.text_key = 'text'  # the field of a JSON line (a.b: b in its object a), column of a table, or feature of TFDS
+    d.corpus = 'demo'  # demo | tfds:NAME | KIND:GLOB of kind text, lines, files, jsonl, csv, parquet, arrow or smi
+    d.text_key = 'text'  # field of a JSON line (a.b: b in its object a), column of a table, or feature of TFDS
     d.validation_corpus = ''  # a separate corpus to hold out; '' holds out a part of data.corpus
     d.validation_percent = 1.0  # held out by a hash of each document, if the corpus has no validation split
     d.smiles_copies = 0  # additional copies of each training molecule, with its atoms in random order
@@ -61,7 +61,7 @@ def default_config() -> ml_collections.ConfigDict:
     t.normalization = 'nmt_nfkc'
     t.byte_fallback = True  # characters outside the vocabulary become bytes, not [UNK]
     t.character_coverage = 0.9995
-    t.training_megabytes = 50  # how much text, from the start of the corpus, the tokenizer is trained on
+    t.training_megabytes = 50  # how much text, a random sample, the tokenizer is trained on
 
     c.model = m = ml_collections.ConfigDict()
     m.update(SIZES['mini'])

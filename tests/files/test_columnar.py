@@ -61,7 +61,9 @@ def test_all_texts_come_out_in_order(writer, texts, rows, kind, part_bytes):
 def test_keys_with_dots_and_what_is_wrong(tmp_path, writer):
     path, name = tmp_path / 'a', writer.split()[0]
     records = [{'text': 'a', 'deep': {'er': 'b', 'n': 1}}, None, {'text': None, 'deep': None}]
-    table = pa.table({'meta': records, 'n': [1, 2, 3], 'plain.text': ['x', 'y', 'z']})
+    deep = pa.struct([('er', pa.string()), ('n', pa.int64())])
+    meta = pa.array(records, pa.struct([('text', pa.string()), ('deep', deep)]))
+    table = pa.table({'meta': meta, 'n': [1, 2, 3], 'plain.text': ['x', 'y', 'z']})
     WRITERS[writer](path, table, 2)
     assert list(text_files.read(path, name, 'meta.text')) == [b'a', b'', b'']
     assert list(text_files.read(path, name, 'meta.deep.er')) == [b'b', b'', b'']
