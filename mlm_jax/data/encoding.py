@@ -279,7 +279,8 @@ class HeldOutJob(_Recorded):
             name = f'{split}-slice-{number:05d}-of-{count:05d}'
             runs = sealed.loads(self.file(f'{name}.json').read_bytes())['runs']
             found = held_out.read(self.file(f'{name}.held_out'), runs, low, high, self.output.dtype)
-            hashes, documents = hashes + found[0], documents + found[1]
+            hashes += found[0]
+            documents += found[1]
         order = np.argsort(np.array(hashes, np.uint64), kind='stable')
         rows = _pack([documents[place] for place in order], self.output, (self.index,))
         written = _write_rows(self, self.name, iter([rows]))
