@@ -3,8 +3,8 @@
     python docs/results/preparing_data/measure.py --corpus='wiki*.jsonl' --work=runs/preparing_data --former=CHECKOUT
 
 `--former` names a checkout of another version, which is timed in turn with this one. All is timed from the first byte
-of the corpus to the manifest, with a tokenizer that is trained before. Times of processors are given because they depend
-less on what else the machine does; ratios are medians of those within rounds.
+of the corpus to the manifest, with a tokenizer that is trained before. Times of processors are given, too, because they
+depend less on what else the machine does; ratios are medians of those within rounds.
 Then: python docs/results/make.py
 """
 

@@ -31,7 +31,7 @@ def main() -> None:
     work = pathlib.Path(flags.FLAGS.work)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    words = [f'word{number % 5000}' for number in range(SHARDS * WORDS_OF_SHARD)]
+    words = [f'word{number % 4999}' for number in range(SHARDS * WORDS_OF_SHARD)]
     text = '\n'.join(' '.join(words[i : i + 20]) for i in range(0, len(words), 20))
     (work / 'text.txt').write_text(text)
     (work / 'tokenizer.model').write_bytes(large_tokenizer(text[:100_000]))
