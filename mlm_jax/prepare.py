@@ -219,8 +219,9 @@ def _discarding(config: ml_collections.ConfigDict, place: _Place) -> Iterator[No
     try:
         yield
     except config_lib.ConfigError:
-        is_given = config.tokenizer.model not in tokenizers.TRAINED
-        if is_given and not any(place.directory.glob('*.npy')):
+        model = config.tokenizer.model
+        is_trained = model in tokenizers.TRAINED or model.startswith(tokenizers.EXTEND)
+        if not is_trained and not any(place.directory.glob('*.npy')):
             shutil.rmtree(place.working)
             place.tokenizer.unlink(missing_ok=True)
         raise
@@ -233,18 +234,21 @@ def _do_task(
     config: ml_collections.ConfigDict, place: _Place, intent: dict, task: Task
 ) -> manifest_lib.Manifest | None:
     """Does one task's share of the slices; task 0 also claims the directory and makes the tokenizer."""
-    if (place.directory / manifest_lib.FILE).exists():
+    finished = place.directory / manifest_lib.FILE
+    if not finished.exists():
+        print(f'task       {task.index} of {task.count}')
+        if task.index == 0:
+            claim.claim(place.directory, place.working, intent)
+            corpus = _begin(config, place)
+        else:
+            claim.wait_for(lambda: claim.is_claimed(place.working) or finished.exists(), 'the claim of the directory')
+            claim.wait_for(lambda: tokenizer_making.is_made(place.tokenizer) or finished.exists(), 'the tokenizer')
+    if finished.exists():
         manifest = manifest_lib.load(place.directory)
         claim.refuse_changes(place.directory, dataclasses.asdict(manifest), intent)
         print(f'{place.directory} is finished; the same command without --task verifies it')
         return manifest
-    print(f'task       {task.index} of {task.count}')
-    if task.index == 0:
-        claim.claim(place.directory, place.working, intent)
-        corpus = _begin(config, place)
-    else:
-        claim.wait_for(lambda: claim.is_claimed(place.working), 'the claim of the directory')
-        claim.wait_for(lambda: tokenizer_making.is_made(place.tokenizer), 'the tokenizer')
+    if task.index:
         claim.refuse_other_claim(place.working, intent)
         corpus = corpora.open_corpus(config.data, place.working)
     place.scratch.mkdir(exist_ok=True)
@@ -264,17 +268,17 @@ def _output(config: ml_collections.ConfigDict, place: _Place) -> encoding.Output
 
 
 def _slice_jobs(config: ml_collections.ConfigDict, corpus: corpora.Corpus, place: _Place) -> list[encoding.SliceJob]:
-    """The first phase: the slices with training text, and then those of which all is held out."""
+    """The first phase: the slices of which all is held out, which fail early if they fail, and then the others."""
     output = _output(config, place)
     train, held_out = corpus.train, corpus.held_out
     return [
+        encoding.SliceJob(output, part, 'validation', index, len(held_out), corpora.ALL_HASHES, writes_rows=False)
+        for index, part in enumerate(held_out)
+    ] + [
         encoding.SliceJob(
             output, part, 'train', index, len(train), corpus.threshold, smiles_copies=config.data.smiles_copies
         )
         for index, part in enumerate(train)
-    ] + [
-        encoding.SliceJob(output, part, 'validation', index, len(held_out), corpora.ALL_HASHES, writes_rows=False)
-        for index, part in enumerate(held_out)
     ]
 
 

@@ -11,7 +11,6 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -82,11 +81,15 @@ def write_missing(
         arrays['counts'] = np.pad(counts, (0, vocabulary.size - len(counts)))
     elif 'counts' in missing:
         arrays['counts'] = np.zeros(vocabulary.size, np.int64)
-        for block in _blocks(directory, manifest):
+        for block in shards.Shards(directory, 'train', manifest=manifest).blocks():
             arrays['counts'] += np.bincount(block.ravel(), minlength=vocabulary.size)
     if 'collocations' in missing:
+        rows = shards.Shards(directory, 'train', manifest=manifest)
+        limit = collocations.MAX_TOKENS // manifest.sequence_length
+        if len(rows) > limit:  # rows are shuffled within their shards, which are of different parts of the corpus
+            limit = -(-limit // len(manifest.splits['train'].shards))
         arrays['collocations'] = collocations.collocations(
-            _blocks(directory, manifest), arrays['word_starts'], vocabulary, word_marks=arrays['word_marks']
+            rows.blocks(max_rows=limit), arrays['word_starts'], vocabulary, word_marks=arrays['word_marks']
         )
         print(f'tables     {len(arrays["collocations"]):,} collocations of 2 to 5 words')
     named: dict[str, Any] = dict(sorted(arrays.items()))
@@ -224,11 +227,6 @@ def read(path: pathlib.Path, vocab_size: int) -> dict[str, np.ndarray]:
 
 def _unreadable(path: pathlib.Path, reason: str) -> ConfigError:
     return ConfigError(f'cannot read {path} ({reason}); delete that file and run prepare again')
-
-
-def _blocks(directory: pathlib.Path, manifest: Manifest) -> Iterator[np.ndarray]:
-    """The training rows, one shard at a time; the first ones are a random sample of the corpus (`slices.py`)."""
-    return shards.Shards(directory, 'train', manifest=manifest).blocks()
 
 
 def _check_words(masking: ml_collections.ConfigDict, arrays: dict[str, np.ndarray]) -> None:

@@ -189,10 +189,10 @@ class Shards:
             rows[chosen] = self._checked(int(shard), mapped[indices[chosen] - first], indices[chosen] - first)
         return rows
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Yields all rows in order, one shard at a time: uint16 or uint32 [R, T]."""
+    def blocks(self, max_rows: int | None = None) -> Iterator[np.ndarray]:
+        """Yields all rows, or the first `max_rows` of each shard, one shard at a time: uint16 or uint32 [R, T]."""
         for shard in range(len(self._shards)):
-            mapped = self._open(shard)
+            mapped = self._open(shard)[:max_rows]
             yield self._checked(shard, mapped, np.arange(len(mapped)))
 
     def _checked(self, shard: int, rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
