@@ -4,9 +4,6 @@ In the first phase, a job for each slice reads its documents, writes the rows of
 and writes the tokens of the held-out documents to the working directory. In the second phase, a job for each shard of
 held-out rows collects its documents (`held_out.py`).
 
-A job is finished when its record exists in the working directory; records are written last. They hold the checksums of
-all files, so that damage is found.
-
 A process keeps in memory at most the largest document and about `PIECE_BYTES` of text, with its tokens and rows; the
 rows of a larger slice are written in pieces.
 """
@@ -23,12 +20,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mlm_jax.data import held_out, molecules, packing, reading, sampling, shards, slices, tokenizers
+from mlm_jax.data import held_out, molecules, packing, reading, sampling, shards, slices, tokenizers, workers
 from mlm_jax.files import atomic, sealed
 
 PIECE_BYTES = 16 << 20  # bytes of text whose tokens are packed together
 _BATCH_BYTES = 4 << 20  # bytes of text that are encoded at a time
-_HISTOGRAM = '.histogram.npy'
+HELD_OUT = 'held_out'  # the key of the file of held-out documents in a record
 _COUNTS = ('documents', 'words', 'bytes', 'text_tokens')
 
 
@@ -63,13 +60,9 @@ class Output:
         """The dtype of the rows."""
         return shards.row_dtype(self.load_tokenizer().vocabulary.size)
 
-    def write(self, path: pathlib.Path, content: bytes) -> None:
-        """Writes a small file."""
-        atomic.write_bytes(path, content, pathlib.Path(self.scratch))
 
-
-class _Recorded:
-    """A job with a record of what it did.
+class _Encoding(workers.Job):
+    """A job of either phase; rows made with another tokenizer are made again.
 
     Attributes:
       output: what all jobs share.
@@ -78,50 +71,60 @@ class _Recorded:
     output: Output
 
     @property
-    def name(self) -> str:
-        """The name of the job in messages."""
-        raise NotImplementedError
-
-    @property
     def record_path(self) -> pathlib.Path:
         """The record of the job."""
         return pathlib.Path(self.output.working) / f'{self.name}.json'
 
     @property
-    def file_names(self) -> list[str]:
-        """The files that the job writes beside its record; rows end in .npy and lie in the directory of the rows."""
-        raise NotImplementedError
+    def shard(self) -> str:
+        """The name of the file of rows."""
+        return self.name
 
-    def file(self, name: str) -> pathlib.Path:
-        """The path of one of these files."""
-        is_rows = name.endswith('.npy') and not name.endswith(_HISTOGRAM)
-        return pathlib.Path(self.output.directory if is_rows else self.output.working) / name
+    @property
+    def histogram_path(self) -> pathlib.Path:
+        """The file that says how often each id occurs in the rows."""
+        return pathlib.Path(self.output.working) / f'{self.shard}.histogram.npy'
 
-    def is_begun(self) -> bool:
-        """Whether the job has been done before."""
-        return self.record_path.exists()
-
-    def record(self) -> dict[str, Any]:
-        """The record; raises OSError or ValueError if there is none or it is damaged."""
-        return sealed.loads(self.record_path.read_bytes())
+    @property
+    def files(self) -> dict[str, pathlib.Path]:
+        """The files of rows and their histogram."""
+        return {
+            self.shard: pathlib.Path(self.output.directory) / self.shard,
+            self.histogram_path.name: self.histogram_path,
+        }
 
     def is_done(self) -> bool:
-        """Whether the job has been done with this tokenizer and its files are undamaged."""
-        try:
-            record = self.record()
-            is_whole = all(record['files'][name] == atomic.sha256(self.file(name)) for name in self.file_names)
-        except (OSError, ValueError, KeyError, TypeError):  # not made yet, or damaged
-            return False
-        return is_whole and record['tokenizer_sha256'] == self.output.tokenizer_sha256
+        """Whether it has been done with this tokenizer, and its results are undamaged."""
+        return super().is_done() and self.record().get('tokenizer_sha256') == self.output.tokenizer_sha256
 
-    def _write_record(self, content: dict[str, Any]) -> None:
-        content['files'] = {name: atomic.sha256(self.file(name)) for name in self.file_names}
-        content['tokenizer_sha256'] = self.output.tokenizer_sha256
-        self.output.write(self.record_path, sealed.dumps(content))
+    def histogram(self) -> np.ndarray:
+        """int[V]: how often each id occurs in the rows, special ids included."""
+        return np.load(self.histogram_path)
+
+    def _finish(self, content: dict[str, Any]) -> None:
+        """Writes the record."""
+        stamped = {**content, 'tokenizer_sha256': self.output.tokenizer_sha256}
+        self.write_record(stamped, pathlib.Path(self.output.scratch))
+
+    def _write_rows(self, blocks: Iterator[np.ndarray]) -> dict[str, int]:
+        """Writes rows and their histogram; returns the numbers of rows and of tokens that are not padding."""
+        vocabulary, scratch = self.output.load_tokenizer().vocabulary, pathlib.Path(self.output.scratch)
+        times = np.zeros(vocabulary.size, np.int64)
+
+        def counted() -> Iterator[np.ndarray]:
+            for block in blocks:
+                np.add(times, np.bincount(block.ravel(), minlength=vocabulary.size), out=times)
+                yield block
+
+        path, length = self.files[self.shard], self.output.sequence_length
+        num_rows = shards.write_blocks(path, counted(), length, self.output.dtype, scratch)
+        small = times.astype(np.min_scalar_type(int(times.max(initial=0))))
+        atomic.write(self.histogram_path, lambda file: np.save(file, small), scratch)
+        return {'rows': num_rows, 'real_tokens': int(times.sum() - times[vocabulary.pad_id])}
 
 
 @dataclasses.dataclass(frozen=True)
-class SliceJob(_Recorded):
+class SliceJob(_Encoding):
     """The first phase for one slice.
 
     Attributes:
@@ -147,7 +150,7 @@ class SliceJob(_Recorded):
     @property
     def name(self) -> str:
         """The name of the slice."""
-        return f'{self.split}-slice-{self.index:05d}-of-{self.count:05d}'
+        return _slice_name(self.split, self.index, self.count)
 
     @property
     def num_bytes(self) -> int:
@@ -160,18 +163,18 @@ class SliceJob(_Recorded):
         return shards.shard_name(self.split, self.index, self.count)
 
     @property
-    def held_out_file(self) -> str:
+    def held_out_path(self) -> pathlib.Path:
         """The file of held-out documents."""
-        return f'{self.name}.held_out'
+        return held_out_path(self.output, self.split, self.index, self.count)
 
     @property
-    def file_names(self) -> list[str]:
-        """As in `_Recorded`."""
-        rows = [self.shard, self.shard + _HISTOGRAM] if self.writes_rows else []
-        return rows + [self.held_out_file] * (self.threshold > 0)
+    def files(self) -> dict[str, pathlib.Path]:
+        """The files of rows, their histogram, and held-out documents, as far as they are written."""
+        held = {HELD_OUT: self.held_out_path} if self.threshold else {}
+        return (super().files if self.writes_rows else {}) | held
 
     def is_done(self) -> bool:
-        """As in `_Recorded`; raises ConfigError if a file of the slice has changed since the job was done."""
+        """As in `workers.Job`; raises ConfigError if a file of the slice has changed since the job was done."""
         if not super().is_done():
             return False
         reading.Reading(self.slice, self.threshold, self.record()['states'])
@@ -193,12 +196,15 @@ class SliceJob(_Recorded):
         with contextlib.ExitStack() as stack:
             file = None
             if self.threshold:
-                file = stack.enter_context(atomic.opened(self.file(self.held_out_file), scratch))
-            rows = self._rows(read, texts, file, runs)
-            written = _write_rows(self, self.shard, rows) if self.writes_rows else {'rows': sum(map(len, rows))}
+                file = stack.enter_context(atomic.opened(self.held_out_path, scratch))
+            rows, written = self._rows(read, texts, file, runs), {}
+            if self.writes_rows:
+                written = self._write_rows(rows)
+            else:
+                collections.deque(rows, maxlen=0)  # they are empty
         counts = {split: {key: encoder.counts[key] for key in _COUNTS} for split, encoder in texts.items()}
         repairs = {split: {name: n for name, n in sorted(made.items()) if n} for split, made in read.repairs.items()}
-        self._write_record(
+        self._finish(
             {
                 'read': {split: read.documents[split] for split in reading.SPLITS},
                 'counts': counts,
@@ -235,7 +241,7 @@ class SliceJob(_Recorded):
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldOutJob(_Recorded):
+class HeldOutJob(_Encoding):
     """The second phase for one shard of held-out rows.
 
     Attributes:
@@ -260,14 +266,9 @@ class HeldOutJob(_Recorded):
         """The name of the shard, which is that of its file."""
         return shards.shard_name('validation', self.index, self.count)
 
-    @property
-    def file_names(self) -> list[str]:
-        """As in `_Recorded`."""
-        return [self.name, self.name + _HISTOGRAM]
-
     def is_done(self) -> bool:
-        """As in `_Recorded`; also whether the documents were the same."""
-        return super().is_done() and self.record()['checksum'] == self.checksum
+        """As in `workers.Job`; also whether the documents were the same."""
+        return super().is_done() and self.record().get('checksum') == self.checksum
 
     def run(self) -> int:
         """Collects, packs and writes the documents of one shard; returns 0, because their text was read before."""
@@ -276,15 +277,14 @@ class HeldOutJob(_Recorded):
         documents: list[np.ndarray] = []
         split, count = self.first_phase
         for number in range(count):
-            name = f'{split}-slice-{number:05d}-of-{count:05d}'
-            runs = sealed.loads(self.file(f'{name}.json').read_bytes())['runs']
-            found = held_out.read(self.file(f'{name}.held_out'), runs, low, high, self.output.dtype)
+            path = held_out_path(self.output, split, number, count)
+            runs = sealed.loads(path.with_suffix('.json').read_bytes())['runs']
+            found = held_out.read(path, runs, low, high, self.output.dtype)
             hashes += found[0]
             documents += found[1]
         order = np.argsort(np.array(hashes, np.uint64), kind='stable')
         rows = _pack([documents[place] for place in order], self.output, (self.index,))
-        written = _write_rows(self, self.name, iter([rows]))
-        self._write_record({'rows': written, 'checksum': self.checksum})
+        self._finish({'rows': self._write_rows(iter([rows])), 'checksum': self.checksum})
         return 0
 
 
@@ -293,10 +293,13 @@ def num_held_out_shards(num_bytes: int) -> int:
     return max(1, min(-(-num_bytes // PIECE_BYTES), slices.MAX_SLICES))
 
 
-def histogram(job: SliceJob | HeldOutJob) -> np.ndarray:
-    """int[V]: how often each id occurs in the rows of a job, special ids included."""
-    shard = job.shard if isinstance(job, SliceJob) else job.name
-    return np.load(job.file(shard + _HISTOGRAM))
+def held_out_path(output: Output, split: str, index: int, count: int) -> pathlib.Path:
+    """The file of the held-out documents of a slice, beside the record of its job."""
+    return pathlib.Path(output.working) / f'{_slice_name(split, index, count)}.held_out'
+
+
+def _slice_name(split: str, index: int, count: int) -> str:
+    return f'{split}-slice-{index:05d}-of-{count:05d}'
 
 
 def checksum(held_out_sha256: list[str]) -> str:
@@ -393,23 +396,6 @@ def _pack(documents: list[np.ndarray], output: Output, seed: tuple[int, ...]) ->
     vocabulary = output.load_tokenizer().vocabulary
     rows = packing.pack(documents, output.sequence_length, vocabulary, output.packing, output.dtype)
     return rows[np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))]
-
-
-def _write_rows(job: SliceJob | HeldOutJob, name: str, blocks: Iterator[np.ndarray]) -> dict[str, int]:
-    """Writes a shard and the histogram of its ids; returns its numbers of rows and of tokens that are not padding."""
-    vocabulary = job.output.load_tokenizer().vocabulary
-    times = np.zeros(vocabulary.size, np.int64)
-
-    def counted() -> Iterator[np.ndarray]:
-        for block in blocks:
-            np.add(times, np.bincount(block.ravel(), minlength=vocabulary.size), out=times)
-            yield block
-
-    scratch = pathlib.Path(job.output.scratch)
-    num_rows = shards.write_blocks(job.file(name), counted(), job.output.sequence_length, job.output.dtype, scratch)
-    small = times.astype(np.min_scalar_type(int(times.max(initial=0))))
-    atomic.write(job.file(name + _HISTOGRAM), lambda file: np.save(file, small), scratch)
-    return {'rows': num_rows, 'real_tokens': int(times.sum() - times[vocabulary.pad_id])}
 
 
 @functools.lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ MAX_SLICES = 256  # from so many places of the corpus, text is taken
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Job(workers.Job):
     """Takes the sample of one slice. It keeps at most `limit` bytes of text and the largest document in memory."""
 
     slice: slices.Slice
@@ -40,47 +40,39 @@ class Job:
         return self.slice.num_bytes
 
     @property
+    def record_path(self) -> pathlib.Path:
+        """The record of the job."""
+        return record_path(pathlib.Path(self.working), self.index)
+
+    @property
     def path(self) -> pathlib.Path:
         """The file of texts."""
         return pathlib.Path(self.working) / self.name
 
     @property
-    def record_path(self) -> pathlib.Path:
-        """The record of the job, which is written last."""
-        return record_path(pathlib.Path(self.working), self.index)
-
-    def record(self) -> dict[str, Any]:
-        """The record; raises OSError or ValueError if there is none or it is damaged."""
-        return sealed.loads(self.record_path.read_bytes())
-
-    def is_begun(self) -> bool:
-        """Whether the job has been done before."""
-        return self.record_path.exists()
-
-    def is_done(self) -> bool:
-        """Whether the job has been done and its results are undamaged."""
-        try:
-            return self.record()['sha256'] == atomic.sha256(self.path)
-        except (OSError, ValueError, KeyError):
-            return False
+    def files(self) -> dict[str, pathlib.Path]:
+        """The file of texts by its name."""
+        return {self.name: self.path}
 
     def run(self) -> int:
         """Writes the texts and the record; returns the size of the texts."""
         read = reading.Reading(self.slice, self.threshold, known_states(self.record_path))
-        texts = [text for document in _lowest(read, self.limit) for text in document]
-        content = ''.join(json.dumps(text.decode(), ensure_ascii=False) + '\n' for text in texts).encode()
-        atomic.write_bytes(self.path, content, pathlib.Path(self.working))
+        size = 0
+        with atomic.opened(self.path) as file:
+            for document in _lowest(read, self.limit):
+                for text in document:
+                    file.write(json.dumps(text.decode(), ensure_ascii=False).encode() + b'\n')
+                    size += len(text)
         record = {
-            'bytes': sum(map(len, texts)),
+            'bytes': size,
             'documents': read.documents.total(),
             'held_out': read.documents['validation'],
             'empty': sum(repairs[corpora.EMPTY] for repairs in read.repairs.values()),
             'repairs': read.repairs['train'] + read.repairs['validation'],
             'states': read.states,
-            'sha256': atomic.sha256(self.path),
         }
-        atomic.write_bytes(self.record_path, sealed.dumps(record))
-        return sum(map(len, texts))
+        self.write_record(record, pathlib.Path(self.working))
+        return size
 
     def texts(self) -> Iterator[str]:
         """The texts, those of the lowest hashes first."""

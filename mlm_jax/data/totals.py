@@ -49,7 +49,7 @@ def of_texts(jobs: Iterable[encoding.SliceJob]) -> Texts:
         for part, state in zip(job.slice.parts, record['states']):
             if state:
                 parts[part.path][part.index] = state['sha256']
-        held_out.append(record['files'].get(job.held_out_file, ''))
+        held_out.append(record['files'].get(encoding.HELD_OUT, ''))
     checksums = {path: [by_index[index] for index in sorted(by_index)] for path, by_index in parts.items()}
     return Texts(read, counts, repairs, checksums, encoding.checksum(held_out))
 
@@ -80,10 +80,9 @@ def of_split(
     shards = []
     for job in jobs:
         record: dict[str, Any] = job.record()
-        file = job.file_names[0]
-        times += encoding.histogram(job)
+        times += job.histogram()
         rows.update(record['rows'])
-        shards.append(manifest_lib.Shard(file, record['rows']['rows'], record['files'][file]))
+        shards.append(manifest_lib.Shard(job.shard, record['rows']['rows'], record['files'][job.shard]))
     if not rows['rows']:
         raise ConfigError(f'the {name} split has no text: all its documents are empty or were dropped')
     split = manifest_lib.Split(

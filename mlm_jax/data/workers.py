@@ -1,40 +1,74 @@
-"""Processes that do jobs. They end when their parent process ends, and ignore Ctrl-C."""
+"""Jobs with records, and processes that do them. These end when their parent process ends, and ignore Ctrl-C."""
 
+import abc
 import concurrent.futures
 import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
+import pathlib
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any
 
-from mlm_jax.files import progress
+from mlm_jax.files import atomic, progress, sealed
 from mlm_jax.files.errors import ConfigError
 
 
-class Job(Protocol):
-    """Work whose results are files; an object of it is small and can be sent to another process."""
+class Job(abc.ABC):
+    """Work whose results are files; an object of it is small and can be sent to another process.
+
+    It is done when its record exists, which is written last. The record holds the checksums of the files, so that
+    damage is found.
+    """
 
     @property
+    @abc.abstractmethod
     def name(self) -> str:
         """Its name in messages."""
 
     @property
+    @abc.abstractmethod
     def num_bytes(self) -> int:
         """The size of its input."""
 
+    @property
+    @abc.abstractmethod
+    def record_path(self) -> pathlib.Path:
+        """The file of the record."""
+
+    @property
+    @abc.abstractmethod
+    def files(self) -> dict[str, pathlib.Path]:
+        """The other files that it writes, by their names."""
+
+    @abc.abstractmethod
+    def run(self) -> int:
+        """Does it; returns the size of its text in bytes."""
+
     def is_begun(self) -> bool:
         """Whether it seems to have been done before."""
+        return self.record_path.exists()
+
+    def record(self) -> dict[str, Any]:
+        """The record; raises OSError or ValueError if there is none or it is damaged."""
+        return sealed.loads(self.record_path.read_bytes())
 
     def is_done(self) -> bool:
         """Whether it has been done, and its results are undamaged."""
+        try:
+            known = self.record()['files']
+            return all(known[name] == atomic.sha256(path) for name, path in self.files.items())
+        except (OSError, ValueError, KeyError):  # not made yet, or damaged
+            return False
 
-    def run(self) -> int:
-        """Does it; returns the size of its text in bytes."""
+    def write_record(self, content: dict[str, Any], scratch: pathlib.Path) -> None:
+        """Writes the record, with the checksums of the files; `atomic.opened` explains `scratch`."""
+        checksums = {name: atomic.sha256(path) for name, path in self.files.items()}
+        atomic.write_bytes(self.record_path, sealed.dumps({**content, 'files': checksums}), scratch)
 
 
 def run(jobs: Sequence[Job], num_workers: int, title: str, unit: str = 'B') -> None:
