@@ -309,6 +309,16 @@ def test_what_an_earlier_version_prepared_is_read_but_not_made_again(copied, cap
         prepare.run(config)
 
 
+def test_texts_in_a_column_give_the_same_rows(finished, tmp_path):
+    parquet = pytest.importorskip('pyarrow.parquet')
+    records = [json.loads(line) for line in (finished / 'corpus.jsonl').read_text().splitlines()]
+    parquet.write_table(parquet.core.pa.table({'meta': records}), tmp_path / 'a.parquet', row_group_size=50)
+    keys = {'data.corpus': f'parquet:{tmp_path}/*.parquet', 'data.text_key': 'meta.text'}
+    manifest = prepare.run(make_config(tmp_path / 'rows', '', **keys), 1)
+    assert 'pyarrow' in manifest.versions
+    assert manifest.splits == manifest_lib.load(finished / 'rows').splits
+
+
 def test_a_given_tokenizer_and_a_wrong_key_may_be_followed_by_the_right_key(finished, tmp_path):
     given = {'tokenizer.model': finished / 'rows' / 'tokenizer.model'}
     config = make_config(tmp_path / 'rows', finished / 'corpus.jsonl', **given, **{'data.text_key': 'txt'})
