@@ -182,10 +182,10 @@ class SliceJob(_Encoding):
 
     def run(self) -> int:
         """Reads, tokenizes, packs and writes one slice; returns the size of its text."""
-        records = [self.record_path]
+        known = sampling.known_states(self.record_path)
         if self.split == 'train':
-            records.append(sampling.record_path(pathlib.Path(self.output.working), self.index))
-        read = reading.Reading(self.slice, self.threshold, sampling.known_states(*records))
+            known = known or sampling.states_of_sample(pathlib.Path(self.output.working), self.index, self.slice)
+        read = reading.Reading(self.slice, self.threshold, known)
         tokenizer = self.output.load_tokenizer()
         texts = {
             'train': _Encoder(tokenizer, read.repairs['train'], self.smiles_copies),

@@ -1,7 +1,7 @@
 """The text on which a tokenizer is trained: a random sample of the training text, or all of it if it is small.
 
-The sample consists of the documents of the lowest hashes in each of the first slices, whose order is random. So it does
-not depend on the number of processes.
+The sample consists of the documents of the lowest hashes in each of the first slices, whose order is random; of larger
+slices than usual, only the beginnings are read. So it does not depend on the number of processes.
 """
 
 import collections
@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mlm_jax.data import corpora, reading, slices, workers
+from mlm_jax.data import corpora, reading, slices, sources, workers
 from mlm_jax.files import atomic, sealed
 
 MAX_SLICES = 256  # from so many places of the corpus, text is taken
@@ -80,12 +80,23 @@ class Job(workers.Job):
             yield from map(json.loads, file)
 
 
-def known_states(*records: pathlib.Path) -> list[dict[str, Any]]:
-    """The states of the parts of a slice when they were read before, from the first record that can be read; or []."""
-    for path in records:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            return sealed.loads(path.read_bytes())['states']
+def known_states(record: pathlib.Path) -> list[dict[str, Any]]:
+    """The states of the parts of a slice when a job read them before; [] if its record cannot be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return sealed.loads(record.read_bytes())['states']
     return []
+
+
+def states_of_sample(working: pathlib.Path, index: int, whole: slices.Slice) -> list[dict[str, Any]]:
+    """The states of the parts of slice `index` from the reading for the sample, if all of the slice was read; else [].
+
+    Raises:
+      ConfigError: if what was read has changed since then.
+    """
+    begin, states = slices.beginning(whole), known_states(record_path(working, index))
+    for part, state in zip(begin.parts, states):
+        sources.observe(part, state)
+    return states if begin == whole else []
 
 
 def record_path(working: pathlib.Path, index: int) -> pathlib.Path:
@@ -106,7 +117,7 @@ def take(corpus: corpora.Corpus, working: pathlib.Path, limit: int, num_workers:
     for index, part in enumerate(chosen):
         # Twice the share, because slices hold different amounts of text; `texts` leaves out what is too much.
         share = limit if total <= limit else 2 * limit * part.num_bytes // total + 1
-        jobs.append(Job(part, index, corpus.threshold, share, str(working)))
+        jobs.append(Job(slices.beginning(part), index, corpus.threshold, share, str(working)))
     workers.run(jobs, num_workers, 'reading')
     records = [job.record() for job in jobs]
     counts = {key: sum(record[key] for record in records) for key in ('documents', 'held_out', 'empty')}

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from mlm_jax.data import tfds_sets
-from mlm_jax.files import text_files
+from mlm_jax.files import columnar, text_files
 from mlm_jax.files.errors import ConfigError
 
 SLICE_BYTES = 16 << 20  # ~4 million tokens, about a second of work
@@ -109,6 +109,18 @@ def divide_examples(examples: tfds_sets.Examples, text_key: str) -> list[Slice]:
     count = max(1, min(-(-examples.num_bytes // SLICE_BYTES), MAX_SLICES, examples.count))
     parts = (Part('', index, count, examples.num_bytes, examples) for index in range(count))
     return _mixed([Slice('tfds', text_key, (part,)) for part in parts])
+
+
+def beginning(whole: Slice) -> Slice:
+    """The beginnings of the parts of a large slice, about `SLICE_BYTES` together; all of a part that has no parts."""
+    times = -(-whole.num_bytes // SLICE_BYTES)
+    if times <= 1 or whole.kind in columnar.KINDS:  # parts of columnar files are of row groups, of which there are few
+        return whole
+    parts = (
+        dataclasses.replace(part, index=part.index * times, count=part.count * times) if part.count > 1 else part
+        for part in whole.parts
+    )
+    return dataclasses.replace(whole, parts=tuple(parts))
 
 
 def _grouped(parts: Iterator[Part], slice_bytes: int) -> Iterator[tuple[Part, ...]]:

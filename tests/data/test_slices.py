@@ -55,6 +55,18 @@ def test_a_large_corpus_has_larger_slices(tmp_path, monkeypatch):
     assert 8 <= len(slices.divide_files('jsonl', files, 'text')) <= 16
 
 
+@pytest.mark.parametrize('kind, size', [('jsonl', 3), ('files', 1)])
+def test_the_beginning_of_a_large_slice_is_a_part_of_it(tmp_path, monkeypatch, kind, size):
+    path = write(tmp_path / 'a.jsonl', [f'some text {i}' for i in range(100)])
+    found = slices.divide_files(kind, [path], 'text', path.stat().st_size // size)
+    assert all(slices.beginning(part) == part for part in found)
+    monkeypatch.setattr(slices, 'SLICE_BYTES', path.stat().st_size // 9)
+    for part in found:
+        begin = documents(slices.beginning(part))
+        assert begin == documents(part)[: len(begin)] and len(begin) > 0
+        assert len(begin) < 15 or kind == 'files'
+
+
 # ---- Samples --------------------------------------------------------------------------------------------------------
 
 
