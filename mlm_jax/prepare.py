@@ -24,14 +24,12 @@ import dataclasses
 import errno
 import os
 import pathlib
-import platform
 import re
 import shlex
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from importlib import metadata
 
 import ml_collections
 from absl import flags
@@ -44,7 +42,6 @@ from mlm_jax.data import (
     encoding,
     masking_tables,
     molecules,
-    shards,
     sources,
     tokenizer_making,
     tokenizers,
@@ -53,9 +50,8 @@ from mlm_jax.data import (
     workers,
 )  # fmt: skip
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.files import atomic, columnar
+from mlm_jax.files import atomic
 
-TOKENIZER_FILE = 'tokenizer.model'
 _INTERRUPTED = 130  # by convention, the exit status of a program that was interrupted by Ctrl-C
 
 
@@ -85,7 +81,7 @@ class _Place:
 
     @property
     def tokenizer(self) -> pathlib.Path:
-        return self.directory / TOKENIZER_FILE
+        return self.directory / tokenizer_making.FILE
 
 
 def main() -> None:
@@ -186,13 +182,13 @@ def _prepare(config: ml_collections.ConfigDict, place: _Place, intent: dict) -> 
     splits = {'train': train}
     if corpus.has_held_out:
         splits['validation'], _ = totals.of_split('validation', texts, held_out_jobs, tokenizer.vocabulary)
-    manifest = _manifest(config, intent, tokenizer, place.directory, splits, texts.checksums)
+    manifest = totals.manifest(config, intent, tokenizer, atomic.sha256(place.tokenizer), splits, texts.checksums)
     (place.directory / masking_tables.FILE).unlink(missing_ok=True)  # left by a killed run, so it may be incomplete
     masking_tables.write_missing(config.masking, place.directory, manifest, place.working, counts)
     manifest = dataclasses.replace(manifest, tables_sha256=atomic.sha256(place.directory / masking_tables.FILE))
     manifest_lib.save(manifest, place.directory, place.working)
     shutil.rmtree(place.working)
-    print(f'prepared   {place.directory}: {_in_words(manifest)}')
+    print(f'prepared   {place.directory}: {manifest_lib.in_words(manifest)}')
     _print_words(config, place.directory, manifest)
     return manifest
 
@@ -320,7 +316,7 @@ def _bring_up_to_date(config: ml_collections.ConfigDict, place: _Place, intent: 
             manifest = dataclasses.replace(manifest, tables=masking_tables.FILE, tables_sha256=tables_sha256)
             manifest_lib.save(manifest, directory)
         print(f'added      {masking_tables.FILE} to {directory}')
-    print(f'{directory} is up to date: {_in_words(manifest)}')
+    print(f'{directory} is up to date: {manifest_lib.in_words(manifest)}')
     _print_words(config, directory, manifest)
     return manifest
 
@@ -348,7 +344,7 @@ def _repair(config: ml_collections.ConfigDict, place: _Place, manifest: manifest
         findings = verification.examine(place.directory, manifest, content=True)
         still = {name: clause for name, clause in findings.wrong.items() if name != manifest.tables}
         if still:
-            different = {name: (then, _version(name)) for name, then in manifest.versions.items()}
+            different = {name: (then, totals.version(name)) for name, then in manifest.versions.items()}
             changes = [f'    {name} {then} then, {now} now' for name, (then, now) in different.items() if then != now]
             raise config_lib.ConfigError(
                 f'{", ".join(still)} cannot be made again as the manifest of {place.directory} describes: the corpus'
@@ -405,68 +401,6 @@ def _explained_errors(directory: pathlib.Path, sources: dict) -> Iterator[None]:
         if not isinstance(error, OSError) or error.errno is None or isinstance(error, FileNotFoundError):
             raise
         raise config_lib.ConfigError(f'cannot use {directory}: {error.strerror} ({error.filename})') from error
-
-
-# ---- Manifest ------------------------------------------------------------------------------------------------
-
-
-def _manifest(
-    config: ml_collections.ConfigDict,
-    intent: dict,
-    tokenizer: tokenizers.AnyTokenizer,
-    directory: pathlib.Path,
-    splits: dict[str, manifest_lib.Split],
-    checksums: dict[str, list[str]],
-) -> manifest_lib.Manifest:
-    return manifest_lib.Manifest(
-        settings=intent['settings'],
-        sources={spec: sources.with_checksums(files, checksums) for spec, files in intent['sources'].items()},
-        vocabulary=tokenizer.vocabulary.padded(config.vocab_size),
-        tokenizer=TOKENIZER_FILE,
-        tokenizer_sha256=atomic.sha256(directory / TOKENIZER_FILE),
-        sequence_length=config.sequence_length,
-        packing=config.data.packing,
-        dtype=shards.row_dtype(tokenizer.vocabulary.size).name,
-        splits=splits,
-        versions={name: _version(name) for name in ('python', 'numpy', tokenizer.package, *_readers(config)) if name},
-        tables=masking_tables.FILE,
-        preparation=claim.VERSION,
-    )
-
-
-def _readers(config: ml_collections.ConfigDict) -> Iterator[str]:
-    """The packages that read the corpus, or change what is read."""
-    kinds = {corpora.parse(spec)[0] for spec in (config.data.corpus, config.data.validation_corpus) if spec}
-    if 'tfds' in kinds:
-        yield from ('array-record', 'tensorflow-datasets')
-    if kinds.intersection(columnar.KINDS):
-        yield 'pyarrow'
-    if config.data.smiles_copies:
-        yield 'rdkit'
-
-
-def _version(name: str) -> str:
-    """The version of Python or of a package; 'none' if the package is not installed."""
-    try:
-        return platform.python_version() if name == 'python' else metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return 'none'
-
-
-def _in_words(manifest: manifest_lib.Manifest) -> str:
-    """The splits as a table."""
-    lines = [
-        f'{"split":12}{"documents":>12}{"words":>14}{"tokens":>14}{"rows":>12}{"% real":>8}{"tokens/word":>13}'
-        f'{"entropy":>9}'
-    ]
-    for name, s in manifest.splits.items():
-        real = 100 * s.real_tokens / (s.rows * manifest.sequence_length)
-        lines.append(
-            f'{name:12}{s.documents:12,}{s.words:14,}{s.text_tokens:14,}{s.rows:12,}{real:8.1f}'
-            f'{s.text_tokens / max(1, s.words):13.2f}{s.unigram_entropy_nats:9.3f}'
-        )
-    note = 'entropy: of single tokens, in nats; the loss of a model that knows only their frequencies'
-    return '\n'.join(['', *lines, note])
 
 
 if __name__ == '__main__':

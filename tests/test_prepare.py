@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -250,6 +251,13 @@ def test_tasks_in_any_order_give_the_same_bytes(finished, divided, tmp_path, cap
     assert 'is finished' in capsys.readouterr().out
     with pytest.raises(ConfigError, match='vocab_size: 320 there, 310 now'):
         prepare.run(make_config(tmp_path / 'tasks', finished / 'corpus.jsonl', vocab_size=310), 1, prepare.Task(1, 3))
+
+
+@pytest.mark.parametrize('index, count', [(3, 3), (0, None), (None, 2)])
+def test_numbers_of_tasks_are_checked(monkeypatch, index, count):
+    monkeypatch.setattr(prepare, 'flags', types.SimpleNamespace(FLAGS=types.SimpleNamespace(task=index, of=count)))
+    with pytest.raises(ConfigError, match=rf'--task={index} --of={count}: give both'):
+        prepare._task()
 
 
 def test_a_task_waits_for_task_0_and_not_forever(finished, tmp_path, monkeypatch):

@@ -144,6 +144,22 @@ def load(directory: str | pathlib.Path) -> Manifest:
     return manifest
 
 
+def in_words(manifest: Manifest) -> str:
+    """The splits as a table."""
+    lines = [
+        f'{"split":12}{"documents":>12}{"words":>14}{"tokens":>14}{"rows":>12}{"% real":>8}{"tokens/word":>13}'
+        f'{"entropy":>9}'
+    ]
+    for name, s in manifest.splits.items():
+        real = 100 * s.real_tokens / (s.rows * manifest.sequence_length)
+        lines.append(
+            f'{name:12}{s.documents:12,}{s.words:14,}{s.text_tokens:14,}{s.rows:12,}{real:8.1f}'
+            f'{s.text_tokens / max(1, s.words):13.2f}{s.unigram_entropy_nats:9.3f}'
+        )
+    note = 'entropy: of single tokens, in nats; the loss of a model that knows only their frequencies'
+    return '\n'.join(['', *lines, note])
+
+
 def _seal(content: dict) -> str:
     return sealed.seal({key: content.get(key) for key in _SEALED})
 

@@ -13,6 +13,7 @@ from mlm_jax.data import claim, corpora, sampling, tokenizers
 from mlm_jax.files import atomic
 from mlm_jax.files.errors import ConfigError
 
+FILE = 'tokenizer.model'  # in a prepared directory, whatever its format
 THREAD = 'tokenizer'  # the name of the thread in which SentencePiece runs
 Result = TypeVar('Result')
 

@@ -2,13 +2,27 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
 from typing import Any
 
+import ml_collections
 import numpy as np
 
-from mlm_jax.data import corpora, encoding, reading
+from mlm_jax.data import (
+    claim,
+    corpora,
+    encoding,
+    masking_tables,
+    reading,
+    shards,
+    sources,
+    tokenizer_making,
+    tokenizers,
+)
 from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.files import columnar
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.vocabulary import Vocabulary
 
@@ -77,12 +91,12 @@ def of_split(
     corpora.check_repairs(made, counts['documents'], f'the {name} split')
     times = np.zeros(vocabulary.size, np.int64)
     rows: collections.Counter[str] = collections.Counter()
-    shards = []
+    made_shards = []
     for job in jobs:
         record: dict[str, Any] = job.record()
         times += job.histogram()
         rows.update(record['rows'])
-        shards.append(manifest_lib.Shard(job.shard, record['rows']['rows'], record['files'][job.shard]))
+        made_shards.append(manifest_lib.Shard(job.shard, record['rows']['rows'], record['files'][job.shard]))
     if not rows['rows']:
         raise ConfigError(f'the {name} split has no text: all its documents are empty or were dropped')
     split = manifest_lib.Split(
@@ -91,7 +105,7 @@ def of_split(
         **{key: counts[key] for key in ('text_tokens', 'documents', 'words', 'bytes')},
         unigram_entropy_nats=_entropy(times, vocabulary),
         repairs=dict(sorted(made.items())),
-        shards=tuple(shards),
+        shards=tuple(made_shards),
     )
     return split, times
 
@@ -102,3 +116,56 @@ def _entropy(times: np.ndarray, vocabulary: Vocabulary) -> float:
     text[[vocabulary.pad_id, vocabulary.cls_id, vocabulary.sep_id]] = 0
     share = text / max(1, text.sum())
     return float(-np.sum(share * np.log(share, where=share > 0, out=np.zeros_like(share))))
+
+
+def manifest(
+    config: ml_collections.ConfigDict,
+    intent: dict,
+    tokenizer: tokenizers.AnyTokenizer,
+    tokenizer_sha256: str,
+    splits: dict[str, manifest_lib.Split],
+    checksums: dict[str, list[str]],
+) -> manifest_lib.Manifest:
+    """The manifest of a directory, still without the checksum of its tables.
+
+    Args:
+      config: the configuration.
+      intent: its settings and sources, as `claim.claim` takes them.
+      tokenizer: the tokenizer of the directory.
+      tokenizer_sha256: the checksum of its file.
+      splits: the splits.
+      checksums: file of the corpus → the SHA-256 of each of its parts.
+    """
+    return manifest_lib.Manifest(
+        settings=intent['settings'],
+        sources={spec: sources.with_checksums(files, checksums) for spec, files in intent['sources'].items()},
+        vocabulary=tokenizer.vocabulary.padded(config.vocab_size),
+        tokenizer=tokenizer_making.FILE,
+        tokenizer_sha256=tokenizer_sha256,
+        sequence_length=config.sequence_length,
+        packing=config.data.packing,
+        dtype=shards.row_dtype(tokenizer.vocabulary.size).name,
+        splits=splits,
+        versions={name: version(name) for name in ('python', 'numpy', tokenizer.package, *_readers(config)) if name},
+        tables=masking_tables.FILE,
+        preparation=claim.VERSION,
+    )
+
+
+def _readers(config: ml_collections.ConfigDict) -> Iterator[str]:
+    """The packages that read the corpus, or change what is read."""
+    kinds = {corpora.parse(spec)[0] for spec in (config.data.corpus, config.data.validation_corpus) if spec}
+    if 'tfds' in kinds:
+        yield from ('array-record', 'tensorflow-datasets')
+    if kinds.intersection(columnar.KINDS):
+        yield 'pyarrow'
+    if config.data.smiles_copies:
+        yield 'rdkit'
+
+
+def version(name: str) -> str:
+    """The version of Python or of a package; 'none' if the package is not installed."""
+    try:
+        return platform.pythonversion() if name == 'python' else metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return 'none'
