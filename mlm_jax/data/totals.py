@@ -166,6 +166,6 @@ def _readers(config: ml_collections.ConfigDict) -> Iterator[str]:
 def version(name: str) -> str:
     """The version of Python or of a package; 'none' if the package is not installed."""
     try:
-        return platform.pythonversion() if name == 'python' else metadata.version(name)
+        return platform.python_version() if name == 'python' else metadata.version(name)
     except metadata.PackageNotFoundError:
         return 'none'
