@@ -12,6 +12,7 @@ import codecs
 import glob
 import itertools
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -124,24 +125,27 @@ def read(path: pathlib.Path, kind: str, text_key: str, index: int = 0, count: in
 
 def _lines(path: pathlib.Path, start: int, stop: int | None) -> Iterator[bytes]:
     """The lines whose first byte lies in a range; `stop` is None for a whole file."""
-    for at, line in _lines_from(path, start, is_whole=stop is None):
+    for at, line in _lines_from(path, start, stop):
         if stop is not None and at >= stop:
             return
         yield line
 
 
-def _lines_from(path: pathlib.Path, start: int, is_whole: bool) -> Iterator[tuple[int, bytes]]:
-    """The lines from the first that begins at or after `start`, each with the offset at which it begins.
+def _lines_from(path: pathlib.Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    """All lines from the first that begins at or after `start`, each with the offset at which it begins.
 
-    A byte order mark belongs to the first line, but is not returned. All offsets of a whole file are 0.
+    A byte order mark belongs to the first line, but is not returned. There may be no lines if none begins before
+    `stop`. If `stop` is None, the file is read whole, and all offsets are 0.
     """
-    if is_whole:
+    if stop is None:
         with streams.open_text(path) as file:
             yield from ((0, line) for line in delimited.lines(file, path))
         return
     with streams.open_text(path, max(0, start - 1)) as file:
-        if start:
-            file.readline()  # the rest of the line before; only its end if a line begins at `start`
+        if start:  # the rest of the line before, or only its end if a line begins at `start`
+            while (skipped := file.readline(streams.BUFFER_BYTES)) and not skipped.endswith(b'\n'):
+                if file.tell() >= stop:
+                    return
         following = file.tell()
         at = following if start else 0
         for line in file:
@@ -152,7 +156,7 @@ def _lines_from(path: pathlib.Path, start: int, is_whole: bool) -> Iterator[tupl
 def _read_blocks(path: pathlib.Path, text_key: str, start: int, stop: int | None) -> Iterator[bytes]:
     block: list[bytes] = []
     size, is_first, is_between, is_mine = 0, True, True, True
-    for at, line in _lines_from(path, start, is_whole=stop is None):
+    for at, line in _lines_from(path, start, stop):
         if is_first and start:
             is_between = is_mine = _follows_a_blank_line(path, at)
         is_first = False
@@ -229,7 +233,7 @@ def _json_texts(
 
 def _line_number(path: pathlib.Path, start: int) -> int:
     """The number, from 1, of the first line that begins at or after the offset `start`."""
-    end = next((at for at, _ in _lines_from(path, start, is_whole=False)), start)
+    end = next((at for at, _ in _lines_from(path, start, sys.maxsize)), start)
     number = 1
     with open(path, 'rb') as file:
         while end > 0 and (piece := file.read(min(end, streams.BUFFER_BYTES))):

@@ -1,6 +1,7 @@
 """The parts of a file together give the documents of the whole file, in order, however it is divided."""
 
 import gzip
+import io
 import json
 import pathlib
 import tempfile
@@ -10,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlm_jax.config import ConfigError
-from mlm_jax.files import text_files
+from mlm_jax.files import streams, text_files
 
 CASES = settings(max_examples=150, deadline=None, database=None)
 LINES = st.lists(
@@ -53,6 +54,32 @@ def test_lines_and_blocks(kind, lines, end, mark, part_bytes):
 def test_json_lines(texts, blanks, part_bytes):
     lines = [json.dumps({'text': text}, ensure_ascii=len(text) % 2 == 0) for text in texts]
     check_parts('\n'.join(['', *blanks, *lines, *blanks]).encode(errors='surrogatepass'), 'jsonl', part_bytes)
+
+
+def test_a_part_within_a_long_line_reads_little_of_it(monkeypatch):
+    class Counted(io.BytesIO):
+        """Counts the bytes that are skipped."""
+
+        skipped = 0
+
+        def readline(self, size=-1):
+            line = super().readline(size)
+            Counted.skipped += len(line)
+            return line
+
+    def opened(path, start):
+        file = Counted(b'x' * 10_000 + b'\nlast')
+        file.seek(start)
+        return file
+
+    monkeypatch.setattr(streams, 'BUFFER_BYTES', 10)
+    monkeypatch.setattr(streams, 'open_text', opened)
+    for kind in ('lines', 'text'):
+        read_part = text_files.READERS[kind]
+        assert list(read_part(pathlib.Path('a'), '', 50, 90)) == [] and Counted.skipped <= 60
+        assert list(read_part(pathlib.Path('a'), '', 0, 40)) == [b'x' * 10_000]
+        Counted.skipped = 0
+    assert list(text_files.READERS['lines'](pathlib.Path('a'), '', 9990, 10_005)) == [b'last']
 
 
 def test_long_blocks_are_split_at_the_same_places(monkeypatch, tmp_path):
