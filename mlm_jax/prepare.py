@@ -38,7 +38,7 @@ import numpy as np
 from absl import flags
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import command_line
+from mlm_jax.config import command_line, mixture
 from mlm_jax.data import claim, corpora, encoding, masking_tables, molecules, shards, tokenizers, verification, workers
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.files import atomic, sealed
@@ -94,7 +94,8 @@ def run(config: ml_collections.ConfigDict, num_workers: int | None = None) -> ma
     config_lib.check(config)
     if config.data.smiles_copies:
         molecules.parse('C')  # fails here if RDKit is missing, before the tokenizer is trained
-    directory = pathlib.Path(config.data.directory).expanduser()
+    alone = mixture.single(config.data.directory, 'prepare writes one at a time: name one of them')
+    directory = pathlib.Path(alone).expanduser()
     working = directory / claim.WORKING_DIRECTORY
     specs = list(filter(None, (config.data.corpus, config.data.validation_corpus)))
     intent = {'settings': claim.settings(config), 'sources': {spec: corpora.describe(spec) for spec in specs}}

@@ -15,12 +15,14 @@ from mlm_jax.files import atomic, sealed
 from mlm_jax.files.errors import ConfigError
 
 WORKING_DIRECTORY = '.prepare'
+# Keys of `data` that say where rows lie and how training reads them, not what they are.
+_ABOUT_READING = ('directory', 'mixture_temperature', 'block_kib', 'window_blocks')
 
 
 def settings(config: ml_collections.ConfigDict) -> dict:
     """The configuration keys that determine the rows, with dots in their names, and their values."""
     keys = {'vocab_size': config.vocab_size, 'sequence_length': config.sequence_length}
-    keys |= {f'data.{key}': value for key, value in config.data.items() if key != 'directory'}
+    keys |= {f'data.{key}': value for key, value in config.data.items() if key not in _ABOUT_READING}
     keys |= {f'tokenizer.{key}': value for key, value in config.tokenizer.items()}
     return keys
 

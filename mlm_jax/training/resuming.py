@@ -7,10 +7,13 @@ from typing import Any
 import ml_collections
 
 from mlm_jax import config as config_lib
+from mlm_jax.config import mixture
 from mlm_jax.config.durations import NOMINAL_STEPS_PER_EPOCH
+from mlm_jax.data.mixtures import Reader, Reading
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import Option, about, option_fields
+from mlm_jax.training.checkpoints import Position
 
 # Of the keys of the model, those that parameters belong to. Rotary bases and windows may change, as for longer texts.
 _STATE_KEYS = (
@@ -78,6 +81,15 @@ def check_resume(
             + '\n'.join(fatal)
             + '\nUse the configuration of the checkpoint, or another workdir'
         )
+    reordered = [
+        key for key in different if key == 'data.block_kib' or (key == 'data.window_blocks' and _in_blocks(config))
+    ]
+    if reordered:
+        raise ConfigError(
+            '\n'.join(lines[key] for key in reordered)
+            + '\nThe order of the rows depends on it, and a run keeps its order, '
+            'so that every row comes once in an epoch: use the value of the checkpoint, or another workdir'
+        )
     if 'batch_size' in different:
         raise ConfigError(
             f'{lines["batch_size"]}: the position in the data is counted in batches, so a run keeps its batch_size. '
@@ -86,6 +98,26 @@ def check_resume(
         )
     if lines:
         note('the configuration changed since the checkpoint:\n' + '\n'.join(lines.values()))
+
+
+def _in_blocks(config: ml_collections.ConfigDict) -> bool:
+    return config.data.block_kib > 0
+
+
+def resumed_reading(position: Position, now: Reading, note: Callable[[str], None]) -> Reading:
+    """From where a resumed run reads its data: `Reading.resumed` of what its checkpoint says.
+
+    Args:
+      position: of the checkpoint.
+      now: the reading of a new run with the present data.
+      note: receives a line for each source whose share has changed.
+    """
+    if position.data:
+        before = Reading.from_json(position.data)
+    else:  # of an earlier version
+        directory = position.config['data']['directory']
+        before = Reading(0, (Reader(mixture.parse(directory)[0].name, '', 0, share=1, number=0),))
+    return before.resumed(now, position.examples, note)
 
 
 def _moves_state(key: str, old: Any, new: Any, config: ml_collections.ConfigDict) -> bool:

@@ -1,0 +1,279 @@
+"""Mixtures: which source each position of a run reads, as a closed form.
+
+The shares of the sources are whole numbers c₁ … c_k, whose sum is the length C of a *cycle*. A table says which source
+each of the C positions of a cycle reads; every cycle is the same. The table is made by Tijdeman's rule (The chairman
+assignment problem, 1980), so that among any first p positions, every source has been read p·cᵢ/C times up to less than
+one row. Position p of a run is therefore row number ⌊p/C⌋·cᵢ + rᵢ of its source i, where rᵢ is how often that source
+comes before place p mod C of the cycle: nothing is sampled, no state is kept, and nothing walks through earlier
+positions.
+
+Each source counts its own epochs, and each epoch has its own order (`orders.py`). If the shares change when a run is
+resumed, a new count of cycles begins there, and every source goes on with the row at which it stopped: a `Reading`,
+which checkpoints hold, says from where.
+"""
+
+import dataclasses
+import fractions
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlm_jax.data.orders import Order
+from mlm_jax.files.errors import ConfigError
+
+LONGEST_CYCLE = 10_000
+# Seeds of sources lie far apart, because epochs take seeds that follow each other.
+_SEED_STEP = 0x9E3779B1
+
+
+def by_size(num_rows: Sequence[int], temperature: float) -> list[fractions.Fraction]:
+    """The weights nᵢ^(1/τ) of sources with `num_rows` rows: τ = 1 is by size, and the larger τ, the more even."""
+    largest = max(num_rows)
+    return [fractions.Fraction((n / largest) ** (1 / temperature)) for n in num_rows]
+
+
+def shares(weights: Sequence[fractions.Fraction], names: Sequence[str]) -> tuple[int, ...]:
+    """Whole numbers in the ratio of the weights: exact if their sum is at most `LONGEST_CYCLE`, else rounded to it.
+
+    Raises:
+      ConfigError: if a share is below half of 1/`LONGEST_CYCLE`; `names` are for the message.
+    """
+    total = sum(weights)
+    exact = [weight / total for weight in weights]
+    length = min(math.lcm(*(share.denominator for share in exact)), LONGEST_CYCLE)
+    found = [int(share * length) for share in exact]
+    # The largest remainders are rounded up, of equal ones the first.
+    by_remainder = sorted(range(len(exact)), key=lambda i: found[i] - exact[i] * length)
+    for i in by_remainder[: length - sum(found)]:
+        found[i] += 1
+    if 0 in found:
+        i = found.index(0)
+        raise ConfigError(
+            f'{names[i]} has a share of {float(exact[i]):.2g} of the mixture, too small to be kept: give it a weight '
+            f'of 1/{LONGEST_CYCLE:,} of all weights, or a larger data.mixture_temperature; or leave it out'
+        )
+    return tuple(found)
+
+
+class Cycle:
+    """The sources of the positions of one cycle, and of all that follow."""
+
+    def __init__(self, shares: Sequence[int]):
+        """A cycle in which source i comes `shares[i]` times."""
+        self.shares = np.array(shares, np.int64)
+        self.length = int(self.shares.sum())
+        self._source_C = _assign(self.shares)
+        order = np.argsort(self._source_C, kind='stable')
+        first_of_source = np.cumsum(self.shares) - self.shares
+        self._number_C = np.empty(self.length, np.int64)
+        self._number_C[order] = np.arange(self.length) - np.repeat(first_of_source, self.shares)
+        self._places = np.split(order, np.cumsum(self.shares)[:-1])
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64[n] each: the source of each position, and how often that source came before."""
+        cycle, place = np.divmod(np.asarray(positions, np.int64), self.length)
+        source = self._source_C[place]
+        return source, cycle * self.shares[source] + self._number_C[place]
+
+    def count(self, stop: int) -> np.ndarray:
+        """int64[k]: how often each source comes among the first `stop` positions."""
+        cycles, rest = divmod(stop, self.length)
+        return cycles * self.shares + np.bincount(self._source_C[:rest], minlength=len(self.shares))
+
+    def position_of(self, source: int, number: int) -> int:
+        """The position at which a source comes for the time `number`, counted from 0."""
+        cycle, rest = divmod(number, int(self.shares[source]))
+        return cycle * self.length + int(self._places[source][rest])
+
+
+def _assign(shares: np.ndarray) -> np.ndarray:
+    """int64[C]: the source of each position, by Tijdeman's rule: |count − p·c/C| ≤ 1 − 1/(2k − 2) < 1."""
+    length, k = int(shares.sum()), max(2, len(shares))
+    owed = np.zeros(len(shares), np.int64)  # C · (what a source should have had − what it had)
+    source_C = np.empty(length, np.int64)
+    for p in range(length):
+        owed += shares
+        # Among the sources that may come, the one that must come soonest lest it be a row behind.
+        soonest = np.where((2 * k - 2) * owed >= length, ((2 * k - 3) * length - (2 * k - 2) * owed) / shares, np.inf)
+        source_C[p] = chosen = int(np.argmin(soonest))
+        owed[chosen] -= length
+    return source_C
+
+
+# ---- Where a run reads, and how it goes on ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """One source of a run.
+
+    Attributes:
+      name: of the source.
+      fingerprint: of its training rows (`Manifest.fingerprint`); '' in checkpoints of earlier versions.
+      rows: the number of its training rows.
+      share: how often it comes in a cycle; 0 if the run no longer reads it.
+      number: decides the seed of its permutations; a source keeps it when others come or go.
+      consumed: how many of its rows had been read at the start of the `Reading`.
+    """
+
+    name: str
+    fingerprint: str
+    rows: int
+    share: int
+    number: int
+    consumed: int = 0
+
+    def seed(self, seed: int) -> int:
+        """The seed of the permutations of this source in a run with `seed`; that of source 0 is the run's own."""
+        return (seed + self.number * _SEED_STEP) % 2**32
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """From where a run reads its sources: a part of a checkpoint's data position.
+
+    Attributes:
+      first_example: the position of the run at which the cycles begin: 0, or where shares last changed.
+      readers: the sources in their order; those of share 0 come last.
+    """
+
+    first_example: int
+    readers: tuple[Reader, ...]
+
+    @property
+    def present(self) -> tuple[Reader, ...]:
+        """The sources that the run reads."""
+        return tuple(reader for reader in self.readers if reader.share)
+
+    def to_json(self) -> dict[str, Any]:
+        """The reading as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> 'Reading':
+        """What `to_json` has returned."""
+        return cls(value['first_example'], tuple(Reader(**reader) for reader in value['readers']))
+
+    def consumed(self, examples: int) -> dict[int, int]:
+        """Number of a source → rows that have been read of it before position `examples`, after `first_example`."""
+        counts = Cycle([reader.share for reader in self.present]).count(examples - self.first_example)
+        read = {reader.number: reader.consumed + int(n) for reader, n in zip(self.present, counts, strict=True)}
+        return {reader.number: reader.consumed for reader in self.readers} | read
+
+    def resumed(self, now: 'Reading', examples: int, note: Callable[[str], None]) -> 'Reading':
+        """The reading with which a run goes on at position `examples`.
+
+        If sources and shares are the same, it is this one, and the run goes on as if it had not been interrupted.
+        Otherwise new cycles begin at `examples`, and each source goes on with the row at which it stopped, in the same
+        permutation; a source that is new begins with its first row. One that is gone is remembered. A run of a single
+        directory goes on in another one at the same position.
+
+        Args:
+          now: the reading of a new run with the present configuration.
+          examples: the position of the run.
+          note: receives a line for each change.
+
+        Raises:
+          ConfigError: if the rows of a source of a mixture have changed.
+        """
+        if len(self.readers) == len(now.readers) == 1:
+            (before,), (after,) = self.readers, now.readers
+            if before.fingerprint and before.fingerprint != after.fingerprint:
+                note(f'the rows of {after.name} are others than those with which this run began')
+            known = dataclasses.replace(after, number=before.number, consumed=before.consumed)
+            return Reading(self.first_example, (known,))
+        former = [self._same_source(after) for after in now.readers]
+        shares_now = [
+            (before and before.number, after.share) for before, after in zip(former, now.readers, strict=True)
+        ]
+        is_same = shares_now == [(reader.number, reader.share) for reader in self.present]
+        start = self.first_example if is_same else examples
+        consumed, unused = self.consumed(start), itertools.count(1 + max(reader.number for reader in self.readers))
+        numbers = [before.number if before else next(unused) for before in former]
+        readers = [
+            dataclasses.replace(after, number=number, consumed=consumed.get(number, 0))
+            for number, after in zip(numbers, now.readers, strict=True)
+        ]
+        gone = [
+            dataclasses.replace(reader, share=0, consumed=consumed[reader.number])
+            for reader in self.readers
+            if reader.number not in numbers
+        ]
+        new = Reading(start, (*readers, *gone))
+        for line in () if is_same else _changes(self, new):
+            note(line)
+        return new
+
+    def _same_source(self, after: Reader) -> Reader | None:
+        """The source of this reading that `after` is, by its rows, or else by its name; None if it is new."""
+        same_rows = [reader for reader in self.readers if reader.fingerprint == after.fingerprint != '']
+        same_name = [reader for reader in self.readers if reader.name == after.name]
+        found = next((reader for reader in same_name if reader in same_rows), None) or next(iter(same_rows), None)
+        if found is None and same_name and same_name[0].fingerprint:
+            raise ConfigError(
+                f'the rows of {after.name} in the mixture are others than those that this run has read: it cannot go '
+                'on where it stopped. Use the former directory, give the new one another name, or use another workdir'
+            )
+        return found or next(iter(same_name), None)
+
+
+def _changes(before: Reading, after: Reading) -> list[str]:
+    """A line for each source whose share has changed."""
+
+    def percent(reading: Reading) -> dict[int, float]:
+        total = sum(reader.share for reader in reading.readers)
+        return {reader.number: 100 * reader.share / total for reader in reading.readers}
+
+    old, new = percent(before), percent(after)
+    return [
+        f'mixture: {reader.name} {old.get(reader.number, 0):.4g} % of the rows before, {new[reader.number]:.4g} % now; '
+        f'it goes on after {reader.consumed:,} rows'
+        for reader in after.readers
+        if old.get(reader.number, 0) != new[reader.number]
+    ]
+
+
+class Mixture:
+    """The `Order` of the rows of a run, in which the rows of its sources are numbered one after the other."""
+
+    def __init__(self, reading: Reading, orders: Sequence[Order]):
+        """`orders`: of each source that is present, in the numbers of its own rows."""
+        self._first, self._readers, self._orders = reading.first_example, reading.present, orders
+        self._cycle = Cycle([reader.share for reader in self._readers])
+        self._consumed = np.array([reader.consumed for reader in self._readers], np.int64)
+        self._sizes = np.array([reader.rows for reader in self._readers], np.int64)
+        self._offsets = np.cumsum(self._sizes) - self._sizes
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """int64[n]: the rows at these positions of the run."""
+        source_N, number_N = self._cycle.locate(np.asarray(positions) - self._first)
+        rows_N = np.empty(len(source_N), np.int64)
+        for source, order in enumerate(self._orders):
+            mine = source_N == source
+            if mine.any():
+                rows_N[mine] = self._offsets[source] + order(self._consumed[source] + number_N[mine])
+        return rows_N
+
+    def spans(self, start: int, stop: int) -> np.ndarray:
+        """int64[K, 2]: the spans of all sources."""
+        from_S = self._consumed + self._cycle.count(start - self._first)
+        to_S = self._consumed + self._cycle.count(stop - self._first)
+        spans = [
+            offset + order.spans(int(first), max(int(last), int(first) + 1))
+            for offset, order, first, last in zip(self._offsets, self._orders, from_S, to_S, strict=True)
+        ]
+        return np.concatenate(spans)
+
+    def epochs(self, examples: int) -> dict[str, float]:
+        """Name → how often each source has been read through before position `examples`."""
+        read_S = self._consumed + self._cycle.count(examples - self._first)
+        return {reader.name: float(n / reader.rows) for reader, n in zip(self._readers, read_S, strict=True)}
+
+    def describe(self, rows: np.ndarray) -> list[str]:
+        """The rows by the numbers that they have in their sources; of several sources, with their names."""
+        source_N = np.searchsorted(self._offsets, rows, side='right') - 1
+        names = [f'{reader.name} ' if len(self._readers) > 1 else '' for reader in self._readers]
+        return [f'{names[s]}{row - self._offsets[s]}' for s, row in zip(source_N.tolist(), rows.tolist(), strict=True)]
