@@ -31,13 +31,14 @@ from mlm_jax.parallel import mesh as mesh_lib
 HERE = pathlib.Path(__file__).resolve().parent
 LENGTH, VOCABULARY, BATCH = 128, 8192, 256
 ROWS_OF_SHARD, NUM_SHARDS = 65_536, 8
-BLOCK_KIB, WINDOW = 256, 256
+BLOCK_KIB = 256
+SECONDS = 12  # in which steps at the rates below read several windows
 SEED = 1
 LARGE = 10_000_000  # rows of the corpus for which mixing is counted; none of them exists
 
 
 class SlowDisk(shards.Shards):
-    """Rows on a disk that takes `latency` seconds for a read, of one row or of a run of rows, however many are under way.
+    """Rows on a disk on which each read takes `latency` seconds, be it a row or a run of rows, alone or among others.
 
     Rows that are read one by one are read one after another, as page faults of a memory map are. Nothing is cached.
     """
@@ -171,21 +172,19 @@ def main() -> None:
         write_rows(pathlib.Path(directory))
         disk = SlowDisk(directory, 'train')
         cases = [
-            *((latency, step, True) for latency, step in ((20, 200), (20, 50), (20, 12.5), (100, 50), (100, 12.5))),
-            (20, 200, False),
-        ]
-        for latency, step, in_blocks in cases:
-            seconds = 12.0 if in_blocks else 11.0
-            order = BlockPermutation(len(disk), SEED, block_rows, WINDOW) if in_blocks else Permutation(len(disk), SEED)
-            steps = round(1000 * seconds / step) if in_blocks else 2
+            (20, 50, 16), (20, 12.5, 16), (20, 12.5, 64), (20, 3.125, 256), (100, 12.5, 64), (20, 50, 0),
+        ]  # fmt: skip
+        for latency, step, window in cases:
+            order = BlockPermutation(len(disk), SEED, block_rows, window) if window else Permutation(len(disk), SEED)
+            steps = round(1000 * SECONDS / step) if window else 2
             found = time_reading(disk.start(latency / 1000), order, step / 1000, steps)
-            what = 'blocks' if in_blocks else 'single rows'
+            what = f'windows of {window} blocks' if window else 'single rows'
             name = f'{what}, {latency} ms a read, {step:g} ms a step'
             wanted = BATCH / step * 1000
             values = (
                 wanted * LENGTH, 100 * found.stall, found.first,
-                found.reads_per_second if in_blocks else found.rows_per_second,
-                found.mib_per_second if in_blocks else found.rows_per_second * 2 * LENGTH / 2**20,
+                found.reads_per_second if window else found.rows_per_second,
+                found.mib_per_second if window else found.rows_per_second * 2 * LENGTH / 2**20,
             )  # fmt: skip
             table.append(Row(name, values))
             print(name, *(f'{value:,.2f}' for value in values), sep='  ', flush=True)
@@ -197,8 +196,8 @@ def main() -> None:
         settings={
             'disk': 'made up: local files, and a pause before each read; nothing is cached',
             'rows': f'{ROWS_OF_SHARD * NUM_SHARDS:,} of {LENGTH} tokens, 2 bytes each; batches of {BATCH}; one process',
-            'blocks': f'{BLOCK_KIB} KiB, {block_rows:,} rows; windows of {WINDOW} blocks; {block_cache.THREADS} threads',
-            'step': 'a pause of the length that is given, for 12 s; of single rows, two steps',
+            'blocks': f'{BLOCK_KIB} KiB, {block_rows:,} rows; {block_cache.THREADS} threads',
+            'step': f'a pause of the length that is given, for {SECONDS} s; of single rows, two steps',
         },
         tables=(
             Table(
