@@ -197,7 +197,7 @@ def main() -> None:
         title='Rows from a slow disk',
         question='Does reading hold up a step where every read takes 20 ms or more, as on a network file system?',
         commands=('python docs/results/reading_in_blocks/measure.py',),
-        needs='',
+        needs='two minutes',
         settings={
             'disk': 'made up: local files, and a pause before each read; nothing is cached',
             'rows': f'{ROWS_OF_SHARD * NUM_SHARDS:,} of {LENGTH} tokens, 2 bytes each; batches of {BATCH}; one process',
