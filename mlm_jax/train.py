@@ -62,7 +62,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         saver = checkpoints.Checkpoints(
             workdir / 'checkpoints', config.checkpoint.keep_last, config.checkpoint.keep_steps
         )
-        position, reading = checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={}), data.reading()
+        position, reading = (
+            checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={}),
+            data.reading(config.data.window_blocks),
+        )
         if resumed := saver.latest_step() is not None:
             position = saver.restore_position()
             resuming.check_resume(

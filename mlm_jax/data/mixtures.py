@@ -116,6 +116,8 @@ class Reader:
       rows: the number of its training rows.
       share: how often it comes in a cycle; 0 if the run no longer reads it.
       number: decides the seed of its permutations; a source keeps it when others come or go.
+      window: how many blocks are mixed, if rows are read in blocks; a source keeps it when shares change, as its order
+        depends on it.
       consumed: how many of its rows had been read at the start of the `Reading`.
     """
 
@@ -124,6 +126,7 @@ class Reader:
     rows: int
     share: int
     number: int
+    window: int = 1
     consumed: int = 0
 
     def seed(self, seed: int) -> int:
@@ -183,8 +186,7 @@ class Reading:
             (before,), (after,) = self.readers, now.readers
             if before.fingerprint and before.fingerprint != after.fingerprint:
                 note(f'the rows of {after.name} are others than those with which this run began')
-            known = dataclasses.replace(after, number=before.number, consumed=before.consumed)
-            return Reading(self.first_example, (known,))
+            return Reading(self.first_example, (_going_on(after, before, before.consumed),))
         former = [self._same_source(after) for after in now.readers]
         shares_now = [
             (before and before.number, after.share) for before, after in zip(former, now.readers, strict=True)
@@ -192,17 +194,18 @@ class Reading:
         is_same = shares_now == [(reader.number, reader.share) for reader in self.present]
         start = self.first_example if is_same else examples
         consumed, unused = self.consumed(start), itertools.count(1 + max(reader.number for reader in self.readers))
-        numbers = [before.number if before else next(unused) for before in former]
-        readers = [
-            dataclasses.replace(after, number=number, consumed=consumed.get(number, 0))
-            for number, after in zip(numbers, now.readers, strict=True)
+        present = [
+            _going_on(after, before, consumed[before.number])
+            if before
+            else dataclasses.replace(after, number=next(unused))
+            for before, after in zip(former, now.readers, strict=True)
         ]
         gone = [
             dataclasses.replace(reader, share=0, consumed=consumed[reader.number])
             for reader in self.readers
-            if reader.number not in numbers
+            if reader not in former
         ]
-        new = Reading(start, (*readers, *gone))
+        new = Reading(start, (*present, *gone))
         for line in () if is_same else _changes(self, new):
             note(line)
         return new
@@ -218,6 +221,11 @@ class Reading:
                 'on where it stopped. Use the former directory, give the new one another name, or use another workdir'
             )
         return found or next(iter(same_name), None)
+
+
+def _going_on(after: Reader, before: Reader, consumed: int) -> Reader:
+    """`after`, which goes on where `before`, the same source, has read `consumed` rows."""
+    return dataclasses.replace(after, number=before.number, window=before.window, consumed=consumed)
 
 
 def _changes(before: Reading, after: Reading) -> list[str]:

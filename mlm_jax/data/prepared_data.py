@@ -139,15 +139,21 @@ class PreparedData:
         found = list(self.shards('validation', verify=True).values())
         return InTurn(found, [source.share for source in self.sources]) if self.is_mixture else found[0]
 
-    def reading(self) -> mixtures.Reading:
-        """The reading of a run that begins with these data."""
-        return mixtures.Reading(
-            0,
-            tuple(
-                mixtures.Reader(s.name, s.manifest.fingerprint, s.manifest.split('train').rows, s.share, number)
-                for number, s in enumerate(self.sources)
-            ),
-        )
+    def reading(self, window_blocks: int) -> mixtures.Reading:
+        """The reading of a run that begins with these data.
+
+        Args:
+          window_blocks: as `data.window_blocks`. Sources have windows by their shares, which take as much memory, and
+            mix as well, as the window of a single directory.
+        """
+        readers = [
+            mixtures.Reader(
+                source.name, source.manifest.fingerprint, source.manifest.split('train').rows, source.share, number,
+                window=max(1, round(weight * window_blocks)),
+            )
+            for number, (source, weight) in enumerate(zip(self.sources, self.weights.values(), strict=True))
+        ]  # fmt: skip
+        return mixtures.Reading(0, tuple(readers))
 
     def order(self, config: ml_collections.ConfigDict, reading: mixtures.Reading | None = None) -> mixtures.Mixture:
         """The order of the training rows.
@@ -156,13 +162,13 @@ class PreparedData:
           config: the configuration of the run, with its seed, and the keys of `data` about reading.
           reading: where a resumed run goes on; None: a new run.
         """
-        reading = reading or self.reading()
+        reading = reading or self.reading(config.data.window_blocks)
         block_rows = self.block_rows(config.data.block_kib)
         orders: list[Order] = []
         for reader in reading.present:
             seed = reader.seed(config.seed)
             if block_rows:
-                orders.append(BlockPermutation(reader.rows, seed, block_rows, config.data.window_blocks))
+                orders.append(BlockPermutation(reader.rows, seed, block_rows, reader.window))
             else:
                 orders.append(Permutation(reader.rows, seed))
         return mixtures.Mixture(reading, orders)

@@ -11,7 +11,7 @@ reads, pages cached) took
 and a row of 16-bit ids takes 256 bytes, compared with 324 (one row per record) or 232 (compressed blocks).
 """
 
-import os
+import concurrent.futures
 import pathlib
 import re
 from collections.abc import Iterator
@@ -22,6 +22,8 @@ import numpy as np
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.files import atomic
 from mlm_jax.files.errors import ConfigError
+
+_THREADS = 16  # that look at files
 
 
 def row_dtype(vocab_size: int) -> np.dtype:
@@ -122,8 +124,8 @@ class Shards:
         self.sequence_length = manifest.sequence_length
         self._directory, self._shards, self._verify = directory, shards, verify
         self._dtype, self._vocabulary = np.dtype(manifest.dtype), manifest.vocabulary
-        for shard in range(len(shards)):
-            self._offset(shard)
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # on a network file system, each may take long
+            list(pool.map(self._offset, range(len(shards))))
         self._ends = np.cumsum([shard.rows for shard in shards])
         self._maps: dict[int, np.ndarray] = {}
 
@@ -188,12 +190,13 @@ class Shards:
         """Fills `rows` with rows of one file, from its row `start` on."""
         mapped = self._open(shard)
         assert isinstance(mapped, np.memmap)  # only files without rows are not mapped
-        position, left = mapped.offset + start * rows[0].nbytes, memoryview(rows.data).cast('B')
+        left = memoryview(rows.data).cast('B')
         try:
             # Opened anew for each block: thousands of shards would need as many descriptors.
             with open(self._directory / self._shards[shard].file, 'rb', buffering=0) as file:
-                while left and (count := os.preadv(file.fileno(), [left], position)):
-                    position, left = position + count, left[count:]
+                file.seek(mapped.offset + start * rows[0].nbytes)
+                while left and (count := file.readinto(left)):
+                    left = left[count:]
         except OSError as error:
             raise self._damaged(shard, error.strerror or str(error)) from error
         if left:

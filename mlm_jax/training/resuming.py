@@ -1,5 +1,6 @@
 """Whether a run can resume from a checkpoint with a configuration that has changed."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ import ml_collections
 from mlm_jax import config as config_lib
 from mlm_jax.config import mixture
 from mlm_jax.config.durations import NOMINAL_STEPS_PER_EPOCH
-from mlm_jax.data.mixtures import Reader, Reading
+from mlm_jax.data.mixtures import Reading
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import Option, about, option_fields
@@ -115,8 +116,8 @@ def resumed_reading(position: Position, now: Reading, note: Callable[[str], None
     if position.data:
         before = Reading.from_json(position.data)
     else:  # of an earlier version
-        directory = position.config['data']['directory']
-        before = Reading(0, (Reader(mixture.parse(directory)[0].name, '', 0, share=1, number=0),))
+        name = mixture.parse(position.config['data']['directory'])[0].name
+        before = Reading(0, (dataclasses.replace(now.readers[0], name=name, fingerprint='', share=1, number=0),))
     return before.resumed(now, position.examples, note)
 
 

@@ -68,7 +68,8 @@ def test_temperature_flattens_the_shares():
 def reading(shares, rows, first=0, consumed=None):
     consumed = consumed or [0] * len(shares)
     readers = [
-        Reader(f's{i}', f'f{i}', n, c, i, k) for i, (c, n, k) in enumerate(zip(shares, rows, consumed, strict=True))
+        Reader(f's{i}', f'f{i}', n, c, i, consumed=k)
+        for i, (c, n, k) in enumerate(zip(shares, rows, consumed, strict=True))
     ]
     return Reading(first, tuple(readers))
 
@@ -85,7 +86,7 @@ def mixed(reading, in_blocks=False):
 @hypothesis.given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 25)), min_size=1, max_size=4), st.booleans(), st.data()
 )
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None, max_examples=15)
 def test_each_source_is_read_in_its_own_epochs_wherever_reading_begins(sources, in_blocks, data):
     shares, rows = zip(*sources)
     order = mixed(reading(shares, rows), in_blocks)
@@ -142,6 +143,15 @@ def test_after_new_weights_each_source_goes_on_where_it_stopped():
     assert again == after and len(notes) == 2
     third = after.resumed(reading([1, 3], [100, 50]), 112, notes.append)
     assert [reader.consumed for reader in third.readers] == [28 + 36, 12 + 36]
+
+
+def test_windows_stay_as_they_were_when_shares_change():
+    """The order of a source within an epoch depends on them."""
+    before = Reading(
+        0, tuple(dataclasses.replace(r, window=w) for r, w in zip(reading([3, 1], [90, 90]).readers, (6, 2)))
+    )
+    now = Reading(0, tuple(dataclasses.replace(r, window=4) for r in reading([1, 1], [90, 90]).readers))
+    assert [reader.window for reader in before.resumed(now, 20, lambda _: None).readers] == [6, 2]
 
 
 def test_sources_may_come_and_go_and_are_known_by_their_rows():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 import time
 
 import numpy as np
@@ -159,6 +160,18 @@ def test_the_background_names_a_damaged_shard(directory, damage):
     background_before.raise_if_damaged()
     with pytest.raises(ConfigError, match=rf'(?s){SHARD}.*run the same prepare again.*delete the checkpoints'):
         started(directory).raise_if_damaged()
+
+
+def test_a_damaged_shard_of_a_mixture_is_named_with_its_directory(directory, tmp_path):
+    other = shutil.copytree(directory, tmp_path / 'other')
+    rewrite(other / SHARD, lambda rows: rows ^ 1)
+    sources = [Source(path.name, path, manifest_lib.load(path)) for path in (directory, other)]
+    background = verification.Background(PreparedData(tuple(sources)).checksums(), share_of_core=1)
+    while not background.is_done:
+        time.sleep(0.001)
+    background.close()
+    with pytest.raises(ConfigError, match=rf'(?s)^{re.escape(str(other))} is damaged.*{SHARD}'):
+        background.raise_if_damaged()
 
 
 def test_processes_share_the_shards_and_end_at_the_same_step(directory):

@@ -36,6 +36,10 @@ def changed(config, **settings):
     return config
 
 
+def reading_of(config) -> mixtures.Reading:
+    return prepared_data.load(config.data).reading(config.data.window_blocks)
+
+
 def position_of(workdir) -> checkpoints.Position:
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
     position = saver.restore_position()
@@ -57,7 +61,7 @@ def test_a_run_logs_each_source_and_goes_on_after_new_weights(mixed_config, tmp_
     assert epochs['data/epochs_de'] == pytest.approx(16 / rows['de'])
     assert 'mixture: en 75 % from' in capfd.readouterr().err
     reading = mixtures.Reading.from_json(position_of(tmp_path / 'run').data)
-    assert reading == prepared_data.load(mixed_config.data).reading()
+    assert reading == reading_of(mixed_config)
 
     directory = mixed_config.data.directory.replace('0.75', '0.5').replace('0.25', '0.5')
     train.train(changed(mixed_config, total_steps='5', data__directory=directory), tmp_path / 'run')
@@ -81,10 +85,10 @@ def test_a_run_keeps_the_order_of_its_rows(mixed_config):
 def test_a_checkpoint_of_an_earlier_version_read_one_directory(mixed_config):
     alone = changed(mixed_config, data__directory=mixed_config.data.directory.partition(':')[0])
     position = checkpoints.Position(32, 0.0, [], json.loads(config_lib.to_json(alone)))
-    now = prepared_data.load(alone.data).reading()
+    now = reading_of(alone)
     assert resuming.resumed_reading(position, now, print) == now
-    after = resuming.resumed_reading(position, prepared_data.load(mixed_config.data).reading(), lambda _: None)
-    assert [reader.consumed for reader in after.readers] == [32, 0]
+    after = resuming.resumed_reading(position, reading_of(mixed_config), lambda _: None)
+    assert [(reader.consumed, reader.window) for reader in after.readers] == [(32, 2), (0, 1)]
 
 
 def test_inspect_masks_shows_the_rows_of_the_mixture(mixed_config):
