@@ -187,7 +187,7 @@ class Reading:
             if before.fingerprint and before.fingerprint != after.fingerprint:
                 note(f'the rows of {after.name} are others than those with which this run began')
             return Reading(self.first_example, (_going_on(after, before, before.consumed),))
-        former = [self._same_source(after) for after in now.readers]
+        former = self._former(now)
         shares_now = [
             (before and before.number, after.share) for before, after in zip(former, now.readers, strict=True)
         ]
@@ -210,17 +210,26 @@ class Reading:
             note(line)
         return new
 
-    def _same_source(self, after: Reader) -> Reader | None:
-        """The source of this reading that `after` is, by its rows, or else by its name; None if it is new."""
-        same_rows = [reader for reader in self.readers if reader.fingerprint == after.fingerprint != '']
-        same_name = [reader for reader in self.readers if reader.name == after.name]
-        found = next((reader for reader in same_name if reader in same_rows), None) or next(iter(same_rows), None)
-        if found is None and same_name and same_name[0].fingerprint:
-            raise ConfigError(
-                f'the rows of {after.name} in the mixture are others than those that this run has read: it cannot go '
-                'on where it stopped. Use the former directory, give the new one another name, or use another workdir'
-            )
-        return found or next(iter(same_name), None)
+    def _former(self, now: 'Reading') -> list[Reader | None]:
+        """For each source of `now` the one of this reading that it is, or None if it is new.
+
+        Sources are known by their rows, and by their names where checkpoints of earlier versions know no more.
+        """
+        pairs = list(itertools.product(self.readers, now.readers))
+        same_rows = [pair for pair in pairs if pair[0].fingerprint == pair[1].fingerprint]
+        same_name = [pair for pair in pairs if pair[0].name == pair[1].name]
+        found: dict[int, Reader] = {}
+        for before, after in (*(pair for pair in same_rows if pair in same_name), *same_rows, *same_name):
+            if after.number in found or before in found.values():
+                continue
+            found[after.number] = before
+            if before.fingerprint not in ('', after.fingerprint):
+                raise ConfigError(
+                    f'the rows of {after.name} in the mixture are others than those that this run has read: it cannot '
+                    'go on where it stopped. Use the former directory, give the new one another name, or use another '
+                    'workdir'
+                )
+        return [found.get(after.number) for after in now.readers]
 
 
 def _going_on(after: Reader, before: Reader, consumed: int) -> Reader:
@@ -238,7 +247,7 @@ def _changes(before: Reading, after: Reading) -> list[str]:
     old, new = percent(before), percent(after)
     return [
         f'mixture: {reader.name} {old.get(reader.number, 0):.4g} % of the rows before, {new[reader.number]:.4g} % now; '
-        f'it goes on after {reader.consumed:,} rows'
+        f'{reader.consumed:,} of its rows have been read'
         for reader in after.readers
         if old.get(reader.number, 0) != new[reader.number]
     ]

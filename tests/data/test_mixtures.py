@@ -129,9 +129,9 @@ def test_after_new_weights_each_source_goes_on_where_it_stopped():
     before, notes = reading([7, 3], [100, 50]), []
     after = before.resumed(reading([1, 1], [100, 50]), 40, notes.append)
     assert [reader.consumed for reader in after.readers] == [28, 12] and after.first_example == 40
-    assert [note[:60] for note in notes] == [
-        'mixture: s0 70 % of the rows before, 50 % now; it goes on af',
-        'mixture: s1 30 % of the rows before, 50 % now; it goes on af',
+    assert notes == [
+        'mixture: s0 70 % of the rows before, 50 % now; 28 of its rows have been read',
+        'mixture: s1 30 % of the rows before, 50 % now; 12 of its rows have been read',
     ]
     one, two = mixed(before), mixed(after)
     read = np.concatenate([one(np.arange(40)), two(np.arange(40, 112))])
@@ -162,6 +162,9 @@ def test_sources_may_come_and_go_and_are_known_by_their_rows():
     assert [(r.name, r.share, r.number, r.consumed) for r in after.readers] == [
         ('new', 1, 2, 0), ('moved', 3, 1, 10), ('s0', 0, 0, 10),
     ]  # fmt: skip
+    twin = dataclasses.replace(before.readers[0], name='twin', number=2)
+    twins = before.resumed(Reading(0, (*before.readers, twin)), 20, lambda _: None)
+    assert [(r.name, r.number, r.consumed) for r in twins.readers] == [('s0', 0, 10), ('s1', 1, 10), ('twin', 2, 0)]
     back = after.resumed(before, 28, lambda _: None)
     assert [(r.name, r.number, r.consumed) for r in back.readers] == [('s0', 0, 10), ('s1', 1, 16), ('new', 2, 2)]
 

@@ -12,6 +12,7 @@ from mlm_jax import config as config_lib
 from mlm_jax import doctor, evaluate, inspect_masks, prepare, train
 from mlm_jax.config import ConfigError
 from mlm_jax.data import mixtures, prepared_data
+from mlm_jax.interop import card
 from mlm_jax.training import checkpoints, resuming
 from mlm_jax.training.metrics import read_metrics
 
@@ -66,7 +67,7 @@ def test_a_run_logs_each_source_and_goes_on_after_new_weights(mixed_config, tmp_
     directory = mixed_config.data.directory.replace('0.75', '0.5').replace('0.25', '0.5')
     train.train(changed(mixed_config, total_steps='5', data__directory=directory), tmp_path / 'run')
     said = capfd.readouterr().err
-    assert 'mixture: en 75 % of the rows before, 50 % now; it goes on after 48 rows' in said
+    assert 'mixture: en 75 % of the rows before, 50 % now; 48 of its rows have been read' in said
     reading = mixtures.Reading.from_json(position_of(tmp_path / 'run').data)
     assert (reading.first_example, [reader.consumed for reader in reading.readers]) == (64, [48, 16])
     lines = read_metrics(tmp_path / 'run' / 'metrics.jsonl')
@@ -103,6 +104,8 @@ def test_doctor_checks_each_directory_and_prepare_takes_one(mixed_config):
     found = list(doctor._check_prepared(config_lib.resolve(mixed_config), verify=True))
     assert all(fine for fine, _ in found), found
     assert 'mixture: en 75 % from' in found[0][1] and [text[-4:] for _, text in found[1:]] == ['/en)', '/de)']
+    (corpus, *_), _ = card._data(mixed_config)[:2]
+    assert corpus == 'corpus en'
     with pytest.raises(ConfigError, match='is a mixture of several directories, and prepare writes one at a time'):
         prepare.run(mixed_config)
 
