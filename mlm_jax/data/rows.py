@@ -76,7 +76,7 @@ class Batches:
 
 
 class _InOrder:
-    """Rows by their positions. To find a row in an exact permutation takes long, so a process looks only for its own."""
+    """Rows by their positions. Finding rows in an exact permutation takes long, so a process finds only its own."""
 
     def __init__(self, rows: RowSource, order: Order):
         self.sequence_length, self._rows, self._order = rows.sequence_length, rows, order
