@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlm_jax.data.mixtures import Cycle
+from mlm_jax.data.cycles import Cycle
 from mlm_jax.data.rows import RowSource, SpanRows
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import mixture
+from mlm_jax.data import cycles, masking_tables, mixtures, verification
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import masking_tables, mixtures, verification
 from mlm_jax.data.joined_rows import InTurn, Joined
 from mlm_jax.data.manifest import Manifest
 from mlm_jax.data.orders import BlockPermutation, Order, Permutation
@@ -219,8 +219,8 @@ def load(data: ml_collections.ConfigDict) -> PreparedData:
     weights = [source.weight for source in named if source.weight is not None]
     if not weights:
         rows = [source.manifest.split('train').rows for source in found]
-        weights = mixtures.by_size(rows, data.mixture_temperature)
-    shares = mixtures.shares(weights, [source.name for source in found])
+        weights = cycles.by_size(rows, data.mixture_temperature)
+    shares = cycles.shares(weights, [source.name for source in found])
     return PreparedData(
         tuple(dataclasses.replace(source, share=share) for source, share in zip(found, shares, strict=True))
     )

@@ -3,7 +3,7 @@
 There is no shuffle buffer and no iterator state, so a run resumes at any step and on any number of processes with the
 same rows. Example j of batch i has the position p = i · batch_size + j in the run. Of the N rows of one directory, it
 is row number p mod N in the order of epoch ⌊p/N⌋ (`orders.py`); a mixture first decides which of its sources a position
-reads (`mixtures.py`). An epoch may end inside a batch, and no row is dropped.
+reads (`cycles.py`). An epoch may end inside a batch, and no row is dropped.
 """
 
 import queue

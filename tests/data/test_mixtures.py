@@ -13,10 +13,11 @@ from conftest import write_prepared
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError, mixture
+from mlm_jax.data import cycles, masking_tables, prepared_data
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import masking_tables, mixtures, prepared_data
+from mlm_jax.data.cycles import Cycle
 from mlm_jax.data.joined_rows import InTurn
-from mlm_jax.data.mixtures import Cycle, Mixture, Reader, Reading
+from mlm_jax.data.mixtures import Mixture, Reader, Reading
 from mlm_jax.data.orders import BlockPermutation, Permutation
 
 share_lists = st.lists(st.integers(1, 60), min_size=1, max_size=7)
@@ -47,19 +48,19 @@ def test_a_longest_cycle_is_made_at_once_and_holds_to_its_shares():
 
 def test_shares_are_exact_where_they_can_be():
     weights = [fractions.Fraction(text) for text in ('0.7', '0.3')]
-    assert mixtures.shares(weights, ['a', 'b']) == (7, 3)
-    assert mixtures.shares([fractions.Fraction(5), fractions.Fraction(10)], ['a', 'b']) == (1, 2)
-    thirds = mixtures.shares(mixtures.by_size([100_001, 200_003], 1.0), ['a', 'b'])
-    assert sum(thirds) == mixtures.LONGEST_CYCLE and thirds[0] == pytest.approx(10_000 / 3, abs=1)
+    assert cycles.shares(weights, ['a', 'b']) == (7, 3)
+    assert cycles.shares([fractions.Fraction(5), fractions.Fraction(10)], ['a', 'b']) == (1, 2)
+    thirds = cycles.shares(cycles.by_size([100_001, 200_003], 1.0), ['a', 'b'])
+    assert sum(thirds) == cycles.LONGEST_CYCLE and thirds[0] == pytest.approx(10_000 / 3, abs=1)
     with pytest.raises(ConfigError, match=r'b has a share of 1e-06 of the mixture, too small'):
-        mixtures.shares([fractions.Fraction(999_999), fractions.Fraction(1)], ['a', 'b'])
+        cycles.shares([fractions.Fraction(999_999), fractions.Fraction(1)], ['a', 'b'])
 
 
 def test_temperature_flattens_the_shares():
     sizes = [1_000_000, 10_000]
-    assert [float(w) for w in mixtures.by_size(sizes, 1.0)] == pytest.approx([1, 0.01])
-    assert [float(w) for w in mixtures.by_size(sizes, 2.0)] == pytest.approx([1, 0.1])
-    assert [float(w) for w in mixtures.by_size(sizes, 1e6)] == pytest.approx([1, 1], abs=1e-4)
+    assert [float(w) for w in cycles.by_size(sizes, 1.0)] == pytest.approx([1, 0.01])
+    assert [float(w) for w in cycles.by_size(sizes, 2.0)] == pytest.approx([1, 0.1])
+    assert [float(w) for w in cycles.by_size(sizes, 1e6)] == pytest.approx([1, 1], abs=1e-4)
 
 
 # ---- The rows of a mixture -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from mlm_jax import doctor, evaluate, inspect_masks, prepare, train
 from mlm_jax.config import ConfigError
 from mlm_jax.data import mixtures, prepared_data
 from mlm_jax.interop import card
-from mlm_jax.training import checkpoints, resuming
+from mlm_jax.training import checkpoints, loss_curve, resuming, run_log
 from mlm_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures('one_device')
@@ -72,6 +72,16 @@ def test_a_run_logs_each_source_and_goes_on_after_new_weights(mixed_config, tmp_
     assert (reading.first_example, [reader.consumed for reader in reading.readers]) == (64, [48, 16])
     lines = read_metrics(tmp_path / 'run' / 'metrics.jsonl')
     assert [line['data/epochs_de'] for line in lines if 'data/epochs_de' in line][-1] == pytest.approx(24 / rows['de'])
+
+
+def test_the_progress_line_has_room_for_few_sources():
+    assert run_log._describe_epochs({}) == ''
+    assert run_log._describe_epochs({'en': 0.254, 'de': 3.0}) == '  epochs en 0.25, de 3.00'
+    many = {f's{i}': i / 10 for i in (3, 1, 2, 0, 4)}
+    assert run_log._describe_epochs(many) == '  epochs s0 0.00, s4 0.40'
+    assert [label for _, label, _ in loss_curve._of_sources([{'eval/de/loss': 1.0, 'eval/loss': 1.0}])] == [
+        'held out, de'
+    ]
 
 
 def test_a_run_keeps_the_order_of_its_rows(mixed_config):
