@@ -4,7 +4,7 @@
     data/en:0.7,data/de:0.3            a mixture with weights, which need not sum to 1
     data/en,data/de                    a mixture by size: see `data.mixture_temperature`
 
-A directory that exists is taken literally, even if its name contains a comma.
+A directory that exists is taken literally, even if its name contains a comma, or ends in a colon and a number.
 """
 
 import dataclasses
@@ -33,10 +33,7 @@ class Source:
 
 def is_mixture(text: str) -> bool:
     """Whether a value of `data.directory` names several directories."""
-    try:
-        return ',' in text and not pathlib.Path(text).expanduser().is_dir()
-    except (OSError, RuntimeError):  # the name is too long for a path, or a home directory does not exist
-        return ',' in text
+    return ',' in text and not _exists(text)
 
 
 def parse(text: str) -> tuple[Source, ...]:
@@ -67,8 +64,17 @@ def single(text: str, purpose: str) -> str:
     return text
 
 
+def _exists(directory: str) -> bool:
+    try:
+        return bool(directory) and pathlib.Path(directory).expanduser().is_dir()
+    except (OSError, RuntimeError):  # the name is too long for a path, or a home directory does not exist
+        return False
+
+
 def _part(part: str, text: str) -> tuple[str, fractions.Fraction | None]:
     """Splits DIRECTORY[:WEIGHT]."""
+    if _exists(part):
+        return part, None
     found = re.fullmatch(r'(.*?)(?::([+-]?[\d.]+(?:e[+-]?\d{1,3})?))?', part, re.IGNORECASE | re.DOTALL)
     assert found  # the pattern matches every text
     directory, after = found.groups()

@@ -203,6 +203,8 @@ def test_directories_and_weights_are_read():
 def test_a_directory_with_a_comma_in_its_name_stays_one(tmp_path):
     (tmp_path / 'a,b').mkdir()
     assert len(mixture.parse(str(tmp_path / 'a,b'))) == 1
+    (tmp_path / 'v:2').mkdir()
+    assert [(s.name, s.weight) for s in mixture.parse(f'{tmp_path}/v:2,{tmp_path}/w')] == [('v-2', None), ('w', None)]
 
 
 @pytest.mark.parametrize(
