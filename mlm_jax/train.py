@@ -63,10 +63,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         saver = checkpoints.Checkpoints(
             workdir / 'checkpoints', config.checkpoint.keep_last, config.checkpoint.keep_steps
         )
-        position, reading = (
-            checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={}),
-            data.reading(config.data.window_blocks),
-        )
+        position = checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={})
+        reading = data.reading(config.data.window_blocks)
         if resumed := saver.latest_step() is not None:
             position = saver.restore_position()
             resuming.check_resume(
@@ -77,7 +75,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         order = data.order(config, reading)
         batches = Batches(train_rows, order, config.batch_size, sharding)
         log = RunLog(
-            config, workdir, run.total_steps, run.learning_rate, lambda step: order.describe(batches.indices(step)),
+            config, workdir, run.total_steps, run.learning_rate, lambda step: order.describe(batches.positions(step)),
             position, order.epochs if data.is_mixture else None,
             step_flops.step_flops(config),
             peaks.peak_flops_per_second(mesh.devices.flat[0].device_kind, config.model.dtype),

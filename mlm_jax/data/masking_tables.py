@@ -182,7 +182,7 @@ def load_mixture(
     """
     found = [_arrays(masking, directory, manifest) for directory, manifest in sources]
     arrays, size = found[0], sources[0][1].vocabulary.size
-    if len(found) > 1 and 'counts' in arrays:
+    if len(found) > 1 and 'counts' in required(masking):
         totals = [each['counts'].sum() for each in found]
         mean = sum(w * each['counts'] / max(1, n) for w, each, n in zip(weights, found, totals, strict=True))
         arrays = {**arrays, 'counts': mean * sum(totals)}

@@ -203,8 +203,11 @@ class Mixture:
         read_S = self._consumed + self._cycle.count(examples - self._first)
         return {reader.name: float(n / reader.rows) for reader, n in zip(self._readers, read_S, strict=True)}
 
-    def describe(self, rows: np.ndarray) -> list[str]:
-        """The rows by the numbers that they have in their sources; of several sources, with their names."""
+    def describe(self, positions: np.ndarray) -> list[str]:
+        """The rows at these positions, by their numbers in their sources; of several sources, with their names."""
+        if positions[0] < self._first:  # this reading does not know the shares that there were before
+            return ['read before the mixture changed']
+        rows = self(positions)
         source_N = np.searchsorted(self._offsets, rows, side='right') - 1
         names = [f'{reader.name} ' if len(self._readers) > 1 else '' for reader in self._readers]
         return [f'{names[s]}{row - self._offsets[s]}' for s, row in zip(source_N.tolist(), rows.tolist(), strict=True)]

@@ -50,22 +50,24 @@ class Batches:
         self._cache: BlockCache | None = None
         self._lock = threading.Lock()
 
+    def positions(self, step: int) -> np.ndarray:
+        """int64[B]: the positions in the run of the rows of the global batch of `step`."""
+        return np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+
     def indices(self, step: int) -> np.ndarray:
         """int64[B]: the rows of the global batch of `step`, in order."""
-        start = step * self._batch_size
-        return self._order(np.arange(start, start + self._batch_size))
+        return self._order(self.positions(step))
 
     def __call__(self, step: int) -> jax.Array:
         """int32[B, T] on the mesh."""
-        start = step * self._batch_size
+        positions = self.positions(step)
         with self._lock:  # what one thread is about to read must not be dropped by another
-            spans = self._order.spans(start, start + self._batch_size)
+            spans = self._order.spans(int(positions[0]), int(positions[-1]) + 1)
             rows: RowSource = self._rows
             if len(spans):
                 self._cache = self._cache or BlockCache(self._rows)
                 self._cache.hold(spans)
                 rows = self._cache
-            positions = np.arange(start, start + self._batch_size)
             return place_rows(_InOrder(rows, self._order), positions, self._sharding)
 
     def close(self) -> None:

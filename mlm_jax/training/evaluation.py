@@ -83,8 +83,10 @@ class HeldOutSources:
 
     def describe(self, metrics: Mapping[str, float]) -> str:
         """The losses of the sources of a mixture in parentheses; '' for a single directory."""
-        losses = [f'{name} {metrics[f"{name}/loss"]:.4f}' for name in self._parts if len(self._parts) > 1]
-        return f' ({", ".join(losses)})' if losses else ''
+        if len(self._parts) == 1:
+            return ''
+        losses = [f'{name} {metrics[f"{name}/loss"]:.4f}' for name in self._parts]
+        return f' ({", ".join(losses)})'
 
     @property
     def example(self) -> tuple[jax.Array, jax.Array]:

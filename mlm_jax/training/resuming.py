@@ -24,6 +24,8 @@ _STATE_KEYS = (
     'model.norm_bias', 'model.first_norm', 'model.relative_bucketing', 'model.tied_head', 'model.head',
     'masking.repeats',
 )  # fmt: skip
+# Keys that the order of the rows depends on, if rows are read in blocks.
+_ORDER_KEYS = ('data.block_kib', 'data.window_blocks')
 
 
 def state_keys() -> tuple[str, ...]:
@@ -82,14 +84,11 @@ def check_resume(
             + '\n'.join(fatal)
             + '\nUse the configuration of the checkpoint, or another workdir'
         )
-    reordered = [
-        key for key in different if key == 'data.block_kib' or (key == 'data.window_blocks' and _in_blocks(config))
-    ]
+    reordered = [key for key in different if key in _ORDER_KEYS and config.data.block_kib + before.data.block_kib]
     if reordered:
         raise ConfigError(
-            '\n'.join(lines[key] for key in reordered)
-            + '\nThe order of the rows depends on it, and a run keeps its order, '
-            'so that every row comes once in an epoch: use the value of the checkpoint, or another workdir'
+            '\n'.join(lines[key] for key in reordered) + '\nThe order of the rows depends on it, and a run keeps its '
+            'order, so that every row comes once in an epoch: use the value of the checkpoint, or another workdir'
         )
     if 'batch_size' in different:
         raise ConfigError(
@@ -99,10 +98,6 @@ def check_resume(
         )
     if lines:
         note('the configuration changed since the checkpoint:\n' + '\n'.join(lines.values()))
-
-
-def _in_blocks(config: ml_collections.ConfigDict) -> bool:
-    return config.data.block_kib > 0
 
 
 def resumed_reading(position: Position, now: Reading, note: Callable[[str], None]) -> Reading:

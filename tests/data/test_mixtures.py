@@ -112,8 +112,11 @@ def test_a_single_directory_is_read_as_it_has_always_been():
 
 
 def test_rows_are_named_by_their_source():
-    assert mixed(reading([1, 1], [10, 20])).describe(np.array([3, 10, 29])) == ['s0 3', 's1 0', 's1 19']
-    assert mixed(reading([1], [10])).describe(np.array([3])) == ['3']
+    order = mixed(reading([1, 1], [10, 20], first=4))
+    names = [f's{int(row >= 10)} {row - 10 * (row >= 10)}' for row in order(np.arange(4, 9)).tolist()]
+    assert order.describe(np.arange(4, 9)) == names and names[0][:3] == 's0 '
+    assert order.describe(np.arange(2, 6)) == ['read before the mixture changed']
+    assert mixed(reading([1], [10])).describe(np.array([3])) == [str(Permutation(10, 5)(np.array([3]))[0])]
 
 
 # ---- Going on --------------------------------------------------------------------------------------------------------
