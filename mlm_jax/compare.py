@@ -29,7 +29,7 @@ from mlm_jax.comparing.configurations import Candidate
 from mlm_jax.comparing.experiment import Table
 from mlm_jax.comparing.judges import Judge
 from mlm_jax.config import ConfigError, command_line, step_flops
-from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.data import prepared_data
 from mlm_jax.files import paths
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading
@@ -46,10 +46,10 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
     """
     if not (workdir / 'config.json').exists():
         return 0
-    manifest = manifest_lib.load(config.data.directory)
-    steps_per_epoch = manifest.split('train').rows / config.batch_size
+    data = prepared_data.load(config.data)
+    steps_per_epoch = data.split('train').rows / config.batch_size
     old = config_lib.in_steps(read_config(workdir), steps_per_epoch)
-    different = configurations.differences(old, config_lib.resolve(config, manifest))
+    different = configurations.differences(old, config_lib.resolve(config, data))
     if different:
         lines = (f'  {key}: {a!r} there, {b!r} now' for key, (a, b) in different.items())
         raise ConfigError(

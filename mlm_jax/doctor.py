@@ -13,6 +13,7 @@ and reports what the step needs there.
 The exit status is 1 when a check fails. Each line that starts with ✗ tells what to do.
 """
 
+import functools
 import os
 import pathlib
 import shutil
@@ -25,8 +26,8 @@ from absl import flags
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError, command_line, step_flops
-from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import masking_tables, verification
+from mlm_jax.data import prepared_data, verification
+from mlm_jax.data.prepared_data import PreparedData, Source
 from mlm_jax.files import paths
 from mlm_jax.parallel import topology as topology_lib
 from mlm_jax.parallel import tpu_slices
@@ -92,30 +93,33 @@ def _check_configuration(config: ml_collections.ConfigDict) -> str:
 
 def _check_prepared(config: ml_collections.ConfigDict, verify: bool) -> Iterator[tuple[bool, str]]:
     try:
-        manifest = manifest_lib.load(config.data.directory)
+        data = prepared_data.load(config.data)
     except ConfigError as error:
         yield False, str(error)
         return
-    yield _try(lambda: _check_data(config, manifest))
-    yield _try(lambda: _check_files(config, manifest, verify))
+    yield _try(lambda: _check_data(config, data))
+    for source in data.sources:
+        fine, text = _try(functools.partial(_check_files, source, verify))
+        yield fine, f'{text} ({source.directory})' if fine and data.is_mixture else text
 
 
-def _check_data(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> str:
-    config_lib.resolve(config, manifest)  # raises ConfigError if the configuration does not fit the data
-    verification.check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
-    masking_tables.load(config.masking, config.data.directory, manifest)
-    warm_start.check_source(config, manifest)
-    rows = {name: split.rows for name, split in manifest.splits.items()}
-    return f'data: {", ".join(f"{count:,} rows in {name}" for name, count in rows.items())} ({config.data.directory})'
+def _check_data(config: ml_collections.ConfigDict, data: PreparedData) -> str:
+    config_lib.resolve(config, data)  # raises ConfigError if the configuration does not fit the data
+    for source in data.sources:
+        verification.check_tokenizer(source.directory, source.manifest)
+    data.tables(config.masking)
+    warm_start.check_source(config, data.manifest)
+    rows = {name: data.split(name).rows for name in data.manifest.splits}
+    text = f'data: {", ".join(f"{count:,} rows in {name}" for name, count in rows.items())} ({config.data.directory})'
+    return '\n'.join(filter(None, (text, data.describe())))
 
 
-def _check_files(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest, verify: bool) -> str:
-    """Checks the sizes of all prepared files, and with `verify` their checksums."""
-    directory = pathlib.Path(config.data.directory).expanduser()
-    findings = verification.examine(directory, manifest, verify)
+def _check_files(source: Source, verify: bool) -> str:
+    """Checks the sizes of all files of a prepared directory, and with `verify` their checksums."""
+    findings = verification.examine(source.directory, source.manifest, verify)
     if findings.wrong:
-        raise ConfigError(verification.describe(directory, findings.wrong))
-    count, notes = len(verification.hashes(manifest)), ''
+        raise ConfigError(verification.describe(source.directory, findings.wrong))
+    count, notes = len(verification.hashes(source.manifest)), ''
     if findings.surplus:
         notes += f'; these files are not part of the prepared data, and are ignored: {", ".join(findings.surplus)}'
     if verify and findings.unknown:

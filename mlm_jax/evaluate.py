@@ -17,8 +17,7 @@ from absl import flags
 
 from mlm_jax.analysis import blimp_report, minimal_pairs
 from mlm_jax.config import ConfigError, command_line
-from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data.shards import Shards
+from mlm_jax.data import prepared_data
 from mlm_jax.files import paths
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading, sources
@@ -30,17 +29,20 @@ from mlm_jax.training import evaluation
 def held_out_metrics(model: Model, mesh) -> dict[str, float]:
     """Loss in nats, and the other metrics, over the held-out rows at 15 % masks that never change.
 
-    Adds `unigram_entropy`, the loss of a model that knows nothing but how often each token occurs.
+    Adds `unigram_entropy`, the loss of a model that knows nothing but how often each token occurs. Of a mixture, these
+    are means by its weights, and the metrics of each source come as '<name>/<metric>'.
     """
     config, run = model.require_run()
-    manifest = manifest_lib.load(config.data.directory)
-    rows = Shards(config.data.directory, 'validation', verify=True, manifest=manifest)
+    data = prepared_data.load(config.data)
     sharding = mesh_lib.batch_sharding(mesh)
     batch_size = config.batch_size // config.num_microbatches
     batch_size += -batch_size % mesh.size
-    held_out = evaluation.HeldOut(rows, config.evaluation.rows, batch_size, manifest.vocabulary.pad_id, sharding)
+    held_out = evaluation.HeldOutSources(
+        data.shards('validation', verify=True), data.weights, config.evaluation.rows, batch_size,
+        data.vocabulary.pad_id, sharding,
+    )  # fmt: skip
     metrics = held_out.evaluate(jax.jit(run.eval_step), model.params)
-    return {**metrics, 'unigram_entropy': manifest.split('validation').unigram_entropy_nats}
+    return {**metrics, 'unigram_entropy': data.split('validation').unigram_entropy_nats}
 
 
 def judge_minimal_pairs(

@@ -21,11 +21,10 @@ from absl import flags
 from mlm_jax import config as config_lib
 from mlm_jax.analysis.mask_statistics import KINDS, MaskStatistics, kinds
 from mlm_jax.config import command_line
-from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import masking_tables, verification
+from mlm_jax.data import masking_tables, prepared_data
 from mlm_jax.data.packing import segment_ids
+from mlm_jax.data.prepared_data import PreparedData
 from mlm_jax.data.rows import Batches
-from mlm_jax.data.shards import Shards
 from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer
 from mlm_jax.files import atomic, paths
 from mlm_jax.masking.batch import MaskedBatch
@@ -39,35 +38,33 @@ _STYLE = 'body{font:16px/1.6 sans-serif;max-width:60em;margin:2em auto}mark{bord
 BRACKETS = {1: '[]', 2: '{}', 3: '()', 4: '<>'}  # instead of colors
 
 
-def _run(config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest) -> build.Run:
+def _run(config: ml_collections.ConfigDict, data: PreparedData) -> build.Run:
     """The functions of a training run."""
-    tables = masking_tables.load(config.masking, config.data.directory, manifest)
-    return build.make_run(config, manifest.vocabulary, manifest.split('train').rows, tables)
+    return build.make_run(config, data.vocabulary, data.rows_between_visits, data.tables(config.masking))
 
 
 def masked_batches(
-    config: ml_collections.ConfigDict, manifest: manifest_lib.Manifest, first_step: int, num_texts: int
+    config: ml_collections.ConfigDict, data: PreparedData, first_step: int, num_texts: int
 ) -> Iterator[tuple[MaskedBatch, np.ndarray]]:
     """Yields the batches of a training run, and for each of their rows the tokens that were dropped for lack of a slot.
 
     Args:
       config: a resolved configuration.
-      manifest: of the prepared data.
+      data: the prepared data.
       first_step: the step of the first batch.
       num_texts: the least number of texts in all batches together.
 
     Yields:
       A batch of B·K rows, where K is the number of masks of a text, and int32[B·K].
     """
-    rows = Shards(config.data.directory, 'train')
-    run = _run(config, manifest)
+    run = _run(config, data)
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
-    batches = Batches(rows, config.seed, config.batch_size, mesh_lib.batch_sharding(mesh))
+    batches = Batches(data.training_rows(), data.order(config), config.batch_size, mesh_lib.batch_sharding(mesh))
 
     @jax.jit
     def draw(tokens_BxT: jax.Array, step: jax.Array):
         key = stream_key(config.seed, MASK_STREAM, step)
-        return run.masking.draw(key, tokens_BxT, segment_ids(tokens_BxT, manifest.vocabulary), step)
+        return run.masking.draw(key, tokens_BxT, segment_ids(tokens_BxT, data.vocabulary), step)
 
     for step in range(first_step, first_step - (-num_texts // config.batch_size)):
         yield jax.device_get(draw(batches(step), np.int32(step)))
@@ -154,9 +151,9 @@ def main() -> None:
     """Prints rows and statistics, and writes the page if there is an output directory."""
     values, config = flags.FLAGS, command_line.configuration()
     masking_in_words = describe(config)
-    config, manifest = verification.resolve(config)
-    tokenizer = Tokenizer.from_file(pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer)
-    word_starts, word_marks = masking_tables.of_words(tokenizer, manifest.vocabulary.size)
+    config, data = prepared_data.resolve(config)
+    tokenizer = Tokenizer.from_file(data.tokenizer)
+    word_starts, word_marks = masking_tables.of_words(tokenizer, data.vocabulary.size)
     in_color = values.colour == 'always' or (values.colour == 'auto' and sys.stdout.isatty())
     paint = paint_terminal if in_color else paint_plain
 
@@ -165,15 +162,15 @@ def main() -> None:
     batches: list[MaskedBatch] = []
     print(masking_in_words, '\n')
     print('  '.join(paint(KINDS[kind], kind) for kind in COLORS), '\n')
-    for batch, overflow_B in masked_batches(config, manifest, values.step, values.texts):
-        statistics.add(batch, overflow_B, word_starts, manifest.vocabulary, word_marks)
+    for batch, overflow_B in masked_batches(config, data, values.step, values.texts):
+        statistics.add(batch, overflow_B, word_starts, data.vocabulary, word_marks)
         batches.append(batch)
-        kinds_BxT = kinds(batch, manifest.vocabulary)
+        kinds_BxT = kinds(batch, data.vocabulary)
         for row in range(min(len(kinds_BxT), values.rows - len(pages))):
             tokens_T, inputs_T = np.asarray(batch.tokens[row]), np.asarray(batch.inputs[row])
             print(text_of(tokenizer, tokens_T, inputs_T, kinds_BxT[row], paint).strip(), '\n')
             pages.append(text_of(tokenizer, tokens_T, inputs_T, kinds_BxT[row], paint_html))
-    masking = _run(config, manifest).masking
+    masking = _run(config, data).masking
     ratio = mask_ratio.of_batches(masking, batches, values.step)
     figures = statistics.summary() | {'asked share of the tokens': ratio.asked}
     for name, value in figures.items():

@@ -35,7 +35,7 @@ import ml_collections
 from absl import flags
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import command_line
+from mlm_jax.config import command_line, mixture
 from mlm_jax.data import (
     claim,
     corpora,
@@ -146,7 +146,8 @@ def run(
     config_lib.check(config)
     if config.data.smiles_copies:
         molecules.parse('C')  # fails here if RDKit is missing, before the tokenizer is trained
-    directory = pathlib.Path(config.data.directory).expanduser()
+    alone = mixture.single(config.data.directory, 'prepare writes one at a time: name one of them')
+    directory = pathlib.Path(alone).expanduser()
     working = directory / claim.WORKING_DIRECTORY
     scratch = working / f'task-{task.index}-of-{task.count}' if task else working
     place = _Place(directory, working, scratch, num_workers or workers.num_cores())

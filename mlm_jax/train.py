@@ -5,6 +5,7 @@
 
 If it is run again with the same workdir, it resumes from the last checkpoint: after a crash, after a preemption, or on
 other devices.
+A mixture of prepared directories: --set=data.directory=data/en:0.7,data/de:0.3
 Single keys: --config=configs/mlm.py:mini,total_epochs=3 or --set=optimizer.learning_rate=1e-3;
 mlm_jax/config/defaults.py lists them.
 """
@@ -22,9 +23,8 @@ from absl import flags
 from mlm_jax.analysis import minimal_pairs
 from mlm_jax.config import command_line, step_flops
 from mlm_jax.config.checks import remarks
-from mlm_jax.data import masking_tables, verification
+from mlm_jax.data import prepared_data, verification
 from mlm_jax.data.rows import Batches, Prefetcher
-from mlm_jax.data.shards import Shards
 from mlm_jax.files import paths
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.performance import memory, peaks
@@ -45,14 +45,11 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
       OSError: if the workdir cannot be written to; a note of the error says which checkpoint is complete.
     """
     # ---- Configuration and data: every check that needs no device ----------------------------------------------------
-    config, manifest = verification.resolve(config)
-    warm_start.check_source(config, manifest)
-    train_rows = Shards(config.data.directory, 'train', manifest=manifest)
-    held_out_rows = Shards(config.data.directory, 'validation', verify=True, manifest=manifest)
-    tokenizer = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
-    tables = masking_tables.load(config.masking, config.data.directory, manifest)
-    run = build.make_run(config, manifest.vocabulary, len(train_rows), tables)
-    blimp = minimal_pairs.of_run(config.evaluation, run.objective, tokenizer, config.masking.repeats)
+    config, data = prepared_data.resolve(config)
+    warm_start.check_source(config, data.manifest)
+    train_rows, held_out_rows = data.training_rows(), data.shards('validation', verify=True)
+    run = build.make_run(config, data.vocabulary, data.rows_between_visits, data.tables(config.masking))
+    blimp = minimal_pairs.of_run(config.evaluation, run.objective, data.tokenizer, config.masking.repeats)
     evaluate_every, save_every = config.evaluation.every_steps, config.checkpoint.every_steps
 
     # ---- Devices -----------------------------------------------------------------------------------------------------
@@ -67,14 +64,19 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
             workdir / 'checkpoints', config.checkpoint.keep_last, config.checkpoint.keep_steps
         )
         position = checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={})
+        reading = data.reading(config.data.window_blocks)
         if resumed := saver.latest_step() is not None:
             position = saver.restore_position()
             resuming.check_resume(
                 position.config, config, lambda text: print(text, file=sys.stderr), len(train_rows) / config.batch_size
             )
-        batches = Batches(train_rows, config.seed, config.batch_size, sharding)
+            reading = resuming.resumed_reading(position, reading, lambda text: print(text, file=sys.stderr))
+        position.data = reading.to_json()
+        order = data.order(config, reading)
+        batches = Batches(train_rows, order, config.batch_size, sharding)
         log = RunLog(
-            config, workdir, run.total_steps, run.learning_rate, batches.indices, position,
+            config, workdir, run.total_steps, run.learning_rate, lambda step: order.describe(batches.positions(step)),
+            position, order.epochs if data.is_mixture else None,
             step_flops.step_flops(config),
             peaks.peak_flops_per_second(mesh.devices.flat[0].device_kind, config.model.dtype),
         )  # fmt: skip
@@ -84,17 +86,17 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         else:
             state = create_state(run.init, mesh, config.sharding)
             if config.init_from:
-                state = warm_start.start_from(config.init_from, state, tokenizer)
+                state = warm_start.start_from(config.init_from, state, data.tokenizer)
         if is_leader:
             workdir_lib.write_config(workdir, config)
             workdir_lib.write_environment(workdir)
-            shutil.copy(tokenizer, workdir / 'tokenizer.model')
+            shutil.copy(data.tokenizer, workdir / 'tokenizer.model')
         shape = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
         log.note(f'{jax.device_count()} × {mesh.devices.flat[0].device_kind} (mesh: {shape})')
         log.note(
             f'{num_parameters(state.params):,} parameters; {len(train_rows):,} rows of {config.sequence_length} tokens'
         )
-        for remark in remarks(config, len(train_rows)):
+        for remark in filter(None, (data.describe(), *remarks(config, len(train_rows)))):
             log.note(remark)
         log.note(f'{"resuming at" if resumed else "starting at"} step {first_step:,} of {run.total_steps:,}')
         if missed_ratio:
@@ -102,10 +104,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
 
         # ---- Compile before the loop: the time is reported, and not part of any step ---------------------------------
         start = time.perf_counter()
-        comparison = verification.Background(config.data.directory, manifest, jax.process_index(), jax.process_count())
+        comparison = verification.Background(data.checksums(), jax.process_index(), jax.process_count())
         eval_batch = config.batch_size // config.num_microbatches
-        held_out = evaluation.HeldOut(
-            held_out_rows, config.evaluation.rows, eval_batch, manifest.vocabulary.pad_id, sharding
+        held_out = evaluation.HeldOutSources(
+            held_out_rows, data.weights, config.evaluation.rows, eval_batch, data.vocabulary.pad_id, sharding
         )
         train_step = jit_train_step(run.train_step, state, mesh).lower(state, batches(first_step)).compile()
         eval_step = jax.jit(run.eval_step).lower(state.params, *held_out.example).compile()
@@ -129,7 +131,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         eval_metrics: dict[str, float] = {}
         with contextlib.ExitStack() as closing:
             closing.enter_context(workdir_lib.saying_what_is_saved(saver))
-            for part in (log, saver, prefetcher, comparison):  # closed in reverse order
+            for part in (log, saver, batches, prefetcher, comparison):  # closed in reverse order
                 closing.callback(part.close)
             for step in range(first_step, run.total_steps + 1):
                 is_last, is_new = step == run.total_steps, step > first_step or not resumed
@@ -147,7 +149,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
                     log.write(
                         step, {f'{kind}/{name}': value for kind in judged for name, value in judged[kind].items()}
                     )
-                    shown = f'; BLiMP {eval_metrics["blimp"]:.1%}' if blimp else ''
+                    shown = held_out.describe(eval_metrics)
+                    shown += f'; BLiMP {eval_metrics["blimp"]:.1%}' if blimp else ''
                     if state.ema is not None:
                         shown += f'; of the moving average {judged["eval_ema"]["loss"]:.4f}'
                     log.note(f'step {step:,}: held-out loss {eval_metrics["loss"]:.4f}{shown}')
@@ -176,7 +179,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
                 )
 
     if is_leader:
-        picture = loss_curve.draw_loss_curve(workdir, manifest.split('validation').unigram_entropy_nats)
+        picture = loss_curve.draw_loss_curve(workdir, data.split('validation').unigram_entropy_nats)
         log.note(f'loss curve: {picture}')
     return eval_metrics
 

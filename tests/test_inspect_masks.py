@@ -10,8 +10,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax import inspect_masks
 from mlm_jax.analysis.mask_statistics import MAX_RUN, MaskStatistics, kinds
-from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import rows, shards
+from mlm_jax.data import prepared_data, rows, shards
 from mlm_jax.data.packing import segment_ids
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.masking import Masking
@@ -45,13 +44,13 @@ def test_the_program_writes_text_page_picture_and_figures(animals_config, tmp_pa
 
 
 def test_masks_are_those_of_training(animals_config):
-    manifest = manifest_lib.load(animals_config.data.directory)
-    ((batch, _),) = inspect_masks.masked_batches(animals_config, manifest, 7, 1)
+    data = prepared_data.load(animals_config.data)
+    ((batch, _),) = inspect_masks.masked_batches(animals_config, data, 7, 1)
     source = shards.Shards(animals_config.data.directory, 'train')
-    tokens = rows.Batches(source, animals_config.seed, 16, batch_sharding(make_mesh()))(7)
-    masking = Masking(manifest.vocabulary, 'uniform', 0.15, 0.8, 0.1)
+    tokens = rows.Batches(source, data.order(animals_config), 16, batch_sharding(make_mesh()))(7)
+    masking = Masking(data.vocabulary, 'uniform', 0.15, 0.8, 0.1)
     expected = jax.jit(masking)(
-        stream_key(animals_config.seed, MASK_STREAM, 7), tokens, segment_ids(tokens, manifest.vocabulary)
+        stream_key(animals_config.seed, MASK_STREAM, 7), tokens, segment_ids(tokens, data.vocabulary)
     )
     assert np.array_equal(batch.inputs, expected.inputs)
 
@@ -74,10 +73,7 @@ def test_statistics_count_what_there_is():
 
 
 def test_text_is_escaped_and_replacements_are_named(animals_config):
-    manifest = manifest_lib.load(animals_config.data.directory)
-    tokenizer = inspect_masks.Tokenizer.from_file(
-        manifest_lib.pathlib.Path(animals_config.data.directory) / manifest.tokenizer
-    )
+    tokenizer = inspect_masks.Tokenizer.from_file(prepared_data.load(animals_config.data).tokenizer)
     tokens = tokenizer.encode('the cat is red.')
     other = tokenizer.encode('dog')[-1]
     inputs, kinds_T = tokens.copy(), np.zeros(len(tokens), int)

@@ -10,8 +10,7 @@ from jax.experimental import multihost_utils
 
 from mlm_jax.analysis import gradient_variance
 from mlm_jax.analysis.gradient_variance import Design
-from mlm_jax.data.rows import place_rows
-from mlm_jax.data.shards import Shards
+from mlm_jax.data.rows import RowSource, place_rows
 from mlm_jax.files import pictures
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.progress import bar
@@ -96,7 +95,9 @@ def place_numbers(number_B: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
     return jax.make_array_from_callback(number_B.shape, mesh_lib.batch_sharding(mesh), lambda index: number_B[index])
 
 
-def _long_rows(rows: Shards, special_ids: tuple[int, ...], count: int, segments: int) -> tuple[np.ndarray, np.ndarray]:
+def _long_rows(
+    rows: RowSource, special_ids: tuple[int, ...], count: int, segments: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` rows in which a mask has at least `MIN_MASK` positions, and the size of their masks."""
     chosen, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for first in range(0, len(rows), 1024):

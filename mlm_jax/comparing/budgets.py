@@ -15,7 +15,7 @@ from mlm_jax import config as config_lib
 from mlm_jax.comparing import configurations
 from mlm_jax.comparing.configurations import Candidate
 from mlm_jax.config import step_flops
-from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.data import prepared_data
 from mlm_jax.files import atomic
 from mlm_jax.performance import speed
 from mlm_jax.training.workdir import read_json
@@ -34,7 +34,7 @@ def share_budget(candidates: Sequence[Candidate], budget: str, output: pathlib.P
       output: where times of steps are kept: measured again, they would ask for other lengths.
     """
     first = candidates[0].config
-    total = config_lib.resolve(first, manifest_lib.load(first.data.directory)).total_steps
+    total = config_lib.resolve(first, prepared_data.load(first.data)).total_steps
     if budget == 'flops':
         costs = [step_flops.step_flops(candidate.config) for candidate in candidates]
     elif budget == 'time':

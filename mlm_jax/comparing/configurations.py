@@ -9,7 +9,7 @@ import ml_collections
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import step_flops
-from mlm_jax.data import verification
+from mlm_jax.data import prepared_data
 from mlm_jax.files.errors import ConfigError
 
 # Keys that decide where and how fast a run computes, or which files it writes, and not what it learns.
@@ -126,7 +126,8 @@ def _check_comparable(candidates: Sequence[Candidate]) -> None:
         unequal = [
             f'  {key}: {a!r} in {first.label}, {b!r} in {candidate.label}'
             for key, (a, b) in different.items()
-            if key == 'data.directory' or (key.startswith('evaluation.') and '.every_' not in key)
+            if key in ('data.directory', 'data.mixture_temperature')
+            or (key.startswith('evaluation.') and '.every_' not in key)
         ]
         if unequal:
             raise ConfigError(
@@ -135,7 +136,7 @@ def _check_comparable(candidates: Sequence[Candidate]) -> None:
                 + '\nGive all configurations the same values, for example with --set=data.directory=…'
             )
     for candidate in candidates:
-        resolved, _ = verification.resolve(candidate.config)
+        resolved, _ = prepared_data.resolve(candidate.config)
         if not resolved.evaluation.every_steps:
             raise ConfigError(f'{candidate.name} is never evaluated: set, for example, evaluation.every_percent=10')
 

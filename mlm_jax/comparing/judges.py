@@ -17,7 +17,7 @@ from mlm_jax.analysis.gradient_variance import OVERLAPS, Design, make_sketched_g
 from mlm_jax.comparing import then
 from mlm_jax.comparing.configurations import Candidate
 from mlm_jax.comparing.then import Measure
-from mlm_jax.data import verification
+from mlm_jax.data import prepared_data
 from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.files import atomic
 from mlm_jax.finetuning import jobs as jobs_lib
@@ -81,9 +81,9 @@ def stand_in(candidate: Candidate, mesh: Mesh) -> Model:
     Raises:
       ConfigError: when the configuration cannot run, or the prepared data or their tokenizer are missing.
     """
-    resolved, manifest = verification.resolve(candidate.config)
+    resolved, data = prepared_data.resolve(candidate.config)
     config = build.traceable(resolved)
-    tokenizer = Tokenizer.from_file(pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer)
+    tokenizer = Tokenizer.from_file(data.tokenizer)
     run = build.make_run(config, tokenizer.vocabulary.padded(config.vocab_size), config.batch_size)
     source = Source(candidate.label, pathlib.Path(candidate.label))
     return Model(source, run.objective, {}, tokenizer, mesh, config, None, run)

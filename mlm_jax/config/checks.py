@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from mlm_jax.config import mixture
 from mlm_jax.config.access import get, values
 from mlm_jax.config.defaults import Kind, kinds, row_length
 from mlm_jax.config.durations import DURATIONS, MAX_STEPS, is_duration, resolve_steps
@@ -102,6 +103,9 @@ RANGES = {
     'sequence_length': Range(3, 2**20, must='be at least 3, for [CLS], text and [SEP], and at most 1,048,576'),
     'batch_size': Range(1, 2**24),
     'num_microbatches': Range(1, 2**24),
+    'data.mixture_temperature': Range(0, 10**6, above=True),
+    'data.block_kib': Range(0, 2**20, must='be 0, for single rows, or the smallest read in KiB, such as 256'),
+    'data.window_blocks': Range(1, 2**20),
     'data.validation_percent': Range(0, 100, below=True),
     'data.smiles_copies': Range(0, 10_000, must='be 0, for none, or more, and at most 10,000'),
     'tokenizer.character_coverage': _POSITIVE_SHARE,
@@ -172,7 +176,7 @@ def check_together(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: with all problems found, a line each; each says what to do.
     """
-    problems = _path_problems(config)
+    problems = _path_problems(config) + _mixture_problems(config)
     c, m = config, config.model
     if c.batch_size % c.num_microbatches:
         problems.append(f'batch_size={c.batch_size} must be a multiple of num_microbatches={c.num_microbatches}')
@@ -294,11 +298,41 @@ def _path_problems(config: ml_collections.ConfigDict) -> list[str]:
         path = get(config, key)
         try:
             (paths.check_compilation_cache if key == 'compilation_cache' else paths.check_local)(path)
-            if path and key in _DIRECTORY_KEYS:
+            if path and key in _DIRECTORY_KEYS and not (key == 'data.directory' and mixture.is_mixture(path)):
                 paths.check_kind(path, 'directory')
         except ConfigError as error:
             found.append(f'{key}={path}: {error}')
     return found
+
+
+def _mixture_problems(c: ml_collections.ConfigDict) -> list[str]:
+    """What is wrong with the directories of a mixture, or does not go with one."""
+    try:
+        sources = mixture.parse(c.data.directory)
+        for source in sources if len(sources) > 1 else ():  # a single one is checked with the other paths
+            paths.check_kind(source.directory, 'directory')
+    except ConfigError as error:
+        return [str(error)]
+    temperature, k, problems = c.data.mixture_temperature, c.masking, []
+    if temperature != 1 and (len(sources) == 1 or sources[0].weight):
+        problems.append(
+            f'data.mixture_temperature={temperature} decides the shares of a mixture without weights, and '
+            f'data.directory={c.data.directory} is none: leave it at 1, or name directories alone, as in a,b'
+        )
+    if len(sources) == 1:
+        return problems
+    if STRATEGIES[k.strategy].cycle(_largest_ratio(k), k.fully_explored) > 1 or k.static_masks > 1:
+        problems.append(
+            'masks that follow the visits of a row need rows that all come equally often, and those of a mixture do '
+            'not: use another masking.strategy or masking.fully_explored.schedule, masking.static_masks=0 or 1, or '
+            'prepare all text in one data.directory'
+        )
+    if 'collocations' in UNITS[k.unit].tables:
+        problems.append(
+            f'masking.unit={k.unit} takes collocations, which prepare has computed for each directory of the mixture '
+            'alone, not for their mixture: use masking.unit=ngram, or prepare all text in one data.directory'
+        )
+    return problems
 
 
 def _head_problems(m: ml_collections.ConfigDict) -> list[str]:

@@ -48,7 +48,14 @@ def default_config() -> ml_collections.ConfigDict:
     c.compilation_cache = '~/.cache/mlm_jax/xla'  # '': no cache
 
     c.data = d = ml_collections.ConfigDict()
-    d.directory = 'data/demo'  # prepare writes it, train reads it
+    d.directory = 'data/demo'  # prepare writes it, train reads it; a mixture: DIRECTORY:WEIGHT,DIRECTORY:WEIGHT
+    # τ of a mixture without weights: the share of a directory of n rows is proportional to n^(1/τ). 1: by size; 5 is
+    # usual for many languages (arXiv 1907.05019); the larger τ, the more even the shares.
+    d.mixture_temperature = 1.0
+    # How rows are read, for disks on which each read takes long (data/orders.py): 0 reads row by row, in a permutation
+    # of all rows; n reads blocks of n KiB or somewhat more, such as 256, and mixes the rows of `window_blocks` blocks.
+    d.block_kib = 0
+    d.window_blocks = 256
     d.corpus = 'demo'  # demo | tfds:NAME | KIND:GLOB of kind text, lines, files, jsonl, csv, parquet, arrow or smi
     d.text_key = 'text'  # field of a JSON line (a.b: b in its object a), column of a table, or feature of TFDS
     d.validation_corpus = ''  # a separate corpus to hold out; '' holds out a part of data.corpus

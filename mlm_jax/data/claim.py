@@ -25,15 +25,15 @@ VERSION = 2  # of the way in which a corpus is divided into shards; `manifest.Ma
 WAIT_SECONDS = 4 * 3600.0  # for task 0; training a tokenizer takes minutes, up to an hour for gigabytes of text
 _POLL_SECONDS = 2.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # of file systems without locks
-
-
 _MARK = 'settings.json'
+# Keys of `data` that say where rows lie and how training reads them, not what they are.
+_ABOUT_READING = ('directory', 'mixture_temperature', 'block_kib', 'window_blocks')
 
 
 def settings(config: ml_collections.ConfigDict) -> dict:
     """The configuration keys that determine the rows, with dots in their names, and their values."""
     keys = {'vocab_size': config.vocab_size, 'sequence_length': config.sequence_length}
-    keys |= {f'data.{key}': value for key, value in config.data.items() if key != 'directory'}
+    keys |= {f'data.{key}': value for key, value in config.data.items() if key not in _ABOUT_READING}
     keys |= {f'tokenizer.{key}': value for key, value in config.tokenizer.items()}
     return keys
 

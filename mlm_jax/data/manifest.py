@@ -99,6 +99,12 @@ class Manifest:
             raise ConfigError(f'there is no split {name!r}; the splits are {", ".join(self.splits)}')
         return self.splits[name]
 
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the training rows, wherever the directory lies: a SHA-256 of their checksums and layout."""
+        rows = dataclasses.asdict(self.split('train'))['shards']
+        return sealed.seal({'tokenizer': self.tokenizer_sha256, 'length': self.sequence_length, 'shards': rows})
+
 
 def save(manifest: Manifest, directory: pathlib.Path, scratch: pathlib.Path | None = None) -> None:
     """Writes `manifest` into `directory`; `atomic.write` explains `scratch`."""

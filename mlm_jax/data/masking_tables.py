@@ -11,6 +11,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -168,30 +169,57 @@ def load(masking: ml_collections.ConfigDict, directory: str | pathlib.Path, mani
     Raises:
       ConfigError: if a table is missing or cannot be used; the message says what to do.
     """
-    needed = required(masking)
-    arrays = {}
-    if needed:
-        directory = pathlib.Path(directory).expanduser()
-        path = directory / FILE
-        arrays = read(path, manifest.vocabulary.size) if path.exists() else {}
-        if 'word_starts' in arrays and 'word_marks' not in arrays and 'word_marks' in needed:  # from an earlier version
-            _check_words(masking, arrays)
-            arrays = _of_words(directory, manifest) | arrays
-        missing = [name for name in needed if name not in arrays]
-        if missing:
-            raise ConfigError(
-                f'{directory} lacks the masking tables {", ".join(missing)}, which masking.unit='
-                f'{masking.unit} and masking.strategy={masking.strategy} need. To add them to the '
-                'prepared rows, run\n'
-                '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>'
-            )
+    return load_mixture(masking, [(pathlib.Path(directory).expanduser(), manifest)], [1.0])
+
+
+def load_mixture(
+    masking: ml_collections.ConfigDict,
+    sources: Sequence[tuple[pathlib.Path, Manifest]],
+    weights: Sequence[float],
+) -> Tables:
+    """Loads the tables that the masking needs for a mixture of prepared directories with the same tokenizer.
+
+    Words are those of the tokenizer. Counts are those of as many tokens as all sources have, taken from them by weight.
+
+    Args:
+      masking: the part `masking` of a configuration; units that read collocations take a single directory.
+      sources: the directories, each with its manifest.
+      weights: the share of each source; they add up to 1.
+
+    Raises:
+      ConfigError: as `load`.
+    """
+    found = [_arrays(masking, directory, manifest) for directory, manifest in sources]
+    arrays, size = found[0], sources[0][1].vocabulary.size
+    if len(found) > 1 and 'counts' in required(masking):
+        totals = [each['counts'].sum() for each in found]
+        mean = sum(w * each['counts'] / max(1, n) for w, each, n in zip(weights, found, totals, strict=True))
+        arrays = {**arrays, 'counts': mean * sum(totals)}
+    token_weights = _weights(masking.token_weights, arrays, size) if _reads_weights(masking) else None
+    return Tables(arrays.get('word_starts'), token_weights, arrays.get('collocations'), arrays.get('word_marks'))
+
+
+def _arrays(masking: ml_collections.ConfigDict, directory: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarray]:
+    """The arrays of a directory, with all that the masking needs; none if it needs none."""
+    needed, path = required(masking), directory / FILE
+    if not needed:
+        return {}
+    arrays = read(path, manifest.vocabulary.size) if path.exists() else {}
+    if 'word_starts' in arrays and 'word_marks' not in arrays and 'word_marks' in needed:  # from an earlier version
         _check_words(masking, arrays)
-        if manifest.tables and manifest.tables_sha256 and atomic.sha256(path) != manifest.tables_sha256:
-            raise _unreadable(path, 'its SHA-256 differs from that in the manifest')
-    weights = None
-    if _reads_weights(masking):
-        weights = _weights(masking.token_weights, arrays, manifest.vocabulary.size)
-    return Tables(arrays.get('word_starts'), weights, arrays.get('collocations'), arrays.get('word_marks'))
+        arrays = _of_words(directory, manifest) | arrays
+    missing = [name for name in needed if name not in arrays]
+    if missing:
+        raise ConfigError(
+            f'{directory} lacks the masking tables {", ".join(missing)}, which masking.unit='
+            f'{masking.unit} and masking.strategy={masking.strategy} need. To add them to the '
+            'prepared rows, run\n'
+            '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>'
+        )
+    _check_words(masking, arrays)
+    if manifest.tables and manifest.tables_sha256 and atomic.sha256(path) != manifest.tables_sha256:
+        raise _unreadable(path, 'its SHA-256 differs from that in the manifest')
+    return arrays
 
 
 # Exceptions that NumPy and zipfile raise for truncated or damaged files.

@@ -1,8 +1,9 @@
 """Batches as a function of the step: the seed and the step alone determine a batch.
 
 There is no shuffle buffer and no iterator state, so a run resumes at any step and on any number of processes with the
-same rows. Example j of batch i has the number p = i · batch_size + j in the run; it is row `permutation_epoch(p mod N)`
-of the N rows, where epoch = p div N. An epoch may end inside a batch, and no row is dropped.
+same rows. Example j of batch i has the position p = i · batch_size + j in the run. Of the N rows of one directory, it
+is row number p mod N in the order of epoch ⌊p/N⌋ (`orders.py`); a mixture first decides which of its sources a position
+reads (`cycles.py`). An epoch may end inside a batch, and no row is dropped.
 """
 
 import queue
@@ -13,6 +14,9 @@ from typing import Protocol
 
 import jax
 import numpy as np
+
+from mlm_jax.data.block_cache import BlockCache, SpanSource
+from mlm_jax.data.orders import Order
 
 
 class RowSource(Protocol):
@@ -30,26 +34,60 @@ class RowSource(Protocol):
         """int32[n, T]: the rows at `indices`, int64[n]."""
 
 
+class SpanRows(RowSource, SpanSource, Protocol):
+    """Rows with random access that can also be read in runs, such as `Shards`."""
+
+
 class Batches:
-    """The global batches of a run; each process reads only the rows of its own devices."""
+    """The global batches of a run; each process reads only the rows of its own devices.
 
-    def __init__(self, rows: RowSource, seed: int, batch_size: int, sharding: jax.sharding.NamedSharding):
-        """Global batches of `batch_size` rows, over all processes, with the given sharding."""
-        if not len(rows):
-            raise ValueError('there are no rows to train on')
-        import grain  # imported here, because benchmarks on synthetic rows do not need it
+    If the order has spans, each process reads these whole, ahead of time and once.
+    """
 
-        self._rows, self._batch_size, self._sharding = rows, batch_size, sharding
-        self._permutation = grain.MapDataset.range(len(rows)).shuffle(seed=seed).repeat()
+    def __init__(self, rows: SpanRows, order: Order, batch_size: int, sharding: jax.sharding.NamedSharding):
+        """Global batches of `batch_size` rows in this order, over all processes, with the given sharding."""
+        self._rows, self._order, self._batch_size, self._sharding = rows, order, batch_size, sharding
+        self._cache: BlockCache | None = None
+        self._lock = threading.Lock()
+
+    def positions(self, step: int) -> np.ndarray:
+        """int64[B]: the positions in the run of the rows of the global batch of `step`."""
+        return np.arange(step * self._batch_size, (step + 1) * self._batch_size)
 
     def indices(self, step: int) -> np.ndarray:
         """int64[B]: the rows of the global batch of `step`, in order."""
-        start = step * self._batch_size
-        return np.array([self._permutation[p] for p in range(start, start + self._batch_size)], np.int64)
+        return self._order(self.positions(step))
 
     def __call__(self, step: int) -> jax.Array:
         """int32[B, T] on the mesh."""
-        return place_rows(self._rows, self.indices(step), self._sharding)
+        positions = self.positions(step)
+        with self._lock:  # what one thread is about to read must not be dropped by another
+            spans = self._order.spans(int(positions[0]), int(positions[-1]) + 1)
+            rows: RowSource = self._rows
+            if len(spans):
+                self._cache = self._cache or BlockCache(self._rows)
+                self._cache.hold(spans)
+                rows = self._cache
+            return place_rows(_InOrder(rows, self._order), positions, self._sharding)
+
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        with self._lock:
+            if self._cache:
+                self._cache.close()
+
+
+class _InOrder:
+    """Rows by their positions. Finding rows in an exact permutation takes long, so a process finds only its own."""
+
+    def __init__(self, rows: RowSource, order: Order):
+        self.sequence_length, self._rows, self._order = rows.sequence_length, rows, order
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return self._rows.read(self._order(indices))
 
 
 def place_rows(rows: RowSource, indices_B: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:

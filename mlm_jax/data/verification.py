@@ -12,15 +12,13 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-import ml_collections
 import numpy as np
 import tqdm
 
-from mlm_jax import config as config_lib
 from mlm_jax.data import masking_tables, shards
-from mlm_jax.data.manifest import CHANGED, Manifest, load
+from mlm_jax.data.manifest import CHANGED, Manifest, Shard
 from mlm_jax.files import progress
 from mlm_jax.files.errors import ConfigError
 
@@ -96,19 +94,6 @@ def describe(directory: pathlib.Path | str, wrong: dict[str, str]) -> str:
     return f'{directory} is damaged:\n' + '\n'.join(lines) + '\n' + cure.format('these files')
 
 
-def resolve(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDict, Manifest]:
-    """The configuration that runs on its prepared data, and their manifest.
-
-    Raises:
-      ConfigError: if the configuration is wrong, the data are missing, or the two or the tokenizer do not match.
-    """
-    config_lib.check(config)  # before the data, which a wrong configuration may not name
-    manifest = load(config.data.directory)
-    resolved = config_lib.resolve(config, manifest)
-    check_tokenizer(pathlib.Path(config.data.directory).expanduser(), manifest)
-    return resolved, manifest
-
-
 def check_tokenizer(directory: pathlib.Path, manifest: Manifest) -> None:
     """Raises ConfigError unless the tokenizer is the one with which the rows were made."""
     path = directory / manifest.tokenizer
@@ -131,8 +116,7 @@ class Background:
 
     def __init__(
         self,
-        directory: pathlib.Path | str,
-        manifest: Manifest,
+        files: Sequence[tuple[pathlib.Path, Shard]],
         process: int = 0,
         num_processes: int = 1,
         share_of_core: float = 0.1,
@@ -140,15 +124,13 @@ class Background:
         """Starts the thread.
 
         Args:
-          directory: a directory that `prepare` wrote.
-          manifest: its manifest.
+          files: the shards, each with the directory in which it lies.
           process: the index of this process.
           num_processes: the number of processes of the run.
           share_of_core: the fraction of the time during which the thread works, which also limits how fast it reads.
         """
-        self._directory = pathlib.Path(directory).expanduser()
-        self._shards = [shard for split in manifest.splits.values() for shard in split.shards]
-        self._mine = range(process, len(self._shards), num_processes)
+        self._files = list(files)
+        self._mine = range(process, len(self._files), num_processes)
         self._several, self._share = num_processes > 1, share_of_core
         self._wrong: dict[int, str] = {}
         self._done, self._agreed, self._stopped = False, False, threading.Event()
@@ -179,9 +161,9 @@ class Background:
             wrong = next((state for state in states if state >= 0), None)
             self._agreed = running not in states
         if wrong is not None:
-            name = self._shards[wrong].file
+            directory, shard = self._files[wrong]
             raise ConfigError(
-                f'{describe(self._directory, {name: self._wrong.get(wrong, CHANGED)})}. This run may have trained on '
+                f'{describe(directory, {shard.file: self._wrong.get(wrong, CHANGED)})}. This run may have trained on '
                 'damaged rows since its start: delete the checkpoints written since then, and run the same command '
                 'again'
             )
@@ -196,8 +178,8 @@ class Background:
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         for number in self._mine:
-            shard = self._shards[number]
-            clause = _difference(self._directory / shard.file, shard.sha256, self._pause) if shard.sha256 else ''
+            directory, shard = self._files[number]
+            clause = _difference(directory / shard.file, shard.sha256, self._pause) if shard.sha256 else ''
             if self._stopped.is_set():
                 return
             if clause:

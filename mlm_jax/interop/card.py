@@ -13,7 +13,8 @@ from typing import Any
 import ml_collections
 
 from mlm_jax import config as config_lib
-from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.config import mixture
+from mlm_jax.data import prepared_data
 from mlm_jax.files import markdown
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.training.metrics import read_metrics
@@ -159,18 +160,28 @@ def _objective(config: ml_collections.ConfigDict) -> str:
 
 
 def _data(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
-    """From the manifest of the prepared data, where that is still there."""
-    found = [('corpus', config.data.corpus)]
+    """From the manifest of the prepared data, where that is still there; of a mixture, from those of its sources."""
     try:
-        manifest = manifest_lib.load(config.data.directory)
-        split = manifest.split('train')
+        data = prepared_data.load(config.data)
     except ConfigError:
-        return found
+        return [] if mixture.is_mixture(config.data.directory) else [('corpus', config.data.corpus)]
+    found = [('corpus', config.data.corpus)]
+    if data.is_mixture:
+        corpora = [source.manifest.settings.get('data.corpus', '?') for source in data.sources]
+        found = [
+            (f'corpus {name}', f'{corpus}, {weight:.2%} of the rows')
+            for corpus, (name, weight) in zip(corpora, data.weights.items(), strict=True)
+        ]
+    splits = [source.manifest.split('train') for source in data.sources]
+    counts = [
+        f'{sum(getattr(split, field) for split in splits):,} {word}'
+        for field, word in {'documents': 'documents', 'words': 'words', 'text_tokens': 'tokens'}.items()
+    ]
     return [
         *found,
-        ('training text', f'{split.documents:,} documents, {split.words:,} words, {split.text_tokens:,} tokens'),
-        ('rows', f'{split.rows:,} of {manifest.sequence_length} tokens'),
-        ('tokenizer', f'{manifest.vocabulary.size:,} pieces, SHA-256 {manifest.tokenizer_sha256}'),
+        ('training text', ', '.join(counts)),
+        ('rows', f'{data.split("train").rows:,} of {data.sequence_length} tokens'),
+        ('tokenizer', f'{data.vocabulary.size:,} pieces, SHA-256 {data.manifest.tokenizer_sha256}'),
     ]
 
 

@@ -3,9 +3,8 @@
 import jax
 import ml_collections
 
-from mlm_jax.data import masking_tables, verification
+from mlm_jax.data import prepared_data
 from mlm_jax.data.rows import Batches, Prefetcher
-from mlm_jax.data.shards import Shards
 from mlm_jax.masking.vocabulary import Vocabulary
 from mlm_jax.training import build
 
@@ -24,8 +23,6 @@ def from_directory(
     Raises:
       ConfigError: when the configuration does not fit the rows.
     """
-    config, manifest = verification.resolve(config)
-    shards = Shards(config.data.directory, 'train')
-    tables = masking_tables.load(config.masking, config.data.directory, manifest)
-    run = build.make_run(config, manifest.vocabulary, len(shards), tables)
-    return manifest.vocabulary, run, Batches(shards, config.seed, config.batch_size, sharding)
+    config, data = prepared_data.resolve(config)
+    run = build.make_run(config, data.vocabulary, data.rows_between_visits, data.tables(config.masking))
+    return data.vocabulary, run, Batches(data.training_rows(), data.order(config), config.batch_size, sharding)

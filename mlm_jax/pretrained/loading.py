@@ -8,7 +8,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from mlm_jax import config as config_lib
-from mlm_jax.data import manifest, masking_tables
+from mlm_jax.data import prepared_data
 from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.interop import checkpoint as checkpoint_lib
@@ -124,6 +124,6 @@ def _load_hugging_face(source: Source, mesh: Mesh) -> Model:
 def _tables(config: ml_collections.ConfigDict) -> Tables | None:
     """Of the data of the run, where they are still there: evaluation has masks of its own."""
     try:
-        return masking_tables.load(config.masking, config.data.directory, manifest.load(config.data.directory))
+        return prepared_data.load(config.data).tables(config.masking)
     except ConfigError:
         return None

@@ -13,8 +13,8 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from mlm_jax.data import manifest, sequences
-from mlm_jax.data.shards import Shards
+from mlm_jax.data import prepared_data, sequences
+from mlm_jax.data.rows import RowSource
 from mlm_jax.data.tokenizers import AnyTokenizer
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.progress import bar
@@ -206,18 +206,13 @@ class Model:
         exporting.write(self, export, pathlib.Path(directory), pooling=pooling)
         return export.checkpoint.class_name
 
-    def held_out_rows(self) -> Shards:
-        """The held-out rows of the data that the run was trained on.
+    def held_out_rows(self) -> RowSource:
+        """The held-out rows of the data that the run was trained on; of a mixture, in turn by its shares.
 
         Raises:
           ConfigError: when the data are gone, or there are no such rows.
         """
-        directory = self.require_run()[0].data.directory
-        if not manifest.load(directory).split('validation').rows:
-            raise ConfigError(
-                f'{directory} has no held-out rows: raise data.validation_percent, or name a data.validation_corpus'
-            )
-        return Shards(directory, 'validation', verify=True)
+        return prepared_data.load(self.require_run()[0].data).held_out_rows()
 
     def check_has_head(self) -> None:
         """Raises ConfigError for an encoder of Hugging Face without a prediction head."""

@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 
 from mlm_jax import config as config_lib
+from mlm_jax.config import mixture
 from mlm_jax.data.manifest import Manifest
 from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer, extends
 from mlm_jax.files import atomic
@@ -178,7 +179,7 @@ def _check_tokenizer(config: ml_collections.ConfigDict, manifest: Manifest, path
 
 
 def _extends(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path, old_size: int) -> bool:
-    ours = pathlib.Path(config.data.directory).expanduser() / manifest.tokenizer
+    ours = pathlib.Path(mixture.parse(config.data.directory)[0].directory).expanduser() / manifest.tokenizer
     new, old = Tokenizer.from_file(ours), Tokenizer.from_file(path)
     # Where the embedding of either has rows that no piece uses, nothing says what they are to become.
     return new.vocabulary.size == config.vocab_size and old.vocabulary.size == old_size and extends(new, old)

@@ -42,12 +42,15 @@ class Position:
       train_seconds: the training time so far, including the time before interruptions.
       window: the metrics of the updates since the last line of the log (`metrics.MetricsWindow.fetch`).
       config: the configuration, as a dict.
+      data: from where the run reads its data (`data.mixtures.Reading.to_json`); empty in checkpoints of earlier
+        versions, whose runs read a single directory.
     """
 
     examples: int
     train_seconds: float
     window: list
     config: dict
+    data: dict = dataclasses.field(default_factory=dict)
 
 
 class Checkpoints:

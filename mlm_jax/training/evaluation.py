@@ -1,6 +1,6 @@
 """The held-out loss, with masks that are the same at every evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -45,6 +45,53 @@ class HeldOut:
     def example(self) -> tuple[jax.Array, jax.Array]:
         """One batch, for compiling the evaluation step: int32[B, T], and int32[], the index of its first row."""
         return self._batches[0]
+
+
+class HeldOutSources:
+    """The held-out rows of one directory, or of each source of a mixture."""
+
+    def __init__(
+        self,
+        rows: Mapping[str, RowSource],
+        weights: Mapping[str, float],
+        max_rows: int,
+        batch_size: int,
+        pad_id: int,
+        sharding: jax.sharding.NamedSharding,
+    ):
+        """At most `max_rows` rows, the same number of each source; other arguments are as those of `HeldOut`.
+
+        Args:
+          rows: name of a source → its rows.
+          weights: name of a source → its share of the mixture; they add up to 1.
+        """
+        each = max(1, max_rows // len(rows))
+        self._parts = {name: HeldOut(found, each, batch_size, pad_id, sharding) for name, found in rows.items()}
+        self._weights = weights
+
+    def evaluate(self, eval_step: Callable, params: Any) -> dict[str, float]:
+        """The means of `HeldOut`; of a mixture their means by weights, and those of each source as '<name>/<metric>'.
+
+        The masks of a source are those of a run on its directory alone.
+        """
+        found = {name: part.evaluate(eval_step, params) for name, part in self._parts.items()}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        metrics = next(iter(found.values()))
+        mean = {m: sum(self._weights[name] * found[name][m] for name in found) for m in metrics}
+        return mean | {f'{name}/{m}': value for name in found for m, value in found[name].items()}
+
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        """The losses of the sources of a mixture in parentheses; '' for a single directory."""
+        if len(self._parts) == 1:
+            return ''
+        losses = [f'{name} {metrics[f"{name}/loss"]:.4f}' for name in self._parts]
+        return f' ({", ".join(losses)})'
+
+    @property
+    def example(self) -> tuple[jax.Array, jax.Array]:
+        """As `HeldOut.example`; the batches of all sources have the same shape."""
+        return next(iter(self._parts.values())).example
 
 
 class _PaddedRows:

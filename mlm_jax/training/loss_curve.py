@@ -1,6 +1,8 @@
 """The loss curve of a run as a picture: training loss and held-out loss."""
 
 import pathlib
+import re
+from collections.abc import Iterable, Mapping
 
 from mlm_jax.files import pictures
 from mlm_jax.training.metrics import read_metrics
@@ -11,6 +13,7 @@ _CURVES = (
     ('eval/loss', 'held out', 'o-'),
     ('eval_ema/loss', 'held out, moving average', 's--'),
 )
+_MOST_SOURCES = 6
 
 
 def draw_loss_curve(workdir: pathlib.Path, unigram_entropy: float | None = None) -> pathlib.Path:
@@ -26,7 +29,7 @@ def draw_loss_curve(workdir: pathlib.Path, unigram_entropy: float | None = None)
     lines = read_metrics(workdir / 'metrics.jsonl')
     figure = pictures.new_figure(7, 4.2)
     axes = figure.subplots()
-    for name, label, style in _CURVES:
+    for name, label, style in (*_CURVES, *_of_sources(lines)):
         points = [(line['step'], line[name]) for line in lines if name in line]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
@@ -38,3 +41,10 @@ def draw_loss_curve(workdir: pathlib.Path, unigram_entropy: float | None = None)
     path = workdir / 'loss_curve.png'
     pictures.save(figure, path)
     return path
+
+
+def _of_sources(lines: Iterable[Mapping[str, float]]) -> list[tuple[str, str, str]]:
+    """The curves of the held-out losses of the sources of a mixture, unless these are too many to tell apart."""
+    found = sorted({name for line in lines for name in line if re.fullmatch('eval/.+/loss', name)})
+    sources = [(name, f'held out, {name.split("/")[1]}', '.:') for name in found]
+    return sources if len(sources) <= _MOST_SOURCES else []

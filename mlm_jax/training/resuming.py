@@ -1,5 +1,6 @@
 """Whether a run can resume from a checkpoint with a configuration that has changed."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 import ml_collections
 
 from mlm_jax import config as config_lib
+from mlm_jax.config import mixture
 from mlm_jax.config.durations import NOMINAL_STEPS_PER_EPOCH
+from mlm_jax.data.mixtures import Reading
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import Option, about, option_fields
+from mlm_jax.training.checkpoints import Position
 
 # Of the keys of the model, those that parameters belong to. Rotary bases and windows may change, as for longer texts.
 _STATE_KEYS = (
@@ -20,6 +24,8 @@ _STATE_KEYS = (
     'model.norm_bias', 'model.first_norm', 'model.relative_bucketing', 'model.tied_head', 'model.head',
     'masking.repeats',
 )  # fmt: skip
+# Keys that the order of the rows depends on, if rows are read in blocks.
+_ORDER_KEYS = ('data.block_kib', 'data.window_blocks')
 
 
 def state_keys() -> tuple[str, ...]:
@@ -78,6 +84,12 @@ def check_resume(
             + '\n'.join(fatal)
             + '\nUse the configuration of the checkpoint, or another workdir'
         )
+    reordered = [key for key in different if key in _ORDER_KEYS and config.data.block_kib + before.data.block_kib]
+    if reordered:
+        raise ConfigError(
+            '\n'.join(lines[key] for key in reordered) + '\nThe order of the rows depends on it, and a run keeps its '
+            'order, so that every row comes once in an epoch: use the value of the checkpoint, or another workdir'
+        )
     if 'batch_size' in different:
         raise ConfigError(
             f'{lines["batch_size"]}: the position in the data is counted in batches, so a run keeps its batch_size. '
@@ -86,6 +98,22 @@ def check_resume(
         )
     if lines:
         note('the configuration changed since the checkpoint:\n' + '\n'.join(lines.values()))
+
+
+def resumed_reading(position: Position, now: Reading, note: Callable[[str], None]) -> Reading:
+    """From where a resumed run reads its data: `Reading.resumed` of what its checkpoint says.
+
+    Args:
+      position: of the checkpoint.
+      now: the reading of a new run with the present data.
+      note: receives a line for each source whose share has changed.
+    """
+    if position.data:
+        before = Reading.from_json(position.data)
+    else:  # of an earlier version
+        name = mixture.parse(position.config['data']['directory'])[0].name
+        before = Reading(0, (dataclasses.replace(now.readers[0], name=name, fingerprint='', share=1, number=0),))
+    return before.resumed(now, position.examples, note)
 
 
 def _moves_state(key: str, old: Any, new: Any, config: ml_collections.ConfigDict) -> bool:

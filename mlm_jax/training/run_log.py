@@ -3,14 +3,15 @@
 import contextlib
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
-import numpy as np
 
 from mlm_jax.training.checkpoints import Position
 from mlm_jax.training.metrics import MetricsWindow, MetricsWriter, ProgressLine, weighted_means
+
+_NAMED_SOURCES = 3  # so many sources of a mixture have room in the progress line
 
 
 class RunLog:
@@ -25,8 +26,9 @@ class RunLog:
         workdir: pathlib.Path,
         total_steps: int,
         learning_rate: Callable[[int], float],
-        rows_of_step: Callable[[int], np.ndarray],
+        rows_of_step: Callable[[int], Sequence[str]],
         position: Position,
+        epochs: Callable[[int], dict[str, float]] | None,
         step_flops: float,
         peak_flops_per_second: float | None,
     ):
@@ -37,14 +39,15 @@ class RunLog:
           workdir: the directory of metrics.jsonl.
           total_steps: the number of updates of the run, for the time left.
           learning_rate: number of the update → learning rate.
-          rows_of_step: step → indices of the rows of its batch, for the message about a loss that is not finite.
+          rows_of_step: step → the rows of its batch in words, for the message about a loss that is not finite.
           position: the position in the checkpoint, or that of a new run.
+          epochs: number of rows read so far → how often each source of a mixture has been read; None: no mixture.
           step_flops: the FLOPs of the matrix products of one update.
           peak_flops_per_second: the peak of one device, for MFU; None if it is unknown.
         """
         self._config, self._learning_rate, self._rows_of_step = config, learning_rate, rows_of_step
         self._window = MetricsWindow(position.window)
-        self._train_seconds = position.train_seconds
+        self._train_seconds, self._data, self._epochs = position.train_seconds, position.data, epochs
         self._step_flops, self._peak = step_flops, peak_flops_per_second
         self._writer: MetricsWriter | None = None
         self._progress, self._total_steps = ProgressLine(total_steps), total_steps
@@ -91,15 +94,17 @@ class RunLog:
         self._window = MetricsWindow()
         self._check_finite(step - len(updates), updates)
         means = _means(updates)
-        speed = self._measure(stall_seconds)
+        speed, epochs = self._measure(stall_seconds), self._epochs_at(step)
         self.write(
             step,
             {f'train/{name}': value for name, value in means.items()}
             | {'train/learning_rate': float(self._learning_rate(step - 1))}
+            | {f'data/epochs_{name}': value for name, value in epochs.items()}
             | speed,
         )
         if self._writer and speed:
-            self._progress.show(step, _describe(means, speed), speed['perf/step_ms'] / 1000)
+            text = _describe(means, speed) + _describe_epochs(epochs)
+            self._progress.show(step, text, speed['perf/step_ms'] / 1000)
 
     def position(self, step: int, stall_seconds: float) -> Position:
         """The `Position` for a checkpoint at `step`; at a log step, and at the end of the run, writes a line first."""
@@ -108,7 +113,7 @@ class RunLog:
         updates = self._window.fetch()
         self._check_finite(step - len(updates), updates)
         seconds = self._train_seconds + time.perf_counter() - self._mark
-        return Position(step * self._config.batch_size, seconds, updates, self._config.to_dict())
+        return Position(step * self._config.batch_size, seconds, updates, self._config.to_dict(), self._data)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -144,11 +149,14 @@ class RunLog:
             speed['perf/mfu'] = flops_per_second / (self._peak * jax.device_count())
         return speed
 
+    def _epochs_at(self, step: int) -> dict[str, float]:
+        return self._epochs(step * self._config.batch_size) if self._epochs else {}
+
     def _check_finite(self, first_step: int, updates: list[dict]) -> None:
         bad = [first_step + i for i, update in enumerate(updates) if update['nonfinite'][0] > 0]
         if not bad:
             return
-        rows = ', '.join(map(str, self._rows_of_step(bad[0])[:8]))
+        rows = ', '.join(self._rows_of_step(bad[0])[:8])
         message = f'loss, gradient or update is not finite at step {bad[0]:,} (rows {rows}, … of the training split)'
         if self._config.on_nonfinite == 'skip':
             self.note(f'{message}; skipped {len(bad)} of the last {len(updates)} updates')
@@ -177,3 +185,11 @@ def _describe(means: dict[str, float], speed: dict[str, float]) -> str:
         f'loss {means["loss"]:.4f}  accuracy {means["accuracy"]:.3f}  {speed["perf/tokens_per_second"]:,.0f} tokens/s  '
         f'{use}  stall {speed["perf/input_stall"]:.1%}'
     )
+
+
+def _describe_epochs(epochs: dict[str, float]) -> str:
+    """The epochs of each source of a mixture; of more than `_NAMED_SOURCES`, of the one read least and most often."""
+    shown = list(epochs.items())
+    if len(shown) > _NAMED_SOURCES:
+        shown = [choose(shown, key=lambda pair: pair[1]) for choose in (min, max)]
+    return f'  epochs {", ".join(f"{name} {value:.2f}" for name, value in shown)}' if epochs else ''

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from mlm_jax.data.orders import Permutation
 from mlm_jax.data.rows import Batches, Prefetcher, place_rows
 from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking.vocabulary import standard_vocabulary
@@ -32,7 +33,8 @@ class NumberedRows:
 
 def batches(count=10, batch_size=4, seed=0, mesh=(1, 1, 1)):
     devices = jax.devices()[: int(np.prod(mesh))]
-    return Batches(NumberedRows(count), seed, batch_size, batch_sharding(make_mesh(*mesh, devices=devices)))
+    rows, order = NumberedRows(count), Permutation(count, seed)
+    return Batches(rows, order, batch_size, batch_sharding(make_mesh(*mesh, devices=devices)))
 
 
 @hypothesis.given(st.integers(1, 60), st.integers(1, 16), st.integers(0, 1000))

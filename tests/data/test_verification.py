@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from mlm_jax.config import ConfigError
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import shards, verification
+from mlm_jax.data.prepared_data import PreparedData, Source
 from mlm_jax.files import atomic
 from mlm_jax.masking.vocabulary import standard_vocabulary
 
@@ -128,9 +130,12 @@ def test_many_damaged_files_are_named_in_part():
 # ---- In the background ----------------------------------------------------------------------------------------------
 
 
+def files(directory):
+    return PreparedData((Source('', directory, manifest_lib.load(directory)),)).checksums()
+
+
 def started(directory, process=0, num_processes=1, **arguments):
-    manifest = manifest_lib.load(directory)
-    background = verification.Background(directory, manifest, process, num_processes, share_of_core=1, **arguments)
+    background = verification.Background(files(directory), process, num_processes, share_of_core=1, **arguments)
     while not background.is_done:
         time.sleep(0.001)
     background.close()
@@ -157,6 +162,18 @@ def test_the_background_names_a_damaged_shard(directory, damage):
         started(directory).raise_if_damaged()
 
 
+def test_a_damaged_shard_of_a_mixture_is_named_with_its_directory(directory, tmp_path):
+    other = shutil.copytree(directory, tmp_path / 'other')
+    rewrite(other / SHARD, lambda rows: rows ^ 1)
+    sources = [Source(path.name, path, manifest_lib.load(path)) for path in (directory, other)]
+    background = verification.Background(PreparedData(tuple(sources)).checksums(), share_of_core=1)
+    while not background.is_done:
+        time.sleep(0.001)
+    background.close()
+    with pytest.raises(ConfigError, match=rf'(?s)^{re.escape(str(other))} is damaged.*{SHARD}'):
+        background.raise_if_damaged()
+
+
 def test_processes_share_the_shards_and_end_at_the_same_step(directory):
     rewrite(directory / SHARD, lambda rows: rows ^ 1)
     processes = [started(directory, process, 2) for process in range(2)]
@@ -177,8 +194,7 @@ def test_processes_share_the_shards_and_end_at_the_same_step(directory):
 
 
 def test_the_background_can_be_stopped(directory):
-    manifest = manifest_lib.load(directory)
-    background = verification.Background(directory, manifest, share_of_core=1e-9)  # rests for minutes
+    background = verification.Background(files(directory), share_of_core=1e-9)  # rests for minutes
     start = time.monotonic()
     background.close()
     assert time.monotonic() - start < 5 and not background.is_done

@@ -9,7 +9,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax import inspect_masks, prepare, train
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.data import masking_tables
+from mlm_jax.data import masking_tables, prepared_data
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.ratio_schedules import RatioSchedule
 from mlm_jax.masking.registry import FullyExplored
@@ -96,7 +96,8 @@ def test_text_without_spaces_is_masked_as_much_as_is_asked_for(without_spaces, c
     manifest = prepare.run(without_spaces, num_workers=1)
     printed = capsys.readouterr().out
     assert 'words      1.' in printed and 'WARNING' not in printed
-    ((batch, _),) = inspect_masks.masked_batches(without_spaces, manifest, 0, 16)
+    data = prepared_data.load(without_spaces.data)
+    ((batch, _),) = inspect_masks.masked_batches(without_spaces, data, 0, 16)
     masking = Masking(manifest.vocabulary, ratio=without_spaces.masking.ratio)
     ratio = mask_ratio.of_batches(masking, [batch], 0)
     assert not ratio.is_missed and ratio.predicted > 0.9 * without_spaces.masking.ratio
