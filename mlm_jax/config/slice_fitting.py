@@ -15,7 +15,7 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives import layer_flops
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.parallel import tpu_slices
-from mlm_jax.parallel.layout import mesh_shape
+from mlm_jax.parallel.layout import check_within_slices, mesh_shape
 
 FSDP = 16  # over how many devices the state is split; with more, its shards would be thin and slow to gather
 # An estimate of the memory of a step, close to that of compiled programs, in bytes: for each token, layer and unit of
@@ -32,10 +32,10 @@ def fit_layout(config: ml_collections.ConfigDict, num_devices: int) -> None:
 
     Args:
       config: a configuration with `slice`.
-      num_devices: the number of devices of the slice.
+      num_devices: the number of devices of all slices together.
 
     Raises:
-      ConfigError: if `mesh.tensor` exceeds the number of devices.
+      ConfigError: if the mesh does not fit the devices, or an axis other than `data` would cross slices.
     """
     m, mesh = config.model, config.mesh
     _choose(config, 'accelerator', 'tpu', open_value='auto')
@@ -44,14 +44,21 @@ def fit_layout(config: ml_collections.ConfigDict, num_devices: int) -> None:
     _choose(m, 'attention_backend', 'xla' if needs_xla else 'splash', open_value='auto')
     if m.attention_backend != 'xla':
         _choose(m, 'attention_dropout', 0.0)
-    num_shards = num_devices // max(1, mesh.tensor)
+    num_slices, _ = tpu_slices.parts_of(config.slice)
+    num_shards = num_devices // num_slices // max(1, mesh.tensor)  # of the state, and of the batch, in one slice
     if not num_shards:
         raise ConfigError(f'slice={config.slice}: mesh.tensor={mesh.tensor} does not fit {num_devices} devices')
     if mesh.data not in (None, -1):
         _choose(mesh, 'fsdp', -1)
     else:
         _choose(mesh, 'fsdp', math.gcd(FSDP, num_shards))
-        _choose(mesh, 'data', 1 if mesh.fsdp == -1 else -1)
+        _choose(mesh, 'data', num_slices if mesh.fsdp == -1 else -1)
+    if num_slices > 1:
+        _, fsdp, tensor = _mesh_shape(config, num_devices)
+        try:
+            check_within_slices([num_devices // num_slices] * num_slices, fsdp, tensor)
+        except ValueError as error:
+            raise ConfigError(f'slice={config.slice}: {error}') from None
 
 
 def fit_microbatches(config: ml_collections.ConfigDict, num_devices: int, memory_bytes: int) -> None:
@@ -109,8 +116,12 @@ def step_bytes(config: ml_collections.ConfigDict, num_devices: int) -> tuple[flo
 
 def _parts_of_state(config: ml_collections.ConfigDict, num_devices: int) -> int:
     """Over how many devices the state is split; ConfigError if the mesh does not fit the devices."""
+    _, fsdp, tensor = _mesh_shape(config, num_devices)
+    return {'dp': 1, 'fsdp': fsdp, 'fsdp_tp': fsdp * tensor}[config.sharding]
+
+
+def _mesh_shape(config: ml_collections.ConfigDict, num_devices: int) -> tuple[int, int, int]:
     try:
-        _, fsdp, tensor = mesh_shape(num_devices, **config.mesh)
+        return mesh_shape(num_devices, **config.mesh)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return {'dp': 1, 'fsdp': fsdp, 'fsdp_tp': fsdp * tensor}[config.sharding]

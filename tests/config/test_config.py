@@ -205,6 +205,9 @@ def test_wrong_arguments_are_refused(argument, message):
         ('base,slice=v5e:0x4', 'write a layout as in v5e:4x4'),
         ('base,batch_size=24,slice=v5e-16', 'over its 16 devices'),
         ('base,mesh.data=2,mesh.fsdp=4,slice=v5e-16', 'does not fit 16 devices'),
+        ('base,mesh.data=1,slice=2xv5e-16', 'axis fsdp would cross .* set mesh.data=-1,mesh.fsdp=16'),
+        ('base,mesh.tensor=32,slice=2xv5e-16', 'does not fit'),
+        ('base,slice=0xv5e-16', 'the number of slices must be at least 1'),
         ('base,model.num_layers=0,slice=v5e-16', 'model.num_layers=0 must be at least 1'),
         ('mini,batch_size=10,num_microbatches=4', 'multiple of num_microbatches'),
         ('mini,model.num_heads=3', 'multiple of model.num_heads'),
@@ -597,3 +600,12 @@ def test_the_mesh_of_a_slice_has_its_devices(given, data, fsdp, sharding):
     config = fitted('mlm.py', f'large,{given}')
     assert (config.mesh.data, config.mesh.fsdp, config.sharding) == (data, fsdp, sharding)
     assert config.batch_size // config.num_microbatches % (16 // config.mesh.tensor) == 0
+
+
+@pytest.mark.parametrize(
+    ('given', 'data', 'fsdp'), [('', -1, 16), ('mesh.fsdp=-1', 2, -1), ('mesh.data=4', 4, -1), ('mesh.tensor=4', -1, 4)]
+)
+def test_several_slices_are_joined_by_data(given, data, fsdp):
+    config = fitted('mlm.py', f'large,{given}', '2xv5e-16')
+    assert (config.mesh.data, config.mesh.fsdp) == (data, fsdp)
+    assert config.batch_size % (32 * config.num_microbatches) == 0

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
+from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking.vocabulary import standard_vocabulary
+from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
 from mlm_jax.training import build
 from mlm_jax.training.state import create_state
@@ -94,6 +96,31 @@ def test_an_update_is_the_same_on_one_and_on_eight_devices(sgd_config, tokens, r
         assert a['loss'][0] == pytest.approx(b['loss'][0], rel=1e-5)
         assert a['loss'][1] == b['loss'][1], 'the same tokens are masked'
         assert a['masked_ratio'] == b['masked_ratio']
+
+
+def test_two_slices_of_four_devices_compute_what_one_device_does(sgd_config, tokens, reference, monkeypatch):
+    """And so what one slice of eight does, which the test above compares with one device."""
+    monkeypatch.setattr(mesh_lib, 'slice_of', lambda device: device.id % 2)
+    sgd_config.sharding = 'fsdp'
+    params, history = updated(sgd_config, tokens, (2, 4, 1))
+    assert_close(reference[0], params)
+    for a, b in zip(reference[1], history, strict=True):
+        assert a['loss'][0] == pytest.approx(b['loss'][0], rel=1e-5)
+
+
+def test_masks_are_the_same_bits_in_any_number_of_slices(tiny_config, tokens, monkeypatch):
+    masking = build.make_masking(config_lib.completed(tiny_config), VOCABULARY, num_rows=160)
+
+    def draw(tokens):
+        return masking.draw(jax.random.key(0), tokens, segment_ids(tokens, VOCABULARY), jnp.int32(0))
+
+    expected = jax.device_get(jax.jit(draw)(tokens))
+    for num_slices in (1, 2, 4):
+        monkeypatch.setattr(mesh_lib, 'slice_of', lambda device, n=num_slices: device.id % n)
+        mesh = make_mesh(4, 2, 1)
+        with jax.set_mesh(mesh):
+            found = jax.device_get(jax.jit(draw)(jax.device_put(tokens, batch_sharding(mesh))))
+        jax.tree.map(np.testing.assert_array_equal, expected, found)
 
 
 @pytest.mark.parametrize('masking', [dict(strategy='fully_explored'), dict(strategy='least_masked', unit='ngram')])
