@@ -60,9 +60,17 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def rows_are_local() -> bool:
+    """Whether this is traced for each device with its own rows, as `training/gradients.py` does with the model."""
+    return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+
+
 def split_rows(x_Bx: jax.Array) -> jax.Array:
-    """`x_Bx` with its rows sharded over `data` and `fsdp` and other axes replicated; unchanged outside a mesh."""
+    """`x_Bx` with its rows sharded over `data` and `fsdp` and other axes replicated.
+
+    Outside a mesh, and where rows are local already, it is unchanged.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x_Bx.shape[0] == 1:
+    if mesh.empty or x_Bx.shape[0] == 1 or rows_are_local():
         return x_Bx
     return jax.lax.with_sharding_constraint(x_Bx, PartitionSpec(BATCH_AXES, *(None,) * (x_Bx.ndim - 1)))

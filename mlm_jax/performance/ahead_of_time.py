@@ -48,7 +48,7 @@ class DoesNotFit(Exception):
     """The step needs more memory than the devices have; the message tells the sizes and what to do."""
 
 
-CURE = 'raise num_microbatches, set model.remat=matmuls, or use more devices'
+CURE = 'raise num_microbatches, set model.remat=matmuls (with sharding=fsdp: fsdp_gather=layer), or use more devices'
 
 
 def examine_train_step(
