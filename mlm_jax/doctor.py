@@ -83,7 +83,7 @@ def _try(check: Callable[[], str]) -> tuple[bool, str]:
 
 
 def _describe(devices: list[jax.Device]) -> str:
-    num_slices = len(mesh.by_slice(devices))
+    num_slices = len(mesh.by_slice(devices)) if devices[0].platform == 'tpu' else 1
     return f'{len(devices)} × {devices[0].device_kind}' + (f' in {num_slices} slices' if num_slices > 1 else '')
 
 

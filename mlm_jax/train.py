@@ -50,6 +50,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
       OSError: if the workdir cannot be written to; a note of the error says which checkpoint is complete.
     """
     clock = goodput.Goodput(age_seconds)
+
     # ---- Configuration and data: every check that needs no device ----------------------------------------------------
     config, manifest = verification.resolve(config)
     warm_start.check_source(config, manifest)

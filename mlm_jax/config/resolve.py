@@ -95,7 +95,7 @@ def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             if node[name] in (None, 'auto'):
                 node[name] = value
         if config.fsdp_gather == 'auto':
-            config.fsdp_gather = 'step' if config.num_microbatches > 1 and config.mesh.tensor == 1 else 'layer'
+            config.fsdp_gather = 'step' if slice_fitting.gathers_repeat(config) else 'layer'
         return config
     num_devices, memory_bytes = slice_fitting.devices_of(config.slice)
     slice_fitting.fit_layout(config, num_devices)

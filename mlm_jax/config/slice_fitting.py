@@ -89,20 +89,27 @@ def fit_microbatches(config: ml_collections.ConfigDict, num_devices: int, memory
 
 
 def fit_gather(config: ml_collections.ConfigDict, num_devices: int, memory_bytes: int) -> None:
-    """Chooses `fsdp_gather`, in place, if it is open: once in a step where microbatches would repeat it, if that fits.
+    """Chooses `fsdp_gather`, in place, if it is open: once in a step where this saves anything and fits into memory.
 
     Args:
       config: a configuration in which all other keys are decided.
       num_devices: the number of devices of all slices together.
       memory_bytes: the memory of one device.
     """
-    whole = config.copy_and_resolve_references()
-    whole.fsdp_gather = 'step'
-    fixed_bytes, row_bytes = step_bytes(whole, num_devices)
-    rows = config.batch_size // config.num_microbatches // (num_devices // config.mesh.tensor)
-    fits = fixed_bytes + rows * row_bytes <= USABLE_BY_WHOLE * memory_bytes
-    saves = config.num_microbatches > 1 and config.mesh.tensor == 1
-    _choose(config, 'fsdp_gather', 'step' if saves and fits else 'layer', open_value='auto')
+    if config.fsdp_gather == 'auto':
+        config.fsdp_gather = 'step' if gathers_repeat(config) else 'layer'
+        fixed_bytes, row_bytes = step_bytes(config, num_devices)
+        rows = config.batch_size // config.num_microbatches // num_devices
+        if config.fsdp_gather == 'step' and fixed_bytes + rows * row_bytes > USABLE_BY_WHOLE * memory_bytes:
+            config.fsdp_gather = 'layer'
+
+
+def gathers_repeat(config: ml_collections.ConfigDict) -> bool:
+    """Whether microbatches would repeat the gathering of whole weights; where `tensor` splits them, nothing is whole.
+
+    Where there is one microbatch, nothing is repeated, and gathering a layer can overlap with computing another.
+    """
+    return config.num_microbatches > 1 and config.mesh.tensor == 1
 
 
 def devices_of(name: str) -> tuple[int, int]:

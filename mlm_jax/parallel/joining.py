@@ -52,7 +52,7 @@ def join(
             heartbeat_timeout_seconds=heartbeat_timeout_seconds,
         )  # fmt: skip
         devices = f'{jax.local_device_count()} of {jax.device_count()} devices'
-    except (ValueError, TypeError, jax.errors.JaxRuntimeError) as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(
             f'this process cannot join a run of several processes: {str(error).rstrip(".")}. Outside of TPU pods, '
             'Slurm and GKE, give --coordinator_address=HOST:PORT, where the port is free on the machine of process 0, '
