@@ -25,10 +25,10 @@ that `prepare` wrote.
 prints how many times as many tokens each configuration has taken per second.
 --profile traces 3 steps of each configuration (mlm_jax/performance/step_profile.py); TensorBoard reads the traces too.
 --topology runs nothing: it compiles the steps for a TPU slice that is not here (extra `tpu`), as `doctor` does, and
-prints the memory of a device, products, bytes moved, collectives, and by published peaks a PREDICTION: the time of a
-step from where all of these overlap to where nothing does (mlm_jax/performance/roofline.py). By default it compiles
-with little effort, six times as fast, which divides the step and takes memory as a full one does, but fuses less: bytes
-are then an upper bound.
+prints the memory of a device, products, bytes moved, collectives (those between slices, too, if there are several, as
+in 2xv5e-16), and by published peaks a PREDICTION: the time of a step from where all of these overlap to where nothing
+does (mlm_jax/performance/roofline.py). By default it compiles with little effort, six times as fast, which divides the
+step and takes memory as a full one does, but fuses less: bytes are then an upper bound.
 """
 
 import json
@@ -299,7 +299,9 @@ if __name__ == '__main__':
         'profile', None, 'Directory for traces; prints where the time of a step goes, by kind of work.', 'directory'
     )
     flags.DEFINE_string(
-        'topology', None, 'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64; runs nothing.'
+        'topology',
+        None,
+        'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64, or several: 2xv5e-256; runs nothing.',
     )
     flags.DEFINE_bool('full_effort', False, 'With --topology, compiles as a run does: many minutes for a large model.')
     paths.define_flag('output', None, 'File for the figures as JSON.', 'file')

@@ -8,7 +8,7 @@ Without --topology, the program checks this machine: the configuration, the prep
 the train step, which is compiled but not run. If the configuration uses an attention kernel, the kernel runs, and its
 results are compared with those of the reference. With --verify, the program reads all prepared data and compares the
 checksum of each file. With --topology, it compiles the step for the slice, on any machine with libtpu (extra `tpu`),
-and reports what the step needs there.
+and reports what the step needs there; 2xv5e-16 means two slices that a data-center network joins.
 
 The exit status is 1 when a check fails. Each line that starts with ✗ tells what to do.
 """
@@ -29,8 +29,8 @@ from mlm_jax.config import ConfigError, command_line, step_flops
 from mlm_jax.data import prepared_data, verification
 from mlm_jax.data.prepared_data import PreparedData, Source
 from mlm_jax.files import paths
+from mlm_jax.parallel import mesh, tpu_slices
 from mlm_jax.parallel import topology as topology_lib
-from mlm_jax.parallel import tpu_slices
 from mlm_jax.performance import ahead_of_time, attention_parity, collectives, peaks
 from mlm_jax.performance.memory import MIB
 from mlm_jax.pretrained import warm_start
@@ -84,7 +84,8 @@ def _try(check: Callable[[], str]) -> tuple[bool, str]:
 
 
 def _describe(devices: list[jax.Device]) -> str:
-    return f'{len(devices)} × {devices[0].device_kind}'
+    num_slices = len(mesh.by_slice(devices)) if devices[0].platform == 'tpu' else 1
+    return f'{len(devices)} × {devices[0].device_kind}' + (f' in {num_slices} slices' if num_slices > 1 else '')
 
 
 def _check_configuration(config: ml_collections.ConfigDict) -> str:
@@ -167,6 +168,9 @@ def _check_step(
         yield True, _describe_flops(config, devices, needs)
     lines = collectives.table(needs.collectives)
     yield True, 'collectives of a step, per device:' + ('\n'.join(['', *lines]) if lines else ' none')
+    if needs.between_slices:
+        lines = collectives.table(needs.between_slices)
+        yield True, '\n'.join([f'{collectives.NETWORK_TITLE}:', *lines])
 
 
 def _check_attention(config: ml_collections.ConfigDict) -> tuple[bool, str]:
@@ -231,7 +235,9 @@ if __name__ == '__main__':
     command_line.define_config_flags()
     flags.adopt_module_key_flags(command_line)
     flags.DEFINE_bool('verify', False, 'Compare the checksums of all prepared data: about a second for each GB.')
-    flags.DEFINE_string('topology', None, 'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64.')
+    flags.DEFINE_string(
+        'topology', None, 'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64; or several: 2xv5e-256.'
+    )
     paths.define_flag(
         'workdir', 'runs', 'Directory into which the run would write: its disk must have space for checkpoints.',
         'directory',

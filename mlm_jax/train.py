@@ -29,21 +29,28 @@ from mlm_jax.files import paths
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.performance import memory, peaks
 from mlm_jax.pretrained import warm_start
-from mlm_jax.training import build, checkpoints, evaluation, loss_curve, mask_ratio, resuming, runtime
+from mlm_jax.training import build, checkpoints, evaluation, goodput, loss_curve, mask_ratio, resuming, runtime
 from mlm_jax.training import workdir as workdir_lib
 from mlm_jax.training.run_log import RunLog
 from mlm_jax.training.state import abstract_state, create_state, num_parameters
 from mlm_jax.training.step import jit_train_step
 
 
-def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds: float = 0.0) -> dict[str, float]:
     """Trains to the end of the run, and returns the metrics of the last evaluation.
+
+    Args:
+      config: any configuration; it is resolved here.
+      workdir: the directory of the run.
+      age_seconds: for how long this start of the run has already been going on, to count it as lost time.
 
     Raises:
       ConfigError: if the configuration cannot run on this machine, or does not fit the data or the checkpoint.
       FloatingPointError: if a loss or gradient is not finite, unless `on_nonfinite` is 'skip'.
       OSError: if the workdir cannot be written to; a note of the error says which checkpoint is complete.
     """
+    clock = goodput.Goodput(age_seconds)
+
     # ---- Configuration and data: every check that needs no device ----------------------------------------------------
     config, data = prepared_data.resolve(config)
     warm_start.check_source(config, data.manifest)
@@ -60,9 +67,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
     missed_ratio = mask_ratio.warning(run.masking, train_rows, config.seed) if is_leader else ''
     with workdir_lib.held(workdir), jax.set_mesh(mesh):
         # ---- State: new, or from the last checkpoint; sharded over this mesh, whatever the mesh was before -----------
-        saver = checkpoints.Checkpoints(
-            workdir / 'checkpoints', config.checkpoint.keep_last, config.checkpoint.keep_steps
-        )
+        with clock.phase('restore'):
+            saver = checkpoints.Checkpoints(
+                workdir / 'checkpoints', config.checkpoint.keep_last, config.checkpoint.keep_steps
+            )
         position = checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={})
         reading = data.reading(config.data.window_blocks)
         if resumed := saver.latest_step() is not None:
@@ -78,11 +86,12 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
             config, workdir, run.total_steps, run.learning_rate, lambda step: order.describe(batches.positions(step)),
             position, order.epochs if data.is_mixture else None,
             step_flops.step_flops(config),
-            peaks.peak_flops_per_second(mesh.devices.flat[0].device_kind, config.model.dtype),
+            peaks.peak_flops_per_second(mesh.devices.flat[0].device_kind, config.model.dtype), clock,
         )  # fmt: skip
         first_step = position.examples // config.batch_size
         if resumed:
-            state = saver.restore(abstract_state(run.init, mesh, config.sharding))
+            with clock.phase('restore'):
+                state = saver.restore(abstract_state(run.init, mesh, config.sharding))
         else:
             state = create_state(run.init, mesh, config.sharding)
             if config.init_from:
@@ -109,10 +118,11 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
         held_out = evaluation.HeldOutSources(
             held_out_rows, data.weights, config.evaluation.rows, eval_batch, data.vocabulary.pad_id, sharding
         )
-        train_step = jit_train_step(run.train_step, state, mesh).lower(state, batches(first_step)).compile()
-        eval_step = jax.jit(run.eval_step).lower(state.params, *held_out.example).compile()
-        if blimp:
-            blimp.compile(state.params, mesh)
+        with clock.phase('compile'):
+            train_step = jit_train_step(run.train_step, state, mesh).lower(state, batches(first_step)).compile()
+            eval_step = jax.jit(run.eval_step).lower(state.params, *held_out.example).compile()
+            if blimp:
+                blimp.compile(state.params, mesh)
         compile_seconds = time.perf_counter() - start
         log.write(first_step, {'perf/compile_seconds': compile_seconds})
         log.note(f'compiled in {compile_seconds:.1f} s; {memory.describe(train_step)}')
@@ -158,14 +168,18 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
                 is_preempted = preemption.reached(step)
                 save_is_due = bool(save_every) and step % save_every == 0 and step > 0
                 if is_new and (save_is_due or is_last or is_preempted):
-                    saver.save(step, state, log.position(step, prefetcher.stall_seconds))
+                    position = log.position(step, prefetcher.stall_seconds)
+                    with clock.phase('checkpoint'):
+                        saver.save(step, state, position)
+                    log.write(step, clock.scalars())  # from which a start that resumes here goes on
                 if is_preempted and not is_last:
                     log.note(f'stopped by a signal at step {step:,}, which was saved: the same command resumes from it')
                     sys.exit(runtime.PREEMPTED_EXIT_CODE)
                 if is_last:
                     break
 
-                batch = next(prefetcher)
+                with clock.phase('input_stall'):
+                    batch = next(prefetcher)
                 profiler.before(step)
                 with jax.transfer_guard('disallow'):
                     state, metrics = train_step(state, batch)
@@ -173,6 +187,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str,
                 log.add(step, metrics, prefetcher.stall_seconds)
                 saver.check()
             log.flush(run.total_steps, prefetcher.stall_seconds)
+            with clock.phase('checkpoint'):
+                saver.wait()
+            log.write(run.total_steps, clock.scalars(is_complete=True))
+            log.note(goodput.describe(clock.seconds()))
             if not comparison.is_done:
                 log.note(
                     'the run ended before all rows were compared with their checksums; doctor --verify compares them'
@@ -188,7 +206,7 @@ def main() -> None:
     """Runs the program with the command-line flags."""
     config = command_line.configuration()
     with runtime.distributed(flags.FLAGS):
-        train(config, pathlib.Path(flags.FLAGS.workdir).expanduser())
+        train(config, pathlib.Path(flags.FLAGS.workdir).expanduser(), goodput.process_age())
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ from mlm_jax.files import atomic
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel.mesh import make_mesh, replicated
 from mlm_jax.pretrained import loading, sources
-from mlm_jax.training import build, checkpoints, resuming, runtime
+from mlm_jax.training import build, checkpoints, goodput, resuming, runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.state import TrainState, abstract_state
 
@@ -79,7 +79,7 @@ def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -
 def learned(workdir) -> list[dict]:
     """The log without what depends on the clock."""
     lines = read_metrics(workdir / 'metrics.jsonl')
-    lines = [{k: v for k, v in line.items() if not k.startswith('perf/')} for line in lines]
+    lines = [{k: v for k, v in line.items() if not k.startswith(('perf/', 'goodput/'))} for line in lines]
     return [line for line in lines if len(line) > 1]
 
 
@@ -144,6 +144,11 @@ def test_a_run_leaves_its_files_and_learns(uninterrupted):
     )
     assert held_out[-1]['eval/loss'] < held_out[0]['eval/loss']
     assert 'ETA' in output and 'tokens/s' in output and 'compiled in' in output
+    seconds = goodput.seconds_of(lines[-1])
+    assert all(seconds[name] > 0 for name in ('train', 'start', 'compile', 'evaluation', 'checkpoint'))
+    assert seconds['start'] > 0.5, 'imports count, too'
+    assert seconds['repeated'] == seconds['interrupted'] == 0
+    assert goodput.describe(seconds) in output
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(uninterrupted, tmp_path):
@@ -156,7 +161,11 @@ def test_a_signal_saves_and_the_same_command_goes_on(uninterrupted, tmp_path):
     if process.returncode:  # the run may have been over before the signal came
         assert process.returncode == runtime.PREEMPTED_EXIT_CODE, output
         stopped = int(re.search(r'stopped by a signal at step (\d+)', output)[1])
+        before = read_metrics(workdir / 'metrics.jsonl')[-1]
         assert f'resuming at step {stopped} of 33' in finish(start(config, workdir))
+        after = read_metrics(workdir / 'metrics.jsonl')[-1]
+        for name in ('start', 'compile', 'restore', 'interrupted'):
+            assert after[f'goodput/{name}_seconds'] > before[f'goodput/{name}_seconds'], 'over all starts'
     assert learned(workdir) == learned(expected)
 
 
@@ -175,6 +184,8 @@ def test_two_processes_compute_the_same_run(uninterrupted, minimal_pairs, tmp_pa
     more += ',checkpoint.every_steps=11'
     processes = [start(config, workdir, *shared, f'--process_id={i}', num_devices=2, argument=more) for i in range(2)]
     outputs = [finish(process) for process in processes]
+    for i, output in enumerate(outputs):
+        assert f's: process {i} of 2, coordinator localhost:{port}, 2 of 4 devices are here' in output
     assert 'step 33/33' in outputs[0]
     assert 'step 33/33' not in outputs[1], 'one process writes'
     lines = learned(workdir)

@@ -14,8 +14,8 @@ from mlm_jax.files.errors import ConfigError
 
 # Keys that decide where and how fast a run computes, or which files it writes, and not what it learns.
 WITHOUT_INFLUENCE = (
-    'accelerator', 'checkpoint', 'compilation_cache', 'logging', 'mesh', 'num_microbatches', 'profile', 'sharding',
-    'slice',
+    'accelerator', 'checkpoint', 'compilation_cache', 'fsdp_gather', 'logging', 'mesh', 'num_microbatches', 'profile',
+    'sharding', 'slice',
     'model.attention_backend', 'model.remat', 'model.scan_unroll',
 )  # fmt: skip
 # Keys that the comparison itself decides.

@@ -44,6 +44,7 @@ CHOICES: dict[str, Collection[str]] = {
     'optimizer.decay_mask': ('all', 'matrices'),
     'schedule.name': ('linear', 'cosine', 'wsd', 'constant'),
     'sharding': ('auto', 'dp', 'fsdp', 'fsdp_tp'),
+    'fsdp_gather': ('auto', 'step', 'layer'),
     'on_nonfinite': ('stop', 'skip'),
     'accelerator': ('auto', 'any', 'cpu', 'gpu', 'tpu'),
 }
@@ -190,6 +191,11 @@ def check_together(config: ml_collections.ConfigDict) -> None:
         for axis, size in c.mesh.items()
         if not size
     ]
+    if c.fsdp_gather == 'step' and c.mesh.tensor != 1:
+        problems.append(
+            f'fsdp_gather=step needs devices that compute with whole weights, but mesh.tensor={c.mesh.tensor} splits '
+            'them: use fsdp_gather=layer'
+        )
     if c.sharding != 'dp' and c.mesh.fsdp == 1 and c.mesh.tensor == 1:
         problems.append(
             f'sharding={c.sharding} splits the state over mesh.fsdp and mesh.tensor, but both are 1: set mesh.data=1 '

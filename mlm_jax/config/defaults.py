@@ -38,9 +38,12 @@ def default_config() -> ml_collections.ConfigDict:
     c.sequence_length = 128  # T: the number of tokens of a packed row
     c.batch_size = 64  # rows of text in one optimizer step, over all devices; some strategies mask each several times
     c.num_microbatches = config_dict.placeholder(int)  # parts in which a batch is processed; None: 1
+    # With sharding=fsdp: weights are gathered and gradients scattered once in a step, for which devices must hold all
+    # of them, or by layer, in every microbatch. auto: step if there are several, mesh.tensor = 1, and a slice has room.
+    c.fsdp_gather = 'auto'
     duration_keys(c, 'total', steps=10_000)
-    # The name of a TPU slice, such as v5e-16: open keys (None or 'auto') are then chosen for its devices and their
-    # memory (config/slice_fitting.py). Without a slice, open keys get the values in their comments.
+    # The name of a TPU slice, such as v5e-16, or of several, as 2xv5e-16: open keys (None or 'auto') are then chosen
+    # for their devices (config/slice_fitting.py). Without a slice, open keys get the values in their comments.
     c.slice = ''
     c.sharding = 'auto'  # auto: dp; how the state is sharded over the mesh (parallel/sharding.py)
     c.accelerator = 'auto'  # auto: any; with another value, a run does not start on other devices

@@ -15,7 +15,7 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives import layer_flops
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.parallel import tpu_slices
-from mlm_jax.parallel.layout import mesh_shape
+from mlm_jax.parallel.layout import check_within_slices, mesh_shape
 
 FSDP = 16  # over how many devices the state is split; with more, its shards would be thin and slow to gather
 # An estimate of the memory of a step, close to that of compiled programs, in bytes: for each token, layer and unit of
@@ -23,8 +23,12 @@ FSDP = 16  # over how many devices the state is split; with more, its shards wou
 # probabilities; for each logit; for each parameter, with gradient and optimizer state; and a constant.
 BYTES_OF_UNIT, BYTES_OF_PAIR, BYTES_OF_LOGIT, BYTES_OF_PARAMETER = 50, 4, 8, 16
 BYTES_OF_AVERAGE = 4  # for each parameter, where a moving average is kept
+BYTES_OF_WHOLE = 12.5  # for each parameter that a device does not store, but holds during a step (fsdp_gather=step)
 FIXED_BYTES = 1.5 * 2**30
 USABLE = 0.85  # the share of a device's memory to fill
+# The same with fsdp_gather=step. Estimates of steps that gather by layer are 3 to 28 % above what compiled, and whole
+# weights and gradients have hardly more bytes than estimated.
+USABLE_BY_WHOLE = 0.95
 
 
 def fit_layout(config: ml_collections.ConfigDict, num_devices: int) -> None:
@@ -32,10 +36,10 @@ def fit_layout(config: ml_collections.ConfigDict, num_devices: int) -> None:
 
     Args:
       config: a configuration with `slice`.
-      num_devices: the number of devices of the slice.
+      num_devices: the number of devices of all slices together.
 
     Raises:
-      ConfigError: if `mesh.tensor` exceeds the number of devices.
+      ConfigError: if the mesh does not fit the devices, or an axis other than `data` would cross slices.
     """
     m, mesh = config.model, config.mesh
     _choose(config, 'accelerator', 'tpu', open_value='auto')
@@ -44,14 +48,21 @@ def fit_layout(config: ml_collections.ConfigDict, num_devices: int) -> None:
     _choose(m, 'attention_backend', 'xla' if needs_xla else 'splash', open_value='auto')
     if m.attention_backend != 'xla':
         _choose(m, 'attention_dropout', 0.0)
-    num_shards = num_devices // max(1, mesh.tensor)
+    num_slices, _ = tpu_slices.parts_of(config.slice)
+    num_shards = num_devices // num_slices // max(1, mesh.tensor)  # of the state, and of the batch, in one slice
     if not num_shards:
         raise ConfigError(f'slice={config.slice}: mesh.tensor={mesh.tensor} does not fit {num_devices} devices')
     if mesh.data not in (None, -1):
         _choose(mesh, 'fsdp', -1)
     else:
         _choose(mesh, 'fsdp', math.gcd(FSDP, num_shards))
-        _choose(mesh, 'data', 1 if mesh.fsdp == -1 else -1)
+        _choose(mesh, 'data', num_slices if mesh.fsdp == -1 else -1)
+    if num_slices > 1:
+        _, fsdp, tensor = _mesh_shape(config, num_devices)
+        try:
+            check_within_slices([num_devices // num_slices] * num_slices, fsdp, tensor)
+        except ValueError as error:
+            raise ConfigError(f'slice={config.slice}: {error}') from None
 
 
 def fit_microbatches(config: ml_collections.ConfigDict, num_devices: int, memory_bytes: int) -> None:
@@ -75,6 +86,30 @@ def fit_microbatches(config: ml_collections.ConfigDict, num_devices: int, memory
     at_once = (USABLE * memory_bytes - fixed_bytes) / row_bytes
     fitting = (n for n in range(1, rows + 1) if not rows % n and rows // n <= at_once)
     _choose(config, 'num_microbatches', next(fitting, rows))
+
+
+def fit_gather(config: ml_collections.ConfigDict, num_devices: int, memory_bytes: int) -> None:
+    """Chooses `fsdp_gather`, in place, if it is open: once in a step where this saves anything and fits into memory.
+
+    Args:
+      config: a configuration in which all other keys are decided.
+      num_devices: the number of devices of all slices together.
+      memory_bytes: the memory of one device.
+    """
+    if config.fsdp_gather == 'auto':
+        config.fsdp_gather = 'step' if gathers_repeat(config) else 'layer'
+        fixed_bytes, row_bytes = step_bytes(config, num_devices)
+        rows = config.batch_size // config.num_microbatches // num_devices
+        if config.fsdp_gather == 'step' and fixed_bytes + rows * row_bytes > USABLE_BY_WHOLE * memory_bytes:
+            config.fsdp_gather = 'layer'
+
+
+def gathers_repeat(config: ml_collections.ConfigDict) -> bool:
+    """Whether microbatches would repeat the gathering of whole weights; where `tensor` splits them, nothing is whole.
+
+    Where there is one microbatch, nothing is repeated, and gathering a layer can overlap with computing another.
+    """
+    return config.num_microbatches > 1 and config.mesh.tensor == 1
 
 
 def devices_of(name: str) -> tuple[int, int]:
@@ -103,14 +138,21 @@ def step_bytes(config: ml_collections.ConfigDict, num_devices: int) -> tuple[flo
         if m.attention_backend == 'xla':
             row_bytes += BYTES_OF_PAIR * stack.num_layers * stack.tokens**2 * m.num_heads
     state = BYTES_OF_PARAMETER + (BYTES_OF_AVERAGE if config.ema.decay else 0)
-    fixed_bytes = FIXED_BYTES + state * parameters / _parts_of_state(config, num_devices)
+    parts = _parts_of_state(config, num_devices)
+    fixed_bytes = FIXED_BYTES + state * parameters / parts
+    if config.fsdp_gather == 'step':
+        fixed_bytes += BYTES_OF_WHOLE * parameters * (1 - 1 / parts)
     return fixed_bytes, step_flops.num_views(config) * row_bytes
 
 
 def _parts_of_state(config: ml_collections.ConfigDict, num_devices: int) -> int:
     """Over how many devices the state is split; ConfigError if the mesh does not fit the devices."""
+    _, fsdp, tensor = _mesh_shape(config, num_devices)
+    return {'dp': 1, 'fsdp': fsdp, 'fsdp_tp': fsdp * tensor}[config.sharding]
+
+
+def _mesh_shape(config: ml_collections.ConfigDict, num_devices: int) -> tuple[int, int, int]:
     try:
-        _, fsdp, tensor = mesh_shape(num_devices, **config.mesh)
+        return mesh_shape(num_devices, **config.mesh)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return {'dp': 1, 'fsdp': fsdp, 'fsdp_tp': fsdp * tensor}[config.sharding]

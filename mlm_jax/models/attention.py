@@ -17,7 +17,7 @@ from mlm_jax.masking.batch import gather_positions
 from mlm_jax.models.dropout import dropout
 from mlm_jax.models.products import product
 from mlm_jax.models.windows import LANES, splash_block
-from mlm_jax.parallel.mesh import BATCH_AXES, TENSOR
+from mlm_jax.parallel.mesh import BATCH_AXES, TENSOR, rows_are_local
 
 MASKED_SCORE = -1e30  # finite, so that the softmax of a query without any allowed key is not NaN
 # Queries and keys are padded to multiples of these. (cuDNN needs multiples of 2 in training with a mask.)
@@ -202,7 +202,7 @@ def splash_attention(
     kernel: Callable = functools.partial(_splash_on_one_device, radius=radius, interpret=interpret)
     is_local = jnp.asarray(False if window is None else window.is_local)
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
+    if not mesh.empty and not rows_are_local():
         # Initialization traces a single row, which a mesh cannot split; all other batches divide evenly among devices.
         batch_axes = BATCH_AXES if q_BxTxHxD.shape[0] > 1 else None
         heads, rows = PartitionSpec(batch_axes, None, TENSOR), PartitionSpec(batch_axes)

@@ -34,7 +34,7 @@ def block_for_use(config: EncoderConfig, initializing: bool) -> type[nn.Module]:
         def cast(path, x):
             return x.astype(config.dtype) if path_name(path).endswith('/kernel') else x
 
-        return gather_width(jax.tree_util.tree_map_with_path(cast, variables))
+        return gather_width(jax.tree_util.tree_map_with_path(cast, variables), config.width)
 
     block = Block if initializing else nn.map_variables(Block, 'params', trans_in_fn=weights_for_use)
     if config.remat == 'none':

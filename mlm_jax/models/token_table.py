@@ -10,7 +10,9 @@ from mlm_jax.parallel.sharding import gather_width
 
 def token_table(embedding: nn.Embed) -> jax.Array:
     """f32[V, d]: the rows of an embedding of tokens, gathered along the width."""
-    (table_Vxd,) = jax.tree.leaves(gather_width({'token_embedding': {'embedding': embedding.embedding}}))
+    (table_Vxd,) = jax.tree.leaves(
+        gather_width({'token_embedding': {'embedding': embedding.embedding}}, embedding.features)
+    )
     return table_Vxd
 
 

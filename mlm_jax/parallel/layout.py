@@ -1,6 +1,7 @@
 """The axes of the device mesh and their sizes; this file does not import JAX."""
 
 import math
+from collections.abc import Sequence
 
 # `data` and `fsdp` split the rows of a batch; `fsdp` also splits the state; `tensor` splits heads and hidden units.
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
@@ -25,3 +26,32 @@ def mesh_shape(num_devices: int, data: int, fsdp: int, tensor: int) -> tuple[int
     if free:
         sizes[free[0]] = num_devices // known
     return sizes[DATA], sizes[FSDP], sizes[TENSOR]
+
+
+def check_within_slices(slice_sizes: Sequence[int], fsdp: int, tensor: int) -> None:
+    """Checks that `fsdp` and `tensor` stay within slices, whose devices have fast links; only `data` may cross them.
+
+    `fsdp` gathers all weights in every step and `tensor` sums activations in every layer: both would wait for the
+    data-center network that joins slices. `data` only sums gradients.
+
+    Args:
+      slice_sizes: the number of devices of each slice.
+      fsdp: the size of this axis, at least 1.
+      tensor: the size of this axis, at least 1.
+
+    Raises:
+      ValueError: if an axis would cross slices.
+    """
+    within = math.gcd(*slice_sizes)
+    if len(slice_sizes) == 1 or within % (fsdp * tensor) == 0:
+        return
+    axis, cure = (
+        ('fsdp', f'mesh.data=-1,mesh.fsdp={within // tensor}')
+        if within % tensor == 0
+        else ('tensor', f'mesh.tensor to a divisor of {within}')
+    )
+    raise ValueError(
+        f'mesh.fsdp={fsdp},mesh.tensor={tensor}: the axis {axis} would cross the data-center network between '
+        f'{len(slice_sizes)} slices; its groups must lie within slices of {within} devices, and only mesh.data may '
+        f'cross them: set {cure}'
+    )

@@ -138,12 +138,17 @@ def end_with(message: str, status: int) -> None:
     os._exit(status)
 
 
+def distributed_state() -> Any:
+    """What JAX knows of the processes of the run: coordinator, number of processes, index of this one, client."""
+    from jax._src import distributed  # no public name; jax.experimental.multihost_utils uses it, too
+
+    return distributed.global_state
+
+
 @contextlib.contextmanager
 def watched(timeout_seconds: float) -> Iterator[None]:
     """Watches the other processes of the run, if there are any, while the body runs."""
-    from jax._src import distributed  # no public name; jax.experimental.multihost_utils uses it, too
-
-    state = distributed.global_state
+    state = distributed_state()
     coordinator = state.coordinator_address
     if state.client is None or coordinator is None or state.num_processes == 1:
         yield
@@ -190,7 +195,7 @@ def explain_abort(coordinator: str, process: int) -> None:
     handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
     def handle(number: int) -> None:
-        if not _answers(coordinator):
+        if not answers(coordinator):
             end_with(
                 f'process 0, the coordinator ({coordinator}), is gone. See its output; then start the same command on '
                 'all machines again: it resumes from the last checkpoint',
@@ -205,7 +210,8 @@ def explain_abort(coordinator: str, process: int) -> None:
     c_library.signal(signal.SIGABRT, _kept[-1])
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether somebody accepts connections at HOST:PORT."""
     host, _, port = address.rpartition(':')
     try:
         with socket.create_connection((host.strip('[]'), int(port)), timeout=2):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from mlm_jax.parallel.mesh import FSDP, TENSOR
+from mlm_jax.parallel.mesh import FSDP, TENSOR, rows_are_local
 from mlm_jax.parallel.parameters import ENCODER, Parameter, find
 
 KeyPath = tuple[Any, ...]  # of `jax.tree_util`
@@ -32,7 +32,11 @@ def is_stacked(path: KeyPath) -> bool:
 
 
 def partition_spec(
-    path: KeyPath, shape: tuple[int, ...], preset: str, mesh: Mesh, parameters: Sequence[Parameter] = ENCODER
+    path: KeyPath,
+    shape: tuple[int, ...],
+    preset: str,
+    mesh: Mesh | AbstractMesh,
+    parameters: Sequence[Parameter] = ENCODER,
 ) -> PartitionSpec:
     """The PartitionSpec of one leaf of the state.
 
@@ -81,21 +85,30 @@ def _dimensions(
     return dimensions
 
 
-def gather_width(params: Any) -> Any:
+def gather_width(params: Any, width: int) -> Any:
     """The parameters of one layer, or of a module outside the stack, gathered along the width for computation.
 
     `fsdp` splits the state along the width, and the batch along its rows. Without this function, the partitioner may
     split the activations along the width instead: it then exchanges rows between devices, sums the statistics of norms
     over devices, and multiplies slices of the width that are too thin for a matrix unit. FSDP means that each weight is
     gathered just before its use; `tensor` still splits heads and hidden units. Outside a mesh, this does nothing.
+
+    Where rows are local to each device (training/gradients.py), so are parts of parameters: a dimension smaller than
+    `width` is gathered, and its gradient is reduce-scattered.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape.get(FSDP, 1) == 1:
         return params
+    is_local = rows_are_local()
 
     def gather(path, x):
         dimensions = _dimensions(path_name(path), x.shape, False, ENCODER)
-        return _gather_dimension(x, dimensions.index('width')) if 'width' in dimensions else x
+        if 'width' not in dimensions:
+            return x
+        dimension = dimensions.index('width')
+        if not is_local:
+            return _gather_dimension(x, dimension)
+        return x if x.shape[dimension] == width else jax.lax.all_gather(x, FSDP, axis=dimension, tiled=True)
 
     return jax.tree_util.tree_map_with_path(gather, params)
 

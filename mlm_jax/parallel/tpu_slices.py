@@ -1,7 +1,11 @@
-"""TPU slices by name: how many devices a slice has, in which layout, and how much memory each device has."""
+"""TPU slices by name: how many devices a slice has, in which layout, and how much memory each device has.
+
+A topology is one slice, such as 'v5e-16' or 'v5e:4x4', or several that a data-center network joins: '2xv5e-16'.
+"""
 
 import dataclasses
 import math
+import re
 
 # Number of chips → layout of the slice. The number in the name of a slice counts chips, but cores for v5p.
 _LAYOUTS_2D = {4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
@@ -32,22 +36,36 @@ _KINDS = {
 }
 
 
+def parts_of(topology: str) -> tuple[int, str]:
+    """The number of slices of a topology, and the name of one of them: '2xv5e-16' → (2, 'v5e-16').
+
+    Raises:
+      ValueError: if the number is 0.
+    """
+    found = re.fullmatch(r'(\d+)x(\D.*)', topology)
+    count, name = (int(found[1]), found[2]) if found else (1, topology)
+    if not count:
+        raise ValueError(f'unknown topology {topology!r}: the number of slices must be at least 1, as in 2x{name}')
+    return count, name
+
+
 def size_of(topology: str) -> tuple[int, int]:
-    """The number of devices of a slice, and the memory of one in bytes.
+    """The number of devices of all slices of a topology together, and the memory of one in bytes.
 
     Raises:
       ValueError: if there is no such slice.
     """
-    kind, _, layout = layout_name(topology).partition(':')
+    num_slices, name = parts_of(topology)
+    kind, _, layout = layout_name(name).partition(':')
     if kind not in _KINDS:
         raise ValueError(f'unknown topology {topology!r}: its kind must be one of {", ".join(_KINDS)}')
     if not all(side.isdigit() and int(side) for side in layout.split('x')):
         raise ValueError(f'unknown topology {topology!r}: write a layout as in {kind}:{_KINDS[kind].layouts[16]}')
-    return math.prod(map(int, layout.split('x'))), _KINDS[kind].memory_gib * 2**30
+    return num_slices * math.prod(map(int, layout.split('x'))), _KINDS[kind].memory_gib * 2**30
 
 
 def layout_name(topology: str) -> str:
-    """The layout of a slice, such as 'v5e:4x4' for 'v5e-16'; a name that is a layout is returned unchanged.
+    """The layout of one slice, such as 'v5e:4x4' for 'v5e-16'; a name that is a layout is returned unchanged.
 
     Raises:
       ValueError: if there is no such slice.
@@ -61,7 +79,8 @@ def layout_name(topology: str) -> str:
             return f'{kind}:{_KINDS[kind].layouts[chips]}'
     names = [f'{name}-{chips * kind.per_chip}' for name, kind in _KINDS.items() for chips in kind.layouts]
     raise ValueError(
-        f'unknown topology {topology!r}: it must be one of {", ".join(names)}, or a layout such as v5e:4x4'
+        f'unknown topology {topology!r}: it must be one of {", ".join(names)}, or a layout such as v5e:4x4; '
+        'several slices are written as 2xv5e-16'
     )
 
 

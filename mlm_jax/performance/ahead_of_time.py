@@ -14,6 +14,7 @@ from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import Vocabulary, standard_vocabulary
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.performance import collectives
+from mlm_jax.performance.collectives import Totals
 from mlm_jax.performance.memory import Memory, memory_of
 from mlm_jax.training import build, runtime
 from mlm_jax.training.state import abstract_state
@@ -32,20 +33,22 @@ class Requirements:
       memory: the memory that the step occupies.
       flops: FLOPs of the matrix products, without those inside fused attention kernels, which the compiler hides.
       accessed_bytes: bytes read from and written to the memory of the device.
-      collectives: name → (times executed, bytes of the results).
+      collectives: name → (times executed, bytes), within a slice (`collectives.describe_collectives`).
+      between_slices: name → (times executed, bytes sent), over the data-center network between slices of TPUs.
     """
 
     memory: Memory
     flops: int
     accessed_bytes: int
-    collectives: dict[str, tuple[int, int]]
+    collectives: Totals
+    between_slices: Totals = dataclasses.field(default_factory=dict)
 
 
 class DoesNotFit(Exception):
     """The step needs more memory than the devices have; the message tells the sizes and what to do."""
 
 
-CURE = 'raise num_microbatches, set model.remat=matmuls, or use more devices'
+CURE = 'raise num_microbatches, set model.remat=matmuls (with sharding=fsdp: fsdp_gather=layer), or use more devices'
 
 
 def examine_train_step(
@@ -123,4 +126,5 @@ def requirements(compiled: jax.stages.Compiled) -> Requirements:
         flops=collectives.matmul_flops(compiled),
         accessed_bytes=collectives.accessed_bytes(compiled),
         collectives=collectives.describe_collectives(compiled),
+        between_slices=collectives.between_slices(compiled),
     )

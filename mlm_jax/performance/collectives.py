@@ -1,6 +1,5 @@
 """What the devices of a compiled program send to each other, and what each of them computes, from the optimized HLO."""
 
-import collections
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,25 +15,56 @@ _FREE = (
     'optimization-barrier', 'partition-id', 'replica-id',
 )  # fmt: skip
 _ALLOCATES = 'custom_call_target="AllocateBuffer"'
+# The TPU compiler writes a reduce-scatter as the fusion of an all-reduce with the slice that a device keeps of it.
+_SCATTERING = 'all-reduce-scatter'
+# What leaves a slice of TPUs goes through the host, and the runtime of several slices does what this attribute says.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+
+NETWORK_TITLE = 'over the data-center network between slices, which predictions leave out, per device'  # of a `table`
+
+Totals = dict[str, tuple[int, int]]
 
 
-def describe_collectives(compiled: jax.stages.Compiled) -> dict[str, tuple[int, int]]:
-    """The collectives in one run of a compiled function.
+def describe_collectives(compiled: jax.stages.Compiled) -> Totals:
+    """The collectives in one run of a compiled function, except between slices of TPUs.
 
     Returns:
-      Name → (times executed, bytes of the results on one device), for the collectives that occur.
+      Name → (times executed, bytes of the results on one device), for the collectives that occur. Of a reduce-scatter,
+      whose result is a part of what it sends, the bytes are those of its operands.
     """
-    totals: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
-    for times, instruction in hlo.of_compiled(compiled).executed():
+    program, totals = hlo.of_compiled(compiled), Totals()
+    scattering = {i.name for name, body in program.computations.items() if name.startswith(_SCATTERING) for i in body}
+    for times, instruction in program.executed():
         name = instruction.operation.removesuffix('-start')
         if name not in COLLECTIVES:
             continue
-        sizes = [array.num_bytes for array in instruction.arrays]
+        arrays = instruction.arrays
+        if name == 'reduce-scatter':
+            arrays = tuple(a for operand in instruction.operands for a in program.instructions[operand].arrays)
+        sizes = [array.num_bytes for array in arrays]
         # The result of an asynchronous start contains its operand as well, except for an all-reduce.
-        size = max(sizes) if instruction.operation.endswith('-start') and name != 'all-reduce' else sum(sizes)
-        count, num_bytes = totals[name]
-        totals[name] = count + times, num_bytes + times * size
+        is_both = instruction.operation.endswith('-start') and name not in ('all-reduce', 'reduce-scatter')
+        size = max(sizes) if is_both else sum(sizes)
+        _add(totals, 'reduce-scatter' if instruction.name in scattering else name, times, size)
     return {name: totals[name] for name in COLLECTIVES if name in totals}
+
+
+def between_slices(compiled: jax.stages.Compiled) -> Totals:
+    """The collectives over the data-center network in one run of a function that was compiled for several TPU slices.
+
+    Returns:
+      Name → (times executed, bytes that one device sends); empty for other functions.
+    """
+    totals = Totals()
+    for times, instruction in hlo.of_compiled(compiled).executed():
+        if instruction.operation == 'send' and (found := _BETWEEN_SLICES.search(instruction.rest)):
+            _add(totals, found[1].lower().replace('_', '-'), times, instruction.arrays[0].num_bytes)
+    return totals
+
+
+def _add(totals: Totals, name: str, times: int, num_bytes: int) -> None:
+    count, before = totals.get(name, (0, 0))
+    totals[name] = count + times, before + times * num_bytes
 
 
 def matmul_flops(compiled: jax.stages.Compiled) -> int:
@@ -174,5 +204,5 @@ def _window(arguments: str, key: str, where: int, default: str) -> str:
 
 
 def table(found: Mapping[str, Sequence[int]]) -> list[str]:
-    """An aligned line for each collective of `describe_collectives`."""
+    """An aligned line for each collective of `describe_collectives` or `between_slices`."""
     return [f'{name:<19}{times:>7,} times, {size / 2**20:>10,.1f} MiB in all' for name, (times, size) in found.items()]

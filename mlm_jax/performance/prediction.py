@@ -46,6 +46,7 @@ def predict(
         'attention_hidden_in_a_kernel': in_kernel,
         'accessed_bytes': needs.accessed_bytes,
         'collectives': {key: list(value) for key, value in needs.collectives.items()},
+        'between_slices': {key: list(value) for key, value in needs.between_slices.items()},
     }
     hidden = step_flops.attention_flops(config) if in_kernel else 0.0
     if prediction := roofline.predict(needs, kind, count, config.model.dtype, needed, hidden):
@@ -83,6 +84,11 @@ def table(lines: list[dict]) -> str:
         text += [f'  {row}' for row in collectives.table(line['collectives'])]
         if not line['collectives']:
             text.append('  no collectives')
+        if line['between_slices']:
+            text += [
+                f'  {collectives.NETWORK_TITLE}:',
+                *(f'  {row}' for row in collectives.table(line['between_slices'])),
+            ]
         if line['attention_hidden_in_a_kernel']:
             text.append('  TFLOP leaves out the attention, which a fused kernel computes; products ms includes it')
     return '\n'.join(text)

@@ -17,6 +17,7 @@ from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.objective import Objective
 from mlm_jax.objectives.registry import OBJECTIVES, parameters
 from mlm_jax.objectives.spec import module_class
+from mlm_jax.training.gradients import GradientSums
 from mlm_jax.training.learning_rate import make_schedule
 from mlm_jax.training.optimizers import make_optimizer
 from mlm_jax.training.state import Init, TrainState
@@ -120,6 +121,13 @@ def make_masking(
     )
 
 
+def gradient_sums(config: ml_collections.ConfigDict) -> GradientSums:
+    """How the gradients of a run with a resolved configuration are summed over devices."""
+    return GradientSums(
+        config.sharding, parameters(config.objective), config.model.dtype, by_layer=config.fsdp_gather == 'layer'
+    )
+
+
 def make_run(
     config: ml_collections.ConfigDict, vocabulary: Vocabulary, num_rows: int, tables: Tables | None = None
 ) -> Run:
@@ -151,7 +159,7 @@ def make_run(
             has_ema=config.ema.decay > 0,
         ),
         train_step=make_train_step(
-            objective, masking, optimizer, config.seed, config.num_microbatches, config.ema.decay
+            objective, masking, optimizer, config.seed, config.num_microbatches, config.ema.decay, gradient_sums(config)
         ),
         eval_step=make_eval_step(objective, evaluation_masking(config, vocabulary)),
     )

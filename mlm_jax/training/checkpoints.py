@@ -180,6 +180,11 @@ class Checkpoints:
         args = ocp.args.Composite(position=ocp.args.JsonRestore())
         return Position(**self._manager.restore(self.checked(step, (POSITION,)), args=args)[POSITION])
 
+    def wait(self) -> None:
+        """Waits until all writes have ended; raises OSError if one has failed."""
+        with _write_errors(self._directory):
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
         """Waits until all writes have ended; raises OSError if one has failed."""
         with _write_errors(self._directory):

@@ -50,7 +50,11 @@ def weighted_means(updates: list[dict[str, list[float]]]) -> dict[str, float]:
 
 
 class MetricsWriter:
-    """Writes scalars for each step to metrics.jsonl, and if wanted to TensorBoard and W&B. Only process 0 has one."""
+    """Writes scalars for each step to metrics.jsonl, and if wanted to TensorBoard and W&B. Only process 0 has one.
+
+    Attributes:
+      earlier: the lines that earlier starts of the run have written, oldest first, also those that are removed.
+    """
 
     def __init__(self, workdir: pathlib.Path, start_step: int, tensorboard: bool, wandb_project: str, config: dict):
         """Opens the log of a run that starts or resumes at `start_step`; lines of later steps are removed."""
@@ -63,7 +67,8 @@ class MetricsWriter:
             self._wandb = wandb.init(
                 project=wandb_project, name=name, id=name, resume='allow', dir=workdir, config=config
             )
-        self._path = _truncated(workdir / 'metrics.jsonl', start_step)
+        self._path = workdir / 'metrics.jsonl'
+        self.earlier = _truncate(self._path, start_step)
         self._file = self._path.open(
             'a', buffering=1, encoding='utf-8'
         )  # written line by line, so that a kill loses nothing
@@ -133,18 +138,26 @@ def _import_extra(module: str, extra: str, key: str):
         raise ImportError(f"{key} needs {module}: pip install 'mlm_jax[{extra}]'") from None
 
 
-def _truncated(path: pathlib.Path, start_step: int) -> pathlib.Path:
-    """Removes lines later than `start_step`, which a killed run wrote after its last checkpoint, and damaged lines."""
-    lines = path.read_bytes().split(b'\n')[:-1] if path.exists() and start_step else []
+def _truncate(path: pathlib.Path, start_step: int) -> list[dict[str, float]]:
+    """Removes lines later than `start_step`, which a killed run wrote after its last checkpoint, and damaged lines.
+
+    Returns:
+      The undamaged lines that were there, also those that are removed.
+    """
+    lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
     parsed = [_parsed(line) for line in lines]
-    _say_damaged(path, parsed.count(None), 'dropped')
-    kept = [
-        line + b'\n' for line, scalars in zip(lines, parsed, strict=True) if scalars and scalars['step'] <= start_step
-    ]
-    if start_step and not kept:
-        print(f'{path} has no lines for the first {start_step:,} steps: the loss curve begins here', file=sys.stderr)
+    kept = []
+    if start_step:
+        _say_damaged(path, parsed.count(None), 'dropped')
+        kept = [
+            line + b'\n' for line, found in zip(lines, parsed, strict=True) if found and found['step'] <= start_step
+        ]
+        if not kept:
+            print(
+                f'{path} has no lines for the first {start_step:,} steps: the loss curve begins here', file=sys.stderr
+            )
     atomic.write_bytes(path, b''.join(kept))
-    return path
+    return [scalars for scalars in parsed if scalars]
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:

@@ -9,6 +9,7 @@ import jax
 import ml_collections
 
 from mlm_jax.training.checkpoints import Position
+from mlm_jax.training.goodput import TRAIN, Goodput
 from mlm_jax.training.metrics import MetricsWindow, MetricsWriter, ProgressLine, weighted_means
 
 _NAMED_SOURCES = 3  # so many sources of a mixture have room in the progress line
@@ -31,6 +32,7 @@ class RunLog:
         epochs: Callable[[int], dict[str, float]] | None,
         step_flops: float,
         peak_flops_per_second: float | None,
+        clock: Goodput,
     ):
         """Starts the log at `position`.
 
@@ -44,11 +46,13 @@ class RunLog:
           epochs: number of rows read so far → how often each source of a mixture has been read; None: no mixture.
           step_flops: the FLOPs of the matrix products of one update.
           peak_flops_per_second: the peak of one device, for MFU; None if it is unknown.
+          clock: counts where the time of the run goes; earlier starts of the run are added to it.
         """
         self._config, self._learning_rate, self._rows_of_step = config, learning_rate, rows_of_step
         self._window = MetricsWindow(position.window)
         self._train_seconds, self._data, self._epochs = position.train_seconds, position.data, epochs
         self._step_flops, self._peak = step_flops, peak_flops_per_second
+        self._clock = clock
         self._writer: MetricsWriter | None = None
         self._progress, self._total_steps = ProgressLine(total_steps), total_steps
         if jax.process_index() == 0:
@@ -56,11 +60,15 @@ class RunLog:
             self._writer = MetricsWriter(
                 workdir, first_step, logging.tensorboard, logging.wandb_project, config.to_dict()
             )
+            self._clock.add_earlier_starts(self._writer.earlier, first_step)
+            # At once, so that a start that ends before its first step is counted, too.
+            self._writer.write(first_step, self._clock.scalars())
         self._updates_since_mark, self._stall_at_mark = 0, 0.0
         self._mark = time.perf_counter()
 
     def start_clock(self) -> None:
         """Counts the time from now on as training time, but not the time before, such as for compilation."""
+        self._clock.enter(TRAIN)
         self._mark = time.perf_counter()
 
     def note(self, text: str) -> None:
@@ -100,7 +108,8 @@ class RunLog:
             {f'train/{name}': value for name, value in means.items()}
             | {'train/learning_rate': float(self._learning_rate(step - 1))}
             | {f'data/epochs_{name}': value for name, value in epochs.items()}
-            | speed,
+            | speed
+            | self._clock.scalars(),
         )
         if self._writer and speed:
             text = _describe(means, speed) + _describe_epochs(epochs)
@@ -120,7 +129,8 @@ class RunLog:
         """The time in the body does not count as training time; the time to wait for running updates first does."""
         self._window.fetch()
         start = time.perf_counter()
-        yield
+        with self._clock.phase('evaluation'):
+            yield
         self._mark += time.perf_counter() - start
 
     def close(self) -> None:

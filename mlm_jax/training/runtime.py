@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
+from mlm_jax.parallel import joining, peers
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.parallel import peers
 
 # EX_TEMPFAIL of sysexits.h, so that schedulers that requeue by exit status can tell a preemption from a failure.
 PREEMPTED_EXIT_CODE = 75
@@ -33,6 +33,12 @@ def define_distributed_flags() -> None:
     flags.DEFINE_integer('num_processes', None, 'Number of processes, if it is not detected automatically.')
     flags.DEFINE_integer('process_id', None, 'Index of this process, if it is not detected automatically.')
     flags.DEFINE_float(
+        'join_timeout_seconds',
+        300.0,
+        'Seconds to wait at the start for the other processes of the run.',
+        lower_bound=1.0,
+    )
+    flags.DEFINE_float(
         'peer_timeout_seconds',
         60.0,
         'Seconds without a heartbeat after which another process of the run counts as lost.',
@@ -44,9 +50,9 @@ def define_distributed_flags() -> None:
 def distributed(values: flags.FlagValues) -> Iterator[None]:
     """Joins the processes of the run, and watches them (parallel/peers.py); must precede any use of a device."""
     if values.distributed or values.coordinator_address:
-        jax.distributed.initialize(
+        joining.join(
             values.coordinator_address, values.num_processes, values.process_id,
-            heartbeat_timeout_seconds=_later(values.peer_timeout_seconds),
+            values.join_timeout_seconds, _later(values.peer_timeout_seconds),
         )  # fmt: skip
     with peers.watched(values.peer_timeout_seconds):
         yield

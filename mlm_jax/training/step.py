@@ -16,6 +16,7 @@ from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.selection import eligible_positions
 from mlm_jax.parallel.mesh import replicated
 from mlm_jax.training import moving_average
+from mlm_jax.training.gradients import GradientSums, gradients
 from mlm_jax.training.state import TrainState
 
 # Independent streams of random bits: key = fold_in(fold_in(seed, stream), step).
@@ -38,6 +39,7 @@ def make_train_step(
     seed: int,
     num_microbatches: int,
     ema_decay: float = 0.0,
+    sums: GradientSums | None = None,
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The update `(state, tokens int32[B, T]) → (state, metrics)`.
 
@@ -46,7 +48,8 @@ def make_train_step(
     The loss is Σ loss / Σ weight over the global batch: sums are accumulated over microbatches and divided only once.
     If the loss, the gradient or the updated parameters are not finite, parameters, their average and optimizer state do
     not change, and the metric `nonfinite` is 1. The learning rate depends on the step of the run, which counts such
-    updates, too. With `ema_decay`, the state holds a moving average of the parameters, which follows them.
+    updates, too. With `ema_decay`, the state holds a moving average of the parameters, which follows them. `sums` says
+    how gradients are summed over devices (training/gradients.py).
     """
 
     def train_step(state: TrainState, tokens_BxT: jax.Array) -> tuple[TrainState, Metrics]:
@@ -56,7 +59,7 @@ def make_train_step(
             batch, overflow_B = masking.draw(mask_key, tokens_BxT, segments_BxT, state.step)
         dropout_key = stream_key(seed, DROPOUT_STREAM, state.step)
 
-        grads, terms = accumulate_gradients(objective, state.params, batch, dropout_key, num_microbatches)
+        grads, terms = gradients(objective, state.params, batch, dropout_key, num_microbatches, sums)
         with jax.named_scope('optimizer'):
             params, opt_state, grad_norm, finite = apply_gradients(
                 optimizer, state, grads, terms.loss_sum, terms.weight_sum
@@ -115,37 +118,6 @@ def jit_train_step(train_step: Callable, state: TrainState, mesh: Mesh) -> jax.s
     """
     layout = (jax.tree.map(lambda x: x.sharding, state), replicated(mesh))
     return jax.jit(train_step, donate_argnums=0, out_shardings=layout)
-
-
-def accumulate_gradients(
-    objective: nn.Module, params: Any, batch: MaskedBatch, dropout_key: jax.Array, num_microbatches: int
-) -> tuple[dict, LossTerms]:
-    """The gradients of `loss_sum`, and the LossTerms, both summed over microbatches.
-
-    Microbatch j of n holds the rows j, j + n, j + 2n, …, so that no rows move between devices.
-    """
-
-    def loss(params, batch, key) -> tuple[jax.Array, LossTerms]:
-        terms = objective.apply({'params': params}, batch, deterministic=False, rngs={'dropout': key})
-        return cast(LossTerms, terms).loss_sum, cast(LossTerms, terms)
-
-    gradient = jax.grad(loss, has_aux=True)
-    if num_microbatches == 1:
-        return gradient(params, batch, dropout_key)
-
-    def split(x):
-        return jnp.moveaxis(x.reshape(x.shape[0] // num_microbatches, num_microbatches, *x.shape[1:]), 1, 0)
-
-    def body(sums, xs):
-        index, microbatch = xs
-        part = gradient(params, microbatch, jax.random.fold_in(dropout_key, index))
-        return jax.tree.map(jnp.add, sums, part), None
-
-    microbatches = jax.tree.map(split, batch)
-    first = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], microbatches), dropout_key)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-    sums, _ = jax.lax.scan(body, zeros, (jnp.arange(num_microbatches), microbatches))
-    return sums
 
 
 def batch_statistics(batch: MaskedBatch, masking: Masking, overflow_B: jax.Array) -> Metrics:

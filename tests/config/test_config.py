@@ -205,6 +205,10 @@ def test_wrong_arguments_are_refused(argument, message):
         ('base,slice=v5e:0x4', 'write a layout as in v5e:4x4'),
         ('base,batch_size=24,slice=v5e-16', 'over its 16 devices'),
         ('base,mesh.data=2,mesh.fsdp=4,slice=v5e-16', 'does not fit 16 devices'),
+        ('base,mesh.data=1,slice=2xv5e-16', 'axis fsdp would cross .* set mesh.data=-1,mesh.fsdp=16'),
+        ('base,mesh.tensor=32,slice=2xv5e-16', 'does not fit'),
+        ('base,slice=0xv5e-16', 'the number of slices must be at least 1'),
+        ('base,fsdp_gather=step,mesh.tensor=4,slice=v5e-16', 'use fsdp_gather=layer'),
         ('base,model.num_layers=0,slice=v5e-16', 'model.num_layers=0 must be at least 1'),
         ('mini,batch_size=10,num_microbatches=4', 'multiple of num_microbatches'),
         ('mini,model.num_heads=3', 'multiple of model.num_heads'),
@@ -536,6 +540,9 @@ def test_a_slice_fits_a_configuration_to_its_devices_and_their_memory(file, name
     config = fitted(file, first, name)
     assert config.accelerator == 'tpu' and config.batch_size % (num_devices * config.num_microbatches) == 0
     rows = config.batch_size // num_devices // config.num_microbatches
+    needed = sum(x * n for x, n in zip(slice_fitting.step_bytes(config, num_devices), (1, rows), strict=True))
+    assert needed <= slice_fitting.USABLE_BY_WHOLE * memory_bytes
+    config.fsdp_gather = 'layer'  # for which microbatches are chosen
     fixed_bytes, row_bytes = slice_fitting.step_bytes(config, num_devices)
     usable = slice_fitting.USABLE * memory_bytes
     assert fixed_bytes + rows * row_bytes <= usable
@@ -558,15 +565,31 @@ COMPILED = {
 @pytest.mark.parametrize(('file', 'argument'), COMPILED)
 def test_the_memory_of_a_step_is_estimated_near_what_compiled(file, argument):
     rows, mebibytes = COMPILED[file, argument]
-    config = fitted(file, argument)
+    config = fitted(file, f'{argument},fsdp_gather=layer')
     assert config.batch_size == 16 * rows * config.num_microbatches
     fixed_bytes, row_bytes = slice_fitting.step_bytes(config, num_devices=16)
     assert 0.9 < (fixed_bytes + rows * row_bytes) / 2**20 / mebibytes < 1.4
 
 
+def test_weights_are_gathered_once_in_a_step_where_microbatches_would_repeat_it_and_memory_allows():
+    found = {
+        (argument, name): fitted('mlm.py', argument, name).fsdp_gather
+        for argument, name in (('base', 'v5e-16'), ('base', 'v5e-256'), ('base,mesh.tensor=4', 'v5e-16'))
+    }
+    assert list(found.values()) == ['step', 'layer', 'layer'], 'v5e-256 has one microbatch'
+    assert fitted('mae_lm.py', 'large,model.relative_buckets=0').fsdp_gather == 'layer', 'it would not fit'
+    # MiB that compiled for a v5e-16.
+    for argument, mebibytes in (('base', 8660), ('large', 13376)):
+        config = fitted('mlm.py', argument)
+        fixed_bytes, row_bytes = slice_fitting.step_bytes(config, num_devices=16)
+        rows = config.batch_size // config.num_microbatches // 16
+        assert config.fsdp_gather == 'step'
+        assert 1.0 < (fixed_bytes + rows * row_bytes) / 2**20 / mebibytes < 1.3
+
+
 def test_less_fits_where_fewer_devices_share_the_state():
     fixed = {
-        mesh: slice_fitting.step_bytes(fitted('mlm.py', f'large,{mesh}'), num_devices=16)[0]
+        mesh: slice_fitting.step_bytes(fitted('mlm.py', f'large,fsdp_gather=layer,{mesh}'), num_devices=16)[0]
         for mesh in ('mesh.fsdp=16', 'mesh.fsdp=4', 'mesh.data=4', 'mesh.fsdp=4,mesh.tensor=4')
     }
     assert fixed['mesh.fsdp=16'] == fixed['mesh.fsdp=4,mesh.tensor=4']
@@ -597,3 +620,12 @@ def test_the_mesh_of_a_slice_has_its_devices(given, data, fsdp, sharding):
     config = fitted('mlm.py', f'large,{given}')
     assert (config.mesh.data, config.mesh.fsdp, config.sharding) == (data, fsdp, sharding)
     assert config.batch_size // config.num_microbatches % (16 // config.mesh.tensor) == 0
+
+
+@pytest.mark.parametrize(
+    ('given', 'data', 'fsdp'), [('', -1, 16), ('mesh.fsdp=-1', 2, -1), ('mesh.data=4', 4, -1), ('mesh.tensor=4', -1, 4)]
+)
+def test_several_slices_are_joined_by_data(given, data, fsdp):
+    config = fitted('mlm.py', f'large,{given}', '2xv5e-16')
+    assert (config.mesh.data, config.mesh.fsdp) == (data, fsdp)
+    assert config.batch_size % (32 * config.num_microbatches) == 0

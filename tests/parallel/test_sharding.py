@@ -135,16 +135,16 @@ def test_gathered_weights_are_whole_along_the_width_and_their_gradients_are_not(
     shardings = sharding.state_shardings(weights, 'fsdp_tp', mesh)
 
     def loss(w):
-        return jnp.sum(sharding.gather_width(w)['mlp']['up']['kernel'] ** 2)
+        return jnp.sum(sharding.gather_width(w, 8)['mlp']['up']['kernel'] ** 2)
 
     with jax.set_mesh(mesh):
         placed = jax.device_put(weights, shardings)
-        gathered = jax.jit(sharding.gather_width)(placed)['mlp']['up']['kernel']
+        gathered = jax.jit(sharding.gather_width, static_argnums=1)(placed, 8)['mlp']['up']['kernel']
         grads = jax.jit(jax.grad(loss))(placed)['mlp']['up']['kernel']
     assert gathered.addressable_shards[0].data.shape[0] == 8
     assert grads.addressable_shards[0].data.shape[0] == 4
     np.testing.assert_array_equal(grads, 2 * weights['mlp']['up']['kernel'])
-    assert sharding.gather_width(weights) is weights  # outside a mesh
+    assert sharding.gather_width(weights, 8) is weights  # outside a mesh
 
 
 def test_rows_stay_split_on_a_mesh():

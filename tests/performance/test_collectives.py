@@ -160,3 +160,44 @@ def test_bytes_of_a_real_program_are_those_of_its_arrays():
     x = jax.ShapeDtypeStruct((256, 128), jnp.float32)
     compiled = jax.jit(lambda x, y: jnp.sin(x) * y + 1.0).lower(x, x).compile()
     assert collectives.accessed_bytes(compiled) == 3 * 256 * 128 * 4
+
+
+# What a TPU of two slices does to a gradient: it scatters the sum within its slice, and sends its part to the other.
+TWO_SLICES = """\
+%all-reduce-scatter (input: f32[512,256]) -> f32[128,256] {
+  %input = f32[512,256]{1,0} parameter(0)
+  %sum = f32[512,256]{1,0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3}}
+  ROOT %part = f32[128,256]{1,0} dynamic-slice(%sum, %i, %i), dynamic_slice_sizes={128,256}
+}
+
+ENTRY %main (x: f32[512,256]) -> f32[128,256] {
+  %x = f32[512,256]{1,0} parameter(0)
+  %fusion = f32[128,256]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter
+  %start = token[] after-all()
+  %send = (f32[128,256]{1,0}, u32[], token[]) send(%fusion, %start), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2
+  %recv = (f32[128,256]{1,0}, u32[], token[]) recv(%start), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %received = (f32[128,256]{1,0}, token[]) recv-done(%recv), channel_id=1
+  ROOT %result = f32[128,256]{1,0} get-tuple-element(%received), index=0
+}
+"""  # noqa: E501
+
+
+def test_what_crosses_slices_is_told_from_what_stays_within():
+    program = Program(TWO_SLICES)
+    assert collectives.describe_collectives(program) == {'reduce-scatter': (1, 512 * 256 * 4)}
+    assert collectives.between_slices(program) == {'all-reduce': (1, 128 * 256 * 4)}
+
+
+def test_a_reduce_scatter_counts_what_it_sends():
+    mesh = make_mesh(8)
+    rows, parts = PartitionSpec(None), PartitionSpec('data')
+    scatter = jax.shard_map(
+        lambda x: jax.lax.psum_scatter(x, 'data', tiled=True),
+        mesh=mesh,
+        in_specs=rows,
+        out_specs=parts,
+        check_vma=False,
+    )
+    compiled = jax.jit(scatter).lower(jax.ShapeDtypeStruct((64, 4), jnp.float32)).compile()
+    assert collectives.describe_collectives(compiled) == {'reduce-scatter': (1, 64 * 4 * 4)}

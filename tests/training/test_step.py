@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
+from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking.vocabulary import standard_vocabulary
+from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
+from mlm_jax.performance import collectives
 from mlm_jax.training import build
-from mlm_jax.training.state import create_state
+from mlm_jax.training.state import create_state, num_parameters
+from mlm_jax.training.step import jit_train_step
 
 VOCABULARY = standard_vocabulary(64)
 
@@ -96,6 +100,29 @@ def test_an_update_is_the_same_on_one_and_on_eight_devices(sgd_config, tokens, r
         assert a['masked_ratio'] == b['masked_ratio']
 
 
+def test_two_slices_of_four_devices_compute_what_one_device_does(sgd_config, tokens, reference, monkeypatch):
+    """And so what one slice of eight does, which the test above compares with one device."""
+    monkeypatch.setattr(mesh_lib, 'slice_of', lambda device: device.id % 2)
+    sgd_config.sharding = 'fsdp'
+    found = measured(sgd_config, tokens, (2, 4, 1), ['loss'])[0]
+    np.testing.assert_allclose(found['loss'], reference[1][0]['loss'], rtol=1e-5)
+
+
+def test_masks_are_the_same_bits_in_any_number_of_slices(tiny_config, tokens, monkeypatch):
+    masking = build.make_masking(config_lib.completed(tiny_config), VOCABULARY, num_rows=160)
+
+    def draw(tokens):
+        return masking.draw(jax.random.key(0), tokens, segment_ids(tokens, VOCABULARY), jnp.int32(0))
+
+    expected = jax.device_get(jax.jit(draw)(tokens))
+    for num_slices in (1, 2, 4):
+        monkeypatch.setattr(mesh_lib, 'slice_of', lambda device, n=num_slices: device.id % n)
+        mesh = make_mesh(4, 2, 1)
+        with jax.set_mesh(mesh):
+            found = jax.device_get(jax.jit(draw)(jax.device_put(tokens, batch_sharding(mesh))))
+        jax.tree.map(np.testing.assert_array_equal, expected, found)
+
+
 @pytest.mark.parametrize('masking', [dict(strategy='fully_explored'), dict(strategy='least_masked', unit='ngram')])
 def test_several_masks_of_a_text_and_masks_by_visit_are_the_same_on_any_mesh_in_any_parts(tiny_config, tokens, masking):
     tiny_config.model.num_layers = 1
@@ -126,9 +153,36 @@ def test_an_update_is_the_same_with_microbatches_of_unequal_weight(sgd_config, t
 
 def test_dropout_is_the_same_on_one_and_on_eight_devices(tiny_config, tokens):
     tiny_config.model.dropout = tiny_config.model.attention_dropout = 0.1
-    one, eight = (measured(tiny_config, tokens, shape, ['loss']) for shape in ((1, 1, 1), (8, 1, 1)))
+    tiny_config.model.num_layers, tiny_config.sharding = 1, 'fsdp'
+    one, eight = (measured(tiny_config, tokens, shape, ['loss']) for shape in ((1, 1, 1), (2, 4, 1)))
     for a, b in zip(one, eight, strict=True):
         assert a['loss'][0] == pytest.approx(b['loss'][0], rel=1e-5)
+
+
+# `fsdp` splits the table of tokens and four kernels of each of two layers. Where they are gathered by layer, gradients
+# are scattered in each of two microbatches; the compiler gathers the same weights for both at once.
+@pytest.mark.parametrize(
+    ('gather', 'expected'),
+    [
+        ('step', {'all-gather': 5, 'reduce-scatter': 5}),
+        ('layer', {'all-gather': 1 + 2 * 4, 'reduce-scatter': 1 + 2 * 2 * 4}),
+    ],
+)
+def test_gradients_are_scattered_and_the_update_is_that_of_one_device(sgd_config, tokens, reference, gather, expected):
+    sgd_config.sharding, sgd_config.num_microbatches, sgd_config.fsdp_gather = 'fsdp', 2, gather
+    run, mesh, state = started(sgd_config, (2, 4, 1))
+    with jax.set_mesh(mesh):
+        batch = jax.device_put(tokens, batch_sharding(mesh))
+        step = jit_train_step(run.train_step, state, mesh).lower(state, batch).compile()
+        for before in reference[1]:
+            state, metrics = step(state, batch)
+            assert metrics['loss'][0] == pytest.approx(before['loss'][0], rel=1e-6)
+            assert metrics['loss'][1] == before['loss'][1]
+    assert_close(reference[0], jax.device_get(state.params))
+    found = collectives.describe_collectives(step)
+    assert {name: found[name][0] for name in expected} == expected
+    # What is left: parameters that are not split, a quarter of those that are, and scalars.
+    assert found['all-reduce'][1] < 0.5 * 4 * num_parameters(state.params)
 
 
 @pytest.fixture(scope='module')
