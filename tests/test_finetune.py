@@ -43,7 +43,7 @@ def output(trained, table, tmp_path_factory):
     arguments = [
         f'--model={trained[0]}', f'--model=random:{trained[0]}', '--label=learned', '--label=random',
         f'--train_file={table / "colours.tsv"}', f'--test_file={table / "test.tsv"}', '--held_out_percent=25',
-        '--seeds=1,2', '--set=batch_size=16', '--set=epochs=6', '--set=dropout=0', '--grid=learning_rate=1e-5,2e-3',
+        '--seeds=1,2', '--set=batch_size=16', '--set=epochs=6', '--set=dropout=0', '--grid=learning_rate=1e-5,8e-3',
         '--parallel_seeds=2', f'--output={where}',
     ]  # fmt: skip
     result = programs.run('finetune', *arguments)
@@ -54,15 +54,15 @@ def output(trained, table, tmp_path_factory):
 def test_tables_pictures_and_predictions(output):
     where, _, result = output
     report = json.loads((where / 'results.json').read_text())['colours']
-    assert report['learned']['setting'] == 'learning_rate=0.002', 'the better one of the grid'
-    assert report['learned']['settings_tried'].keys() == {'learning_rate=1e-05', 'learning_rate=0.002'}
+    assert report['learned']['setting'] == 'learning_rate=0.008', 'the better one of the grid'
+    assert report['learned']['settings_tried'].keys() == {'learning_rate=1e-05', 'learning_rate=0.008'}
     values = report['learned']['splits']['validation']['accuracy']
     assert values['median'] > 0.9 and set(values['by_seed']) == {'1', '2'}
     assert 'learned − random' in (where / 'results.md').read_text() and str(where / 'results.md') in result.stdout
     assert (where / 'results.png').read_bytes().startswith(b'\x89PNG')
     assert 'examples of train held out' in result.stderr
     assert not list(where.rglob('unfinished*'))
-    seed = where / 'learned' / 'colours' / 'learning_rate=0.002' / 'seed1'
+    seed = where / 'learned' / 'colours' / 'learning_rate=0.008' / 'seed1'
     lines = [json.loads(line) for line in (seed / 'predictions_test.jsonl').read_text().splitlines()]
     assert [line['prediction'] for line in lines] == ['warm', 'cold']
     assert lines[0]['target'] is None and 0.5 <= lines[0]['probability'] <= 1
@@ -72,7 +72,7 @@ def test_tables_pictures_and_predictions(output):
 
 def test_started_again_it_runs_what_is_missing_only(output):
     where, arguments, _ = output
-    seed1, seed2 = (where / 'learned' / 'colours' / 'learning_rate=0.002' / f'seed{k}' / 'result.json' for k in (1, 2))
+    seed1, seed2 = (where / 'learned' / 'colours' / 'learning_rate=0.008' / f'seed{k}' / 'result.json' for k in (1, 2))
     before, kept = json.loads(seed2.read_text()), seed1.stat().st_mtime_ns
     seed2.unlink()
     result = programs.run('finetune', *arguments)

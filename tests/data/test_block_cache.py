@@ -6,7 +6,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import write_prepared
+from prepared_rows import write_prepared
 
 from mlm_jax.config import ConfigError
 from mlm_jax.data.block_cache import BlockCache

@@ -9,7 +9,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from conftest import write_prepared
+from prepared_rows import write_prepared
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError, mixture

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import write_prepared
+from prepared_rows import write_prepared
 
 from mlm_jax import config as config_lib
 from mlm_jax import doctor, evaluate, inspect_masks, prepare, train
