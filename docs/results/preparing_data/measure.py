@@ -1,4 +1,4 @@
-"""Times `prepare`, and the encoding of a slice beside SentencePiece: writes two tables of the data in this directory.
+"""Times `prepare`, and the encoding of a slice beside SentencePiece; and computes from that what a terabyte takes.
 
     python docs/results/preparing_data/measure.py --corpus='wiki*.jsonl' --work=runs/preparing_data --former=CHECKOUT
 
@@ -32,17 +32,19 @@ from mlm_jax.files import atomic, paths, text_files
 HERE = pathlib.Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
 VOCABULARY, LENGTH, TRAINING_MEGABYTES = 8192, 128, 5
+CORES, MACHINES = 16, (1, 8, 64)  # for which the time of a terabyte is computed
 
 
 def main() -> None:
-    """Measures, and writes the tables `time` and `sentencepiece`."""
+    """Measures, and writes the tables `time`, `sentencepiece` and `terabyte`."""
     values = flags.FLAGS
     work = pathlib.Path(values.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
     files = [file.resolve() for file in text_files.find(values.corpus)]
     environment = measured.of_this_process(('sentencepiece',))
     models = {kind: trained(kind, files, work) for kind in tokenizers.SENTENCEPIECE}
-    tables = (whole_programs(files, models['unigram'], work), beside_sentencepiece(files, models, work))
+    times = whole_programs(files, models['unigram'], work)
+    tables = (times, beside_sentencepiece(files, models, work), terabyte(times, files, work / 'rows'))
     stored = experiment.read(HERE)
     others = [table for table in stored.tables if table.name not in {table.name for table in tables}]
     experiment.write(dataclasses.replace(stored, tables=(*tables, *others), **environment), HERE)
@@ -76,6 +78,28 @@ def whole_programs(files: Sequence[pathlib.Path], model: pathlib.Path, work: pat
     return Table(
         'time', f'From the first of {megabytes:.0f} MB to the manifest, without training.', columns, tuple(rows)
     )
+
+
+def terabyte(times: Table, files: Sequence[pathlib.Path], rows: pathlib.Path) -> Table:
+    """What 1 TB of text takes, computed from the seconds of processors with two workers and from the rows that remain.
+
+    The tokenizer is given, the cores are as fast as these, and neither disk nor network holds them up: the last columns
+    say how fast these have to be.
+    """
+    num_bytes = sum(file.stat().st_size for file in files)
+    (seconds,) = (row.values[2] for row in times.rows if row.name == 'now, 2 workers')
+    core_hours = 1e12 / num_bytes * seconds / 3600
+    share = sum(file.stat().st_size for file in rows.glob('*.npy')) / num_bytes
+    lines = []
+    for machines in MACHINES:
+        hours = core_hours / CORES / machines
+        read = 1e6 / hours / 3600 / machines  # MB per second and machine
+        lines.append(Row(f'{machines} machine{"s" * (machines > 1)}', (hours, core_hours, share, read, share * read)))
+    columns = (
+        Column('time', 'hours', '.2f'), Column('cores', 'core-hours', '.0f'), Column('rows on the disk', 'TB', '.2f'),
+        Column('read by each machine', 'MB/s', '.0f'), Column('written by each machine', 'MB/s', '.0f'),
+    )  # fmt: skip
+    return Table('terabyte', f'1 TB of text on machines of {CORES} cores: computed, not run.', columns, tuple(lines))
 
 
 def program(
