@@ -96,7 +96,7 @@ def terabyte(times: Table, files: Sequence[pathlib.Path], rows: pathlib.Path) ->
         read = 1e6 / hours / 3600 / machines  # MB per second and machine
         lines.append(Row(f'{machines} machine{"s" * (machines > 1)}', (hours, core_hours, share, read, share * read)))
     columns = (
-        Column('time', 'hours', '.2f'), Column('cores', 'core-hours', '.0f'), Column('rows on the disk', 'TB', '.2f'),
+        Column('time', 'hours', '.3f'), Column('cores', 'core-hours', '.0f'), Column('rows on the disk', 'TB', '.2f'),
         Column('read by each machine', 'MB/s', '.0f'), Column('written by each machine', 'MB/s', '.0f'),
     )  # fmt: skip
     return Table('terabyte', f'1 TB of text on machines of {CORES} cores: computed, not run.', columns, tuple(lines))
