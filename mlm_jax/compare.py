@@ -354,7 +354,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string('then', [], then.HELP)
     paths.define_flag(
         'data', [], 'Where tasks of --then=finetune lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.',
-        multiple=True,
+        multiple=True, takes_buckets=True,
     )  # fmt: skip
     paths.define_flag('output', None, 'Directory for the runs and the report.', 'directory')
     runtime.define_distributed_flags()

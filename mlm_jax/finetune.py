@@ -119,15 +119,21 @@ def define_flags() -> None:
     flags.DEFINE_multi_string('label', [], 'Name of a model, repeated in their order; made up unless given.')
     flags.DEFINE_list('tasks', [], 'Suites, or tasks of suites: glue, glue/sst2, …')
     paths.define_flag(
-        'data', [], 'Where they lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.', multiple=True
+        'data',
+        [],
+        'Where they lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.',
+        multiple=True,
+        takes_buckets=True,
     )
     flags.DEFINE_list('seeds', ['1', '2', '3'], 'Of heads, orders of rows and dropout.')
     flags.DEFINE_multi_string('set', [], 'KEY=VALUE of the recipe, for all tasks; may be repeated.')
     flags.DEFINE_multi_string('grid', [], 'KEY=VALUE,VALUE,…: each is tried; with several, every combination.')
     flags.DEFINE_integer('parallel_seeds', None, 'Seeds side by side; all on accelerators, 1 on a CPU.', lower_bound=1)
-    paths.define_flag('train_file', '', 'A task of your own: TSV, CSV or JSON lines.', 'file')
-    paths.define_flag('validation_file', '', 'Its validation split; else a part of --train_file.', 'file')
-    paths.define_flag('test_file', '', 'Its test split, with targets or without.', 'file')
+    paths.define_flag('train_file', '', 'A task of your own: TSV, CSV or JSON lines.', 'file', takes_buckets=True)
+    paths.define_flag(
+        'validation_file', '', 'Its validation split; else a part of --train_file.', 'file', takes_buckets=True
+    )
+    paths.define_flag('test_file', '', 'Its test split, with targets or without.', 'file', takes_buckets=True)
     flags.DEFINE_string('task_name', '', 'Its name; that of the file unless given.')
     flags.DEFINE_enum('kind', 'classification', list(custom.METRICS), 'What is to be predicted.')
     flags.DEFINE_list('text_columns', ['text'], 'One column of text, or two.')

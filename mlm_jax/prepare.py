@@ -17,6 +17,8 @@ directory. A directory holds
     train-00000-of-00012.npy, …       packed rows, uint16 or uint32 [rows, T]
     validation-00000-of-00001.npy
     .prepare/                         temporary files; exists only until the preparation is finished
+
+The corpus and the directory may lie in buckets (gs://, s3://: extras `gcs`, `s3`).
 """
 
 import contextlib
@@ -26,7 +28,6 @@ import os
 import pathlib
 import re
 import shlex
-import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ from mlm_jax.data import (
     workers,
 )  # fmt: skip
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.files import atomic
+from mlm_jax.files import atomic, buckets
 
 _INTERRUPTED = 130  # by convention, the exit status of a program that was interrupted by Ctrl-C
 
@@ -147,7 +148,7 @@ def run(
     if config.data.smiles_copies:
         molecules.parse('C')  # fails here if RDKit is missing, before the tokenizer is trained
     alone = mixture.single(config.data.directory, 'prepare writes one at a time: name one of them')
-    directory = pathlib.Path(alone).expanduser()
+    directory = buckets.path(alone).expanduser()
     working = directory / claim.WORKING_DIRECTORY
     scratch = working / f'task-{task.index}-of-{task.count}' if task else working
     place = _Place(directory, working, scratch, num_workers or workers.num_cores())
@@ -188,7 +189,7 @@ def _prepare(config: ml_collections.ConfigDict, place: _Place, intent: dict) -> 
     masking_tables.write_missing(config.masking, place.directory, manifest, place.working, counts)
     manifest = dataclasses.replace(manifest, tables_sha256=atomic.sha256(place.directory / masking_tables.FILE))
     manifest_lib.save(manifest, place.directory, place.working)
-    shutil.rmtree(place.working)
+    buckets.remove_tree(place.working)
     print(f'prepared   {place.directory}: {manifest_lib.in_words(manifest)}')
     _print_words(config, place.directory, manifest)
     return manifest
@@ -202,7 +203,8 @@ def _begin(config: ml_collections.ConfigDict, place: _Place) -> corpora.Corpus:
         tokenizer_making.make(config, corpus, place.tokenizer, place.num_workers)
     except config_lib.ConfigError:
         if not place.tokenizer.exists():
-            shutil.rmtree(place.working)  # no permanent file depends on the settings yet, so the user may change them
+            # No permanent file depends on the settings yet, so the user may change them.
+            buckets.remove_tree(place.working)
         raise
     return corpus
 
@@ -219,7 +221,7 @@ def _discarding(config: ml_collections.ConfigDict, place: _Place) -> Iterator[No
         model = config.tokenizer.model
         is_trained = model in tokenizers.TRAINED or model.startswith(tokenizers.EXTEND)
         if not is_trained and not any(place.directory.glob('*.npy')):
-            shutil.rmtree(place.working)
+            buckets.remove_tree(place.working)
             place.tokenizer.unlink(missing_ok=True)
         raise
 
@@ -304,7 +306,7 @@ def _bring_up_to_date(config: ml_collections.ConfigDict, place: _Place, intent: 
     if manifest.tokenizer not in findings.wrong:
         tokenizer_making.refuse_other(config, directory / manifest.tokenizer)
     # A run that was killed after writing the manifest, or during a repair, leaves this directory.
-    shutil.rmtree(place.working, ignore_errors=True)
+    buckets.remove_tree(place.working, ignore_errors=True)
     if findings.wrong:
         for name, clause in findings.wrong.items():
             print(f'damaged    {name} {clause}; it is made again')
@@ -353,7 +355,7 @@ def _repair(config: ml_collections.ConfigDict, place: _Place, manifest: manifest
                 + ''.join(f'{line}\n' for line in changes)
                 + f'Delete {place.directory} and run this again'
             )
-        shutil.rmtree(place.working)
+        buckets.remove_tree(place.working)
     if manifest.tables in wrong:
         (place.directory / manifest.tables).unlink(missing_ok=True)
 

@@ -12,7 +12,6 @@ mlm_jax/config/defaults.py lists them.
 
 import contextlib
 import pathlib
-import shutil
 import sys
 import time
 
@@ -25,7 +24,7 @@ from mlm_jax.config import command_line, step_flops
 from mlm_jax.config.checks import remarks
 from mlm_jax.data import prepared_data, verification
 from mlm_jax.data.rows import Batches, Prefetcher
-from mlm_jax.files import paths
+from mlm_jax.files import buckets, paths
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.performance import memory, peaks
 from mlm_jax.pretrained import warm_start
@@ -99,7 +98,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
         if is_leader:
             workdir_lib.write_config(workdir, config)
             workdir_lib.write_environment(workdir)
-            shutil.copy(data.tokenizer, workdir / 'tokenizer.model')
+            buckets.copy_here(data.tokenizer, workdir / 'tokenizer.model')
         shape = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
         log.note(f'{jax.device_count()} × {mesh.devices.flat[0].device_kind} (mesh: {shape})')
         log.note(

@@ -44,10 +44,13 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from fsspec.implementations import memory  # noqa: E402
+from fsspec.registry import _registry  # noqa: E402
 from prepared_rows import write_prepared  # noqa: E402
 
 from mlm_jax import config as config_lib  # noqa: E402
 from mlm_jax import prepare, train  # noqa: E402
+from mlm_jax.files import buckets  # noqa: E402
 from mlm_jax.parallel.mesh import make_mesh  # noqa: E402
 from mlm_jax.pretrained import loading  # noqa: E402
 
@@ -192,6 +195,25 @@ def prepare_animals(root: pathlib.Path) -> None:
         config.vocab_size = int(str(error).split('largest possible value is ')[1].split('.')[0])
         prepare.run(config, num_workers=1)
     (root / 'config.json').write_text(config_lib.to_json(config))
+
+
+class Bucket(memory.MemoryFileSystem):
+    """What gcsfs would show of Google Cloud Storage, in memory; `requests` are the ranges of bytes that were read."""
+
+    protocol, cachable = 'gs', False
+    requests: list[tuple[str, int | None, int | None]]
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        self.requests.append((path, start, end))
+        return super().cat_file(path, start, end, **kwargs)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """gs://bucket, empty, and the ranges of bytes that are read of it: (path, requests)."""
+    kind = type('Bucket', (Bucket,), {'store': {}, 'pseudo_dirs': [''], 'requests': []})
+    monkeypatch.setitem(_registry, 'gs', kind)
+    return buckets.path('gs://bucket'), kind.requests
 
 
 @pytest.fixture(scope='session')

@@ -45,7 +45,8 @@ PAGES = (
 FOLLOWED_ELSEWHERE = ('docs/objectives.md',)
 # Those of peer and tpu take half a minute; tests/performance/ and tests/parallel/test_tpu_compile.py run the same.
 NEEDS = (
-    'TPU', 'GPU', 'a download', 'a cluster', 'two minutes', 'the extra peer', 'the extra measure', 'the extra tpu',
+    'TPU', 'GPU', 'a download', 'a cluster', 'a bucket', 'two minutes', 'the extra peer', 'the extra measure',
+    'the extra tpu',
 )  # fmt: skip
 # `needs: the extra NAME` is skipped only where one of these modules is missing.
 EXTRAS = {

@@ -165,7 +165,7 @@ def _checked(measure: Measure) -> Measure:
     if len(arguments) < takes:
         raise ConfigError('--then=blimp needs the directory of its *.jsonl files, as in blimp:data/blimp')
     for directory in arguments:
-        paths.check_local(directory)
+        paths.check_local_or_bucket(directory)
         paths.check_kind(directory, 'directory')
     return measure
 

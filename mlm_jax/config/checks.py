@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ml_collections
@@ -53,6 +53,10 @@ CHOICES: dict[str, Collection[str]] = {
 PATH_KEYS = (
     'data.directory', 'data.corpus', 'data.validation_corpus', 'tokenizer.model', 'init_from', 'masking.token_weights',
     'evaluation.blimp', 'compilation_cache',
+)  # fmt: skip
+_BUCKET_KEYS = (  # those of PATH_KEYS whose paths may lie in a bucket
+    'data.directory', 'data.corpus', 'data.validation_corpus', 'tokenizer.model', 'masking.token_weights',
+    'evaluation.blimp',
 )  # fmt: skip
 _DIRECTORY_KEYS = ('data.directory', 'evaluation.blimp')  # the ones among PATH_KEYS that must be directories
 
@@ -303,12 +307,19 @@ def _path_problems(config: ml_collections.ConfigDict) -> list[str]:
     for key in PATH_KEYS:
         path = get(config, key)
         try:
-            (paths.check_compilation_cache if key == 'compilation_cache' else paths.check_local)(path)
+            _check_of(key)(path)
             if path and key in _DIRECTORY_KEYS and not (key == 'data.directory' and mixture.is_mixture(path)):
                 paths.check_kind(path, 'directory')
         except ConfigError as error:
             found.append(f'{key}={path}: {error}')
     return found
+
+
+def _check_of(key: str) -> Callable[[str], None]:
+    """The check of where the path under a key lies."""
+    if key == 'compilation_cache':
+        return paths.check_compilation_cache
+    return paths.check_local_or_bucket if key in _BUCKET_KEYS else paths.check_local
 
 
 def _mixture_problems(c: ml_collections.ConfigDict) -> list[str]:

@@ -55,8 +55,9 @@ def default_config() -> ml_collections.ConfigDict:
     # τ of a mixture without weights: the share of a directory of n rows is proportional to n^(1/τ). 1: by size; 5 is
     # usual for many languages (arXiv 1907.05019); the larger τ, the more even the shares.
     d.mixture_temperature = 1.0
-    # How rows are read, for disks on which each read takes long (data/orders.py): 0 reads row by row, in a permutation
-    # of all rows; n reads blocks of n KiB or somewhat more, such as 256, and mixes the rows of `window_blocks` blocks.
+    # How rows are read, for disks on which each read takes long, and for buckets, which need it (data/orders.py): 0
+    # reads row by row, in a permutation of all rows; n reads blocks of n KiB or somewhat more, such as 256, and mixes
+    # the rows of `window_blocks` blocks.
     d.block_kib = 0
     d.window_blocks = 256
     d.corpus = 'demo'  # demo | tfds:NAME | KIND:GLOB of kind text, lines, files, jsonl, csv, parquet, arrow or smi

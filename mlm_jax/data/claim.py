@@ -17,7 +17,7 @@ import ml_collections
 
 from mlm_jax import config as config_lib
 from mlm_jax.data import sources
-from mlm_jax.files import atomic, sealed
+from mlm_jax.files import atomic, buckets, sealed
 from mlm_jax.files.errors import ConfigError
 
 WORKING_DIRECTORY = '.prepare'
@@ -131,7 +131,7 @@ def refuse(directory: pathlib.Path, changed: list[str]) -> None:
 def locked(directory: pathlib.Path, shared: bool = False) -> Iterator[None]:
     """Locks the directory against a second `prepare`; the lock is released when this process ends, even if killed.
 
-    On file systems without locks, nothing is locked: two at once then do some work twice.
+    On file systems without locks, and in buckets, nothing is locked: two at once then do some work twice.
 
     Args:
       directory: the directory.
@@ -140,6 +140,9 @@ def locked(directory: pathlib.Path, shared: bool = False) -> Iterator[None]:
     Raises:
       ConfigError: if another process holds the lock.
     """
+    if buckets.is_bucket(directory):
+        yield
+        return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -15,7 +15,7 @@
 
 Text files may be compressed (gzip, xz, bzip2, zstandard) or encoded in UTF-16 with a byte order mark; the first bytes
 of a file determine its format (`streams.py`). If a file of exactly the given name exists, the name is not read as a
-glob.
+glob. Files may lie in a bucket, as in jsonl:gs://BUCKET/corpus/*.jsonl (`files/buckets.py`).
 
 Held-out text comes from `data.validation_corpus` if that is given. Otherwise it is the validation split of a TFDS data
 set. From other corpora, `data.validation_percent` of the documents are held out: those whose text has a low hash, so

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlm_jax.data import held_out, molecules, packing, reading, sampling, shards, slices, tokenizers, workers
-from mlm_jax.files import atomic, sealed
+from mlm_jax.files import atomic, buckets, sealed
 
 PIECE_BYTES = 16 << 20  # bytes of text whose tokens are packed together
 _BATCH_BYTES = 4 << 20  # bytes of text that are encoded at a time
@@ -73,7 +73,7 @@ class _Encoding(workers.Job):
     @property
     def record_path(self) -> pathlib.Path:
         """The record of the job."""
-        return pathlib.Path(self.output.working) / f'{self.name}.json'
+        return buckets.path(self.output.working) / f'{self.name}.json'
 
     @property
     def shard(self) -> str:
@@ -83,13 +83,13 @@ class _Encoding(workers.Job):
     @property
     def histogram_path(self) -> pathlib.Path:
         """The file that says how often each id occurs in the rows."""
-        return pathlib.Path(self.output.working) / f'{self.shard}.histogram.npy'
+        return buckets.path(self.output.working) / f'{self.shard}.histogram.npy'
 
     @property
     def files(self) -> dict[str, pathlib.Path]:
         """The files of rows and their histogram."""
         return {
-            self.shard: pathlib.Path(self.output.directory) / self.shard,
+            self.shard: buckets.path(self.output.directory) / self.shard,
             self.histogram_path.name: self.histogram_path,
         }
 
@@ -99,16 +99,17 @@ class _Encoding(workers.Job):
 
     def histogram(self) -> np.ndarray:
         """int[V]: how often each id occurs in the rows, special ids included."""
-        return np.load(self.histogram_path)
+        with self.histogram_path.open('rb') as file:
+            return np.load(file)
 
     def _finish(self, content: dict[str, Any]) -> None:
         """Writes the record."""
         stamped = {**content, 'tokenizer_sha256': self.output.tokenizer_sha256}
-        self.write_record(stamped, pathlib.Path(self.output.scratch))
+        self.write_record(stamped, buckets.path(self.output.scratch))
 
     def _write_rows(self, blocks: Iterator[np.ndarray]) -> dict[str, int]:
         """Writes rows and their histogram; returns the numbers of rows and of tokens that are not padding."""
-        vocabulary, scratch = self.output.load_tokenizer().vocabulary, pathlib.Path(self.output.scratch)
+        vocabulary, scratch = self.output.load_tokenizer().vocabulary, buckets.path(self.output.scratch)
         times = np.zeros(vocabulary.size, np.int64)
 
         def counted() -> Iterator[np.ndarray]:
@@ -184,14 +185,14 @@ class SliceJob(_Encoding):
         """Reads, tokenizes, packs and writes one slice; returns the size of its text."""
         known = sampling.known_states(self.record_path)
         if self.split == 'train':
-            known = known or sampling.states_of_sample(pathlib.Path(self.output.working), self.index, self.slice)
+            known = known or sampling.states_of_sample(buckets.path(self.output.working), self.index, self.slice)
         read = reading.Reading(self.slice, self.threshold, known)
         tokenizer = self.output.load_tokenizer()
         texts = {
             'train': _Encoder(tokenizer, read.repairs['train'], self.smiles_copies),
             'validation': _Encoder(tokenizer, read.repairs['validation'], has_hashes=True),
         }
-        scratch = pathlib.Path(self.output.scratch)
+        scratch = buckets.path(self.output.scratch)
         runs: list[list[int]] = []
         with contextlib.ExitStack() as stack:
             file = None
@@ -295,7 +296,7 @@ def num_held_out_shards(num_bytes: int) -> int:
 
 def held_out_path(output: Output, split: str, index: int, count: int) -> pathlib.Path:
     """The file of the held-out documents of a slice, beside the record of its job."""
-    return pathlib.Path(output.working) / f'{_slice_name(split, index, count)}.held_out'
+    return buckets.path(output.working) / f'{_slice_name(split, index, count)}.held_out'
 
 
 def _slice_name(split: str, index: int, count: int) -> str:

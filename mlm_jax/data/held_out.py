@@ -34,7 +34,7 @@ def read(
     """The hashes in low … high − 1, and the tokens of their documents; both in the order of the file."""
     hashes: list[int] = []
     documents: list[np.ndarray] = []
-    with open(path, 'rb') as file:
+    with path.open('rb') as file:
         start = 0
         for count, num_tokens in runs:
             file.seek(start)

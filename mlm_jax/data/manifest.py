@@ -7,7 +7,7 @@ import re
 import typing
 from typing import Any
 
-from mlm_jax.files import atomic, paths, sealed
+from mlm_jax.files import atomic, buckets, paths, sealed
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
@@ -122,8 +122,8 @@ def load(directory: str | pathlib.Path) -> Manifest:
       ConfigError: if there is no manifest, because nothing has been prepared or `prepare` has not finished; or if the
         manifest is not valid.
     """
-    paths.check_local(str(directory))
-    path = pathlib.Path(directory).expanduser() / FILE
+    paths.check_local_or_bucket(str(directory))
+    path = buckets.path(directory).expanduser() / FILE
     try:
         stored = sealed.parse(path.read_bytes())
         stated = stored.pop(sealed.KEY, None)  # earlier versions wrote no checksum

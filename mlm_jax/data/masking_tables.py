@@ -20,7 +20,7 @@ import numpy as np
 from mlm_jax.data import collocations, shards, tokenizers
 from mlm_jax.data import word_marks as words
 from mlm_jax.data.manifest import Manifest
-from mlm_jax.files import atomic
+from mlm_jax.files import atomic, buckets
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.registry import STRATEGIES, UNITS, largest_ratio
 from mlm_jax.masking.tables import NEXT_STARTS, STARTS, Tables, find_word_starts
@@ -169,7 +169,7 @@ def load(masking: ml_collections.ConfigDict, directory: str | pathlib.Path, mani
     Raises:
       ConfigError: if a table is missing or cannot be used; the message says what to do.
     """
-    return load_mixture(masking, [(pathlib.Path(directory).expanduser(), manifest)], [1.0])
+    return load_mixture(masking, [(buckets.path(directory).expanduser(), manifest)], [1.0])
 
 
 def load_mixture(
@@ -273,7 +273,7 @@ def _weights(name: str, arrays: dict[str, np.ndarray], vocab_size: int) -> np.nd
     if name == 'frequency':
         return (1 / np.sqrt(arrays['counts'] + 1.0)).astype(np.float32)
     try:
-        weights = np.load(pathlib.Path(name).expanduser(), allow_pickle=False)
+        weights = np.load(io.BytesIO(buckets.path(name).expanduser().read_bytes()), allow_pickle=False)
         if not isinstance(weights, np.ndarray) or weights.dtype.kind not in 'fiu':
             raise ValueError('it does not hold an array of numbers')
     except _DAMAGED as error:

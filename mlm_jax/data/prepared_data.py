@@ -16,6 +16,7 @@ from mlm_jax.data.manifest import Manifest
 from mlm_jax.data.orders import BlockPermutation, Order, Permutation
 from mlm_jax.data.rows import RowSource, SpanRows
 from mlm_jax.data.shards import Shards
+from mlm_jax.files import buckets
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.tables import Tables
 from mlm_jax.masking.vocabulary import Vocabulary
@@ -210,7 +211,7 @@ def load(data: ml_collections.ConfigDict) -> PreparedData:
     """
     named = mixture.parse(data.directory)
     found = [
-        Source(source.name, pathlib.Path(source.directory).expanduser(), manifest_lib.load(source.directory))
+        Source(source.name, buckets.path(source.directory).expanduser(), manifest_lib.load(source.directory))
         for source in named
     ]
     if len(found) == 1:
@@ -234,6 +235,12 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
     """
     config_lib.check(config)  # before the data, which a wrong configuration may not name
     data = load(config.data)
+    for source in data.sources:
+        if buckets.is_bucket(source.directory) and not config.data.block_kib:
+            raise ConfigError(
+                f'{source.directory} lies in a bucket, where each single row would be a request: set '
+                'data.block_kib=256, with which rows are read in blocks of 256 KiB'
+            )
     resolved = config_lib.resolve(config, data)
     for source in data.sources:
         verification.check_tokenizer(source.directory, source.manifest)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlm_jax.data import corpora, reading, slices, sources, workers
-from mlm_jax.files import atomic, sealed
+from mlm_jax.files import atomic, buckets, sealed
 
 MAX_SLICES = 256  # from so many places of the corpus, text is taken
 
@@ -42,12 +42,12 @@ class Job(workers.Job):
     @property
     def record_path(self) -> pathlib.Path:
         """The record of the job."""
-        return record_path(pathlib.Path(self.working), self.index)
+        return record_path(buckets.path(self.working), self.index)
 
     @property
     def path(self) -> pathlib.Path:
         """The file of texts."""
-        return pathlib.Path(self.working) / self.name
+        return buckets.path(self.working) / self.name
 
     @property
     def files(self) -> dict[str, pathlib.Path]:
@@ -71,12 +71,12 @@ class Job(workers.Job):
             'repairs': read.repairs['train'] + read.repairs['validation'],
             'states': read.states,
         }
-        self.write_record(record, pathlib.Path(self.working))
+        self.write_record(record, buckets.path(self.working))
         return size
 
     def texts(self) -> Iterator[str]:
         """The texts, those of the lowest hashes first."""
-        with open(self.path, encoding='utf-8', newline='\n') as file:
+        with self.path.open(encoding='utf-8', newline='\n') as file:
             yield from map(json.loads, file)
 
 

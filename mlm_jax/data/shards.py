@@ -1,4 +1,4 @@
-"""Packed rows on disk: `.npy` files of [rows, T], read through memory maps.
+"""Packed rows: `.npy` files of [rows, T], read through memory maps, or from a bucket by ranges of bytes.
 
 ArrayRecord, in which TFDS stores the texts, is slower. Reading 256 random rows of T = 128 (2 cores, median of 10–50
 reads, pages cached) took
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.files import atomic
+from mlm_jax.files import atomic, buckets
 from mlm_jax.files.errors import ConfigError
 
 _THREADS = 16  # that look at files
@@ -95,7 +95,7 @@ def layout(path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> tuple
       The offset of the rows in bytes, and what is wrong as a clause such as 'is missing', or ''.
     """
     try:
-        with open(path, 'rb') as file:
+        with path.open('rb') as file:
             start, size = file.read(256), file.seek(0, 2)
     except FileNotFoundError:
         return (
@@ -117,6 +117,31 @@ def layout(path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> tuple
     if size != expected:
         return 0, f'has {size:,} bytes instead of {expected:,}: it was truncated, or something was appended'
     return header.end(), ''
+
+
+class _Remote:
+    """The rows of a file in a bucket, indexed as its memory map would be; each run of consecutive rows is a request."""
+
+    def __init__(self, path: buckets.BucketPath, dtype: np.dtype, offset: int, shape: tuple[int, int]):
+        self._path, self._dtype, self._offset, self._shape = path, dtype, offset, shape
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
+        numbers = np.arange(*which.indices(len(self))) if isinstance(which, slice) else which
+        if not len(numbers):
+            return np.empty((0, self._shape[1]), self._dtype)
+        numbers, place_N = np.unique(numbers, return_inverse=True)
+        begins = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
+        ends = np.append(begins[1:], len(numbers)) - 1
+        row_bytes = self._shape[1] * self._dtype.itemsize
+        ranges = [
+            (self._offset + int(numbers[begin]) * row_bytes, self._offset + int(numbers[end] + 1) * row_bytes)
+            for begin, end in zip(begins, ends, strict=True)
+        ]
+        rows = np.frombuffer(b''.join(self._path.read_ranges(ranges)), self._dtype)
+        return rows.reshape(-1, self._shape[1])[place_N]
 
 
 class Shards:
@@ -148,7 +173,7 @@ class Shards:
           ConfigError: if nothing has been prepared in the directory, there is no such split, or the size, shape or
             dtype of a file differs from the manifest.
         """
-        directory = pathlib.Path(directory).expanduser()
+        directory = buckets.path(directory).expanduser()
         manifest = manifest or manifest_lib.load(directory)
         shards = manifest.split(split).shards
         self.sequence_length = manifest.sequence_length
@@ -157,7 +182,7 @@ class Shards:
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # on a network file system, each may take long
             list(pool.map(self._offset, range(len(shards))))
         self._ends = np.cumsum([shard.rows for shard in shards])
-        self._maps: dict[int, np.ndarray] = {}
+        self._maps: dict[int, np.ndarray | _Remote] = {}
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -189,7 +214,8 @@ class Shards:
             chosen = shard_n == shard
             mapped = self._open(int(shard))
             first = self._ends[shard] - len(mapped)
-            rows[chosen] = self._checked(int(shard), mapped[indices[chosen] - first], indices[chosen] - first)
+            numbers = indices[chosen] - first
+            rows[chosen] = self._checked(int(shard), self._some(int(shard), numbers), numbers)
         return rows
 
     def read_span(self, first: int, stop: int) -> np.ndarray:
@@ -219,6 +245,9 @@ class Shards:
     def _read_into(self, shard: int, start: int, rows: np.ndarray) -> None:
         """Fills `rows` with rows of one file, from its row `start` on."""
         mapped = self._open(shard)
+        if isinstance(mapped, _Remote):
+            rows[:] = self._some(shard, slice(start, start + len(rows)))
+            return
         assert isinstance(mapped, np.memmap)  # only files without rows are not mapped
         left = memoryview(rows.data).cast('B')
         try:
@@ -235,7 +264,7 @@ class Shards:
     def blocks(self, max_rows: int | None = None) -> Iterator[np.ndarray]:
         """Yields all rows, or the first `max_rows` of each shard, one shard at a time: uint16 or uint32 [R, T]."""
         for shard in range(len(self._shards)):
-            mapped = self._open(shard)[:max_rows]
+            mapped = self._some(shard, slice(max_rows))
             yield self._checked(shard, mapped, np.arange(len(mapped)))
 
     def _checked(self, shard: int, rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -255,7 +284,14 @@ class Shards:
             raise self._damaged(shard, f'holds only padding in row {numbers[empty[0]]}')
         return rows
 
-    def _open(self, shard: int) -> np.ndarray:
+    def _some(self, shard: int, which: np.ndarray | slice) -> np.ndarray:
+        """[n, T]: some rows of one file."""
+        try:
+            return self._open(shard)[which]
+        except OSError as error:  # of a bucket
+            raise self._damaged(shard, f'cannot be read: {error.strerror or error}') from error
+
+    def _open(self, shard: int) -> np.ndarray | _Remote:
         if shard not in self._maps:
             name, count, known = (getattr(self._shards[shard], key) for key in ('file', 'rows', 'sha256'))
             path, offset, shape = self._directory / name, self._offset(shard), (count, self.sequence_length)
@@ -263,7 +299,13 @@ class Shards:
                 if self._verify and known and atomic.sha256(path) != known:
                     raise self._damaged(shard, manifest_lib.CHANGED)
                 dtype = self._dtype.newbyteorder('<')
-                mapped = np.memmap(path, dtype, 'r', offset, shape) if count else np.empty(shape, self._dtype)
+                mapped: np.ndarray | _Remote
+                if not count:
+                    mapped = np.empty(shape, self._dtype)
+                elif isinstance(path, buckets.BucketPath):
+                    mapped = _Remote(path, dtype, offset, shape)
+                else:
+                    mapped = np.memmap(path, dtype, 'r', offset, shape)
             except OSError as error:  # the file existed when its header was read
                 raise self._damaged(shard, error.strerror or str(error)) from error
             self._maps[shard] = mapped

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from mlm_jax.data import tfds_sets
-from mlm_jax.files import columnar, text_files
+from mlm_jax.files import buckets, columnar, text_files
 from mlm_jax.files.errors import ConfigError
 
 SLICE_BYTES = 16 << 20  # ~4 million tokens, about a second of work
@@ -79,7 +79,7 @@ class Slice:
         if part.examples:
             start, stop = text_files.bounds(part.examples.count, part.index, part.count)
             return part.examples.read(self.text_key, start, stop)
-        return text_files.read(pathlib.Path(part.path), self.kind, self.text_key, part.index, part.count)
+        return text_files.read(buckets.path(part.path), self.kind, self.text_key, part.index, part.count)
 
 
 def divide_files(

@@ -3,18 +3,18 @@
 The size of a file would not change when a word is replaced, and its time stamp would change when it is copied, so
 checksums identify a file: one SHA-256 for each part (`slices.py`), all of which together cover the file. The job that
 reads a part also computes its checksum, so the work is shared by all processes and machines, and notes the inode and
-time stamps of the file. When a preparation resumes, files that still have the same inode and time stamps are not read
-again; parts of other files are, if they have been read before. For a finished directory, all files are read again.
+time stamps of the file, or in a bucket its generation or ETag. When a preparation resumes, files of which these are
+still the same are not read again; parts of other files are, if they have been read before. For a finished directory,
+all files are read again.
 """
 
 import concurrent.futures
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlm_jax.data import corpora, slices
-from mlm_jax.files import atomic, progress, text_files
+from mlm_jax.files import atomic, buckets, progress, text_files
 from mlm_jax.files.errors import ConfigError
 
 
@@ -113,19 +113,25 @@ def _parts(file: str, state: Any) -> Iterator[tuple[slices.Part, str]]:
 
 def _sha256(part: slices.Part) -> str:
     try:
-        return atomic.sha256(pathlib.Path(part.path), *part.range)
+        return atomic.sha256(buckets.path(part.path), *part.range)
     except OSError as error:
         raise ConfigError(f'cannot read {part.path}: {error.strerror or error}') from error
 
 
-def _stamp(part: slices.Part) -> list[int]:
+def _stamp(part: slices.Part) -> list[Any]:
+    path = buckets.path(part.path)
     try:
-        status = os.stat(part.path)
+        if isinstance(path, buckets.BucketPath):
+            size, identity = path.identity()
+            stamp: list[Any] = [identity]
+        else:
+            status = os.stat(path)
+            size, stamp = status.st_size, [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
     except OSError as error:
         raise ConfigError(f'cannot read {part.path}: {error.strerror or error}') from error
-    if status.st_size != part.bytes:
+    if size != part.bytes:
         raise _changed(part)
-    return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+    return stamp
 
 
 def _changed(part: slices.Part) -> ConfigError:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import ml_collections
 
 from mlm_jax.data import claim, corpora, sampling, tokenizers
-from mlm_jax.files import atomic
+from mlm_jax.files import atomic, buckets
 from mlm_jax.files.errors import ConfigError
 
 FILE = 'tokenizer.model'  # in a prepared directory, whatever its format
@@ -76,7 +76,7 @@ def _new(
 def refuse_other(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     """Raises ConfigError if `tokenizer.model` now names another tokenizer than that of this directory."""
     model = config.tokenizer.model
-    given = pathlib.Path(model.removeprefix(tokenizers.EXTEND)).expanduser()
+    given = buckets.path(model.removeprefix(tokenizers.EXTEND)).expanduser()
     if model in tokenizers.TRAINED or not given.exists():  # the copy in the directory is sufficient
         return
     ours, theirs = tokenizers.Tokenizer.from_file(path), tokenizers.Tokenizer.from_file(given)

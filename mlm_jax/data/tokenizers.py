@@ -23,7 +23,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from mlm_jax.data import offsets, residues, smiles
 from mlm_jax.data.tokenizer_json import JSONTokenizer, looks_like_json
-from mlm_jax.files import git_lfs
+from mlm_jax.files import buckets, git_lfs
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
@@ -97,7 +97,7 @@ class Tokenizer:
           ImportError: for a tokenizer.json or vocab.txt without the extra `huggingface`.
         """
         try:
-            model = pathlib.Path(path).expanduser().read_bytes()
+            model = buckets.path(path).expanduser().read_bytes()
         except OSError as error:
             raise ConfigError(
                 f'cannot read the tokenizer {path}: {error.strerror}. Set tokenizer.model to '

@@ -196,7 +196,7 @@ def _difference(path: pathlib.Path, sha256: str, pause: Callable[[float], bool] 
     """What is wrong with a file compared with its checksum; '' if nothing is, or if `pause` returned False."""
     digest, start = hashlib.sha256(), time.perf_counter()
     try:
-        with open(path, 'rb') as file:
+        with path.open('rb') as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 if pause:

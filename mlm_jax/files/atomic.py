@@ -1,13 +1,16 @@
-"""Writes files so that each one appears complete or not at all, even when the program is killed."""
+"""Writes files and objects so that each one appears complete or not at all, even when the program is killed."""
 
 import contextlib
 import hashlib
+import io
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
+
+from mlm_jax.files.buckets import BucketPath
 
 _CHUNK_BYTES = 1 << 20
 
@@ -21,8 +24,14 @@ def opened(path: pathlib.Path, scratch: pathlib.Path | None = None) -> Iterator[
     Args:
       path: the file; an existing file of that name is replaced.
       scratch: the directory of the temporary file, on the same disk as `path`; by default the directory of `path`.
-        When the program is killed, the temporary file stays there until `remove_leftovers` deletes it.
+        When the program is killed, the temporary file stays there until `remove_leftovers` deletes it. The content
+        of an object in a bucket is collected in memory instead.
     """
+    if isinstance(path, BucketPath):
+        content = io.BytesIO()
+        yield content
+        path.write_bytes(content.getvalue())
+        return
     temporary = (scratch or path.parent) / f'{path.name}.{os.getpid()}.tmp'
     try:
         with open(temporary, 'wb') as file:
@@ -49,6 +58,8 @@ def write_bytes(path: pathlib.Path, content: bytes, scratch: pathlib.Path | None
 
 def remove_leftovers(directory: pathlib.Path) -> None:
     """Removes temporary files that killed programs left below `directory`; no program may be writing there."""
+    if isinstance(directory, BucketPath):
+        return
     for path in directory.rglob('*.tmp'):
         if re.fullmatch(r'.+\.\d+\.tmp', path.name) and path.is_file():
             path.unlink(missing_ok=True)
@@ -66,7 +77,7 @@ def sync_directory(directory: pathlib.Path) -> None:
 
 def sha256(path: pathlib.Path, start: int = 0, stop: int | None = None) -> str:
     """The SHA-256, in hexadecimal, of the bytes `start` … `stop` − 1 of a file, by default of all its content."""
-    with open(path, 'rb') as file:
+    with path.open('rb') as file:
         if not start and stop is None:
             return hashlib.file_digest(file, 'sha256').hexdigest()
         digest, left = hashlib.sha256(), (sys.maxsize if stop is None else stop) - start

@@ -23,7 +23,7 @@ _MAGIC = {
 
 def num_units(path: pathlib.Path, kind: str) -> int:
     """The number of row groups or record batches, or 1 for an Arrow stream; raises ConfigError as `read` does."""
-    with open(path, 'rb') as file:
+    with path.open('rb') as file:
         magic = _check_magic(file, path, kind)
         try:
             if kind == 'parquet':
@@ -50,7 +50,7 @@ def read(path: pathlib.Path, kind: str, text_key: str, index: int, count: int) -
         text.
       OSError: if the file cannot be read.
     """
-    with open(path, 'rb') as file:
+    with path.open('rb') as file:
         magic = _check_magic(file, path, kind)
         try:
             if kind == 'parquet':

@@ -1,4 +1,4 @@
-"""Checks of paths that users give: a path must be on a disk and be a file or a directory as required."""
+"""Checks of paths that users give: where they may lie, and that each is a file or a directory as required."""
 
 import importlib.util
 import pathlib
@@ -6,6 +6,7 @@ import re
 
 from absl import flags
 
+from mlm_jax.files import buckets
 from mlm_jax.files.errors import ConfigError
 
 flags.disclaim_key_flags()  # a flag defined by `define_flag` belongs to the program that calls it
@@ -27,14 +28,30 @@ _OTHER_CURE = 'copy it to a local directory or mount it as a directory, and give
 
 def check_local(text: str) -> None:
     """Raises ConfigError if a path or a list of globs contains a URL, which would create a directory such as `gs:`."""
+    _check(text, takes_buckets=False)
+
+
+def check_local_or_bucket(text: str) -> None:
+    """As `check_local`, but paths in buckets (`buckets.py`) are taken."""
+    _check(text, takes_buckets=True)
+
+
+def _check(text: str, takes_buckets: bool) -> None:
     for match in _URL.finditer(text):
         scheme = (match[1] or match[2]).lower()
         if scheme in PREFIXES:  # jsonl://data is the path //data
             continue
+        if takes_buckets and scheme in buckets.SCHEMES:
+            if buckets.is_bucket(match[0]):
+                continue
+            raise ConfigError(
+                f'{match[0]} is a URL without the name of a bucket: the path of a directory or file is '
+                f'{scheme}://BUCKET/PATH'
+            )
         if scheme == 'file':
             raise ConfigError(f'{match[0]} is a URL; write the path itself, /{match[3].lstrip("/")}')
         raise ConfigError(
-            f'{match[0]} is a URL, and only files on a local or mounted disk can be read and written: '
+            f'{match[0]} is a URL, and here only files on a local or mounted disk can be read and written: '
             f'{_CURES.get(scheme, _OTHER_CURE)}'
         )
 
@@ -52,8 +69,11 @@ def check_kind(path: str, kind: str) -> None:
       kind: 'directory' or 'file'.
 
     Raises:
-      ConfigError: for the other kind, for a dangling symbolic link, and for a path that the system rejects.
+      ConfigError: for the other kind, for a dangling symbolic link, and for a path that the system rejects. Nothing is
+        asked of a bucket.
     """
+    if buckets.is_bucket(path):
+        return
     try:
         found = pathlib.Path(path).expanduser()
         is_dangling = found.is_symlink() and not found.exists()
@@ -77,18 +97,25 @@ class PathParser(flags.ArgumentParser):
 
     syntactic_help = 'a path'
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, takes_buckets: bool = False):
+        self.kind, self.takes_buckets = kind, takes_buckets
 
     def parse(self, argument: str) -> str:
         """Returns the path unchanged; raises ConfigError, which absl reports with the flag, if it cannot be used."""
-        check_local(argument)
+        _check(argument, self.takes_buckets)
         if self.kind and argument:
             check_kind(argument, self.kind)
         return argument
 
 
-def define_flag(name: str, default: str | list[str] | None, text: str, kind: str = '', multiple: bool = False) -> None:
+def define_flag(
+    name: str,
+    default: str | list[str] | None,
+    text: str,
+    kind: str = '',
+    multiple: bool = False,
+    takes_buckets: bool = False,
+) -> None:
     """Defines a flag whose value is a path; all programs define such flags with this function.
 
     Args:
@@ -97,8 +124,10 @@ def define_flag(name: str, default: str | list[str] | None, text: str, kind: str
       text: the help text.
       kind: 'directory' or 'file'; '' if the value may be more than a path.
       multiple: whether the flag may be given several times; its value is then a list.
+      takes_buckets: whether the path may lie in a bucket (`buckets.py`).
     """
+    parser = PathParser(kind, takes_buckets)
     if multiple:
-        flags.DEFINE_multi(PathParser(kind), flags.ArgumentSerializer(), name, default, text)
+        flags.DEFINE_multi(parser, flags.ArgumentSerializer(), name, default, text)
     else:
-        flags.DEFINE(PathParser(kind), name, default, text, serializer=flags.ArgumentSerializer())
+        flags.DEFINE(parser, name, default, text, serializer=flags.ArgumentSerializer())

@@ -134,7 +134,7 @@ def open_text(path: pathlib.Path, start: int = 0) -> BinaryIO:
       ConfigError: if the file is not text, or, while it is read, where it is damaged.
       OSError: if the file cannot be read.
     """
-    file = open(path, 'rb', buffering=BUFFER_BYTES)  # noqa: SIM115, the caller closes it
+    file = path.open('rb', buffering=BUFFER_BYTES)
     try:
         stream = _open(file, path)
         if start:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from mlm_jax.files import columnar, delimited, json_lines, streams
+from mlm_jax.files import buckets, columnar, delimited, json_lines, streams
 from mlm_jax.files.errors import ConfigError
 
 # A longer block of text without a blank line is split, so that memory use is bounded.
@@ -35,6 +35,8 @@ def find(patterns: str) -> list[pathlib.Path]:
     files: set[pathlib.Path] = set()
     for pattern in _separated(patterns):
         found = _matches(pattern)
+        if not found and buckets.is_bucket(pattern):
+            raise ConfigError(f'no object matches {pattern}: name objects, such as gs://BUCKET/corpus/*.jsonl.gz')
         if not found:
             raise ConfigError(
                 f'no file matches {pattern!r} in the working directory {pathlib.Path.cwd()}. Quote globs in the '
@@ -58,6 +60,8 @@ def _separated(patterns: str) -> Iterator[str]:
 
 
 def _matches(pattern: str) -> list[pathlib.Path]:
+    if buckets.is_bucket(pattern):
+        return _objects(pattern)
     if _is_file(pattern):
         return [pathlib.Path(pattern).expanduser()]
     path = str(pathlib.Path(pattern).expanduser())
@@ -67,7 +71,18 @@ def _matches(pattern: str) -> list[pathlib.Path]:
     return next(filter(None, found), [])
 
 
+def _objects(pattern: str) -> list[pathlib.Path]:
+    """The objects in a bucket that match a glob, or the one of exactly that name."""
+    exact = buckets.BucketPath(pattern)
+    try:
+        return [exact] if exact.is_file() else list(exact.matches())
+    except OSError as error:
+        raise ConfigError(f'cannot read {pattern}: {error.strerror or error}') from error
+
+
 def _is_file(name: str) -> bool:
+    if buckets.is_bucket(name):  # asking for the name of each group of globs would take long
+        return False
     try:
         return pathlib.Path(name).expanduser().is_file()
     except (OSError, ValueError, RuntimeError):  # a name that is too long, has a zero byte, or begins with ~nobody
@@ -181,7 +196,7 @@ def _read_blocks(path: pathlib.Path, text_key: str, start: int, stop: int | None
 
 def _follows_a_blank_line(path: pathlib.Path, at: int) -> bool:
     """Whether the line that begins at the offset `at` > 0 is the first of a block."""
-    with open(path, 'rb') as file:
+    with path.open('rb') as file:
         end = at - 1  # of the line before, which ends with a line feed
         while end > 0:
             begin = end - _LOOK_BACK_BYTES if end > 2 * _LOOK_BACK_BYTES else 0
@@ -235,7 +250,7 @@ def _line_number(path: pathlib.Path, start: int) -> int:
     """The number, from 1, of the first line that begins at or after the offset `start`."""
     end = next((at for at, _ in _lines_from(path, start, sys.maxsize)), start)
     number = 1
-    with open(path, 'rb') as file:
+    with path.open('rb') as file:
         while end > 0 and (piece := file.read(min(end, streams.BUFFER_BYTES))):
             number += piece.count(b'\n')
             end -= len(piece)

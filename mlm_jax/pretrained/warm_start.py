@@ -19,7 +19,7 @@ from mlm_jax import config as config_lib
 from mlm_jax.config import mixture
 from mlm_jax.data.manifest import Manifest
 from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer, extends
-from mlm_jax.files import atomic
+from mlm_jax.files import atomic, buckets
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.interop.architecture import deciding
 from mlm_jax.interop.checkpoint import TOKENIZERS, tokenizer_file
@@ -179,7 +179,7 @@ def _check_tokenizer(config: ml_collections.ConfigDict, manifest: Manifest, path
 
 
 def _extends(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path, old_size: int) -> bool:
-    ours = pathlib.Path(mixture.parse(config.data.directory)[0].directory).expanduser() / manifest.tokenizer
+    ours = buckets.path(mixture.parse(config.data.directory)[0].directory).expanduser() / manifest.tokenizer
     new, old = Tokenizer.from_file(ours), Tokenizer.from_file(path)
     # Where the embedding of either has rows that no piece uses, nothing says what they are to become.
     return new.vocabulary.size == config.vocab_size and old.vocabulary.size == old_size and extends(new, old)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from mlm_jax.files import json_lines, streams
+from mlm_jax.files import buckets, json_lines, streams
 from mlm_jax.files.errors import ConfigError
 
 NUM_PARADIGMS = 67  # in the published data set
@@ -50,7 +50,7 @@ def read(directory: str | pathlib.Path, percent: float = 100.0) -> list[Pair]:
     Raises:
       ConfigError: if the directory does not exist, or a file is empty or not a file of BLiMP.
     """
-    directory = pathlib.Path(directory).expanduser()
+    directory = buckets.path(directory).expanduser()
     if not 0 < percent <= 100:
         raise ConfigError(f'cannot read {percent} % of BLiMP: the percentage must be above 0 and at most 100')
     paths = sorted(directory.glob('*.jsonl')) if directory.is_dir() else []

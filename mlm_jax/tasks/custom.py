@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from mlm_jax.files import json_lines, records
+from mlm_jax.files import buckets, json_lines, records
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.tasks import metrics
 from mlm_jax.tasks.examples import Example, Task, TaskData, class_number, hold_out, number, yes_or_no
@@ -61,7 +61,7 @@ def read(files: Files) -> TaskData[Example]:
     if not files.targets:
         raise ConfigError(f'{files.name} has no target column')
     named = {'train': files.train, 'validation': files.validation, 'test': files.test}
-    paths = {split: pathlib.Path(path).expanduser() for split, path in named.items() if path}
+    paths = {split: buckets.path(path).expanduser() for split, path in named.items() if path}
     rows = {split: list(records.read(path)) for split, path in paths.items()}
     for split, path in paths.items():
         if not rows[split]:

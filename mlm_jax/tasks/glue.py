@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlm_jax.data import tfds_sets
-from mlm_jax.files import atomic, records
+from mlm_jax.files import atomic, buckets, records
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.tasks.examples import Example, Task, TaskData, class_number, hold_out, number
 
@@ -120,7 +120,7 @@ def read(name: str, directory: str) -> TaskData[Example]:
     if directory == 'tfds':
         found = {split: _read_tfds(source, name, names) for split, names in source.splits.items()}
     else:
-        home = _home(source, name, pathlib.Path(directory).expanduser())
+        home = _home(source, name, buckets.path(directory).expanduser())
         found = {split: _read_split(source, home, names, split, notes) for split, names in source.splits.items()}
     splits = {split: examples for split, examples in found.items() if examples is not None}
     if 'train' not in splits:

@@ -20,7 +20,7 @@ import pathlib
 from collections.abc import Mapping
 
 from mlm_jax.data import molecules
-from mlm_jax.files import records
+from mlm_jax.files import buckets, records
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.tasks import scaffolds
 from mlm_jax.tasks.examples import Example, Task, TaskData, number, yes_or_no
@@ -109,7 +109,7 @@ def read(name: str, directory: str | pathlib.Path) -> TaskData[Example]:
     if name not in DATA_SETS:
         raise ConfigError(f'MoleculeNet has no data set {name!r}; its data sets are {", ".join(DATA_SETS)}')
     data_set = DATA_SETS[name]
-    path = _find(data_set.file, pathlib.Path(directory).expanduser())
+    path = _find(data_set.file, buckets.path(directory).expanduser())
     rows = [
         (f'line {line} of {path}', {data_set.aliases.get(column, column): cell.strip() for column, cell in row.items()})
         for line, row in records.read(path)

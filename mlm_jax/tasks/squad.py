@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlm_jax.data import tfds_sets
-from mlm_jax.files import json_lines, streams
+from mlm_jax.files import buckets, json_lines, streams
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.tasks.examples import Task, TaskData
 
@@ -73,7 +73,7 @@ def read(source: str | pathlib.Path, split: str = 'validation') -> QuestionSet:
     if str(source).startswith('tfds:'):
         found = _tfds_questions(str(source).removeprefix('tfds:'), split, notes)
     else:
-        found = _file_questions(pathlib.Path(source).expanduser(), notes)
+        found = _file_questions(buckets.path(source).expanduser(), notes)
     for question in found:
         if question.id in questions:
             notes['questions with the id of an earlier question, dropped'] += 1
@@ -100,7 +100,7 @@ def read_task(version: str, directory: str) -> TaskData[Question]:
     for split, name in (('train', 'train'), ('validation', 'dev')):
         source: str | pathlib.Path = f'tfds:{SUITE}/{version}'
         if directory != 'tfds':
-            source = pathlib.Path(directory).expanduser() / f'{name}-{version}.json'
+            source = buckets.path(directory).expanduser() / f'{name}-{version}.json'
         found = read(source, split)
         if found.version_2 != (version == 'v2.0'):
             has = 'has questions without an answer' if found.version_2 else 'has an answer to every question'

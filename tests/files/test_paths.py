@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import runpy
 import sys
 
@@ -24,6 +25,12 @@ OTHER_TEXT = {
     'config', 'coordinator_address', 'fill_mask', 'grid', 'label', 'metric', 'metrics', 'ratios',
     'seeds', 'set', 'target_columns', 'task_name', 'tasks', 'text', 'text_columns', 'then', 'thresholds', 'topology',
 }  # fmt: skip
+# Flags and keys of what may lie in a bucket.
+TAKE_BUCKETS = {
+    '--rows', '--blimp', '--data', '--train_file', '--validation_file', '--test_file', 'data.directory', 'data.corpus',
+    'data.validation_corpus', 'tokenizer.model', 'masking.token_weights', 'evaluation.blimp',
+}  # fmt: skip
+IN_BUCKET = re.compile('(gs|s3)://bucket')
 OTHER_KEYS = {'data.text_key', 'logging.wandb_project', 'slice'}
 PACKAGE = pathlib.Path(mlm_jax.__file__).parent
 URLS = ('gs://bucket/x', 's3://bucket/x', 'hf://someone/x', 'file:///tmp/x', 'https://host/x', 'gs:/bucket/x')
@@ -58,6 +65,9 @@ def test_every_flag_that_names_files_refuses_urls(program, flags_of, tmp_path, m
     assert any(is_path.values()) or program == 'prepare'
     for name in filter(is_path.get, found):
         for url in (*URLS, f'random:hf:{URLS[0]}', f'average:a:1,{URLS[0]}:2', f'glue={URLS[0]}'):
+            if f'--{name}' in TAKE_BUCKETS and IN_BUCKET.search(url):
+                found[name].parse(url)
+                continue
             with pytest.raises(flags.IllegalFlagValueError, match=r'--\w+=.*URL.*(path|directory|DIRECTORY)'):
                 found[name].parse(url)
     assert not list(tmp_path.iterdir())
@@ -74,6 +84,9 @@ def test_every_key_that_names_files_refuses_urls(tmp_path, monkeypatch):
         for url in (*URLS, f'hf:{URLS[0]}'):
             config = config_lib.default_config()
             config_lib.apply_overrides(config, {key: before.get(key, '') + url})
+            if key in TAKE_BUCKETS and IN_BUCKET.search(url):
+                config_lib.check(config)
+                continue
             with pytest.raises(ConfigError, match=rf'^{key}=.*URL'):
                 config_lib.check(config)
             with pytest.raises(ConfigError, match=rf'^{key}='):
@@ -123,6 +136,14 @@ def test_the_cure_follows_the_scheme():
     for url, cure in cures.items():
         with pytest.raises(ConfigError, match=cure):
             paths.check_local(url)
+
+
+def test_a_bucket_has_a_name_and_two_slashes():
+    for url in ('gs://bucket', 'jsonl:s3://bucket/*.gz', 'glue=gs://bucket/a', 'gs://a/b:0.5,gs://c/d:0.5', 'runs/a'):
+        paths.check_local_or_bucket(url)
+    for url in ('gs:/bucket/a', 'gs://', 's3:///a', 'hf://a/b', 'gcs://bucket/a', 'https://a/b'):
+        with pytest.raises(ConfigError, match='is a URL'):
+            paths.check_local_or_bucket(url)
 
 
 def test_the_prefixes_are_those_of_corpora_tokenizers_and_models():

@@ -1,0 +1,189 @@
+"""Corpora, tokenizers and rows in a bucket: prepare makes the same bytes as on a disk, and training reads them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mlm_jax import config as config_lib
+from mlm_jax import prepare
+from mlm_jax.config import ConfigError
+from mlm_jax.data import encoding, prepared_data, verification
+from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.data.rows import Batches
+from mlm_jax.data.shards import Shards
+from mlm_jax.parallel import mesh as mesh_lib
+
+
+def make_config(directory, corpus, **overrides):
+    config = config_lib.default_config()
+    keys = {
+        'data.directory': str(directory), 'data.corpus': f'jsonl:{corpus}', 'vocab_size': '300',
+        'tokenizer.byte_fallback': 'False', 'sequence_length': '32', 'data.validation_percent': '10.0',
+    }  # fmt: skip
+    config_lib.apply_overrides(config, keys | {key: str(value) for key, value in overrides.items()})
+    return config
+
+
+def contents(directory):
+    found = {path.name: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+    del found[manifest_lib.FILE]  # it names the files of the corpus
+    return found
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A corpus in two files, in `corpus`, and the rows that were made of it, in `rows`."""
+    folder, rng = tmp_path_factory.mktemp('on_disk'), np.random.default_rng(0)
+    (folder / 'corpus').mkdir()
+    for name in ('a', 'b'):
+        texts = (' '.join(f'{chr(97 + n % 26)}{n}' for n in rng.integers(0, 60, 40)) for _ in range(150))
+        (folder / 'corpus' / f'{name}.jsonl').write_text(''.join(json.dumps({'text': t}) + '\n' for t in texts))
+    config = make_config(folder / 'rows', f'{folder}/corpus/*.jsonl', vocab_size='100')
+    prepare.run(config, num_workers=1)
+    return folder
+
+
+@pytest.fixture
+def in_bucket(bucket, finished):
+    """gs://bucket with `corpus`, and the configuration that makes `rows` of it."""
+    root = bucket[0]
+    for path in (finished / 'corpus').iterdir():
+        (root / 'corpus' / path.name).write_bytes(path.read_bytes())
+    return root, make_config(root / 'rows', root / 'corpus' / '*.jsonl', vocab_size='100')
+
+
+def upload(directory, root):
+    for path in directory.iterdir():
+        (root / path.name).write_bytes(path.read_bytes())
+    return root
+
+
+def test_prepare_makes_the_same_bytes(in_bucket, finished, tmp_path, monkeypatch, capsys):
+    root, config = in_bucket
+    monkeypatch.chdir(tmp_path)
+    written, run = [], encoding.SliceJob.run
+
+    def killed(job):
+        if written:
+            raise KeyboardInterrupt
+        written.append(job.name)
+        return run(job)
+
+    monkeypatch.setattr(encoding.SliceJob, 'run', killed)
+    monkeypatch.setattr('mlm_jax.data.slices.SLICE_BYTES', 8000)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.run(config, num_workers=1)
+    assert not (root / 'rows' / manifest_lib.FILE).exists()
+    monkeypatch.setattr(encoding.SliceJob, 'run', lambda job: written.append(job.name) or run(job))
+    manifest = prepare.run(config, num_workers=1)
+    assert 'resuming' in capsys.readouterr().out and len(set(written)) == len(written) > 3
+    here = make_config(tmp_path / 'rows', f'{finished}/corpus/*.jsonl', vocab_size='100')
+    assert prepare.run(here, num_workers=1).fingerprint == manifest.fingerprint
+    assert contents(root / 'rows') == contents(tmp_path / 'rows')
+    assert [path.name for path in tmp_path.iterdir()] == ['rows']  # and nothing named `gs:`
+
+
+def test_tasks_share_a_bucket_and_damage_is_mended(in_bucket, finished, monkeypatch, capsys):
+    root, config = in_bucket
+    monkeypatch.setattr('mlm_jax.data.claim.WAIT_SECONDS', 1)
+    for task in (prepare.Task(0, 2), prepare.Task(1, 2), None):
+        manifest = prepare.run(config, 1, task)
+    expected = contents(root / 'rows')
+    assert expected == contents(finished / 'rows')
+    shard = root / 'rows' / manifest.splits['train'].shards[0].file
+    shard.write_bytes(shard.read_bytes()[:-2] + b'\1\1')
+    (root / 'rows' / 'tables.npz').unlink()
+    assert set(verification.examine(root / 'rows', manifest, content=True).wrong) == {shard.name, 'tables.npz'}
+    prepare.run(config, 1)
+    assert contents(root / 'rows') == expected and 'it is made again' in capsys.readouterr().out
+    (root / 'corpus' / 'a.jsonl').write_bytes((root / 'corpus' / 'b.jsonl').read_bytes())
+    with pytest.raises(ConfigError, match='gs://bucket/corpus/a.jsonl: '):
+        prepare.run(config, 1)
+
+
+def test_a_corpus_that_changes_meanwhile_is_noticed(in_bucket, monkeypatch):
+    root, config = in_bucket
+    run = encoding.SliceJob.run
+
+    def changing(job):
+        content = (root / 'corpus' / 'a.jsonl').read_bytes()
+        (root / 'corpus' / 'a.jsonl').write_bytes(content.swapcase())
+        return run(job)
+
+    monkeypatch.setattr(encoding.SliceJob, 'run', changing)
+    with pytest.raises(ConfigError, match='gs://bucket/corpus/a.jsonl has changed since this preparation'):
+        prepare.run(config, 1)
+
+
+def test_rows_are_read_in_ranges(bucket, finished):
+    root, requests = bucket
+    rows = upload(finished / 'rows', root / 'rows')
+    ours, theirs = Shards(rows, 'train'), Shards(finished / 'rows', 'train')
+    count = len(theirs)
+    requests.clear()
+    assert np.array_equal(ours.read_span(3, 40), theirs.read_span(3, 40))
+    assert [stop - start for _, start, stop in requests[-1:]] == [37 * 32 * 2]
+    requests.clear()
+    mixed = np.array([7, 5, 6, 20, 5, count - 1])
+    assert np.array_equal(ours.read(mixed), theirs.read(mixed))
+    assert [stop - start for _, start, stop in requests] == [3 * 64, 64, 64]
+    assert np.array_equal(np.concatenate(list(ours.blocks(9))), np.concatenate(list(theirs.blocks(9))))
+    assert ours.read(np.zeros(0, int)).shape == (0, 32)
+    with pytest.raises(IndexError):
+        ours.read_span(0, count + 1)
+    Shards(rows, 'train', verify=True).read(mixed)
+
+
+def test_damaged_and_missing_objects_are_named(bucket, finished):
+    root, _ = bucket
+    rows = upload(finished / 'rows', root / 'rows')
+    name = manifest_lib.load(rows).splits['train'].shards[0].file
+    shards, content = Shards(rows, 'train'), (rows / name).read_bytes()
+    shards.read(np.arange(2))
+    (rows / name).write_bytes(content[:1000])
+    with pytest.raises(ConfigError, match=f'cannot read gs://bucket/rows/{name}: it has 1,000 bytes instead of'):
+        Shards(rows, 'train')
+    with pytest.raises(ConfigError, match=f'rows/{name}: it cannot be read: it has become shorter while'):
+        shards.read(np.array([len(shards) - 1]))
+    (rows / name).write_bytes(content[:-2] + b'\1\0')
+    with pytest.raises(ConfigError, match='has changed since prepare wrote it'):
+        Shards(rows, 'train', verify=True).read(np.arange(2))
+    (rows / name).unlink()
+    with pytest.raises(ConfigError, match=f'gs://bucket/rows/{name}: it is missing'):
+        Shards(rows, 'train')
+    with pytest.raises(ConfigError, match='gs://bucket/other holds no prepared data'):
+        manifest_lib.load('gs://bucket/other')
+
+
+def test_batches_of_a_bucket_are_those_of_a_disk(bucket, finished):
+    root, _ = bucket
+    upload(finished / 'rows', root / 'rows')
+    batches = []
+    for directory in (finished / 'rows', root / 'rows'):
+        config = make_config(directory, 'a', vocab_size='100', batch_size='8', **{'data.block_kib': '1'})
+        config.data.window_blocks = 2
+        config, data = prepared_data.resolve(config)
+        data.tables(config.masking)
+        source = Batches(data.training_rows(), data.order(config), 8, mesh_lib.batch_sharding(mesh_lib.make_mesh()))
+        batches.append([np.asarray(source(step)) for step in range(4)])
+        assert data.held_out_rows().read(np.arange(2)).shape == (2, 32)
+        source.close()
+    assert np.array_equal(*batches)
+    config.data.block_kib = 0
+    with pytest.raises(ConfigError, match=r'gs://bucket/rows lies in a bucket.*data\.block_kib=256'):
+        prepared_data.resolve(config)
+    config.data.block_kib = 1
+    config.data.directory = f'{root}/rows:0.5,{finished}/rows:0.5'
+    assert prepared_data.resolve(config)[1].is_mixture
+
+
+def test_a_tokenizer_in_a_bucket_is_used(bucket, finished, tmp_path):
+    root, _ = bucket
+    upload(finished / 'rows', root / 'rows')
+    model = root / 'rows' / 'tokenizer.model'
+    config = make_config(
+        tmp_path / 'rows', f'{finished}/corpus/*.jsonl', vocab_size='100', **{'tokenizer.model': str(model)}
+    )
+    prepare.run(config, num_workers=1)
+    assert (tmp_path / 'rows' / 'tokenizer.model').read_bytes() == model.read_bytes()
