@@ -96,6 +96,8 @@ def main() -> None:
     if task and not manifest:
         print(f'\nWhen all {task.count} tasks have ended:\n    python -m mlm_jax.prepare {arguments}')
         return
+    if buckets.is_bucket(config.data.directory) and not config.data.block_kib:
+        arguments += ' --set=data.block_kib=256'  # `prepared_data.resolve` says why
     workdir = f'runs/{pathlib.Path(config.data.directory).name}'
     print(f'\nNext:\n    python -m mlm_jax.train {arguments} --workdir={workdir}')
 

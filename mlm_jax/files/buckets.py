@@ -29,6 +29,9 @@ from mlm_jax.files.errors import ConfigError
 
 # Scheme → the package that reads it, and the extra of this package that installs that.
 SCHEMES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3')}
+# No listing is remembered, because other processes write, too. What arrives in the bucket is compared with what was
+# sent, which S3 does by itself.
+_OPTIONS = {'gs': {'use_listings_cache': False, 'consistency': 'md5'}, 's3': {'use_listings_cache': False}}
 _URL = re.compile(rf'({"|".join(SCHEMES)})://[^/]')
 _FIRST_READ, _LARGEST_READ = 1 << 16, 1 << 24  # bytes of a request while a file is read from its start on
 _ESCAPED = str.maketrans({character: f'[{character}]' for character in '*?['})
@@ -87,8 +90,10 @@ class BucketPath(pathlib.PosixPath):
         try:
             import fsspec
 
-            # No listing is remembered: other processes write, too.
-            storage = fsspec.filesystem(scheme, use_listings_cache=False)
+            # Otherwise gcsfs asks in each operation for the layout of the bucket, which credentials for objects alone
+            # may not read. It is of use for zonal buckets only.
+            os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+            storage = fsspec.filesystem(scheme, **_OPTIONS[scheme])
         except ImportError:
             raise ConfigError(f"{self} needs the package {package}: pip install 'mlm_jax[{extra}]'") from None
         except Exception as error:  # such as missing credentials, for which each package has errors of its own

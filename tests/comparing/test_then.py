@@ -47,7 +47,7 @@ def test_names_are_of_files_and_tell_options_apart(tmp_path):
         ('finetune:glue/rte,seeds=0', 'seeds=0 of finetune must be a whole number, 1 or more'),
         ('blimp', 'needs the directory of its'),
         ('blimp:.,within_word=maybe', 'must be true or false'),
-        ('blimp:gs://bucket', 'is a URL'),
+        ('blimp:hf://bucket', 'is a URL'),
         ('entropy,again', "'again' is no measure and no option"),
         ('entropy,entropy', 'entropy is asked for twice'),
         ('entropy,rows=1,rows=2', 'rows of entropy is given twice'),

@@ -220,7 +220,7 @@ def test_a_directory_with_a_comma_in_its_name_stays_one(tmp_path):
         ('a,a', 'twice'),
         ('a,', 'lacks a directory'),
         ('a,:0.3', 'lacks a directory'),
-        ('gs://x/a:1,b:1', 'is a URL'),
+        ('hf://x/a:1,b:1', 'is a URL'),
     ],
 )
 def test_odd_mixtures_are_refused(directory, message):
