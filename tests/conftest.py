@@ -203,9 +203,12 @@ class Bucket(memory.MemoryFileSystem):
     protocol, cachable = 'gs', False
     requests: list[tuple[str, int | None, int | None]]
 
-    def cat_file(self, path, start=None, end=None, **kwargs):
+    def cat_file(self, path, *, start=None, end=None):  # s3fs takes them by name only
         self.requests.append((path, start, end))
-        return super().cat_file(path, start, end, **kwargs)
+        return super().cat_file(path, start, end)
+
+    def cat_ranges(self, paths, starts, ends, *, on_error):
+        return [self.cat_file(path, start=start, end=end) for path, start, end in zip(paths, starts, ends)]
 
 
 @pytest.fixture

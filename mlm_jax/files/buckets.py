@@ -228,7 +228,7 @@ class BucketPath(pathlib.PosixPath):
         """Several ranges as `read_range`, requested at the same time."""
         with self._storage() as storage:
             if len(ranges) == 1:
-                found = [storage.cat_file(self._key, *ranges[0])]
+                found = [storage.cat_file(self._key, start=ranges[0][0], end=ranges[0][1])]
             else:
                 starts, stops = zip(*ranges)
                 found = storage.cat_ranges([self._key] * len(ranges), list(starts), list(stops), on_error='raise')
