@@ -31,7 +31,10 @@ from mlm_jax.files.errors import ConfigError
 SCHEMES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3')}
 # No listing is remembered, because other processes write, too. What arrives in the bucket is compared with what was
 # sent, which S3 does by itself.
-_OPTIONS = {'gs': {'use_listings_cache': False, 'consistency': 'md5'}, 's3': {'use_listings_cache': False}}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    'gs': {'use_listings_cache': False, 'consistency': 'md5'},
+    's3': {'use_listings_cache': False},
+}
 _URL = re.compile(rf'({"|".join(SCHEMES)})://[^/]')
 _FIRST_READ, _LARGEST_READ = 1 << 16, 1 << 24  # bytes of a request while a file is read from its start on
 _ESCAPED = str.maketrans({character: f'[{character}]' for character in '*?['})
