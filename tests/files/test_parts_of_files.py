@@ -107,6 +107,7 @@ def test_a_blank_line_before_a_part_is_found_however_long_it_is(tmp_path):
         ('one\ntwo\n'.encode('utf-16') * 100, False),
         (gzip.compress(b'one\ntwo\n'), False),
     ],
+    ids=['CR', 'CRLF', 'UTF-16', 'gzip'],
 )
 def test_what_can_be_divided(tmp_path, content, is_divided):
     (tmp_path / 'a').write_bytes(content)

@@ -137,6 +137,7 @@ def test_what_holds_no_text_is_refused_by_its_name(tmp_path):
         (bytes(4096), 'begins with 4,096 zero bytes: it was not copied completely'),
         (np.random.default_rng(0).bytes(5000), 'of its first 5,000 bytes are control characters, and it is not UTF-8'),
     ],
+    ids=['gzip in gzip', 'UTF-16LE', 'UTF-16BE', 'UTF-32LE', 'zeros', 'random'],
 )
 def test_bytes_that_are_no_utf_8_are_refused_with_the_cure(tmp_path, content, message):
     with pytest.raises(ConfigError, match=message):
