@@ -49,6 +49,7 @@ EXTRAS_REQUIRE = {
         'hypothesis>=6.100',
         'tensorboardX>=2.6.4',
         'zstandard>=0.23',
+        'fsspec>=2024.6',  # a bucket in memory
         'pyarrow>=18.1',
         'safetensors>=0.8.0',
         'tokenizers>=0.23.3',
