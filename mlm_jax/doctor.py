@@ -105,9 +105,7 @@ def _check_prepared(config: ml_collections.ConfigDict, verify: bool) -> Iterator
 
 
 def _check_data(config: ml_collections.ConfigDict, data: PreparedData) -> str:
-    config_lib.resolve(config, data)  # raises ConfigError if the configuration does not fit the data
-    for source in data.sources:
-        verification.check_tokenizer(source.directory, source.manifest)
+    prepared_data.fitted(config, data)  # raises ConfigError if the configuration does not fit the data
     data.tables(config.masking)
     warm_start.check_source(config, data.manifest)
     rows = {name: data.split(name).rows for name in data.manifest.splits}

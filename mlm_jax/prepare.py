@@ -70,15 +70,23 @@ class _Place:
 
     Attributes:
       directory: the directory of the rows.
-      working: the directory of temporary files.
-      scratch: the part of it that only this program uses.
       num_workers: the number of processes.
+      task: the share of the work that is done, if it is not all.
     """
 
     directory: pathlib.Path
-    working: pathlib.Path
-    scratch: pathlib.Path
     num_workers: int
+    task: Task | None
+
+    @property
+    def working(self) -> pathlib.Path:
+        """The directory of temporary files."""
+        return self.directory / claim.WORKING_DIRECTORY
+
+    @property
+    def scratch(self) -> pathlib.Path:
+        """The part of it that only this program uses."""
+        return self.working / f'task-{self.task.index}-of-{self.task.count}' if self.task else self.working
 
     @property
     def tokenizer(self) -> pathlib.Path:
@@ -151,9 +159,7 @@ def run(
         molecules.parse('C')  # fails here if RDKit is missing, before the tokenizer is trained
     alone = mixture.single(config.data.directory, 'prepare writes one at a time: name one of them')
     directory = buckets.path(alone).expanduser()
-    working = directory / claim.WORKING_DIRECTORY
-    scratch = working / f'task-{task.index}-of-{task.count}' if task else working
-    place = _Place(directory, working, scratch, num_workers or workers.num_cores())
+    place = _Place(directory, num_workers or workers.num_cores(), task)
     specs = list(filter(None, (config.data.corpus, config.data.validation_corpus)))
     intent = {'settings': claim.settings(config), 'sources': {spec: sources.describe(spec) for spec in specs}}
     with _explained_errors(directory, intent['sources']):

@@ -94,8 +94,7 @@ def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             node, name = parent_of(config, key)
             if node[name] in (None, 'auto'):
                 node[name] = value
-        if config.fsdp_gather == 'auto':
-            config.fsdp_gather = 'step' if slice_fitting.gathers_repeat(config) else 'layer'
+        slice_fitting.fit_gather(config)
         return config
     num_devices, memory_bytes = slice_fitting.devices_of(config.slice)
     slice_fitting.fit_layout(config, num_devices)

@@ -88,28 +88,25 @@ def fit_microbatches(config: ml_collections.ConfigDict, num_devices: int, memory
     _choose(config, 'num_microbatches', next(fitting, rows))
 
 
-def fit_gather(config: ml_collections.ConfigDict, num_devices: int, memory_bytes: int) -> None:
+def fit_gather(config: ml_collections.ConfigDict, num_devices: int = 0, memory_bytes: int | None = None) -> None:
     """Chooses `fsdp_gather`, in place, if it is open: once in a step where this saves anything and fits into memory.
+
+    It saves something if microbatches would repeat the gathering of whole weights. Where there is one microbatch,
+    gathering a layer can overlap with computing another; where `tensor` splits weights, nothing is whole.
 
     Args:
       config: a configuration in which all other keys are decided.
-      num_devices: the number of devices of all slices together.
-      memory_bytes: the memory of one device.
+      num_devices: the number of devices of all slices together, if `memory_bytes` is given.
+      memory_bytes: the memory of one device; None if it is not known, and taken to be sufficient.
     """
-    if config.fsdp_gather == 'auto':
-        config.fsdp_gather = 'step' if gathers_repeat(config) else 'layer'
+    if config.fsdp_gather != 'auto':
+        return
+    config.fsdp_gather = 'step' if config.num_microbatches > 1 and config.mesh.tensor == 1 else 'layer'
+    if config.fsdp_gather == 'step' and memory_bytes is not None:
         fixed_bytes, row_bytes = step_bytes(config, num_devices)
         rows = config.batch_size // config.num_microbatches // num_devices
-        if config.fsdp_gather == 'step' and fixed_bytes + rows * row_bytes > USABLE_BY_WHOLE * memory_bytes:
+        if fixed_bytes + rows * row_bytes > USABLE_BY_WHOLE * memory_bytes:
             config.fsdp_gather = 'layer'
-
-
-def gathers_repeat(config: ml_collections.ConfigDict) -> bool:
-    """Whether microbatches would repeat the gathering of whole weights; where `tensor` splits them, nothing is whole.
-
-    Where there is one microbatch, nothing is repeated, and gathering a layer can overlap with computing another.
-    """
-    return config.num_microbatches > 1 and config.mesh.tensor == 1
 
 
 def devices_of(name: str) -> tuple[int, int]:

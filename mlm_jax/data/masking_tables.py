@@ -158,26 +158,12 @@ def describe_words(masking: ml_collections.ConfigDict, directory: pathlib.Path, 
     )
 
 
-def load(masking: ml_collections.ConfigDict, directory: str | pathlib.Path, manifest: Manifest) -> Tables:
-    """Loads the tables that the masking needs from a prepared directory.
-
-    Args:
-      masking: the part `masking` of a configuration.
-      directory: the directory that holds the rows and the tables.
-      manifest: the manifest of the directory.
-
-    Raises:
-      ConfigError: if a table is missing or cannot be used; the message says what to do.
-    """
-    return load_mixture(masking, [(buckets.path(directory).expanduser(), manifest)], [1.0])
-
-
-def load_mixture(
+def load(
     masking: ml_collections.ConfigDict,
     sources: Sequence[tuple[pathlib.Path, Manifest]],
     weights: Sequence[float],
 ) -> Tables:
-    """Loads the tables that the masking needs for a mixture of prepared directories with the same tokenizer.
+    """Loads the tables that the masking needs from a prepared directory, or from those of a mixture with one tokenizer.
 
     Words are those of the tokenizer. Counts are those of as many tokens as all sources have, taken from them by weight.
 
@@ -187,7 +173,7 @@ def load_mixture(
       weights: the share of each source; they add up to 1.
 
     Raises:
-      ConfigError: as `load`.
+      ConfigError: if a table is missing or cannot be used; the message says what to do.
     """
     found = [_arrays(masking, directory, manifest) for directory, manifest in sources]
     arrays, size = found[0], sources[0][1].vocabulary.size

@@ -181,7 +181,7 @@ class PreparedData:
     def tables(self, masking: ml_collections.ConfigDict) -> Tables:
         """What the masking, `masking` of a configuration, needs of tokenizer and corpus; errors as `masking_tables`."""
         found = [(source.directory, source.manifest) for source in self.sources]
-        return masking_tables.load_mixture(masking, found, list(self.weights.values()))
+        return masking_tables.load(masking, found, list(self.weights.values()))
 
     def checksums(self) -> list[tuple[pathlib.Path, manifest_lib.Shard]]:
         """The directory and the entry of every file of rows."""
@@ -235,6 +235,15 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
     """
     config_lib.check(config)  # before the data, which a wrong configuration may not name
     data = load(config.data)
+    return fitted(config, data), data
+
+
+def fitted(config: ml_collections.ConfigDict, data: PreparedData) -> ml_collections.ConfigDict:
+    """The configuration that runs on `data`.
+
+    Raises:
+      ConfigError: if the configuration is wrong, or it, the data and their tokenizer do not match.
+    """
     for source in data.sources:
         if buckets.is_bucket(source.directory) and not config.data.block_kib:
             raise ConfigError(
@@ -244,7 +253,7 @@ def resolve(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
     resolved = config_lib.resolve(config, data)
     for source in data.sources:
         verification.check_tokenizer(source.directory, source.manifest)
-    return resolved, data
+    return resolved
 
 
 def _check_alike(sources: Sequence[Source]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax import prepare
+from mlm_jax import doctor, prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.data import encoding, prepared_data, verification
 from mlm_jax.data import manifest as manifest_lib
@@ -173,6 +173,7 @@ def test_batches_of_a_bucket_are_those_of_a_disk(bucket, finished):
     config.data.block_kib = 0
     with pytest.raises(ConfigError, match=r'gs://bucket/rows lies in a bucket.*data\.block_kib=256'):
         prepared_data.resolve(config)
+    assert any('data.block_kib=256' in text for fine, text in doctor._check_prepared(config, False) if not fine)
     config.data.block_kib = 1
     config.data.directory = f'{root}/rows:0.5,{finished}/rows:0.5'
     assert prepared_data.resolve(config)[1].is_mixture

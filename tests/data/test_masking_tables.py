@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -48,14 +49,14 @@ def test_an_older_directory_is_refused_with_the_cure_and_completed_by_it(copied,
     assert manifest_lib.load(directory).tables == ''
 
     def load():
-        return masking_tables.load(config.masking, directory, manifest_lib.load(directory))
+        return masking_tables.load(config.masking, [(directory, manifest_lib.load(directory))], [1.0])
 
     assert load().word_starts is None, 'the default masking needs none'
     for key, value in (('unit', 'word'), ('unit', 'pmi'), ('strategy', 'weighted')):
         changed = config_lib.from_json(config_lib.to_json(config))
         changed.masking[key] = value
         with pytest.raises(ConfigError, match=r'(?s)lacks the masking tables.*mlm_jax.prepare'):
-            masking_tables.load(changed.masking, directory, manifest_lib.load(directory))
+            masking_tables.load(changed.masking, [(directory, manifest_lib.load(directory))], [1.0])
     rows = (directory / 'train-00000-of-00001.npy').stat().st_mtime_ns
     prepare.run(config, num_workers=1)
     assert 'added      tables.npz' in capsys.readouterr().out
@@ -80,7 +81,7 @@ def test_tables_of_an_earlier_version_are_read_and_completed(copied):
         whole = dict(stored)
     np.savez(directory / masking_tables.FILE, **{name: array for name, array in whole.items() if name != 'word_marks'})
     manifest_lib.save(dataclasses.replace(manifest_lib.load(directory), tables_sha256=''), directory)
-    loaded = masking_tables.load(config.masking, directory, manifest_lib.load(directory))
+    loaded = masking_tables.load(config.masking, [(directory, manifest_lib.load(directory))], [1.0])
     assert np.array_equal(loaded.word_marks, whole['word_marks'])
     assert np.array_equal(loaded.word_starts, whole['word_starts'])
     prepare.run(config, num_workers=1)
@@ -94,18 +95,21 @@ def test_weights_come_from_counts_or_a_file(copied, tmp_path):
     manifest = manifest_lib.load(directory)
     with np.load(directory / masking_tables.FILE) as stored:
         counts = stored['counts']
-    weights = masking_tables.load(config.masking, config.data.directory, manifest).token_weights
+    weights = masking_tables.load(
+        config.masking, [(pathlib.Path(config.data.directory), manifest)], [1.0]
+    ).token_weights
     assert weights.dtype == np.float32 and weights[counts.argmax()] == weights.min()
     config.masking.token_weights = str(tmp_path / 'weights.npy')
     with pytest.raises(ConfigError, match='path of a .npy file'):
-        masking_tables.load(config.masking, config.data.directory, manifest)
+        masking_tables.load(config.masking, [(pathlib.Path(config.data.directory), manifest)], [1.0])
     np.save(tmp_path / 'weights.npy', np.arange(config.vocab_size))
     assert np.array_equal(
-        masking_tables.load(config.masking, config.data.directory, manifest).token_weights, np.arange(config.vocab_size)
+        masking_tables.load(config.masking, [(pathlib.Path(config.data.directory), manifest)], [1.0]).token_weights,
+        np.arange(config.vocab_size),
     )
     np.save(tmp_path / 'weights.npy', -np.ones(config.vocab_size))
     with pytest.raises(ConfigError, match='finite numbers, one for each id'):
-        masking_tables.load(config.masking, config.data.directory, manifest)
+        masking_tables.load(config.masking, [(pathlib.Path(config.data.directory), manifest)], [1.0])
 
 
 def test_words_are_refused_where_no_piece_starts_one(copied):
@@ -113,7 +117,7 @@ def test_words_are_refused_where_no_piece_starts_one(copied):
     config.masking.unit = 'word'
     np.savez(directory / masking_tables.FILE, word_starts=np.zeros(config.vocab_size, bool))
     with pytest.raises(ConfigError, match='masking.unit=ngram or masking.unit=token'):
-        masking_tables.load(config.masking, directory, manifest_lib.load(directory))
+        masking_tables.load(config.masking, [(directory, manifest_lib.load(directory))], [1.0])
 
 
 def test_collocations_are_what_occurs_together_more_often_than_its_parts():
@@ -167,10 +171,10 @@ def test_a_damaged_file_is_refused_and_made_again(copied, damage, newer):
     DAMAGES[damage](directory / masking_tables.FILE)
     if newer or damage != 'changed':
         with pytest.raises(ConfigError, match=r'cannot read .*tables.npz .*; delete that file and run prepare again'):
-            masking_tables.load(config.masking, directory, manifest_lib.load(directory))
+            masking_tables.load(config.masking, [(directory, manifest_lib.load(directory))], [1.0])
         prepare.run(config, num_workers=1)
         assert (directory / masking_tables.FILE).read_bytes() == before
-    masking_tables.load(config.masking, directory, manifest_lib.load(directory))
+    masking_tables.load(config.masking, [(directory, manifest_lib.load(directory))], [1.0])
 
 
 @pytest.mark.parametrize('weights', [np.array(['a', 'b']), np.array([None]), np.zeros(3, 'i4,i4'), np.ones(3, complex)])
@@ -183,4 +187,4 @@ def test_weights_that_are_no_numbers_are_refused(copied, tmp_path, weights):
         if (tmp_path / 'weights.npy.npz').exists():
             (tmp_path / 'weights.npy.npz').rename(tmp_path / 'weights.npy')
         with pytest.raises(ConfigError, match=r'cannot read masking.token_weights=.* path of a .npy file'):
-            masking_tables.load(config.masking, directory, manifest_lib.load(directory))
+            masking_tables.load(config.masking, [(directory, manifest_lib.load(directory))], [1.0])

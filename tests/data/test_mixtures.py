@@ -320,7 +320,7 @@ def test_counts_are_mixed_by_weight(directories, tmp_path):
         counts[10] = 0 if name == 'en' else 500
         np.savez(tmp_path / name / 'tables.npz', counts=counts)
         found.append((tmp_path / name, manifest))
-    mixed = masking_tables.load_mixture(config.masking, found, [0.25, 0.75]).token_weights
+    mixed = masking_tables.load(config.masking, found, [0.25, 0.75]).token_weights
     total = 63 * 3 + 500
     assert mixed[10] == pytest.approx(1 / np.sqrt(0.75 * total + 1), rel=1e-5)
     assert mixed[11] == pytest.approx(1 / np.sqrt(0.25 * total / 63 + 1), rel=1e-5)

@@ -1,6 +1,7 @@
 """Tokenizers of Hugging Face give the ids that their own package gives, and never a special one."""
 
 import json
+import pathlib
 import sys
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_prepare_takes_more_ids_than_pieces(wordpiece, tmp_path):
     assert manifest.vocabulary == wordpiece[2].vocabulary.padded(size + 38)
     assert manifest.vocabulary.num_ordinary == wordpiece[2].vocabulary.num_ordinary
     assert manifest.vocabulary.special_ids[-38:] == tuple(range(size, size + 38))
-    loaded = masking_tables.load(config.masking, config.data.directory, manifest)
+    loaded = masking_tables.load(config.masking, [(pathlib.Path(config.data.directory), manifest)], [1.0])
     assert len(loaded.word_starts) == len(loaded.word_marks) == size + 38
     config.update(vocab_size=size + 1025)
     config.data.directory = str(tmp_path / 'more')
@@ -183,4 +184,6 @@ def test_prepare_encodes_with_it(wordpiece, tmp_path):
     assert manifest.versions['tokenizers'] and manifest.vocabulary == wordpiece[2].vocabulary
     text = Tokenizer.from_file(stored).decode(Shards(tmp_path / 'rows', 'train').read(np.arange(1))[0])
     assert {f'{sentence}.' for sentence in text.rstrip('.').split('. ')} <= set(TEXTS)
-    assert masking_tables.load(config.masking, config.data.directory, manifest).word_starts.any()
+    assert masking_tables.load(
+        config.masking, [(pathlib.Path(config.data.directory), manifest)], [1.0]
+    ).word_starts.any()

@@ -1,6 +1,7 @@
 """Prepared directories are not trusted: whatever happens to a file of theirs is refused, mended, or without effect."""
 
 import functools
+import pathlib
 import shutil
 
 import hypothesis
@@ -89,7 +90,7 @@ def undamaged(folder):
 
 
 def loaded_tables(config, manifest):
-    loaded = masking_tables.load(config.masking, config.data.directory, manifest)
+    loaded = masking_tables.load(config.masking, [(pathlib.Path(config.data.directory), manifest)], [1.0])
     return {'word_starts': loaded.word_starts}
 
 
