@@ -15,6 +15,7 @@ class MaskedBatch:
       positions: int32[B, M], the masked positions in ascending order; unused slots hold T.
       weights: float32[B, M], 0 in unused slots; elsewhere 1, or the loss weight that the strategy gives.
       segments: int32[B, T], 0 on padding; 1, 2, … number the documents within a row.
+      step: int32[B], the step of the run that trains on the row; None where nothing is trained.
     """
 
     tokens: jax.Array
@@ -22,6 +23,7 @@ class MaskedBatch:
     positions: jax.Array
     weights: jax.Array
     segments: jax.Array
+    step: jax.Array | None = None
 
     @property
     def targets(self) -> jax.Array:

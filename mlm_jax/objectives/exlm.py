@@ -119,7 +119,7 @@ class ExLM(Objective):
         hidden_BxSxd = self.head.hidden(state_BxSxd)
         links_BxSxS = None
         if self.options.transitions != 'none':
-            links_BxSxS = self.transitions(state_BxSxd, rows.state_slot, self._allowed(rows))
+            links_BxSxS = self.transitions(state_BxSxd, rows.state_slot, self._allowed(rows, batch.step))
         logits_BxSxV = self.head.logits(hidden_BxSxd, self.encoder.token_logits)
         return States(rows=rows, logits=logits_BxSxV, hidden=hidden_BxSxd, links=links_BxSxS)
 
@@ -212,13 +212,22 @@ class ExLM(Objective):
     def _encode(self, rows: ExpandedRows, deterministic: bool, at_BxS: jax.Array | None = None) -> jax.Array:
         return self.encoder(rows.tokens, rows.segments, rows.positions, deterministic, rows.copies, at_BxS)
 
-    def _allowed(self, rows: ExpandedRows) -> jax.Array:
-        """bool[B, S, S]: whether a transition from state v to state u is allowed."""
-        num_states = self.options.num_states
-        index_S = jnp.arange(rows.state_slot.shape[1])
-        order_S = index_S // num_states if self.options.transitions == 'sparse' else index_S
+    def _allowed(self, rows: ExpandedRows, step_B: jax.Array | None) -> jax.Array:
+        """bool[B, S, S]: whether a transition from state v to state u is allowed.
+
+        In the first `sparse_steps` steps of a run, dense transitions are sparse; where nothing is trained, and so there
+        is no step, they are dense.
+        """
+        num_states, num_expanded = self.options.num_states, rows.expanded.shape[1]
+        index_S = jnp.arange(num_states * num_expanded)
+        token_S = index_S // num_states
+        later_SxS = {'sparse': token_S[:, None] < token_S, 'dense': index_S[:, None] < index_S}
+        allowed_BxSxS = later_SxS[self.options.transitions][None]
+        if self.options.sparse_steps and step_B is not None:
+            sparse_Bx1x1 = (step_B < self.options.sparse_steps)[:, None, None]
+            allowed_BxSxS = jnp.where(sparse_Bx1x1, later_SxS['sparse'], allowed_BxSxS)
         exists_BxS = index_S < num_states * rows.num_targets[:, None]
-        return (order_S[:, None] < order_S)[None] & exists_BxS[:, None, :]
+        return allowed_BxSxS & exists_BxS[:, None, :]
 
     def _match(self, states: States, targets_BxE: jax.Array) -> jax.Array:
         """f32[B, E, S]: log-probability of each target under each state.

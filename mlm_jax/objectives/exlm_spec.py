@@ -22,12 +22,16 @@ class ExLMConfig:
       transitions: 'dense' allows transitions to every later state, also of the same token; 'sparse' allows only
         transitions to states of later tokens, so that target i is emitted by a state of token i; with 'none', each
         target is emitted by the states of its own token, which are all equally likely.
+      sparse_percent: the first part of the run, in which transitions are sparse although `transitions` is 'dense'. From
+        random weights, dense alignments spread the signal of a target over the states of several tokens, and models
+        hardly learn more than the frequencies of words; they learn on once the states mean something.
       transition_heads: C; 0 means the encoder's number of heads, 1 the single softmax of the paper's formula.
       anchors: whether the first and the last token of each row are expanded, too, and predict themselves, so that the
         alignment starts and ends with them. Without anchors, a row with one masked token has no alignment if k > 1.
       link_positions: the number of rows of the position embedding of the transitions; 0 means k times the longest row.
       anchor_ids: if given, tokens with these ids in `inputs` are the anchors, as in the released code.
       max_anchors: the largest number of anchors in a row.
+      sparse_steps: the number of steps that `sparse_percent` means.
       weigh_by_count: whether the weight of a row is the sum, instead of the mean, of the weights of its masked
         positions, as it is in MLM. It is set if rows have different ratios, for which the weights already compensate.
     """
@@ -40,6 +44,9 @@ class ExLMConfig:
         shapes_state=True,
         same_shapes=('dense', 'sparse'),
     )
+    sparse_percent: float = option(
+        0.0, 'the first part of the run, in which transitions are sparse before they are dense', low=0, high=100
+    )
     transition_heads: int = option(
         0,
         "0: as many as the encoder; 1: the single softmax of the paper's formula",
@@ -51,6 +58,7 @@ class ExLMConfig:
     link_positions: int = 0
     anchor_ids: tuple[int, ...] = ()
     max_anchors: int = 2
+    sparse_steps: int = 0
     weigh_by_count: bool = False
 
 
@@ -89,8 +97,11 @@ class ExLMSpec(Spec):
         return []
 
     def settings(self, config: Any) -> dict[str, Any]:
-        """With the ratio schedule 'diffusion', each row has its own ratio, and `weigh_by_count` is set."""
-        return {'weigh_by_count': config.masking.ratio_schedule == 'diffusion'}
+        """`sparse_steps`; and, with the ratio schedule 'diffusion', where each row has its own ratio, `weigh_by_count`."""
+        return {
+            'sparse_steps': round(config.exlm.sparse_percent / 100 * config.total_steps),
+            'weigh_by_count': config.masking.ratio_schedule == 'diffusion',
+        }
 
     def sizes(self, options: Any, length: float, masked: float) -> Sizes:
         """The masked tokens and the anchors are expanded."""

@@ -57,6 +57,7 @@ def make_train_step(
             segments_BxT = segment_ids(tokens_BxT, masking.vocabulary)
             mask_key = stream_key(seed, MASK_STREAM, state.step)
             batch, overflow_B = masking.draw(mask_key, tokens_BxT, segments_BxT, state.step)
+            batch = batch.replace(step=jnp.full(len(batch.tokens), state.step))
         dropout_key = stream_key(seed, DROPOUT_STREAM, state.step)
 
         grads, terms = gradients(objective, state.params, batch, dropout_key, num_microbatches, sums)

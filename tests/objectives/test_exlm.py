@@ -244,6 +244,19 @@ def test_sparse_transitions_tie_targets_to_their_own_states_and_dense_ones_do_no
         assert bool(np.all(np.asarray(posterior)[:, ~own] == 0)) == tied
 
 
+def test_dense_transitions_are_sparse_in_the_first_steps_and_where_nothing_is_trained_never():
+    batch, (module, params) = make_batch(), initialised()
+    options = {name: dataclasses.replace(PLAIN, transitions=name) for name in ('sparse', 'dense')}
+    sparse, dense = (run(initialised(options=o)[0], params, batch, method='states').links for o in options.values())
+    curriculum = initialised(options=dataclasses.replace(PLAIN, sparse_steps=10))[0]
+    links = run(curriculum, params, batch.replace(step=jnp.array([9, 10, 0, 2**31 - 1])), method='states').links
+    np.testing.assert_array_equal(links, np.where(np.array([1, 0, 1, 0])[:, None, None], sparse, dense))
+    np.testing.assert_array_equal(run(curriculum, params, batch, method='states').links, dense)
+
+    config = config_lib.load('configs/exlm.py:tiny,exlm.sparse_percent=12.5,total_steps=80')
+    assert build.make_objective(config_lib.resolve(config), VOCABULARY).options.sparse_steps == 10
+
+
 def test_copies_differ_by_their_second_coordinate_alone():
     batch = make_batch()
     for positions, alike in (('rotary', True), ('rotary_2d', False)):
