@@ -20,7 +20,7 @@ import ml_collections
 from absl import flags
 
 from mlm_jax.analysis import minimal_pairs
-from mlm_jax.config import command_line, step_flops
+from mlm_jax.config import command_line, host_memory, step_flops
 from mlm_jax.config.checks import remarks
 from mlm_jax.data import prepared_data, verification
 from mlm_jax.data.rows import Batches, Prefetcher
@@ -123,6 +123,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
             if blimp:
                 blimp.compile(state.params, mesh)
         compile_seconds = time.perf_counter() - start
+        host_memory.release_freed_memory()
         log.write(first_step, {'perf/compile_seconds': compile_seconds})
         log.note(f'compiled in {compile_seconds:.1f} s; {memory.describe(train_step)}')
         log.start_clock()

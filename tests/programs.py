@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 
 from mlm_jax import __main__ as entry_point
-from mlm_jax.config import command_line
+from mlm_jax.config import host_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def run(name: str, *arguments: str) -> Finished:
     with _fresh_flags(), warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.filterwarnings('ignore', message='.*found in sys.modules')  # other tests import the programs
         patch.setattr(sys, 'argv', ['mlm-jax', name, *arguments])
-        patch.setattr(command_line, 'keep_freed_memory', lambda: None)  # of a process that lives no longer than a run
+        patch.setattr(host_memory, 'keep_freed_memory', lambda: None)  # of a process that lives no longer than a run
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             try:
                 entry_point.main()

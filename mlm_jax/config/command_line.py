@@ -1,10 +1,8 @@
 """What the programs share at their boundary: flags, and errors in the user's words instead of tracebacks."""
 
-import ctypes
 import errno
 import io
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -12,7 +10,7 @@ import ml_collections
 from absl import app, flags, logging
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError
+from mlm_jax.config import ConfigError, host_memory
 
 # Exit statuses besides 1: sysexits' EX_IOERR, and what shells give a program that Ctrl-C ends.
 DISK_EXIT_CODE, INTERRUPTED_EXIT_CODE = 74, 130
@@ -88,7 +86,7 @@ def run(main: Callable[[], None], required: Sequence[str] = (), former: Mapping[
         what is given.
     """
     flags.mark_flags_as_required(required)
-    keep_freed_memory()
+    host_memory.keep_freed_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: of names and texts that it cannot write
     try:
@@ -96,20 +94,6 @@ def run(main: Callable[[], None], required: Sequence[str] = (), former: Mapping[
     except KeyboardInterrupt:
         print('\ninterrupted; the same command goes on from here', file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
-
-
-def keep_freed_memory() -> None:
-    """Makes the C library keep what is freed for the next allocation, where that is glibc.
-
-    On CPU devices a step allocates its hundreds of megabytes anew. Given back and asked for again, each of their pages
-    costs a fault and is set to zero, which took a fifth of a step; `mallopt` is glibc's own knob for it. Threads share
-    one heap then, as only that one may be so large. To be called before there are threads.
-    """
-    if platform.libc_ver()[0] == 'glibc':
-        c_library = ctypes.CDLL(None)
-        trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h
-        for parameter, value in ((mmap_max, 0), (arena_max, 1), (trim_threshold, -1)):
-            c_library.mallopt(parameter, value)
 
 
 def parse_seeds(texts: Sequence[str]) -> list[int]:

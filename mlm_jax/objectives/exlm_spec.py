@@ -97,7 +97,7 @@ class ExLMSpec(Spec):
         return []
 
     def settings(self, config: Any) -> dict[str, Any]:
-        """`sparse_steps`; and, with the ratio schedule 'diffusion', where each row has its own ratio, `weigh_by_count`."""
+        """`sparse_steps`; with the ratio schedule 'diffusion', each row has its own ratio, and `weigh_by_count` is set."""
         return {
             'sparse_steps': round(config.exlm.sparse_percent / 100 * config.total_steps),
             'weigh_by_count': config.masking.ratio_schedule == 'diffusion',

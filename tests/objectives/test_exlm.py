@@ -245,7 +245,7 @@ def test_sparse_transitions_tie_targets_to_their_own_states_and_dense_ones_do_no
 
 
 def test_dense_transitions_are_sparse_in_the_first_steps_and_where_nothing_is_trained_never():
-    batch, (module, params) = make_batch(), initialised()
+    batch, (_, params) = make_batch(), initialised()
     options = {name: dataclasses.replace(PLAIN, transitions=name) for name in ('sparse', 'dense')}
     sparse, dense = (run(initialised(options=o)[0], params, batch, method='states').links for o in options.values())
     curriculum = initialised(options=dataclasses.replace(PLAIN, sparse_steps=10))[0]
