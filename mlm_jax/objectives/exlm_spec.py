@@ -97,7 +97,7 @@ class ExLMSpec(Spec):
         return []
 
     def settings(self, config: Any) -> dict[str, Any]:
-        """`sparse_steps`; and `weigh_by_count` with the ratio schedule 'diffusion', where rows have their own ratios."""
+        """`sparse_steps`; and `weigh_by_count` with the ratio schedule 'diffusion', where rows have own ratios."""
         return {
             'sparse_steps': round(config.exlm.sparse_percent / 100 * config.total_steps),
             'weigh_by_count': config.masking.ratio_schedule == 'diffusion',
