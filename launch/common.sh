@@ -265,3 +265,36 @@ bucket_of() {
   local path=${1#gs://}
   printf '%s' "${path%%/*}"
 }
+
+# The extras of setup.py that the run needs for the buckets in its arguments, each behind a comma.
+bucket_extras() { # ARGUMENT…
+  [[ $* != *gs://* ]] || printf ',gcs'
+  [[ $* != *s3://* ]] || printf ',s3'
+}
+
+# check_slices COUNT ARGUMENT…: a configuration that is fitted to slices (slice=2xv5e-16) is for as many as there are.
+check_slices() {
+  local count=$1 word fitted of_several='[:,=]slice=([0-9]+)x([^,]*)' of_one='[:,=]slice=([a-z][^,]*)'
+  shift
+  for word in "$@"; do
+    if [[ $word =~ $of_several ]]; then
+      fitted=${BASH_REMATCH[1]} name_of_slice=${BASH_REMATCH[2]}
+    elif [[ $word =~ $of_one ]]; then
+      fitted=1 name_of_slice=${BASH_REMATCH[1]}
+    else
+      continue
+    fi
+    ((fitted == count)) || misuse "the configuration is fitted to $fitted slice$( ((fitted == 1)) || printf s) \
+($word), and --slices=$count: give --slices=$fitted, or slice=$( ((count == 1)) || printf %sx "$count")$name_of_slice"
+  done
+}
+
+# require_choice NAME VALUE CHOICE…
+require_choice() {
+  local name=$1 value=$2 choice
+  shift 2
+  for choice in "$@"; do
+    [[ $value != "$choice" ]] || return 0
+  done
+  misuse "--$name=$value must be one of: $*"
+}

@@ -22,7 +22,6 @@ from mlm_jax import config as config_lib
 from mlm_jax.analysis.mask_statistics import KINDS, MaskStatistics, kinds
 from mlm_jax.config import command_line
 from mlm_jax.data import masking_tables, prepared_data
-from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.prepared_data import PreparedData
 from mlm_jax.data.rows import Batches
 from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer
@@ -30,7 +29,7 @@ from mlm_jax.files import atomic, paths
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build, mask_ratio
-from mlm_jax.training.step import MASK_STREAM, stream_key
+from mlm_jax.training.step import draw_masks
 
 # Kind of mask → the color codes of a terminal, and the color in HTML.
 COLORS = {1: ('41;97', '#e57373'), 2: ('43;30', '#ffd54f'), 3: ('44;97', '#64b5f6'), 4: ('100;97', '#bdbdbd')}
@@ -63,8 +62,7 @@ def masked_batches(
 
     @jax.jit
     def draw(tokens_BxT: jax.Array, step: jax.Array):
-        key = stream_key(config.seed, MASK_STREAM, step)
-        return run.masking.draw(key, tokens_BxT, segment_ids(tokens_BxT, data.vocabulary), step)
+        return draw_masks(run.masking, config.seed, step, tokens_BxT)
 
     for step in range(first_step, first_step - (-num_texts // config.batch_size)):
         yield jax.device_get(draw(batches(step), np.int32(step)))

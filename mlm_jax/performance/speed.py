@@ -28,7 +28,7 @@ from mlm_jax.performance.memory import memory_of
 from mlm_jax.training import build, moving_average, runtime
 from mlm_jax.training.metrics import ProgressLine
 from mlm_jax.training.state import TrainState, create_state
-from mlm_jax.training.step import MASK_STREAM, apply_gradients, jit_train_step, stream_key
+from mlm_jax.training.step import apply_gradients, draw_masks, jit_train_step
 
 
 class Contestant(Protocol):
@@ -223,8 +223,7 @@ def prepare(
         compile_seconds = time.perf_counter() - start
 
         def mask(tokens_BxT: jax.Array, step: jax.Array) -> MaskedBatch:
-            key = stream_key(config.seed, MASK_STREAM, step)
-            return run.masking(key, tokens_BxT, segment_ids(tokens_BxT, vocabulary), step)
+            return draw_masks(run.masking, config.seed, step, tokens_BxT)[0]
 
         def optimize(state: TrainState, gradients: Any) -> TrainState:
             params, opt_state, _, finite = apply_gradients(run.optimizer, state, gradients, jnp.zeros([]), jnp.ones([]))

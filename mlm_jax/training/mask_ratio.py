@@ -9,12 +9,11 @@ import dataclasses
 import jax
 import numpy as np
 
-from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import RowSource
 from mlm_jax.masking import registry
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.masking import Masking
-from mlm_jax.training.step import MASK_STREAM, stream_key
+from mlm_jax.training.step import draw_masks
 
 ROWS = 256  # how many rows are masked for the check
 LEAST = 0.9  # the smallest share of the requested ratio for which there is no warning
@@ -71,9 +70,7 @@ def warning(masking: Masking, rows: RowSource, seed: int, step: int = 0) -> str:
 
     @jax.jit
     def mask(tokens_RxT, step):
-        return masking(
-            stream_key(seed, MASK_STREAM, step), tokens_RxT, segment_ids(tokens_RxT, masking.vocabulary), step
-        )
+        return draw_masks(masking, seed, step, tokens_RxT)[0]
 
     ratio = of_batches(masking, [jax.device_get(mask(tokens_RxT, np.int32(step)))], step)
     return describe(ratio, masking) if ratio.is_missed else ''

@@ -32,6 +32,12 @@ def stream_key(seed: int, stream: int, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
+def draw_masks(masking: Masking, seed: int, step: jax.Array, tokens_BxT: jax.Array) -> tuple[MaskedBatch, jax.Array]:
+    """The masks with which a run trains on the batch of a step, and what `Masking.draw` returns beside them."""
+    key = stream_key(seed, MASK_STREAM, step)
+    return masking.draw(key, tokens_BxT, segment_ids(tokens_BxT, masking.vocabulary), step)
+
+
 def make_train_step(
     objective: nn.Module,
     masking: Masking,
@@ -54,9 +60,7 @@ def make_train_step(
 
     def train_step(state: TrainState, tokens_BxT: jax.Array) -> tuple[TrainState, Metrics]:
         with jax.named_scope('masking'):
-            segments_BxT = segment_ids(tokens_BxT, masking.vocabulary)
-            mask_key = stream_key(seed, MASK_STREAM, state.step)
-            batch, overflow_B = masking.draw(mask_key, tokens_BxT, segments_BxT, state.step)
+            batch, overflow_B = draw_masks(masking, seed, state.step, tokens_BxT)
             batch = batch.replace(step=jnp.full(len(batch.tokens), state.step))
         dropout_key = stream_key(seed, DROPOUT_STREAM, state.step)
 

@@ -1,8 +1,4 @@
-"""The programs in `launch/` and `.ci/run`: what they would do, and what they do with stand-ins for clouds.
-
-A stand-in is a small program in front of the PATH that writes down how it was called. So the real scripts
-run, with their real quoting and order of commands, where there is no Slurm, no Kubernetes and no TPU.
-"""
+"""The programs in `launch/` and `.ci/run`: what they would do, and what they do with stand-ins for clouds."""
 
 import os
 import pathlib
@@ -12,12 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
+import cloud_commands
 import pytest
 import yaml
+from stand_ins import ROOT, launch, lines, wait_for
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAMS = ['demo', 'test', 'gpu_local', 'slurm', 'tpu_pod', 'gke']
 SCRIPTS = [ROOT / 'launch' / p for p in ['common.sh', *PROGRAMS]] + [ROOT / '.ci' / 'run']
 
@@ -26,6 +22,7 @@ ON_BUCKETS = ['--config=configs/mlm.py:base', '--workdir=gs://bucket/runs/base',
 TPU_POD = ['--name=bert', '--zone=us-west4-a']
 GKE = ['--name=bert', '--source=https://example.org/mlm_jax', *ON_BUCKETS]
 GKE_TPU = [*GKE, '--tpu=tpu-v5-lite-podslice', '--topology=4x4']
+TWO_SLICES = '--set=slice=2xv5e-16'
 
 # What a dry run must print, in this order.
 DRY_RUNS = {
@@ -43,69 +40,43 @@ DRY_RUNS = {
     ('tpu_pod', 'logs', *TPU_POD): ['--worker=0', 'tail'],
     ('tpu_pod', 'stop', *TPU_POD): ['--worker=all', 'kill'],
     ('tpu_pod', 'down', *TPU_POD, '--queued'): ['queued-resources delete bert'],
+    ('tpu_pod', 'up', *TPU_POD, '--type=v5litepod-16', '--slices=2', '--spot'): [
+        'queued-resources describe',
+        'queued-resources create',
+        '--node-count=2 --node-prefix=bert',
+        '--spot',
+    ],
+    ('tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--slices=2', '--data-access=mount', '--', TWO_SLICES): [
+        '--node=all --worker=all',
+        'scp',
+        '--node=all',
+        'worker-setup',
+        '--data-access=mount',
+        '-o ro',
+        '--cache-dir=',
+        '--set=data.directory=/home/you/mlm_jax/rows/rows/books',
+        '--node=0 --worker=0',
+    ],
+    ('tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--workdir-access=direct', '--data-access=direct'): [
+        "'.[tpu,gcs]'",
+        '--workdir=gs://bucket/runs/base --set=data.directory=gs://rows/books',
+    ],
+    ('tpu_pod', 'stop', *TPU_POD, '--slices=2'): ['queued-resources ssh bert --node=all --worker=all', 'kill'],
+    ('tpu_pod', 'down', *TPU_POD, '--slices=2'): ['queued-resources delete bert --force'],
+    ('gpu_local', RUN[0], '--workdir=s3://bucket/runs/base', '--cuda=12'): [
+        ".[cuda12,s3]'",
+        '--workdir=s3://bucket/runs/base',
+    ],
+    ('slurm', RUN[0], '--workdir=gs://bucket/runs/base'): [
+        ".[cuda12,gcs]'",
+        'tee runs/base/train.sbatch',
+        '--output=runs/base/',
+        '--workdir=gs://bucket/runs/base',
+    ],
     ('gke', 'run', *GKE_TPU): ['kubectl apply', 'kind: JobSet', 'mlm_jax.train --distributed'],
     ('gke', 'logs', '--name=bert'): ['kubectl logs', 'completion-index=0'],
     ('gke', 'down', '--name=bert'): ['kubectl delete jobset bert'],
 }
-
-
-@pytest.fixture
-def checkout(tmp_path):
-    """A copy of what the programs need of the repository."""
-    root = tmp_path / 'home' / 'checkout'
-    shutil.copytree(ROOT / 'launch', root / 'launch')
-    shutil.copy(ROOT / 'setup.py', root)
-    (root / 'mlm_jax' / 'data').mkdir(parents=True)
-    (root / 'mlm_jax' / 'data' / 'rows.py').touch()
-    return root
-
-
-@pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    """A function that puts a program in front of the PATH; it notes its call in `calls` and runs `body`."""
-    (tmp_path / 'bin').mkdir()
-    monkeypatch.setenv('PATH', f'{tmp_path / "bin"}:{os.environ["PATH"]}')
-    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
-    monkeypatch.setenv('TMPDIR', str(tmp_path))
-    for name in ('VENV', 'PYTHON'):
-        monkeypatch.delenv(name, raising=False)
-
-    def make(name, body='', path=None):
-        path = path or tmp_path / 'bin' / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        note = f'echo "{name} $*" >>{shlex.quote(str(tmp_path / "calls"))}'
-        path.write_text(f'#!/bin/bash\n{note}\n{body}\n')
-        path.chmod(0o755)
-
-    return make
-
-
-@pytest.fixture
-def environment(tmp_path, stand_in):
-    """A function that makes a virtual environment which notes the modules that it should run, no more."""
-
-    def make(directory):
-        notes = shlex.quote(str(tmp_path / 'modules'))
-        stand_in(
-            'python',
-            f'if [[ $1 == -m ]]; then echo "$*" >>{notes}; else exec {shlex.quote(sys.executable)} "$@"; fi',
-            directory / 'bin' / 'python',
-        )
-        return directory
-
-    return make
-
-
-def launch(root, *arguments, code=0):
-    """Runs a program of `root`, checks its exit status and returns its output, or its errors if it fails."""
-    command = [str(root / 'launch' / arguments[0]), *arguments[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stderr if code else done.stdout
-
-
-def lines(path):
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def in_order(needles, text):
@@ -142,8 +113,10 @@ def test_dry_run_prints_the_commands_and_touches_nothing(checkout, monkeypatch, 
     for name in ('VENV', 'PYTHON'):
         monkeypatch.delenv(name, raising=False)
     before = sorted(checkout.rglob('*'))
-    text = launch(checkout, *arguments, '--dry-run')
+    # In front of what is handed on to a program.
+    text = launch(checkout, arguments[0], '--dry-run', *arguments[1:])
     assert in_order(DRY_RUNS[arguments], text), text
+    assert cloud_commands.check_printed(text) > 0 or arguments[0] not in ('tpu_pod', 'gke')
     assert sorted(checkout.rglob('*')) == before
 
 
@@ -151,7 +124,8 @@ def test_dry_run_prints_the_commands_and_touches_nothing(checkout, monkeypatch, 
     ('arguments', 'message'),
     [
         (['gpu_local', *RUN, '--gpus=2'], 'unknown option --gpus=2'),
-        (['gpu_local', RUN[0], '--workdir=gs://bucket/base'], 'is a URL: give a directory'),
+        (['gpu_local', RUN[0], '--workdir=http://host/base'], 'give a directory, gs://BUCKET/PATH or s3://'),
+        (['slurm', RUN[0], '--workdir=http://host/base'], 'use letters, digits'),
         (['slurm', *RUN, '--node=2'], 'unknown option --node=2; there are: --help --dry-run --config='),
         (['slurm', *RUN, '--nodes'], 'written --nodes=VALUE'),
         (['slurm', *RUN, '--nodes=two'], 'whole number'),
@@ -161,6 +135,14 @@ def test_dry_run_prints_the_commands_and_touches_nothing(checkout, monkeypatch, 
         (['tpu_pod', 'up', *TPU_POD, '--type=v99-8'], 'add --version'),
         (['tpu_pod', *TPU_POD], 'one action'),
         (['tpu_pod', 'go', *TPU_POD], 'unknown action go'),
+        (['tpu_pod', 'up', *TPU_POD, '--slices=0'], 'at least 1'),
+        (['tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--data-access=nfs'], 'must be one of: copy mount direct'),
+        (
+            ['tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--config=mlm:base,slice=2xv5e-16'],
+            'fitted to 2 slices (mlm:base,slice=2xv5e-16), and --slices=1: give --slices=2, or slice=v5e-16',
+        ),
+        (['gke', 'run', *GKE_TPU, '--slices=2', '--config=mlm:base,slice=v5e-16'], 'or slice=2xv5e-16'),
+        (['gke', 'run', *GKE, '--gpu=nvidia-l4', '--slices=2'], '--slices goes with --tpu'),
         (['tpu_pod', 'run', *TPU_POD, *RUN, '--data=gs://rows/books'], "on each worker's own disk"),
         (['gke', 'run', *GKE_TPU, '--cpu=3'], 'unknown option --cpu=3'),
         (['gke', 'run', *GKE], 'give --tpu=TYPE'),
@@ -172,7 +154,7 @@ def test_dry_run_prints_the_commands_and_touches_nothing(checkout, monkeypatch, 
     ids=lambda value: None if isinstance(value, str) else value[0],
 )
 def test_mistakes_are_refused_with_a_cure(checkout, arguments, message):
-    error = launch(checkout, *arguments, '--dry-run', code=2)
+    error = launch(checkout, arguments[0], '--dry-run', *arguments[1:], code=2)
     assert message in error and f'launch/{arguments[0]} --help' in error
 
 
@@ -373,6 +355,19 @@ def test_tpu_pod_creates_a_preempted_tpu_anew(checkout, stand_in, tmp_path):
     ]
 
 
+def test_tpu_pod_asks_anew_for_slices_of_which_one_was_taken_away(checkout, stand_in, tmp_path):
+    marker = tmp_path / 'created'
+    stand_in(
+        'gcloud',
+        f'case $4 in create) touch {marker} ;; describe) [[ -e {marker} ]] && echo ACTIVE || echo SUSPENDED ;; esac',
+    )
+    text = launch(checkout, 'tpu_pod', 'up', *TPU_POD, '--type=v6e-256', '--spot', '--slices=4')
+    assert 'bert is ACTIVE' in text
+    calls = [c.removeprefix('gcloud compute tpus queued-resources ') for c in lines(tmp_path / 'calls')]
+    assert [call.split()[0] for call in calls] == ['describe', 'delete', 'create', 'describe']
+    assert cloud_commands.check_printed(text) == 4
+
+
 def job_set(checkout, stand_in, tmp_path, *arguments):
     stand_in('kubectl', f'cat >{tmp_path / "job.yaml"}')
     launch(checkout, 'gke', 'run', *arguments)
@@ -402,20 +397,43 @@ def test_gke_on_tpus(checkout, stand_in, tmp_path):
     assert not any(word.startswith('--process_id') for word in train)
 
 
+def test_gke_gives_every_slice_a_job_and_a_node_pool(checkout, stand_in, tmp_path):
+    stand_in('kubectl', f'cat >{tmp_path / "job.yaml"}')
+    launch(checkout, 'gke', 'run', *GKE_TPU, '--slices=2', '--', TWO_SLICES)
+    job = yaml.safe_load((tmp_path / 'job.yaml').read_text())
+    assert job['metadata']['annotations'] == {
+        'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'
+    }
+    (workers,) = job['spec']['replicatedJobs']
+    assert workers['replicas'] == 2 and workers['template']['spec']['parallelism'] == 4, 'nodes of one slice'
+
+
+@pytest.mark.parametrize(
+    ('access', 'buckets', 'rows'),
+    [
+        (('mount', 'copy'), {'bucket': False, 'rows': True}, '/rows/data'),
+        (('mount', 'mount'), {'bucket': False, 'rows': True}, '/data/rows/books'),
+        (('direct', 'direct'), {}, 'gs://rows/books'),
+    ],
+)
+def test_gke_reaches_buckets_as_it_is_told(checkout, stand_in, tmp_path, access, buckets, rows):
+    options = [f'--workdir-access={access[0]}', f'--data-access={access[1]}']
+    _, pod = job_set(checkout, stand_in, tmp_path, *GKE_TPU, *options)
+    mounted = {v['csi']['volumeAttributes']['bucketName']: v['csi'] for v in pod['volumes'] if 'csi' in v}
+    assert {bucket: csi['readOnly'] for bucket, csi in mounted.items()} == buckets
+    assert ('fileCacheCapacity' in str(mounted)) == (access[1] == 'mount')
+    script = pod['containers'][0]['args'][0]
+    assert f'--set=data.directory={rows} ' in script and ('cp -r' in script) == (access[1] == 'copy')
+    assert ("'.[tpu,gcs]'" in script) == (access[0] == 'direct')
+
+
 def test_gke_on_gpus_tells_every_process_its_place(checkout, stand_in, tmp_path):
     gpus = ['--gpu=nvidia-h100-80gb', '--nodes=2', '--gpus-per-node=8']
     spec, pod = job_set(checkout, stand_in, tmp_path, *GKE, *gpus, '--data=gs://bucket/books')
     assert spec['completions'] == 2
     (container,) = pod['containers']
     assert container['resources']['limits'] == {'nvidia.com/gpu': 8}
-    assert len([v for v in pod['volumes'] if 'csi' in v]) == 1  # rows and runs share the bucket
+    assert [v['csi']['readOnly'] for v in pod['volumes'] if 'csi' in v] == [False, True], 'one bucket, mounted twice'
     script = container['args'][0]
     assert '--coordinator_address=bert-workers-0-0.bert:8476 --num_processes=2' in script
     assert script.rstrip().endswith('--process_id=$JOB_COMPLETION_INDEX')
-
-
-def wait_for(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, 'waited in vain'
-        time.sleep(0.05)
