@@ -220,7 +220,8 @@ def predict(configs: Sequence[tuple[str, ml_collections.ConfigDict]], slice_name
         _note(f'compiled in {lines[-1]["compile_seconds"]:.1f} s')
     print(f'{slice_name}: {len(devices)} × {devices[0].device_kind}, per device and step; times are a PREDICTION from')
     print(
-        'published peaks, from where products, memory and links overlap to where they do not; nothing has run there\n'
+        'published peaks, from where products, memory, links and the network between slices overlap to where nothing '
+        'does; nothing has run there\n'
     )
     print(prediction.table(lines))
     return lines

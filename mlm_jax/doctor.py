@@ -31,7 +31,7 @@ from mlm_jax.data.prepared_data import PreparedData, Source
 from mlm_jax.files import paths
 from mlm_jax.parallel import mesh, tpu_slices
 from mlm_jax.parallel import topology as topology_lib
-from mlm_jax.performance import ahead_of_time, attention_parity, collectives, peaks
+from mlm_jax.performance import ahead_of_time, attention_parity, collectives, peaks, roofline
 from mlm_jax.performance.memory import MIB
 from mlm_jax.pretrained import warm_start
 from mlm_jax.training import build, runtime
@@ -168,6 +168,10 @@ def _check_step(
     yield True, 'collectives of a step, per device:' + ('\n'.join(['', *lines]) if lines else ' none')
     if needs.between_slices:
         lines = collectives.table(needs.between_slices)
+        kind = devices[0].device_kind
+        seconds = roofline.network_seconds(needs.between_slices, kind, len(mesh.by_slice(devices)))
+        if seconds is not None:
+            lines.append(f'predicted, not measured: {1000 * seconds:,.1f} ms at the published bandwidth')
         yield True, '\n'.join([f'{collectives.NETWORK_TITLE}:', *lines])
 
 

@@ -20,7 +20,7 @@ _SCATTERING = 'all-reduce-scatter'
 # What leaves a slice of TPUs goes through the host, and the runtime of several slices does what this attribute says.
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
-NETWORK_TITLE = 'over the data-center network between slices, which predictions leave out, per device'  # of a `table`
+NETWORK_TITLE = 'over the data-center network between slices, per device'  # of a `table`
 
 Totals = dict[str, tuple[int, int]]
 

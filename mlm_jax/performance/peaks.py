@@ -1,4 +1,4 @@
-"""Published peaks of devices: matrix products by number format, memory bandwidth, and links to neighbors.
+"""Published peaks of devices: matrix products by number format, memory bandwidth, and links to other devices.
 
 All peaks are for dense operands (without structured sparsity) and at boost clocks. Their sources follow. Only the
 numbers of TPU v5e and v6e were compared with the sources when this table was written, so check a number before you base
@@ -6,7 +6,9 @@ a claim on it.
   NVIDIA H100, H200: the whitepaper of the H100 architecture, and the data sheets of the SXM, PCIe and NVL boards.
   NVIDIA A100: the data sheet of the 40 GB and 80 GB boards. NVIDIA L40S, L4, A10: their data sheets.
   TPU: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, per chip. The pages give 'bidirectional' bandwidths of links;
-    half of them is the bandwidth in each direction.
+    half of them is the bandwidth in each direction. The bandwidth of the data-center network is published per chip for
+    v5p (50 Gbit/s), and per pod of 256 chips for v5e (6.4 Tbit/s) and v6e (25.6 Tbit/s), which is that of the network
+    cards of their hosts of 8 chips (2 × 100 and 4 × 200 Gbit/s). All of these were compared with the pages.
 """
 
 import dataclasses
@@ -26,6 +28,8 @@ class Peak:
         for; None where no number is published.
       memory: GB/s from and to the memory of the device.
       links: GB/s to other devices in each direction, the sum over all links; None for a device without fast links.
+      network: GB/s in each direction over the data-center network that joins slices, the share of one device of what
+        its host has; None where no number is published, or slices are not joined so.
     """
 
     bfloat16: float
@@ -33,6 +37,7 @@ class Peak:
     exact_float32: float | None
     memory: float
     links: float | None = None
+    network: float | None = None
 
 
 # By the beginning of `device_kind`; the longest beginning that fits counts.
@@ -49,11 +54,11 @@ PEAKS = {
     'NVIDIA L4': Peak(121, 60, 30.3, 300),
     'NVIDIA A10': Peak(125, 62.5, 31.2, 600),
     'TPU v4': Peak(275, 275, None, 1228, 150),
-    'TPU v5 lite': Peak(197, 197, None, 819, 200),
-    'TPU v5e': Peak(197, 197, None, 819, 200),
-    'TPU v5': Peak(459, 459, None, 2765, 600),  # v5p: 'TPU v5' or 'TPU v5p'
-    'TPU v6 lite': Peak(918, 918, None, 1640, 400),
-    'TPU v6e': Peak(918, 918, None, 1640, 400),
+    'TPU v5 lite': Peak(197, 197, None, 819, 200, 3.125),
+    'TPU v5e': Peak(197, 197, None, 819, 200, 3.125),
+    'TPU v5': Peak(459, 459, None, 2765, 600, 6.25),  # v5p: 'TPU v5' or 'TPU v5p'
+    'TPU v6 lite': Peak(918, 918, None, 1640, 400, 12.5),
+    'TPU v6e': Peak(918, 918, None, 1640, 400, 12.5),
 }
 
 

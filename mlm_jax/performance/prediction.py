@@ -7,6 +7,7 @@ import ml_collections
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import step_flops
+from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.parallel import tpu_slices
 from mlm_jax.performance import ahead_of_time, collectives, roofline
 from mlm_jax.performance.memory import MIB
@@ -49,11 +50,13 @@ def predict(
         'between_slices': {key: list(value) for key, value in needs.between_slices.items()},
     }
     hidden = step_flops.attention_flops(config) if in_kernel else 0.0
-    if prediction := roofline.predict(needs, kind, count, config.model.dtype, needed, hidden):
+    num_slices = len(mesh_lib.by_slice(devices))
+    if prediction := roofline.predict(needs, kind, count, config.model.dtype, needed, hidden, num_slices):
         line['prediction'] = {
             'product_ms': 1000 * prediction.product_seconds,
             'memory_ms': 1000 * prediction.memory_seconds,
             'link_ms': 1000 * prediction.link_seconds,
+            'network_ms': 1000 * prediction.network_seconds,
             'step_ms': [1000 * prediction.shortest, 1000 * prediction.longest],
             'mfu': list(prediction.mfu),
             'bound': prediction.bound,
@@ -68,8 +71,8 @@ def predict(
 def table(lines: list[dict]) -> str:
     """An aligned table with a row for each configuration, and below it the collectives of each."""
     titles = (
-        'memory MiB', 'TFLOP', 'needed', 'GB moved', 'products ms', 'memory ms', 'links ms', 'step ms', 'tokens/s',
-        'MFU',
+        'memory MiB', 'TFLOP', 'needed', 'GB moved', 'products ms', 'memory ms', 'links ms', 'network ms', 'step ms',
+        'tokens/s', 'MFU',
     )  # fmt: skip
     rows = [_cells(line) for line in lines]
     widths = [2 + max(len(title), *(len(row[i]) for row in rows)) for i, title in enumerate(titles)]
@@ -96,7 +99,7 @@ def table(lines: list[dict]) -> str:
 
 def _cells(line: dict) -> list[str]:
     if 'error' in line:
-        return ['too much'] + ['–'] * 9
+        return ['too much'] + ['–'] * 10
     limit = line['memory_limit_bytes']
     cells = [
         f'{line["memory_bytes"] / MIB:,.0f}' + (f' of {limit / MIB:,.0f}' if limit else ''),
@@ -105,10 +108,10 @@ def _cells(line: dict) -> list[str]:
         f'{line["accessed_bytes"] / 1e9:.1f}',
     ]
     if (p := line.get('prediction')) is None:
-        return cells + ['–'] * 6
+        return cells + ['–'] * 7
     return [
         *cells,
-        *(f'{p[key]:.1f}' for key in ('product_ms', 'memory_ms', 'link_ms')),
+        *(f'{p[key]:.1f}' for key in ('product_ms', 'memory_ms', 'link_ms', 'network_ms')),
         '{:.1f} … {:.1f}'.format(*p['step_ms']),
         '{:,.0f} … {:,.0f}'.format(*p['tokens_per_second']),
         '{:.0%} … {:.0%}'.format(*p['mfu']),

@@ -32,7 +32,10 @@ def test_a_slice_is_asked_for_what_the_step_needs_and_times_are_by_its_peaks():
     assert line['collectives'].keys() == {'all-reduce'}, 'of the gradients'
     predicted = line['prediction']
     assert predicted['product_ms'] == pytest.approx(1000 * line['flops'] / 197e12)
-    assert predicted['step_ms'][0] == max(predicted[key] for key in ('product_ms', 'memory_ms', 'link_ms'))
+    assert predicted['step_ms'][0] == max(
+        predicted[key] for key in ('product_ms', 'memory_ms', 'link_ms', 'network_ms')
+    )
+    assert predicted['network_ms'] == 0, 'there is one slice'
     assert 0 < predicted['mfu'][0] < predicted['mfu'][1] <= 1
     text = prediction.table([line, {'config': 'large', 'error': 'Ran out of memory\nuse more devices'}])
     assert 'all-reduce' in text and 'does not fit: Ran out of memory\n  use more devices' in text

@@ -27,6 +27,18 @@ def test_each_time_is_an_amount_by_a_published_peak():
     assert high == pytest.approx(FLOPS / 16 / 197e12) and low == pytest.approx(high / 2)
 
 
+def test_the_network_between_slices_has_the_share_of_a_device_in_its_host():
+    """v5e: 2 cards of 100 Gbit/s for 8 chips. Of two slices, each sends its sums once; of more, up to twice."""
+    amounts = needs(flops=197 * 10**12, between_slices={'all-reduce': (5, 2 * 10**9)})
+    two, four = (roofline.predict(amounts, 'TPU v5e', 32, 'bfloat16', FLOPS, num_slices=n) for n in (2, 4))
+    assert two.network_seconds == pytest.approx(2e9 / (2 * 100e9 / 8 / 8))
+    assert four.network_seconds == pytest.approx(1.5 * two.network_seconds)
+    assert (two.shortest, two.longest) == pytest.approx((1.0, 1.0 + two.network_seconds))
+    slow = roofline.predict(needs(between_slices={'one-to-one': (1, 10**9)}), 'TPU v5p', 8, 'bfloat16', FLOPS, 0.0, 2)
+    assert slow.bound == 'network' and slow.shortest == slow.longest == pytest.approx(1e9 / (50e9 / 8))
+    assert roofline.predict(amounts, 'TPU v4', 32, 'bfloat16', FLOPS, num_slices=2) is None, 'nothing is published'
+
+
 def test_attention_in_a_fused_kernel_is_added():
     prediction = roofline.predict(needs(flops=0), 'TPU v6 lite', 4, 'bfloat16', FLOPS, hidden_flops=1e12)
     assert prediction.product_seconds == pytest.approx(1e12 / 4 / 918e12)
