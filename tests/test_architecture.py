@@ -118,7 +118,10 @@ def test_pure_folders_know_no_files_no_flags_and_no_configuration_library():
 
 
 # A value of `model.relative_bucketing` is named after the paper that its buckets are from; any objective can have it.
-BUCKETING = ('mlm_jax.config.checks', 'mlm_jax.config.defaults', 'mlm_jax.models.layers', 'mlm_jax.models.positions')
+BUCKETING = (
+    'mlm_jax.config.possible_values', 'mlm_jax.config.model_checks', 'mlm_jax.config.defaults',
+    'mlm_jax.models.layers', 'mlm_jax.models.positions',
+)  # fmt: skip
 
 
 @pytest.mark.parametrize('name', sorted(set(OBJECTIVES) - {'mlm'}))

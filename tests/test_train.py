@@ -20,8 +20,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax import evaluate
 from mlm_jax import train as train_lib
-from mlm_jax.config import ConfigError
-from mlm_jax.config import checks as config_check
+from mlm_jax.config import ConfigError, possible_values
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.files import atomic
 from mlm_jax.masking.vocabulary import standard_vocabulary
@@ -298,7 +297,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows(shallow_config, tmp_
 @pytest.fixture
 def dividing_by_zero(shallow_config, monkeypatch):
     """A configuration, refused otherwise, under which gradients are finite, and Adam's updates are not: 0 / 0."""
-    monkeypatch.setitem(config_check.RANGES, 'optimizer.b2', config_check.Range(0, 1))
+    monkeypatch.setitem(possible_values.RANGES, 'optimizer.b2', possible_values.Range(0, 1))
     shallow_config.optimizer.update(eps=0.0, b2=1.0)
     return shallow_config
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import ml_collections
 
-from mlm_jax.config import checks, slice_fitting
+from mlm_jax.config import checks, possible_values, slice_fitting
 from mlm_jax.config.access import parent_of
 from mlm_jax.config.durations import DURATION_UNITS, DURATIONS, NOMINAL_STEPS_PER_EPOCH, resolve_steps
 from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
@@ -60,7 +60,7 @@ def resolve(config: ml_collections.ConfigDict, manifest: Manifest | None = None)
     Raises:
       ConfigError: with all problems found, a line each; each says what to do.
     """
-    checks.check_values(config)
+    possible_values.check_values(config)
     config = decided(config)
     checks.check_together(config)
     if manifest is None:

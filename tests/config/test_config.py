@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError, slice_fitting, step_flops
-from mlm_jax.config import checks as config_check
+from mlm_jax.config import ConfigError, checks, possible_values, slice_fitting, step_flops
 from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import tpu_slices
@@ -345,8 +344,8 @@ def test_a_percentage_that_is_no_duration_stays_alone():
 
 def test_every_key_has_choices_a_range_or_free_text():
     """A key that nobody bounds is a key that nobody has thought of."""
-    assert config_check.CHOICES.keys() | config_check.RANGES.keys() <= config_lib.kinds().keys()
-    checked = {key for key in config_lib.kinds() if any(config_check.bounds_of(key))}
+    assert possible_values.CHOICES.keys() | possible_values.RANGES.keys() <= config_lib.kinds().keys()
+    checked = {key for key in config_lib.kinds() if any(possible_values.bounds_of(key))}
     for key, kind in config_lib.kinds().items():
         is_free = kind.type in (str, bool) or config_lib.is_duration(key)
         assert key in checked or is_free, key
@@ -503,7 +502,7 @@ def test_a_checkpoint_of_any_configuration_goes_on_or_is_refused_in_words(stored
     ],
 )
 def test_what_can_hardly_be_meant_is_remarked(argument, num_rows, remark):
-    remarks = config_check.remarks(load('mlm.py', f'mini,{argument}'), num_rows)
+    remarks = checks.remarks(load('mlm.py', f'mini,{argument}'), num_rows)
     assert remark in remarks[0] if remark else remarks == []
 
 

@@ -13,8 +13,7 @@ import mlm_jax
 from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.__main__ import PROGRAMS
-from mlm_jax.config import ConfigError, command_line
-from mlm_jax.config import checks as config_check
+from mlm_jax.config import ConfigError, checks, command_line, possible_values
 from mlm_jax.data import tokenizers
 from mlm_jax.files import paths, text_files
 from mlm_jax.pretrained import sources
@@ -77,10 +76,10 @@ def test_every_key_that_names_files_refuses_urls(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     default = config_lib.default_config()
     text = {key for key, value in config_lib.values(default).items() if isinstance(value, str)}
-    free = {key for key in text if not any(config_check.bounds_of(key))}
-    assert free - OTHER_KEYS == set(config_check.PATH_KEYS)
+    free = {key for key in text if not any(possible_values.bounds_of(key))}
+    assert free - OTHER_KEYS == set(checks.PATH_KEYS)
     before = {'data.corpus': 'jsonl:', 'data.validation_corpus': 'text:a.txt;', 'tokenizer.model': 'extend:'}
-    for key in config_check.PATH_KEYS:
+    for key in checks.PATH_KEYS:
         for url in (*URLS, f'hf:{URLS[0]}'):
             config = config_lib.default_config()
             config_lib.apply_overrides(config, {key: before.get(key, '') + url})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import checks as config_check
+from mlm_jax.config import possible_values
 from mlm_jax.config.step_flops import step_flops
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import sharding
@@ -19,7 +19,7 @@ from mlm_jax.training import build
 from mlm_jax.training.state import abstract_state, create_state
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
-OPTIMIZERS = config_check.CHOICES['optimizer.name']
+OPTIMIZERS = possible_values.CHOICES['optimizer.name']
 
 
 def get_config(argument: str):

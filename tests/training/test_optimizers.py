@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import checks as config_check
+from mlm_jax.config import possible_values
 from mlm_jax.objectives.registry import parameters
 from mlm_jax.parallel.sharding import is_stacked, path_name
 from mlm_jax.training import build, optimizers
@@ -159,7 +159,7 @@ def test_each_recipe_has_the_weight_decay_of_its_optimizer(recipe, name, expecte
 
 
 def test_every_optimizer_has_a_weight_decay_and_one_given_comes_first():
-    assert config_lib.WEIGHT_DECAYS.keys() == set(config_check.CHOICES['optimizer.name'])
+    assert config_lib.WEIGHT_DECAYS.keys() == set(possible_values.CHOICES['optimizer.name'])
     assert config_lib.weight_decay(optimizer_config('stable_adamw', weight_decay=0.0)) == 0.0
 
 
@@ -221,7 +221,7 @@ def params_of(objective):
     return build.state_shapes(config_lib.resolve(config)).params
 
 
-@pytest.mark.parametrize('objective', config_check.CHOICES['objective'])
+@pytest.mark.parametrize('objective', possible_values.CHOICES['objective'])
 def test_muon_has_every_matrix_inside_the_network(objective):
     """Tables, where rows are looked up, and biases are Adam's; nothing else is."""
     params = params_of(objective)
@@ -249,7 +249,7 @@ def test_a_kernel_that_muon_does_not_know_is_named():
         optimizers.muon_dimensions({'decoder': {'new': {'kernel': np.zeros((2, 2))}}})
 
 
-@pytest.mark.parametrize('name', config_check.CHOICES['optimizer.name'])
+@pytest.mark.parametrize('name', possible_values.CHOICES['optimizer.name'])
 def test_the_learning_rate_goes_by_the_step_that_is_given(name, params):
     """An optimizer that has made fewer updates than the run has steps is no step behind."""
     config = optimizer_config(name, weight_decay=0.0)
