@@ -11,6 +11,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax import doctor
 from mlm_jax.performance import ahead_of_time, attention_parity
+from mlm_jax.performance.memory import Memory
 
 pytestmark = pytest.mark.usefixtures('one_device')
 
@@ -95,6 +96,17 @@ def test_too_little_memory_is_a_problem(tiny_config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ahead_of_time, 'compile_train_step', exhausted)
     assert 'Ran out of memory on HBM\nraise num_microbatches' in problems(tiny_config, tmp_path)
+
+
+def test_of_several_slices_it_says_what_crosses_and_for_how_long(tiny_config, monkeypatch):
+    sent = {'all-reduce': (3, 50_000_000)}
+    needs = ahead_of_time.Requirements(Memory(0, 0, 0, 0), 0, 0, {}, sent)
+    monkeypatch.setattr(ahead_of_time, 'examine_train_step', lambda *args: needs)
+    devices = [SimpleNamespace(device_kind='TPU v5 lite', platform='tpu', slice_index=i) for i in (0, 1)]
+    assert doctor._describe(devices) == '2 × TPU v5 lite in 2 slices'
+    (_, text) = list(doctor._check_step(tiny_config, devices, None))[-1]
+    assert text.startswith('over the data-center network between slices, per device:\nall-reduce')
+    assert text.endswith('predicted, not measured: 16.0 ms at the published bandwidth'), '25 Gbit/s for each chip'
 
 
 def test_a_kernel_runs_beside_the_reference(tiny_config, tmp_path, monkeypatch):
