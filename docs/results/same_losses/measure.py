@@ -48,7 +48,7 @@ LENGTH, VOCABULARY, BATCH, STEPS, SEED = 32, 256, 64, 6, 1
 TOLERANCE = 1e-5
 # The same arithmetic, compiled in a third of the time.
 QUICK_COMPILATION = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
-CASES_AT_ONCE = 4  # of one start of processes
+CASES_AT_ONCE = 2  # of one start of processes
 CONFIGURATIONS = {
     'MLM': 'mlm:tiny',
     'MAE-LM': 'mae_lm:tiny',
