@@ -418,13 +418,15 @@ def test_gke_gives_every_slice_a_job_and_a_node_pool(checkout, stand_in, tmp_pat
 )
 def test_gke_reaches_buckets_as_it_is_told(checkout, stand_in, tmp_path, access, buckets, rows):
     options = [f'--workdir-access={access[0]}', f'--data-access={access[1]}']
-    _, pod = job_set(checkout, stand_in, tmp_path, *GKE_TPU, *options)
+    spec, pod = job_set(checkout, stand_in, tmp_path, *GKE_TPU, *options)
     mounted = {v['csi']['volumeAttributes']['bucketName']: v['csi'] for v in pod['volumes'] if 'csi' in v}
     assert {bucket: csi['readOnly'] for bucket, csi in mounted.items()} == buckets
     assert ('fileCacheCapacity' in str(mounted)) == (access[1] == 'mount')
     script = pod['containers'][0]['args'][0]
     assert f'--set=data.directory={rows} ' in script and ('cp -r' in script) == (access[1] == 'copy')
     assert ("'.[tpu,gcs]'" in script) == (access[0] == 'direct')
+    annotations = spec['template']['metadata']['annotations']
+    assert ('gke-gcsfuse/ephemeral-storage-limit' in annotations) == (access[1] == 'mount')
 
 
 def test_gke_on_gpus_tells_every_process_its_place(checkout, stand_in, tmp_path):

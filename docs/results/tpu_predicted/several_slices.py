@@ -14,7 +14,7 @@ import time
 from absl import flags
 
 from mlm_jax import config as config_lib
-from mlm_jax.comparing import experiment
+from mlm_jax.comparing import experiment, measured
 from mlm_jax.comparing.experiment import Column, Row, Table
 from mlm_jax.config import command_line
 from mlm_jax.files import atomic, paths
@@ -35,8 +35,8 @@ STEPS = {
     '2 × v5p-64, MLM large': ('2xv5p-64', 'mlm:large'),
 }
 TITLE = (
-    'Two slices, per device and step, with the batches of one. The network is that of the data center, between the '
-    'slices: a step takes the shorter time if it overlaps with all else, the longer one if nothing overlaps.'
+    'Two slices, per device and step, with the batches of one (commit {commit}). The network is that of the data center, '
+    'between the slices: a step takes the shorter time if it overlaps with all else, the longer one if nothing overlaps.'
 )
 COLUMNS = (
     Column('microbatches'), Column('memory', 'MiB', ',.0f'), Column('sent to the other slice', 'MB', ',.1f'),
@@ -74,7 +74,8 @@ def main() -> None:
             atomic.write_bytes(stored, json.dumps(predicted(slices, config)).encode())
         lines[name] = json.loads(stored.read_bytes())
         print(name, lines[name]['prediction'], flush=True)
-    table = Table('slices', TITLE, COLUMNS, tuple(row(name, line) for name, line in lines.items()))
+    title = TITLE.format(commit=measured.of_this_process()['commit'])
+    table = Table('slices', title, COLUMNS, tuple(row(name, line) for name, line in lines.items()))
     made = experiment.read(HERE)
     others = tuple(other for other in made.tables if other.name != table.name)
     experiment.write(dataclasses.replace(made, tables=(*others, table)), HERE)
