@@ -35,8 +35,8 @@ STEPS = {
     '2 × v5p-64, MLM large': ('2xv5p-64', 'mlm:large'),
 }
 TITLE = (
-    'Two slices, per device and step, with the batches of one (commit {commit}). The network is that of the data center, '
-    'between the slices: a step takes the shorter time if it overlaps with all else, the longer one if nothing overlaps.'
+    'Two slices, per device and step, with the batches of one (commit {commit}). The network is that of the data '
+    'center, between the slices: the step is shorter if it overlaps with all else, and longer if nothing overlaps.'
 )
 COLUMNS = (
     Column('microbatches'), Column('memory', 'MiB', ',.0f'), Column('sent to the other slice', 'MB', ',.1f'),
