@@ -312,8 +312,8 @@ def run_missing(work: pathlib.Path, seconds: float) -> bool:
     return True
 
 
-def described(table: Table) -> Experiment:
-    """The experiment, with this table; the rest is of this process."""
+def described(table: Table, largest: float) -> Experiment:
+    """The experiment, with this table and its largest number; the rest is of this process."""
     return Experiment(
         title='The same losses on any number of processes and devices',
         question='Does a run compute the same, however many processes and devices share it?',
@@ -326,6 +326,9 @@ def described(table: Table) -> Experiment:
             'are fake, too: every other device, or those of a process',
             'compiler': 'most optimizations are off, which does not change the arithmetic',
         },
+        notes=f'It does: in {len(cases())} runs, masks are the same bits, and losses differ by at most {largest:.1e} of '
+        'their value, as sums in another order differ in float32.',
+        not_run='More than one machine; TPUs and GPUs; bfloat16.',
         tables=(table,),
         seeds=(SEED,),
         **measured.of_this_process(),
@@ -345,8 +348,8 @@ def main() -> None:
         if not run_missing(work, values.seconds):
             return
         table, largest = differences(work)
-    experiment.write(experiment.with_words_of(described(table), HERE), HERE)
-    print(f'{len(everything)} cases; the largest difference is {largest:.1e}')
+    experiment.write(experiment.with_words_of(described(table, largest), HERE), HERE)
+    print(HERE / experiment.METRICS)
 
 
 if __name__ == '__main__':
