@@ -326,8 +326,8 @@ def described(table: Table, largest: float) -> Experiment:
             'are fake, too: every other device, or those of a process',
             'compiler': 'most optimizations are off, which does not change the arithmetic',
         },
-        notes=f'It does: in {len(cases())} runs, masks are the same bits, and losses differ by at most {largest:.1e} of '
-        'their value, as sums in another order differ in float32.',
+        notes=f'It does: in {len(cases())} runs, masks are the same bits, and losses differ by at most {largest:.1e} '
+        'of their value, as sums in another order differ in float32.',
         not_run='More than one machine; TPUs and GPUs; bfloat16.',
         tables=(table,),
         seeds=(SEED,),
