@@ -97,7 +97,7 @@ class PathParser(flags.ArgumentParser):
 
     syntactic_help = 'a path'
 
-    def __init__(self, kind: str, takes_buckets: bool = False):
+    def __init__(self, kind: str, takes_buckets: bool = True):
         self.kind, self.takes_buckets = kind, takes_buckets
 
     def parse(self, argument: str) -> str:
@@ -114,7 +114,7 @@ def define_flag(
     text: str,
     kind: str = '',
     multiple: bool = False,
-    takes_buckets: bool = False,
+    takes_buckets: bool = True,
 ) -> None:
     """Defines a flag whose value is a path; all programs define such flags with this function.
 

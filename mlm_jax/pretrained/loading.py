@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from mlm_jax import config as config_lib
 from mlm_jax.data import prepared_data
 from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.files import buckets
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.interop import checkpoint as checkpoint_lib
 from mlm_jax.masking.tables import Tables
@@ -34,7 +35,8 @@ def load(source: str | os.PathLike | Source, mesh: Mesh | None = None) -> Model:
       FileNotFoundError: without a checkpoint (of that step).
       ImportError: without the extra `huggingface`, where that is needed.
     """
-    source = source if isinstance(source, Source) else sources.parse(os.fspath(source))
+    if not isinstance(source, Source):
+        source = sources.parse(str(source) if buckets.is_bucket(source) else os.fspath(source))
     mesh = make_mesh() if mesh is None else mesh
     with jax.set_mesh(mesh):
         return _load_average(source, mesh) if source.parts else _load_one(source, mesh)
@@ -51,7 +53,7 @@ def check(source: Source) -> None:
     if source.parts:
         averaging.check(source)
     elif source.is_hugging_face:
-        warm_start.hugging_face_tokenizer(source.directory)
+        warm_start.hugging_face_tokenizer(source.on_disk)
     else:
         averaging.run_config(source)
 
@@ -104,15 +106,15 @@ def _params_of_run(
 def _load_hugging_face(source: Source, mesh: Mesh) -> Model:
     try:
         if source.is_random:
-            objective = MLM(huggingface.read_encoder_config(source.directory))
+            objective = MLM(huggingface.read_encoder_config(source.on_disk))
             params = jax.jit(lambda: objective.init(jax.random.key(0), example_batch(8, 1))['params'])()
-            if not checkpoint_lib.describe(source.directory).has_head:
+            if not checkpoint_lib.describe(source.on_disk).has_head:
                 params.pop('head', None)
         else:
-            objective, params = huggingface.from_hf(source.directory)
+            objective, params = huggingface.from_hf(source.on_disk)
     except ValueError as error:
         raise ConfigError(f'{source}: {error}') from error
-    tokenizer = Tokenizer.from_file(warm_start.hugging_face_tokenizer(source.directory))
+    tokenizer = Tokenizer.from_file(warm_start.hugging_face_tokenizer(source.on_disk))
     if tokenizer.vocabulary.size > objective.config.vocab_size:
         raise ConfigError(
             f'{source}: its tokenizer has {tokenizer.vocabulary.size:,} pieces, and the model '

@@ -1,17 +1,21 @@
 """Checkpoints of a run: the state, and everything else that resuming needs. No other file uses Orbax.
 
 A checkpoint at step i holds the state after i updates, before batch i is consumed.
+
+In a bucket of Google Cloud Storage, all processes write there themselves, as on a shared disk: arrays by tensorstore,
+the rest by gcsfs. A checkpoint is complete when its marker is there, which is written last. `transfers.py` has the
+other ways.
 """
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import itertools
 import json
 import os
 import pathlib
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,10 +23,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 
+from mlm_jax.files import buckets
+from mlm_jax.files.buckets import BucketPath
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel import agreement
-from mlm_jax.training import integrity
+from mlm_jax.training import integrity, transfers
 from mlm_jax.training.state import TrainState
 
 # The parts of a checkpoint; the last only of a run that keeps a moving average of its parameters.
@@ -83,7 +90,7 @@ class Checkpoints:
           ConfigError: if there are checkpoints and all are damaged (not with `read_only`).
           FileNotFoundError: if the directory does not exist (only with `read_only`).
         """
-        self._directory, self._read_only, self._note = pathlib.Path(directory).absolute(), read_only, note
+        self._directory, self._read_only, self._note = buckets.path(directory).absolute(), read_only, note
         if read_only and not self._directory.is_dir():
             raise FileNotFoundError(f'no checkpoint in {directory}: there is no such directory')
         self._saving: int | None = None
@@ -240,6 +247,10 @@ class Checkpoints:
                 f'the checkpoint of step {newer:,} is damaged: {damage}. It was moved to {place}; the run resumes from '
                 f'the checkpoint of step {step:,} and repeats {newer - step:,} steps'
             )
+        if isinstance(self._directory, BucketPath):
+            for step in set(steps) - damaged.keys():  # copies from a disk lack it, and would be taken for unfinished
+                if not self._damage_of(step, self._parts_of(step)):
+                    transfers.mark_whole(self._directory, step)
 
     def _parts_of(self, step: int) -> tuple[str, ...]:
         """Those that the checkpoint was written with."""
@@ -265,7 +276,9 @@ def stored_config(directory: pathlib.Path) -> tuple[int, dict] | None:
 
 
 def _steps_in(directory: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints on disk whose writing was completed, which then get their final names."""
+    """The steps of the checkpoints whose writing was completed; on a disk, they then get their final names."""
+    if isinstance(directory, BucketPath):
+        return transfers.steps_in(directory)
     paths = directory.iterdir() if directory.is_dir() else ()
     return [int(path.name) for path in paths if path.name.isdecimal() and path.is_dir()]
 
@@ -294,8 +307,10 @@ def _set_aside(directory: pathlib.Path, step: int) -> pathlib.Path:
     return place
 
 
-def _manager(directory: pathlib.Path, saving: Callable[[], int | None], **options: Any) -> ocp.CheckpointManager:
-    """Orbax's manager, which writes checksums into each checkpoint before the checkpoint gets its final name.
+def _manager(directory: pathlib.Path, saving: Callable[[], int | None], **options: Any) -> Any:
+    """Orbax's manager, or what takes its place in a bucket (`transfers.py`).
+
+    It writes checksums into each checkpoint before the checkpoint gets its final name or its marker.
 
     Args:
       directory: the directory of the checkpoints.
@@ -304,17 +319,57 @@ def _manager(directory: pathlib.Path, saving: Callable[[], int | None], **option
     """
 
     def add_checksums() -> None:
-        # Orbax calls this in the writing thread of process 0, after all processes have written their files.
-        name = re.compile(rf'{saving()}(\D.*)?')
-        integrity.write_checksums(max((p for p in directory.iterdir() if name.fullmatch(p.name)), key=_modified))
+        integrity.write_checksums(_being_written(directory, saving()))
 
     _silence_what_is_raised()
-    after_writing = ocp.AsyncOptions(post_finalization_callback=add_checksums)
+    if not isinstance(directory, BucketPath):
+        return _orbax(directory, add_checksums, **options)
+    if options.get('create') is False:
+        return transfers.Copies(directory, _orbax_to_read)
+    if directory.scheme != 'gs':
+        return _uploads(directory, saving, **options)
+    with _write_errors(directory):
+        # Otherwise etils takes TensorFlow wherever that is installed, and gcsfs remembers what was in the bucket.
+        os.environ.setdefault('EPATH_USE_TF', 'false')
+        buckets.remember_no_listings()
+        return _orbax(epath.Path(str(directory)), add_checksums, **options)
+
+
+def _orbax(
+    directory: pathlib.Path | epath.Path, when_written: Callable[[], None] | None, **options: Any
+) -> ocp.CheckpointManager:
+    """Orbax's manager, which calls a function in a thread of process 0, after all processes have written their files."""
     is_async = options.get('enable_async_checkpointing', True)
+    after_writing = ocp.AsyncOptions(post_finalization_callback=when_written) if is_async else None
     return ocp.CheckpointManager(
-        directory,
-        options=ocp.CheckpointManagerOptions(async_options=after_writing if is_async else None, **options),
+        directory, options=ocp.CheckpointManagerOptions(async_options=after_writing, **options)
     )
+
+
+def _orbax_to_read(directory: pathlib.Path) -> ocp.CheckpointManager:
+    return _orbax(directory, None, enable_async_checkpointing=False, cleanup_tmp_directories=False, create=False)
+
+
+def _uploads(directory: BucketPath, saving: Callable[[], int | None], **options: Any) -> transfers.Uploads:
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f'{directory}: only one process can write checkpoints to {directory.scheme}://, and this run has '
+            f'{jax.process_count()}: use a bucket of Google Cloud Storage (gs://), or a disk that all processes share'
+        )
+
+    def open_to_write(here: pathlib.Path, upload: Callable[[pathlib.Path], None]) -> ocp.CheckpointManager:
+        return _orbax(here, lambda: upload(_being_written(here, saving())), max_to_keep=1)
+
+    keep = options.get('max_to_keep'), options.get('keep_period')
+    return transfers.Uploads(directory, _orbax_to_read, open_to_write, *keep)
+
+
+def _being_written(directory: pathlib.Path, step: int | None) -> pathlib.Path:
+    """The directory into which Orbax writes a checkpoint."""
+    if isinstance(directory, BucketPath):
+        return directory / str(step)
+    name = re.compile(rf'{step}(\D.*)?')
+    return max((path for path in directory.iterdir() if name.fullmatch(path.name)), key=_modified)
 
 
 def _modified(path: pathlib.Path) -> float:
@@ -336,13 +391,28 @@ def _silence_what_is_raised() -> None:
 
 @contextlib.contextmanager
 def _write_errors(directory: pathlib.Path) -> Iterator[None]:
-    """Raises OSError instead of the ValueError that Orbax raises if its C++ part cannot write."""
+    """Raises OSError instead of the ValueError that Orbax raises if its C++ part cannot write.
+
+    In a bucket, it stands for all that the packages for it raise.
+    """
     try:
         yield
-    except ValueError as error:
-        if not (number := re.search(r"(?:OS error |os_error_code=')(\d+)", str(error))):
+    except (OSError, ConfigError):
+        raise
+    except Exception as error:
+        if isinstance(directory, BucketPath):
+            raise OSError(errno.EIO, _bucket_error(error), str(directory)) from error
+        number = re.search(r"(?:OS error |os_error_code=')(\d+)", str(error)) if isinstance(error, ValueError) else None
+        if not number:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from error
+
+
+def _bucket_error(error: Exception) -> str:
+    words = buckets.reason(error).partition(' [tensorstore_spec')[0]
+    if 'storage.buckets.get' in words:
+        words += '. Orbax asks what kind of bucket it is, which the role Storage Legacy Bucket Reader allows'
+    return words
 
 
 class Snapshots:
@@ -350,8 +420,8 @@ class Snapshots:
 
     def __init__(self, directory: str | pathlib.Path, note: Callable[[str], None] = _print):
         """Creates nothing before the first `save`; `note` receives a line of text for each damaged snapshot."""
-        self._directory, self._note = pathlib.Path(directory).absolute(), note
-        self._manager: ocp.CheckpointManager | None = None
+        self._directory, self._note = buckets.path(directory).absolute(), note
+        self._manager: Any = None
         self._saving: int | None = None
 
     def save(self, step: int, arrays: Any, record: dict) -> None:
@@ -383,9 +453,9 @@ class Snapshots:
     def delete(self) -> None:
         """Removes the directory, if there is one."""
         self.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        buckets.remove_tree(self._directory, ignore_errors=True)
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _open(self) -> Any:
         if self._manager is None:
             self._manager = _manager(self._directory, lambda: self._saving, max_to_keep=1, cleanup_tmp_directories=True)
         return self._manager
