@@ -67,14 +67,11 @@ class Store:
             self.changes.append((name, None))
             del self.objects[name]
 
-    def rewind(self, count: int) -> None:
-        """Leaves what the first `count` changes have made; the history goes on from there."""
+    def rewind(self, changes: list[tuple[str, Object | None]]) -> None:
+        """Leaves what the first changes of a history have made; a new history goes on from there."""
         with self._lock:
-            self.changes = self.changes[:count]
-            self.objects = {}
-            for name, made in self.changes:
-                self.objects[name] = made  # type: ignore[assignment]
-            self.objects = {name: made for name, made in self.objects.items() if made}
+            self.changes, found = list(changes), dict(changes)
+            self.objects = {name: made for name, made in found.items() if made}
 
 
 def filesystem(store: Store) -> type[fsspec.AbstractFileSystem]:
@@ -134,9 +131,10 @@ def filesystem(store: Store) -> type[fsspec.AbstractFileSystem]:
             describe(self._strip_protocol(path))
             store.delete(self._strip_protocol(path))
 
-        def _rm(self, path):
-            if self._strip_protocol(path) in store.objects:  # there are no directories
-                self.rm_file(path)
+        def rm(self, path, recursive=False, maxdepth=None):
+            for each in [path] if isinstance(path, str) else path:
+                for name in self.find(each) if recursive else [self._strip_protocol(each)]:
+                    self.rm_file(name)
 
         def mkdir(self, path, create_parents=True, **kwargs):
             pass
@@ -174,14 +172,14 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, store: Store, port: int = 0):
-        super().__init__(('localhost', port), _Handler)
+        super().__init__(('127.0.0.1', port), _Handler)
         self.store, self.uploads = store, {}
-        self.url = f'http://localhost:{self.server_port}'
+        self.url = f'http://127.0.0.1:{self.server_port}'
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'
+    protocol_version, disable_nagle_algorithm, wbufsize = 'HTTP/1.1', True, -1  # an answer is sent at once
 
     def log_message(self, format, *args):
         pass
