@@ -49,6 +49,7 @@ class Store:
     def __init__(self):
         self.objects: dict[str, Object] = {}
         self.changes: list[tuple[str, Object | None]] = []
+        self.is_closed = False  # the server then refuses all requests
         self._numbers, self._lock = itertools.count(1), threading.Lock()
 
     def write(self, name: str, content: bytes, generation: str | None = None) -> Object:
@@ -188,6 +189,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         url = urllib.parse.urlsplit(self.path)
         self.query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        if self.server.store.is_closed:
+            return self._answer(403, {'error': {'code': 403, 'message': 'denied'}})
         route = re.sub(r'^/(upload|download)?/?storage/v1', '', url.path)
         for pattern, serve in self.ROUTES[self.command]:
             if match := re.fullmatch(pattern, route):

@@ -16,6 +16,7 @@ What is different in a bucket:
 * The operating system takes no such path, not even for a directory named `gs:`: `os.fspath` raises TypeError.
 """
 
+import atexit
 import base64
 import concurrent.futures
 import contextlib
@@ -50,12 +51,12 @@ _IDENTITIES = ('generation', 'ETag', 'etag', 'LastModified', 'mtime', 'created')
 _THREADS = 8  # files that are copied at the same time
 
 
-def is_bucket(path: str | pathlib.Path) -> bool:
+def is_bucket(path: str | os.PathLike) -> bool:
     """Whether a path lies in a bucket."""
     return isinstance(path, BucketPath) or (isinstance(path, str) and _URL.match(path) is not None)
 
 
-def path(text: str | pathlib.Path) -> pathlib.Path:
+def path(text: str | os.PathLike) -> pathlib.Path:
     """The path that a text names, in a bucket or on a disk; in place of `pathlib.Path` for what users have written."""
     return BucketPath(text) if is_bucket(text) else pathlib.Path(text)
 
@@ -112,14 +113,17 @@ def local(directory: pathlib.Path) -> pathlib.Path:
 
 @functools.cache
 def _local_copy(directory: 'BucketPath') -> pathlib.Path:
-    _copies.append(copied := tempfile.TemporaryDirectory(prefix='mlm_jax_'))
-    target = pathlib.Path(copied.name) / directory.name
+    target = scratch() / directory.name
     target.mkdir()
     download(directory, target, directory.listing())
     return target
 
 
-_copies: list[tempfile.TemporaryDirectory] = []  # which delete themselves when the process ends
+def scratch() -> pathlib.Path:
+    """A new directory on the disk of this machine, which is deleted when this process ends, if not before."""
+    made = tempfile.mkdtemp(prefix='mlm_jax_')
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return pathlib.Path(made)
 
 
 class Stored(NamedTuple):
@@ -354,7 +358,8 @@ class BucketPath(pathlib.PosixPath):
         """Moves a directory to another place in the bucket, where nothing is: copies all objects, then deletes them."""
         assert isinstance(target, BucketPath)
         with self._storage() as storage:
-            storage.mv(self._key, target._key, recursive=True)
+            _at_once(lambda name: storage.cp_file((self / name)._key, (target / name)._key), list(self.listing()))
+        self.remove_all()
         return target
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:

@@ -6,9 +6,10 @@ instance (20,000 log lines), in a fraction of a second of each minute.
 """
 
 import pathlib
-import tempfile
+import shutil
 import time
 
+from mlm_jax.files import buckets
 from mlm_jax.files.buckets import BucketPath
 
 SECONDS = 60.0  # between two copies, unless `sync` is called
@@ -23,25 +24,21 @@ class Mirror:
 
     def __init__(self, directory: pathlib.Path):
         """Mirrors `directory`; nothing of what lies there is here before `fetch`."""
-        self._directory = directory
-        self._temporary: tempfile.TemporaryDirectory | None = None
-        self.here = directory
-        if isinstance(directory, BucketPath):
-            self._temporary = tempfile.TemporaryDirectory(prefix='mlm_jax_')
-            self.here = pathlib.Path(self._temporary.name)
+        self._directory, self._copies = directory, isinstance(directory, BucketPath)
+        self.here = buckets.scratch() if self._copies else directory
         self._copied: dict[pathlib.Path, tuple[int, int]] = {}  # file → its size and time when it was copied
         self._copied_at = time.monotonic()
 
     def fetch(self, name: str) -> None:
         """Copies a file from the bucket, if it is there."""
-        if self._temporary and (source := self._directory / name).exists():
+        if self._copies and (source := self._directory / name).exists():
             (self.here / name).write_bytes(source.read_bytes())
             self._copied[self.here / name] = _stamp(self.here / name)
 
     def sync(self) -> None:
         """Copies what has changed to the bucket; OSError if that fails."""
         self._copied_at = time.monotonic()
-        if not self._temporary:
+        if not self._copies:
             return
         for path in sorted(self.here.rglob('*')):
             if path.is_symlink() or not path.is_file() or self._copied.get(path) == (stamp := _stamp(path)):
@@ -51,15 +48,15 @@ class Mirror:
 
     def sync_if_due(self) -> None:
         """As `sync`, when the last copy is `SECONDS` old."""
-        if self._temporary and time.monotonic() - self._copied_at >= SECONDS:
+        if self._copies and time.monotonic() - self._copied_at >= SECONDS:
             self.sync()
 
     def close(self) -> None:
         """Copies what has changed, and deletes what is here."""
-        if self._temporary:
-            self.sync()
-            self._temporary.cleanup()
-            self._temporary = None
+        self.sync()
+        if self._copies:
+            shutil.rmtree(self.here)
+            self._copies = False
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int]:

@@ -1,35 +1,24 @@
-"""Checkpoints of a run: the state, and everything else that resuming needs. No other file uses Orbax.
+"""Checkpoints of a run: the state, and everything else that resuming needs. Only this file and `managers.py` use Orbax.
 
 A checkpoint at step i holds the state after i updates, before batch i is consumed.
-
-In a bucket of Google Cloud Storage, all processes write there themselves, as on a shared disk: arrays by tensorstore,
-the rest by gcsfs. A checkpoint is complete when its marker is there, which is written last. `transfers.py` has the
-other ways.
 """
 
-import contextlib
 import dataclasses
-import errno
-import functools
 import itertools
 import json
-import os
 import pathlib
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
-from etils import epath
 
 from mlm_jax.files import buckets
 from mlm_jax.files.buckets import BucketPath
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel import agreement
-from mlm_jax.training import integrity, transfers
+from mlm_jax.training import integrity, managers, transfers
 from mlm_jax.training.state import TrainState
 
 # The parts of a checkpoint; the last only of a run that keeps a moving average of its parameters.
@@ -97,7 +86,7 @@ class Checkpoints:
         self._damage: dict[tuple[int, str], str | None] = {}  # of each step and part examined so far
         if not read_only:
             agreement.of_leader(self._set_damaged_aside)
-        self._manager = _manager(
+        self._manager = managers.open_manager(
             self._directory,
             lambda: self._saving,
             max_to_keep=keep_last,
@@ -128,7 +117,7 @@ class Checkpoints:
             position=ocp.args.JsonSave(dataclasses.asdict(position)),
             **average,
         )
-        with _write_errors(self._directory):
+        with managers.write_errors(self._directory):
             self._manager.wait_until_finished()
             self._saving = step
             self._manager.save(step, args=args)
@@ -136,7 +125,7 @@ class Checkpoints:
     def check(self) -> None:
         """Raises OSError if the write in the background has failed; does not wait for it."""
         if self._saving is not None and not self._manager.is_saving_in_progress():
-            with _write_errors(self._directory):
+            with managers.write_errors(self._directory):
                 self._manager.wait_until_finished()
             self._saving = None
 
@@ -189,12 +178,12 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until all writes have ended; raises OSError if one has failed."""
-        with _write_errors(self._directory):
+        with managers.write_errors(self._directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until all writes have ended; raises OSError if one has failed."""
-        with _write_errors(self._directory):
+        with managers.write_errors(self._directory):
             self._manager.wait_until_finished()
             self._manager.close()
 
@@ -307,114 +296,6 @@ def _set_aside(directory: pathlib.Path, step: int) -> pathlib.Path:
     return place
 
 
-def _manager(directory: pathlib.Path, saving: Callable[[], int | None], **options: Any) -> Any:
-    """Orbax's manager, or what takes its place in a bucket (`transfers.py`).
-
-    It writes checksums into each checkpoint before the checkpoint gets its final name or its marker.
-
-    Args:
-      directory: the directory of the checkpoints.
-      saving: returns the step that is being saved.
-      **options: arguments of `ocp.CheckpointManagerOptions`.
-    """
-
-    def add_checksums() -> None:
-        integrity.write_checksums(_being_written(directory, saving()))
-
-    _silence_what_is_raised()
-    if not isinstance(directory, BucketPath):
-        return _orbax(directory, add_checksums, **options)
-    if options.get('create') is False:
-        return transfers.Copies(directory, _orbax_to_read)
-    if directory.scheme != 'gs':
-        return _uploads(directory, saving, **options)
-    with _write_errors(directory):
-        # Otherwise etils takes TensorFlow wherever that is installed, and gcsfs remembers what was in the bucket.
-        os.environ.setdefault('EPATH_USE_TF', 'false')
-        buckets.remember_no_listings()
-        return _orbax(epath.Path(str(directory)), add_checksums, **options)
-
-
-def _orbax(
-    directory: pathlib.Path | epath.Path, when_written: Callable[[], None] | None, **options: Any
-) -> ocp.CheckpointManager:
-    """Orbax's manager, which calls a function in a thread of process 0, after all processes have written their files."""
-    is_async = options.get('enable_async_checkpointing', True)
-    after_writing = ocp.AsyncOptions(post_finalization_callback=when_written) if is_async else None
-    return ocp.CheckpointManager(
-        directory, options=ocp.CheckpointManagerOptions(async_options=after_writing, **options)
-    )
-
-
-def _orbax_to_read(directory: pathlib.Path) -> ocp.CheckpointManager:
-    return _orbax(directory, None, enable_async_checkpointing=False, cleanup_tmp_directories=False, create=False)
-
-
-def _uploads(directory: BucketPath, saving: Callable[[], int | None], **options: Any) -> transfers.Uploads:
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f'{directory}: only one process can write checkpoints to {directory.scheme}://, and this run has '
-            f'{jax.process_count()}: use a bucket of Google Cloud Storage (gs://), or a disk that all processes share'
-        )
-
-    def open_to_write(here: pathlib.Path, upload: Callable[[pathlib.Path], None]) -> ocp.CheckpointManager:
-        return _orbax(here, lambda: upload(_being_written(here, saving())), max_to_keep=1)
-
-    keep = options.get('max_to_keep'), options.get('keep_period')
-    return transfers.Uploads(directory, _orbax_to_read, open_to_write, *keep)
-
-
-def _being_written(directory: pathlib.Path, step: int | None) -> pathlib.Path:
-    """The directory into which Orbax writes a checkpoint."""
-    if isinstance(directory, BucketPath):
-        return directory / str(step)
-    name = re.compile(rf'{step}(\D.*)?')
-    return max((path for path in directory.iterdir() if name.fullmatch(path.name)), key=_modified)
-
-
-def _modified(path: pathlib.Path) -> float:
-    return path.stat().st_mtime
-
-
-@functools.cache
-def _silence_what_is_raised() -> None:
-    """Drops tracebacks that Orbax and tensorstore print in other threads for failed writes; they raise them, too."""
-    logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and '/orbax/' in record.pathname))
-    before = sys.unraisablehook
-
-    def hook(unraisable):
-        if str(unraisable.exc_value) != 'Event loop is closed':
-            before(unraisable)
-
-    sys.unraisablehook = hook
-
-
-@contextlib.contextmanager
-def _write_errors(directory: pathlib.Path) -> Iterator[None]:
-    """Raises OSError instead of the ValueError that Orbax raises if its C++ part cannot write.
-
-    In a bucket, it stands for all that the packages for it raise.
-    """
-    try:
-        yield
-    except (OSError, ConfigError):
-        raise
-    except Exception as error:
-        if isinstance(directory, BucketPath):
-            raise OSError(errno.EIO, _bucket_error(error), str(directory)) from error
-        number = re.search(r"(?:OS error |os_error_code=')(\d+)", str(error)) if isinstance(error, ValueError) else None
-        if not number:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from error
-
-
-def _bucket_error(error: Exception) -> str:
-    words = buckets.reason(error).partition(' [tensorstore_spec')[0]
-    if 'storage.buckets.get' in words:
-        words += '. Orbax asks what kind of bucket it is, which the role Storage Legacy Bucket Reader allows'
-    return words
-
-
 class Snapshots:
     """The newest state, arrays and a JSON record, of a task shorter than a run, so that the task can be resumed."""
 
@@ -427,7 +308,7 @@ class Snapshots:
     def save(self, step: int, arrays: Any, record: dict) -> None:
         """Copies a pytree of arrays and writes it in the background; the previous snapshot is then deleted."""
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-        with _write_errors(self._directory):
+        with managers.write_errors(self._directory):
             self._open().wait_until_finished()
             self._saving = step
             self._open().save(step, args=args)
@@ -446,7 +327,7 @@ class Snapshots:
         """Waits until all writes have ended; raises OSError if one has failed."""
         manager, self._manager = self._manager, None
         if manager is not None:
-            with _write_errors(self._directory):
+            with managers.write_errors(self._directory):
                 manager.wait_until_finished()
                 manager.close()
 
@@ -457,7 +338,9 @@ class Snapshots:
 
     def _open(self) -> Any:
         if self._manager is None:
-            self._manager = _manager(self._directory, lambda: self._saving, max_to_keep=1, cleanup_tmp_directories=True)
+            self._manager = managers.open_manager(
+                self._directory, lambda: self._saving, max_to_keep=1, cleanup_tmp_directories=True
+            )
         return self._manager
 
     def _set_damaged_aside(self) -> None:

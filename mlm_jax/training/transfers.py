@@ -8,6 +8,7 @@ The disk must have space for what is read, or for two checkpoints while writing.
 """
 
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -101,8 +102,8 @@ class Uploads(Copies):
         for path in list(directory.iterdir()):
             if path.name.isdecimal() and not (path / MARKER).is_file():
                 remove(directory, int(path.name))
-        self._here = tempfile.TemporaryDirectory(prefix='mlm_jax_')
-        self._manager = open_to_write(pathlib.Path(self._here.name), self._upload)
+        self._here = buckets.scratch()
+        self._manager = open_to_write(self._here, self._upload)
 
     def save(self, step: int, args: Any) -> None:
         """As Orbax does: copies the state, and writes it in the background."""
@@ -131,7 +132,7 @@ class Uploads(Copies):
     def close(self) -> None:
         """Deletes what is on the disk."""
         self._manager.close()
-        self._here.cleanup()
+        shutil.rmtree(self._here)
 
 
 def superfluous(steps: Iterable[int], max_to_keep: int | None, keep_period: int | None) -> list[int]:
