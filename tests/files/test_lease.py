@@ -25,9 +25,9 @@ def run(bucket):
 def test_a_second_program_is_refused_while_the_first_lives(run, quick):
     with directory_lock.sole_writer(run):
         begun = json.loads((run / directory_lock.LOCK_FILE).read_bytes())
-        with pytest.raises(ConfigError, match=rf'gs://bucket/run is in use by process {begun["pid"]} on '):
-            with directory_lock.sole_writer(run):
-                pass
+        said = rf'gs://bucket/run is in use by process {begun["pid"]} on '
+        with pytest.raises(ConfigError, match=said), directory_lock.sole_writer(run):
+            pass
     assert not (run / directory_lock.LOCK_FILE).exists()
     with directory_lock.sole_writer(run):
         pass
