@@ -43,6 +43,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     'gs': {'use_listings_cache': False, 'consistency': 'md5'},
     's3': {'use_listings_cache': False},
 }
+# Otherwise gcsfs asks in each operation for the layout of the bucket, which credentials for objects alone may not read.
+# It is of use for zonal buckets only.
+_NO_QUESTIONS = ('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
 _URL = re.compile(rf'({"|".join(SCHEMES)})://[^/]')
 _FIRST_READ, _LARGEST_READ = 1 << 16, 1 << 24  # bytes of a request while a file is read from its start on
 _ESCAPED = str.maketrans({character: f'[{character}]' for character in '*?['})
@@ -90,10 +93,11 @@ def upload(source: pathlib.Path, target: 'BucketPath', names: Iterable[str]) -> 
     _at_once(lambda name: (target / name).put(source / name), list(names))
 
 
-def remember_no_listings() -> None:
-    """Lets other packages that read Google Cloud Storage through fsspec, as Orbax does, see what others write there."""
+def settle_for_others() -> None:
+    """Lets other packages that use Google Cloud Storage through fsspec, as Orbax does, use it as this file does."""
     import fsspec
 
+    os.environ.setdefault(*_NO_QUESTIONS)
     fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
 
 
@@ -162,9 +166,7 @@ class BucketPath(pathlib.PosixPath):
         try:
             import fsspec
 
-            # Otherwise gcsfs asks in each operation for the layout of the bucket, which credentials for objects alone
-            # may not read. It is of use for zonal buckets only.
-            os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+            os.environ.setdefault(*_NO_QUESTIONS)
             storage = fsspec.filesystem(self.scheme, **_OPTIONS[self.scheme])
         except ImportError:
             raise ConfigError(f"{self} needs the package {package}: pip install 'mlm_jax[{extra}]'") from None

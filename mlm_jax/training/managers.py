@@ -47,9 +47,9 @@ def open_manager(directory: pathlib.Path, saving: Callable[[], int | None], **op
     if directory.scheme != 'gs':
         return _uploads(directory, saving, **options)
     with write_errors(directory):
-        # Otherwise etils takes TensorFlow wherever that is installed, and gcsfs remembers what was in the bucket.
+        # Otherwise etils takes TensorFlow wherever that is installed.
         os.environ.setdefault('EPATH_USE_TF', 'false')
-        buckets.remember_no_listings()
+        buckets.settle_for_others()
         return _orbax(epath.Path(str(directory)), add_checksums, **options)
 
 
