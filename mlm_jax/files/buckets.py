@@ -1,10 +1,13 @@
 """Objects in buckets (gs://, s3://) as paths: what reads or writes a file reads or writes an object in the same way.
 
 `path` makes a path of what a user has written. A path of a bucket has the methods of `pathlib.Path` that this package
-uses, and goes through fsspec, whose packages for Google Cloud Storage and S3 need no TensorFlow; etils.epath, which
-lies on fsspec too, was not taken because it turns to TensorFlow wherever that is installed, reads no ranges of bytes,
-and refuses `**` in globs. Credentials and other endpoints come from where these packages look for them: gcsfs takes
-STORAGE_EMULATOR_HOST, s3fs AWS_ENDPOINT_URL.
+uses, and goes through fsspec, whose packages for Google Cloud Storage and S3 need no TensorFlow. Two others lie on
+fsspec, too. etils.epath was not taken because it turns to TensorFlow wherever that is installed, reads no ranges of
+bytes, and refuses `**` in globs; nor universal_pathlib, because its paths are no `pathlib.Path`, read blocks of 5 MB in
+place of ranges, and raise what the packages raise, so that nearly all of this file would still be needed.
+
+Credentials and other endpoints come from where the packages look for them: gcsfs takes STORAGE_EMULATOR_HOST, s3fs
+AWS_ENDPOINT_URL.
 
 What is different in a bucket:
 

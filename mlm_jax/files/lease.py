@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from mlm_jax.files.buckets import BucketPath
 from mlm_jax.files.errors import ConfigError
 
-BEAT_SECONDS = 10.0  # between two renewals: a read and a write
-PATIENCE_SECONDS = 45.0  # without a change, after which a lease counts as left behind
-_SETTLE_SECONDS = 3.0  # after which of several programs that took over at once only the last one still has it
+BEAT_SECONDS = 5.0  # between two renewals: a read and a write
+# Without a change for so long, a lease counts as left behind. On CPUs, the other processes of a run wait 30 s at most for
+# the one that asks for it.
+PATIENCE_SECONDS = 20.0
+_SETTLE_SECONDS = 2.0  # after which of several programs that took over at once only the last one still has it
 _LOOK_SECONDS = 1.0
 
 

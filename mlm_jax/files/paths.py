@@ -58,7 +58,8 @@ def _check(text: str, takes_buckets: bool) -> None:
 
 def check_configuration_name(name: str) -> None:
     """Applies `check_local` to FILE.py of FILE.py[:ARGUMENT]; `config.checks` checks what the argument sets."""
-    check_local(name.partition('.py')[0])
+    file = re.split(':(?!/)', name, maxsplit=1)[0]  # without the argument, which may name a bucket
+    check_local(file.partition('.py')[0])
 
 
 def check_kind(path: str, kind: str) -> None:

@@ -53,7 +53,7 @@ def check(source: Source) -> None:
     if source.parts:
         averaging.check(source)
     elif source.is_hugging_face:
-        warm_start.hugging_face_tokenizer(source.on_disk)
+        warm_start.hugging_face_tokenizer(source.directory)
     else:
         averaging.run_config(source)
 
@@ -106,15 +106,15 @@ def _params_of_run(
 def _load_hugging_face(source: Source, mesh: Mesh) -> Model:
     try:
         if source.is_random:
-            objective = MLM(huggingface.read_encoder_config(source.on_disk))
+            objective = MLM(huggingface.read_encoder_config(source.directory))
             params = jax.jit(lambda: objective.init(jax.random.key(0), example_batch(8, 1))['params'])()
-            if not checkpoint_lib.describe(source.on_disk).has_head:
+            if not checkpoint_lib.describe(source.directory).has_head:
                 params.pop('head', None)
         else:
-            objective, params = huggingface.from_hf(source.on_disk)
+            objective, params = huggingface.from_hf(source.directory)
     except ValueError as error:
         raise ConfigError(f'{source}: {error}') from error
-    tokenizer = Tokenizer.from_file(warm_start.hugging_face_tokenizer(source.on_disk))
+    tokenizer = Tokenizer.from_file(warm_start.hugging_face_tokenizer(source.directory))
     if tokenizer.vocabulary.size > objective.config.vocab_size:
         raise ConfigError(
             f'{source}: its tokenizer has {tokenizer.vocabulary.size:,} pieces, and the model '

@@ -68,11 +68,6 @@ class Source:
         """The checkpoints that its parameters are the mean of, with their weights: `parts`, or itself alone."""
         return self.parts or ((self, 1.0),)
 
-    @property
-    def on_disk(self) -> pathlib.Path:
-        """`directory`; or a copy of it, where it lies in a bucket, for files that are not read by this package."""
-        return buckets.local(self.directory)
-
     def __str__(self) -> str:
         """As it is given."""
         return self.text

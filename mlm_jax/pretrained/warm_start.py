@@ -57,7 +57,7 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
 
 def _check_one(config: ml_collections.ConfigDict, manifest: Manifest, source: sources.Source) -> None:
     if source.is_hugging_face:
-        _check_hugging_face(config, manifest, source.on_disk)
+        _check_hugging_face(config, manifest, source.directory)
         return
     there = averaging.run_config(source)
     different = config_lib.differences(there, config)
@@ -238,7 +238,7 @@ def hugging_face_tokenizer(directory: pathlib.Path) -> pathlib.Path:
 def _hugging_face_params(source: sources.Source, fresh: dict) -> dict:
     """`fresh`, with the encoder of a checkpoint, and its head where that has the shapes of the one here."""
     try:
-        _, stored = huggingface.from_hf(source.on_disk)
+        _, stored = huggingface.from_hf(source.directory)
     except ValueError as error:
         raise ConfigError(f'init_from={source}: {error}') from error
     encoder, head = stored['encoder'], stored.get('head', {})

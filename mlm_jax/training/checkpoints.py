@@ -237,9 +237,7 @@ class Checkpoints:
                 f'the checkpoint of step {step:,} and repeats {newer - step:,} steps'
             )
         if isinstance(self._directory, BucketPath):
-            for step in set(steps) - damaged.keys():  # copies from a disk lack it, and would be taken for unfinished
-                if not self._damage_of(step, self._parts_of(step)):
-                    transfers.mark_whole(self._directory, step)
+            transfers.mark_whole(self._directory, lambda step: not self._damage_of(step, self._parts_of(step)))
 
     def _parts_of(self, step: int) -> tuple[str, ...]:
         """Those that the checkpoint was written with."""
@@ -350,3 +348,5 @@ class Snapshots:
                 self._note(
                     f'the saved state of update {step:,} is damaged: {damage}. It was moved to {place} and is not used'
                 )
+        if isinstance(self._directory, BucketPath):
+            transfers.mark_whole(self._directory, lambda step: True)  # the damaged ones are gone

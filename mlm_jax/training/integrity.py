@@ -31,7 +31,7 @@ def write_checksums(directory: pathlib.Path, kind: str = 'sha256') -> None:
       kind: 'md5' for a checkpoint that will lie in a bucket; of one that does, MD5 is taken where the bucket tells it.
     """
     stored = _stored(directory)
-    names = sorted(name for name in stored if '/' in name)
+    names = sorted((name for name in stored if '/' in name), key=pathlib.PurePosixPath)
     known = {name: {'md5': stored[name].md5} for name in names if stored[name].md5}
     others = [name for name in names if name not in known]
     known |= {name: {kind: digest} for name, digest in _digests(directory, others, [kind] * len(others)).items()}

@@ -26,14 +26,23 @@ def steps_in(directory: BucketPath) -> list[int]:
 
     What was copied from a disk has no marker; `integrity.damage` tells whether the copy is complete.
     """
-    found = [path for name in (MARKER, integrity.CHECKSUMS_FILE) for path in directory.glob(f'*/{name}')]
-    return sorted({int(path.parent.name) for path in found if path.parent.name.isdecimal()})
+    return sorted(_steps_with(directory, MARKER) | _steps_with(directory, integrity.CHECKSUMS_FILE))
 
 
-def mark_whole(directory: BucketPath, step: int) -> None:
-    """Writes the marker of a checkpoint whose parts were found undamaged, where it has none."""
-    if not (directory / str(step) / MARKER).is_file():
-        (directory / str(step) / MARKER).write_bytes(b'')
+def _steps_with(directory: BucketPath, name: str) -> set[int]:
+    return {int(path.parent.name) for path in directory.glob(f'*/{name}') if path.parent.name.isdecimal()}
+
+
+def mark_whole(directory: BucketPath, is_whole: Callable[[int], bool]) -> None:
+    """Gives a marker to checkpoints that lack one and are whole, which Orbax would take for unfinished otherwise."""
+    for step in _steps_with(directory, integrity.CHECKSUMS_FILE) - _steps_with(directory, MARKER):
+        if is_whole(step):
+            mark(directory, step)
+
+
+def mark(directory: BucketPath, step: int) -> None:
+    """Writes the marker of a checkpoint."""
+    (directory / str(step) / MARKER).write_bytes(b'')
 
 
 def remove(directory: BucketPath, step: int) -> None:
@@ -117,7 +126,7 @@ class Uploads(Copies):
         names = [path.relative_to(written).as_posix() for path in written.rglob('*') if path.is_file()]
         buckets.upload(written, target, [name for name in names if name != integrity.CHECKSUMS_FILE])
         buckets.upload(written, target, [integrity.CHECKSUMS_FILE])
-        mark_whole(self.directory, self._saving)
+        mark(self.directory, self._saving)
         for step in superfluous(self.all_steps(), self._keep, self._period):
             remove(self.directory, step)
 

@@ -152,7 +152,7 @@ def test_what_a_bucket_tells_of_contents_is_not_believed_where_it_differs(cloud,
     integrity.write_checksums(directory / '1')
     assert integrity.damage(directory / '1', PARTS) is None
     (directory / '1' / integrity.CHECKSUMS_FILE).unlink()
-    transfers.mark_whole(directory, 1)
+    transfers.mark(directory, 1)
     assert integrity.damage(directory / '1', PARTS) is None, 'it is read through'
 
 
@@ -175,3 +175,23 @@ def test_what_the_packages_raise_becomes_an_error_of_the_disk(cloud):
     with pytest.raises(OSError) as raised:
         save(saver, 1)
     assert raised.value.filename == str(directory) and 'tensorstore_spec' not in raised.value.strerror
+
+
+@SCHEMES
+def test_the_state_of_a_task_may_lose_its_process_after_any_request(scheme, cloud):
+    directory, arrays = buckets.path(f'{scheme}://bucket/unfinished'), {'x': jnp.arange(3.0)}
+    snapshots = checkpoints.Snapshots(directory, note=fail)
+    for step in (1, 2):
+        snapshots.save(step, arrays, {'step': step})
+    snapshots.close()
+    history = list(cloud.changes)
+    names = [name for name, _ in history]
+    whole = names.index(f'bucket/unfinished/2/{integrity.CHECKSUMS_FILE}')  # from then on, nothing is missing
+    for count, step in ((whole, 1), (whole + 1, 2), (whole + 5, 2), (len(history), 2)):
+        cloud.rewind(history[:count])
+        snapshots = checkpoints.Snapshots(directory, note=fail)
+        found, record = snapshots.restore(arrays)
+        assert record == {'step': step} and np.array_equal(found['x'], arrays['x'])
+        snapshots.close()
+    snapshots.delete()
+    assert not cloud.objects
