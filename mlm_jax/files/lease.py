@@ -19,8 +19,8 @@ from mlm_jax.files.buckets import BucketPath
 from mlm_jax.files.errors import ConfigError
 
 BEAT_SECONDS = 5.0  # between two renewals: a read and a write
-# Without a change for so long, a lease counts as left behind. On CPUs, the other processes of a run wait 30 s at most for
-# the one that asks for it.
+# Without a change for so long, a lease counts as left behind. The other processes of a run wait meanwhile, on CPUs for
+# 30 s at most.
 PATIENCE_SECONDS = 20.0
 _SETTLE_SECONDS = 2.0  # after which of several programs that took over at once only the last one still has it
 _LOOK_SECONDS = 1.0

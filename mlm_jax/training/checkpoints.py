@@ -342,11 +342,15 @@ class Snapshots:
         return self._manager
 
     def _set_damaged_aside(self) -> None:
-        for step in _steps_in(self._directory):
-            if damage := integrity.damage(self._directory / str(step), ('arrays', 'record')):
-                place = _set_aside(self._directory, step)
-                self._note(
-                    f'the saved state of update {step:,} is damaged: {damage}. It was moved to {place} and is not used'
-                )
+        for step in sorted(_steps_in(self._directory), reverse=True):
+            if not (damage := self._damage_of(step)):  # an older one may have been half deleted when a process died
+                break
+            place = _set_aside(self._directory, step)
+            self._note(
+                f'the saved state of update {step:,} is damaged: {damage}. It was moved to {place} and is not used'
+            )
         if isinstance(self._directory, BucketPath):
-            transfers.mark_whole(self._directory, lambda step: True)  # the damaged ones are gone
+            transfers.mark_whole(self._directory, lambda step: not self._damage_of(step))
+
+    def _damage_of(self, step: int) -> str | None:
+        return integrity.damage(self._directory / str(step), ('arrays', 'record'))
