@@ -128,9 +128,7 @@ if __name__ == '__main__':
     sources.define_flag('several are evaluated one after the other.')
     flags.DEFINE_multi_string('fill_mask', [], f'Text with {MASK}, to fill in; may be given several times.')
     flags.DEFINE_integer('top', 5, 'Pieces to show for each mask.', lower_bound=1)
-    paths.define_flag(
-        'blimp', '', "Directory of BLiMP's *.jsonl files: judges its minimal pairs instead.", 'directory'
-    )  # fmt: skip
+    paths.define_flag('blimp', '', "Directory of BLiMP's *.jsonl files: judges its minimal pairs instead.", 'directory')
     flags.DEFINE_float('blimp_percent', 100.0, 'Share of the pairs of each paradigm; always the same ones.')
     flags.DEFINE_bool('blimp_within_word', False, 'Mask the later pieces of a word together with each piece.')
     paths.define_flag('output', '', 'Directory for blimp.json, blimp.md and blimp.png.', 'directory')

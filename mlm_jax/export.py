@@ -101,6 +101,6 @@ if __name__ == '__main__':
     flags.DEFINE_multi_string('text', [], 'Sentence for --check; by default held-out rows of the run are read.')
     paths.define_flag(
         'results', [], 'Directory of evaluate --blimp or finetune, for the card; those beside the run are found.',
-        'directory', multiple=True
+        'directory', multiple=True,
     )  # fmt: skip
     command_line.run(main, required=('model', 'output'), former=sources.FORMER_FLAGS)

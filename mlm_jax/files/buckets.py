@@ -280,10 +280,11 @@ class BucketPath(pathlib.PosixPath):
         """The objects below a directory, by their names from there; a request for each thousand of them."""
         with self._storage() as storage:
             found = storage.find(self._key, detail=True)
+        below = f'{self._key}/'
         return {
-            self._named(name).relative_to(self).as_posix(): Stored(info['size'], _md5(info))
+            name.removeprefix(below): Stored(info['size'], _md5(info))
             for name, info in found.items()
-            if info['type'] == 'file' and self._named(name) != self
+            if info['type'] == 'file' and name.startswith(below) and name != below
         }
 
     # ---- Reading -----------------------------------------------------------------------------------------------------
