@@ -166,6 +166,8 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=args)
         except ValueError as error:  # names or shapes differ
+            if read_error := managers.read_error(self._directory, error):
+                raise read_error from error
             raise ConfigError(
                 f'the checkpoint of step {step} in {self._manager.directory} holds other tensors than this model: it '
                 f'was written by a version, or with a configuration, whose model differs. Orbax says: {error}'

@@ -24,6 +24,8 @@ from mlm_jax.files.buckets import BucketPath
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.training import integrity, transfers
 
+_REQUEST = ' [tensorstore_spec'  # tensorstore's description of a failed request, a page long, begins so
+
 
 def open_manager(directory: pathlib.Path, saving: Callable[[], int | None], **options: Any) -> Any:
     """Orbax's manager, or what takes its place in a bucket (`transfers.py`).
@@ -126,8 +128,14 @@ def write_errors(directory: pathlib.Path) -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from error
 
 
+def read_error(directory: pathlib.Path, error: ValueError) -> OSError | None:
+    """What an error of a restore is where tensorstore could not read from a bucket; None where it is another one."""
+    is_of_bucket = isinstance(directory, BucketPath) and _REQUEST in str(error)
+    return OSError(errno.EIO, _bucket_error(error), str(directory)) if is_of_bucket else None
+
+
 def _bucket_error(error: Exception) -> str:
-    words = buckets.reason(error).partition(' [tensorstore_spec')[0]
+    words = buckets.reason(error).partition(_REQUEST)[0]
     if 'storage.buckets.get' in words:
         words += '. Orbax asks what kind of bucket it is, which the role Storage Legacy Bucket Reader allows'
     return words

@@ -172,10 +172,12 @@ def test_what_is_kept_is_what_orbax_keeps():
 def test_what_the_packages_raise_becomes_an_error_of_the_disk(cloud):
     directory = buckets.path('gs://bucket/run/checkpoints')
     saver = Checkpoints(directory)
+    save(saver, 1)
     cloud.is_closed = True
-    with pytest.raises(OSError) as raised:
-        save(saver, 1)
-    assert raised.value.filename == str(directory) and 'tensorstore_spec' not in raised.value.strerror
+    for act in (assert_restores, lambda saver, _: save(saver, 2)):
+        with pytest.raises(OSError, match='denied') as raised:
+            act(saver, 1)
+        assert raised.value.filename == str(directory) and 'tensorstore_spec' not in raised.value.strerror
     cloud.is_closed = False
     with contextlib.suppress(OSError):  # other threads still write
         saver.close()
