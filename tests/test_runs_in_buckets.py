@@ -61,8 +61,7 @@ def moments(changes) -> list[int]:
     """How many changes of a run had been made at its most delicate moments."""
     names = [name.removeprefix('bucket/run/') for name, _ in changes]
     whole = [i for i, name in enumerate(names) if re.fullmatch(rf'checkpoints/\d+/{transfers.MARKER}', name)]
-    deleted = [i for i, (_, made) in enumerate(changes) if made is None]
-    return [whole[1] + 1, whole[0], deleted[len(deleted) // 2]]
+    return [whole[1] + 1, whole[0]]
 
 
 @pytest.fixture
@@ -92,11 +91,12 @@ def test_the_chain_from_text_to_figures_with_deaths_between(scheme, cloud, tmp_p
         assert metrics == learned(tmp_path / 'run')
     for count in moments(history) if scheme == 'gs' else moments(history)[:1]:
         cloud.rewind(history[:count])
-        assert train.train(config, run) in (expected, {})  # {}: it was over
+        assert train.train(config, run) == expected
         assert learned(run) == metrics
         assert_same_bits(state, final_state(config, run))
-    shown = programs.run('evaluate', f'--model={run}')
-    assert json.loads(shown.stdout)['loss'] == pytest.approx(expected['loss']), shown.stderr
+    if scheme == 'gs':
+        shown = programs.run('evaluate', f'--model={run}')
+        assert json.loads(shown.stdout)['loss'] == pytest.approx(expected['loss']), shown.stderr
 
 
 @pytest.fixture
@@ -123,27 +123,17 @@ def test_a_model_is_that_of_the_disk(in_bucket, trained):
     warm_start.check_source(config, prepared_data.load(config.data).manifest)
 
 
-def test_programs_write_where_they_are_told(in_bucket, minimal_pairs, tmp_path, impatient):
+def test_programs_write_where_they_are_told(in_bucket, impatient):
     run, root = in_bucket, in_bucket.parent
     examples = ''.join(f'{text},{label}\n' for text, label in (('the cat', 'yes'), ('the dog', 'no')) * 12)
     (root / 'mine.csv').write_text(f'text,label\n{examples}')
-    keys = ('epochs=1', 'batch_size=8', 'evaluations_per_epoch=1', 'max_length=8')
-    for name, *arguments in (
-        ('evaluate', f'--blimp={minimal_pairs}', '--blimp_percent=10'),
-        ('export',),
-        (
-            'finetune',
-            f'--train_file={root}/mine.csv',
-            f'--validation_file={root}/mine.csv',
-            '--seeds=1',
-            *(f'--set={key}' for key in keys),
-        ),
-    ):
+    recipe = [f'--set={key}' for key in ('epochs=1', 'batch_size=8', 'evaluations_per_epoch=1', 'max_length=8')]
+    task = [f'--train_file={root}/mine.csv', f'--validation_file={root}/mine.csv', '--seeds=1', *recipe]
+    for name, arguments in (('export', []), ('finetune', task)):
         done = programs.run(name, f'--model={run}', f'--output={root}/{name}', *arguments)
         assert done.returncode == 0, done.stderr
     made = sorted(path.relative_to(root).as_posix() for path in root.rglob('*') if 'run/' not in str(path))
-    assert {'evaluate/blimp.json', 'evaluate/blimp.png', 'export/config.json', 'export/model.safetensors',
-            'finetune/results.md', 'finetune/results.png'} <= {*made}  # fmt: skip
+    assert {'export/config.json', 'export/model.safetensors', 'finetune/results.md', 'finetune/results.png'} <= {*made}
     assert not [name for name in made if 'unfinished' in name or name.endswith('.lock')]
     again = programs.run('export', f'--model={run}', f'--output={root}/export')
     assert again.returncode == 1 and 'gs://bucket/export is not empty' in again.stderr
