@@ -61,12 +61,8 @@ class _Lease:
 
     def acquire(self, describe: Callable[[dict], str]) -> None:
         while True:
-            try:
-                self._path.create(self._content())
+            if (found := _read(self._path)) is None and (found := self._created()) is None:
                 return
-            except OSError:
-                if (found := _read(self._path)) is None:
-                    raise
             if not self._is_left_behind(found, describe):
                 continue  # it has been given back
             self._path.write_bytes(self._content())
@@ -74,6 +70,16 @@ class _Lease:
             if self.is_ours():
                 return
             raise self._in_use(_read(self._path) or found, describe)
+
+    def _created(self) -> bytes | None:
+        """None if the lease is this one's now; or what another program has put there at the same time."""
+        try:
+            self._path.create(self._content())
+        except OSError:
+            if (found := _read(self._path)) is None:
+                raise
+            return found
+        return None
 
     def _is_left_behind(self, found: bytes, describe: Callable[[dict], str]) -> bool:
         """Whether nobody renews the lease; False if it has gone."""
