@@ -69,8 +69,8 @@ class Copies:
 
     def restore(self, step: int, args: Mapping[str, Any]) -> Any:
         """As Orbax does, from a copy of the parts in `args`."""
-        source = self.directory / str(step)
-        names = [name for name in source.listing() if '/' not in name or name.partition('/')[0] in args.keys()]  # noqa: SIM118  # of Orbax, no dict
+        source, parts = self.directory / str(step), {*args.keys()}
+        names = [name for name in source.listing() if '/' not in name or name.partition('/')[0] in parts]
         with tempfile.TemporaryDirectory(prefix='mlm_jax_') as here:
             buckets.download(source, pathlib.Path(here) / str(step), names)
             manager = self._open_here(pathlib.Path(here))
