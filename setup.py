@@ -33,8 +33,8 @@ EXTRAS_REQUIRE = {
     'tensorboard': ['tensorboardX>=2.6.4'],
     'wandb': ['wandb>=0.18'],
     'zstd': ['zstandard>=0.23'],  # corpora compressed with zstandard
-    'gcs': ['gcsfs>=2026.10.1'],  # gs:// for text and rows
-    's3': ['s3fs>=2026.9.0'],  # s3:// for text and rows
+    'gcs': ['gcsfs>=2026.10.1'],  # gs://
+    's3': ['s3fs>=2026.9.0'],  # s3://
     'parquet': ['pyarrow>=18.1'],  # corpora in Parquet and Arrow files
     'huggingface': ['safetensors>=0.8.0', 'tokenizers>=0.23.3'],  # checkpoints and tokenizers of Hugging Face
     'finetune': ['scikit-learn>=1.5', 'scipy>=1.13'],  # metrics of downstream tasks

@@ -12,11 +12,10 @@ the checkpoint. The learning rate is 1e-4, below that of pretraining.
 Not yet run on published weights.
 """
 
-import pathlib
-
 import ml_collections
 
 from mlm_jax import config as config_lib
+from mlm_jax.files import buckets
 from mlm_jax.interop import checkpoint as checkpoint_lib
 
 PREFIX = 'hf:'
@@ -32,9 +31,10 @@ def get_config(argument: str = '') -> ml_collections.ConfigDict:
             f'{source or "nothing"!r}. A run of mlm_jax goes on with init_from=WORKDIR'
         )
     directory = source.removeprefix(PREFIX)
+    path = buckets.path(directory).expanduser()
     config = config_lib.default_config()
     try:
-        checkpoint = checkpoint_lib.describe(pathlib.Path(directory).expanduser())
+        checkpoint = checkpoint_lib.describe(path)
     except (ValueError, FileNotFoundError) as error:
         raise config_lib.ConfigError(f'{source}: {error}') from error
     encoder = dict(vars(checkpoint.encoder))
@@ -42,7 +42,7 @@ def get_config(argument: str = '') -> ml_collections.ConfigDict:
     config.sequence_length = min(encoder.pop('max_length'), LENGTH)
     config.model.update(encoder)
     config.init_from = source
-    tokenizer = checkpoint_lib.tokenizer_file(pathlib.Path(directory).expanduser())
+    tokenizer = checkpoint_lib.tokenizer_file(path)
     config.tokenizer.model = f'{directory}/{tokenizer.name if tokenizer else checkpoint_lib.TOKENIZERS[0]}'
     config.optimizer.learning_rate = 1e-4
     _, overrides = config_lib.parse_argument(rest, {'': {}})

@@ -44,7 +44,7 @@ import numpy as np
 from absl import flags
 
 from mlm_jax.config import ConfigError, command_line
-from mlm_jax.files import paths
+from mlm_jax.files import buckets, paths
 from mlm_jax.parallel import topology
 from mlm_jax.performance import ahead_of_time, peaks, prediction, pytorch_peer, speed, step_profile
 from mlm_jax.performance.speed import measure, prepare
@@ -276,7 +276,7 @@ def main() -> None:
 def _write(lines: list[dict]) -> None:
     lines = [line | {'settings': flags.FLAGS.set} for line in lines]
     if path := flags.FLAGS.output:
-        pathlib.Path(path).expanduser().write_text(json.dumps(lines, indent=2) + '\n', encoding='utf-8')
+        buckets.path(path).expanduser().write_text(json.dumps(lines, indent=2) + '\n', encoding='utf-8')
 
 
 def _note(text: str) -> None:
@@ -286,10 +286,7 @@ def _note(text: str) -> None:
 if __name__ == '__main__':
     command_line.define_config_flags()
     flags.adopt_module_key_flags(command_line)
-    paths.define_flag(
-        'rows', None, 'A directory that prepare wrote: its rows, and the reading of them.', 'directory',
-        takes_buckets=True,
-    )  # fmt: skip
+    paths.define_flag('rows', None, 'A directory that prepare wrote: its rows, and the reading of them.', 'directory')
     flags.DEFINE_integer('rounds', 10, 'Rounds; figures are medians over them.', lower_bound=1)
     flags.DEFINE_integer('steps', 2, 'Steps of each configuration in a round.', lower_bound=1)
     flags.DEFINE_enum('peer', None, ['huggingface'], 'Measures the first configuration in PyTorch too.')
@@ -300,8 +297,9 @@ if __name__ == '__main__':
         'How PyTorch runs it; `everywhere` computes logits at every position, as its users do.',
     )
     paths.define_flag(
-        'profile', None, 'Directory for traces; prints where the time of a step goes, by kind of work.', 'directory'
-    )
+        'profile', None, 'Directory for traces; prints where the time of a step goes, by kind of work.', 'directory',
+        takes_buckets=False,
+    )  # fmt: skip
     flags.DEFINE_string(
         'topology',
         None,

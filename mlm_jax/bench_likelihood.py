@@ -11,7 +11,6 @@ on one core, use `taskset -c 0 python -m mlm_jax.bench_likelihood`.
 """
 
 import json
-import pathlib
 import time
 from collections.abc import Callable
 
@@ -21,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from mlm_jax.config import command_line
-from mlm_jax.files import paths
+from mlm_jax.files import buckets, paths
 from mlm_jax.losses.dag import dag_log_likelihood
 from mlm_jax.performance.memory import memory_of
 
@@ -136,7 +135,7 @@ def main() -> None:
         megabytes = '–' if held is None else f'{held / 1e6:.1f}'
         print(f'{name:>24}{ms:10.2f}{torch_ms:13.1f}{line["ratio"]:8.0f}{megabytes:>10}{held_torch / 1e6:13.1f}')
     if flags.FLAGS.output:
-        pathlib.Path(flags.FLAGS.output).expanduser().write_text(json.dumps(lines, indent=2) + '\n', encoding='utf-8')
+        buckets.path(flags.FLAGS.output).expanduser().write_text(json.dumps(lines, indent=2) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -30,7 +30,7 @@ from mlm_jax.comparing.experiment import Table
 from mlm_jax.comparing.judges import Judge
 from mlm_jax.config import ConfigError, command_line, step_flops
 from mlm_jax.data import prepared_data
-from mlm_jax.files import paths
+from mlm_jax.files import buckets, paths
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading
 from mlm_jax.training import checkpoints, runtime
@@ -323,7 +323,7 @@ def make_judges(values: flags.FlagValues, candidates: Sequence[Candidate]) -> li
 
 def compare(values: flags.FlagValues) -> None:
     """The program, in this process and those that it works with."""
-    output, seeds = pathlib.Path(values.output).expanduser(), command_line.parse_seeds(values.seeds)
+    output, seeds = buckets.path(values.output).expanduser(), command_line.parse_seeds(values.seeds)
     candidates = configurations.load_candidates(values.config, values.label, values.set)
     command_line.check_file_names([candidate.label for candidate in candidates], 'Give shorter ones with --label=NAME')
     runtime.use_compilation_cache(candidates[0].config.compilation_cache)
@@ -354,7 +354,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string('then', [], then.HELP)
     paths.define_flag(
         'data', [], 'Where tasks of --then=finetune lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.',
-        multiple=True, takes_buckets=True,
+        multiple=True,
     )  # fmt: skip
     paths.define_flag('output', None, 'Directory for the runs and the report.', 'directory')
     runtime.define_distributed_flags()

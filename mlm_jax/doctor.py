@@ -28,7 +28,8 @@ from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError, command_line, step_flops
 from mlm_jax.data import prepared_data, verification
 from mlm_jax.data.prepared_data import PreparedData, Source
-from mlm_jax.files import paths
+from mlm_jax.files import buckets, paths
+from mlm_jax.files.buckets import BucketPath
 from mlm_jax.parallel import mesh, tpu_slices
 from mlm_jax.parallel import topology as topology_lib
 from mlm_jax.performance import ahead_of_time, attention_parity, collectives, peaks, roofline
@@ -131,6 +132,12 @@ def _check_files(source: Source, verify: bool) -> str:
 def _check_disk(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> str:
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(build.state_shapes(config)))
     needed = state * (config.checkpoint.keep_last + 1)  # a new checkpoint is written before the oldest is deleted
+    if isinstance(workdir, BucketPath):
+        try:
+            workdir.exists()
+        except OSError as error:
+            raise ConfigError(f'bucket: {workdir} cannot be read: {error.strerror}') from None
+        return f'bucket: checkpoints take {needed / MIB:,.0f} MiB in {workdir}'
     existing = next(parent for parent in (workdir.absolute(), *workdir.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -224,7 +231,7 @@ def main() -> None:
     """Prints the result of each check, and exits with 1 when one of them fails."""
     values, config, all_fine = flags.FLAGS, command_line.configuration(), True
     try:
-        workdir = pathlib.Path(values.workdir).expanduser()
+        workdir = buckets.path(values.workdir).expanduser()
         for fine, text in examine(config, values.topology, workdir, values.verify):
             print('✓' if fine else '✗', text.replace('\n', '\n  '), flush=True)
             all_fine = all_fine and fine

@@ -9,7 +9,6 @@ of the parameters. Held-out rows are those of a run, so hf: goes with --fill_mas
 """
 
 import json
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -18,7 +17,7 @@ from absl import flags
 from mlm_jax.analysis import blimp_report, minimal_pairs
 from mlm_jax.config import ConfigError, command_line
 from mlm_jax.data import prepared_data
-from mlm_jax.files import paths
+from mlm_jax.files import buckets, paths
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading, sources
 from mlm_jax.pretrained.model import MASK, Model
@@ -87,7 +86,7 @@ def judge_minimal_pairs(
 def main_blimp(models: Sequence[sources.Source], mesh) -> None:
     """Prints a table; writes blimp.json, blimp.md and blimp.png where there is an --output."""
     values = flags.FLAGS
-    output = pathlib.Path(values.output).expanduser()
+    output = buckets.path(values.output).expanduser()
     if values.output:
         output.mkdir(parents=True, exist_ok=True)
     report = judge_minimal_pairs(models, mesh, values.blimp, values.blimp_percent, values.blimp_within_word)
@@ -129,10 +128,7 @@ if __name__ == '__main__':
     sources.define_flag('several are evaluated one after the other.')
     flags.DEFINE_multi_string('fill_mask', [], f'Text with {MASK}, to fill in; may be given several times.')
     flags.DEFINE_integer('top', 5, 'Pieces to show for each mask.', lower_bound=1)
-    paths.define_flag(
-        'blimp', '', "Directory of BLiMP's *.jsonl files: judges its minimal pairs instead.", 'directory',
-        takes_buckets=True,
-    )  # fmt: skip
+    paths.define_flag('blimp', '', "Directory of BLiMP's *.jsonl files: judges its minimal pairs instead.", 'directory')
     flags.DEFINE_float('blimp_percent', 100.0, 'Share of the pairs of each paradigm; always the same ones.')
     flags.DEFINE_bool('blimp_within_word', False, 'Mask the later pieces of a word together with each piece.')
     paths.define_flag('output', '', 'Directory for blimp.json, blimp.md and blimp.png.', 'directory')

@@ -13,7 +13,6 @@ The reverse: --model=hf:DIRECTORY of every program reads such a directory, and i
 Needs the extra `huggingface`.
 """
 
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +20,7 @@ from absl import flags
 
 from mlm_jax.config import ConfigError, command_line
 from mlm_jax.data.packing import segment_ids
-from mlm_jax.files import paths
+from mlm_jax.files import buckets, paths
 from mlm_jax.interop import card, registry, sentence_transformers, weights
 from mlm_jax.pretrained import exporting, loading, sources
 from mlm_jax.pretrained.model import Model
@@ -55,7 +54,7 @@ def main() -> None:
     if values.text and not values.check:
         raise ConfigError('--text gives the sentences that --check reads: add --check')
     source = sources.parse(values.model)
-    exporting.check_directory(pathlib.Path(values.output).expanduser())
+    exporting.check_directory(buckets.path(values.output).expanduser())
     loading.check(source)
     loading.use_compilation_cache_of(source)
     model = loading.load(source)
@@ -67,7 +66,7 @@ def main() -> None:
         values.output,
         pooling=values.pooling,
         shard_bytes=values.shard_megabytes * 1_000_000,
-        reports=[pathlib.Path(path).expanduser() for path in values.results],
+        reports=[buckets.path(path).expanduser() for path in values.results],
         texts=texts,
     )
     print(f'{values.output}: {export.checkpoint.class_name}, {export.dtype}')

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError, command_line
-from mlm_jax.files import paths
+from mlm_jax.files import buckets, paths
 from mlm_jax.finetuning.jobs import check_jobs, finished_seeds, make_jobs, parse_settings, run_jobs, seeds_at_once
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading, sources
@@ -87,7 +87,7 @@ def check_names(labels: Sequence[str], tasks: Sequence[str], num_models: int) ->
 
 def main() -> None:
     """Fine-tunes what is missing, and reports after each task."""
-    values, output = flags.FLAGS, pathlib.Path(flags.FLAGS.output).expanduser()
+    values, output = flags.FLAGS, buckets.path(flags.FLAGS.output).expanduser()
     seeds = command_line.parse_seeds(values.seeds)
     named = [sources.parse(name) for name in values.model]
     labels = values.label or make_labels(named)
@@ -119,21 +119,15 @@ def define_flags() -> None:
     flags.DEFINE_multi_string('label', [], 'Name of a model, repeated in their order; made up unless given.')
     flags.DEFINE_list('tasks', [], 'Suites, or tasks of suites: glue, glue/sst2, …')
     paths.define_flag(
-        'data',
-        [],
-        'Where they lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.',
-        multiple=True,
-        takes_buckets=True,
+        'data', [], 'Where they lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.', multiple=True
     )
     flags.DEFINE_list('seeds', ['1', '2', '3'], 'Of heads, orders of rows and dropout.')
     flags.DEFINE_multi_string('set', [], 'KEY=VALUE of the recipe, for all tasks; may be repeated.')
     flags.DEFINE_multi_string('grid', [], 'KEY=VALUE,VALUE,…: each is tried; with several, every combination.')
     flags.DEFINE_integer('parallel_seeds', None, 'Seeds side by side; all on accelerators, 1 on a CPU.', lower_bound=1)
-    paths.define_flag('train_file', '', 'A task of your own: TSV, CSV or JSON lines.', 'file', takes_buckets=True)
-    paths.define_flag(
-        'validation_file', '', 'Its validation split; else a part of --train_file.', 'file', takes_buckets=True
-    )
-    paths.define_flag('test_file', '', 'Its test split, with targets or without.', 'file', takes_buckets=True)
+    paths.define_flag('train_file', '', 'A task of your own: TSV, CSV or JSON lines.', 'file')
+    paths.define_flag('validation_file', '', 'Its validation split; else a part of --train_file.', 'file')
+    paths.define_flag('test_file', '', 'Its test split, with targets or without.', 'file')
     flags.DEFINE_string('task_name', '', 'Its name; that of the file unless given.')
     flags.DEFINE_enum('kind', 'classification', list(custom.METRICS), 'What is to be predicted.')
     flags.DEFINE_list('text_columns', ['text'], 'One column of text, or two.')

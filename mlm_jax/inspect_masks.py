@@ -9,7 +9,6 @@ makes a row. With --output, the program writes masks.html, masks.png and statist
 
 import html
 import json
-import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
@@ -25,7 +24,7 @@ from mlm_jax.data import masking_tables, prepared_data
 from mlm_jax.data.prepared_data import PreparedData
 from mlm_jax.data.rows import Batches
 from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer
-from mlm_jax.files import atomic, paths
+from mlm_jax.files import atomic, buckets, paths
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.training import build, mask_ratio
@@ -176,7 +175,7 @@ def main() -> None:
     if ratio.is_missed:
         print(f'\n{mask_ratio.describe(ratio, masking)}')
     if values.output:
-        directory = pathlib.Path(values.output).expanduser()
+        directory = buckets.path(values.output).expanduser()
         directory.mkdir(parents=True, exist_ok=True)
         statistics.draw(directory / 'masks.png', masking_in_words)
         atomic.write_bytes(directory / 'masks.html', page(masking_in_words, figures, pages).encode())

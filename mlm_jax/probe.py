@@ -26,7 +26,6 @@ learned; ema:WORKDIR; or average:SOURCE,SOURCE,…
 """
 
 import json
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -42,7 +41,7 @@ from mlm_jax.analysis import (
 )
 from mlm_jax.analysis.gradient_variance import OVERLAPS, Design, make_sketched_gradients
 from mlm_jax.config import ConfigError, command_line
-from mlm_jax.files import paths
+from mlm_jax.files import buckets, paths
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading, sources
 
@@ -52,7 +51,7 @@ def main_effective_rank(models: Sequence[sources.Source]) -> None:
     thresholds = sorted({float(t) for t in flags.FLAGS.thresholds})
     if not all(0 < t <= 1 for t in thresholds):
         raise ConfigError(f'--thresholds={",".join(flags.FLAGS.thresholds)} must lie above 0 and not above 1')
-    output, mesh = pathlib.Path(flags.FLAGS.output).expanduser(), mesh_lib.make_mesh()
+    output, mesh = buckets.path(flags.FLAGS.output).expanduser(), mesh_lib.make_mesh()
     report: dict[str, dict] = {}
     output.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
@@ -76,7 +75,7 @@ def main_effective_rank(models: Sequence[sources.Source]) -> None:
 def main_gradient_variance(models: Sequence[sources.Source]) -> None:
     """Writes gradient_variance.json and gradient_variance.png, and prints tables."""
     values, mesh, report = flags.FLAGS, mesh_lib.make_mesh(), {}
-    output = pathlib.Path(values.output).expanduser()
+    output = buckets.path(values.output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     gradients = {}  # by the run: its checkpoints share a program
     with jax.set_mesh(mesh):
@@ -99,7 +98,7 @@ def main_entropy(models: Sequence[sources.Source]) -> None:
     """Writes entropy.json and entropy.png, and prints tables."""
     values, mesh, report, first = flags.FLAGS, mesh_lib.make_mesh(), {}, None
     ratios = mask_ratios(values.ratios or ['0.15', '0.3', '0.5'])
-    output = pathlib.Path(values.output).expanduser()
+    output = buckets.path(values.output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
         for source, label in zip(models, sources.labels(models), strict=True):
@@ -128,7 +127,7 @@ def main_dag(models: Sequence[sources.Source]) -> None:
     ratios = mask_ratios(values.ratios or [])
     if len(models) > 1 or len(ratios) > 1:
         raise ConfigError('dag draws one row of one checkpoint at one mask ratio: give one --model and one of --ratios')
-    output = pathlib.Path(values.output).expanduser()
+    output = buckets.path(values.output).expanduser()
     with jax.set_mesh(mesh):
         model = loading.load(models[0], mesh)
         ratio = ratios[0] if ratios else model.require_run()[0].evaluation.ratio

@@ -5,6 +5,7 @@
 
 If it is run again with the same workdir, it resumes from the last checkpoint: after a crash, after a preemption, or on
 other devices.
+The workdir may lie in a bucket: gs://BUCKET/PATH (extra gcs) or s3://BUCKET/PATH (extra s3); docs/train.md says more.
 A mixture of prepared directories: --set=data.directory=data/en:0.7,data/de:0.3
 Single keys: --config=configs/mlm.py:mini,total_epochs=3 or --set=optimizer.learning_rate=1e-3;
 mlm_jax/config/defaults.py lists them.
@@ -97,7 +98,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
         if is_leader:
             workdir_lib.write_config(workdir, config)
             workdir_lib.write_environment(workdir)
-            buckets.copy_here(data.tokenizer, workdir / 'tokenizer.model')
+            buckets.copy(data.tokenizer, workdir / 'tokenizer.model')
         shape = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
         log.note(f'{jax.device_count()} × {mesh.devices.flat[0].device_kind} (mesh: {shape})')
         log.note(
@@ -205,7 +206,7 @@ def main() -> None:
     """Runs the program with the command-line flags."""
     config = command_line.configuration()
     with runtime.distributed(flags.FLAGS):
-        train(config, pathlib.Path(flags.FLAGS.workdir).expanduser(), goodput.process_age())
+        train(config, buckets.path(flags.FLAGS.workdir).expanduser(), goodput.process_age())
 
 
 if __name__ == '__main__':
@@ -215,5 +216,5 @@ if __name__ == '__main__':
     flags.adopt_module_key_flags(runtime)
     paths.define_flag(
         'workdir', None, 'Directory of the run, for configuration, metrics, checkpoints and pictures.', 'directory'
-    )
+    )  # fmt: skip
     command_line.run(main, required=('config', 'workdir'))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import types
 
 # A shell that starts the suite in the background lets it ignore Ctrl-C, and so the programs that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -40,11 +41,12 @@ is_first_process = 'PYTEST_XDIST_WORKER' not in os.environ
 if os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1' and is_first_process:
     os.environ['XLA_FLAGS'] += ''.join(f' {flag}' for flag in QUICK_COMPILATION if xla_takes(flag))
 
+import cloud_storage  # noqa: E402
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from fsspec.implementations import memory  # noqa: E402
+from etils import epath  # noqa: E402
 from fsspec.registry import _registry  # noqa: E402
 from prepared_rows import write_prepared  # noqa: E402
 
@@ -197,26 +199,34 @@ def prepare_animals(root: pathlib.Path) -> None:
     (root / 'config.json').write_text(config_lib.to_json(config))
 
 
-class Bucket(memory.MemoryFileSystem):
-    """What gcsfs would show of Google Cloud Storage, in memory; `requests` are the ranges of bytes that were read."""
-
-    protocol, cachable = 'gs', False
-    requests: list[tuple[str, int | None, int | None]]
-
-    def cat_file(self, path, *, start=None, end=None):  # s3fs takes them by name only
-        self.requests.append((path, start, end))
-        return super().cat_file(path, start, end)
-
-    def cat_ranges(self, paths, starts, ends, *, on_error):
-        return [self.cat_file(path, start=start, end=end) for path, start, end in zip(paths, starts, ends)]
+@pytest.fixture(scope='session')
+def cloud_server() -> cloud_storage.Server:
+    """Google Cloud Storage for tensorstore, which reads its address once."""
+    server = cloud_storage.Server(cloud_storage.Store())
+    os.environ.update(TENSORSTORE_GCS_HTTP_URL=server.url, GOOGLE_AUTH_TOKEN_FOR_TESTING='none')
+    return server
 
 
 @pytest.fixture
-def bucket(monkeypatch):
+def cloud(monkeypatch, cloud_server) -> cloud_storage.Store:
+    """The objects behind gs://, and behind s3://, empty."""
+    cloud_server.store = store = cloud_storage.Store()
+    kind = cloud_storage.filesystem(store)
+    for scheme in ('gs', 'gcs', 's3'):
+        monkeypatch.setitem(_registry, scheme, kind)
+    epath.backend.fsspec_backend._get_filesystem.cache_clear()
+    # Orbax asks with this package what kind of bucket it is.
+    client = types.SimpleNamespace(get_bucket=lambda name: types.SimpleNamespace(hierarchical_namespace_enabled=False))
+    package = types.SimpleNamespace(Client=lambda: client)
+    monkeypatch.setitem(sys.modules, 'google.cloud', types.SimpleNamespace(storage=package))
+    monkeypatch.setitem(sys.modules, 'google.cloud.storage', package)
+    return store
+
+
+@pytest.fixture
+def bucket(cloud):
     """gs://bucket, empty, and the ranges of bytes that are read of it: (path, requests)."""
-    kind = type('Bucket', (Bucket,), {'store': {}, 'pseudo_dirs': [''], 'requests': []})
-    monkeypatch.setitem(_registry, 'gs', kind)
-    return buckets.path('gs://bucket'), kind.requests
+    return buckets.path('gs://bucket'), _registry['gs'].requests
 
 
 @pytest.fixture(scope='session')

@@ -10,6 +10,7 @@ import pytest
 
 from mlm_jax import config as config_lib
 from mlm_jax import doctor
+from mlm_jax.files.buckets import BucketPath
 from mlm_jax.performance import ahead_of_time, attention_parity
 from mlm_jax.performance.memory import Memory
 
@@ -58,6 +59,18 @@ def test_each_problem_comes_with_its_cure(all_devices, tiny_config, tmp_path, mo
     assert 'python -m mlm_jax.prepare' in text
     assert 'choose another workdir, or lower checkpoint.keep_last' in text
     assert 'does not fit 8 devices' in text
+
+
+def test_a_bucket_is_asked_whether_it_can_be_read(tiny_config, bucket, monkeypatch):
+    config = config_lib.resolve(tiny_config)
+    assert 'MiB in gs://bucket/run' in doctor._check_disk(config, bucket[0] / 'run')
+
+    def refuse(path):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(BucketPath, 'exists', refuse)
+    with pytest.raises(config_lib.ConfigError, match='bucket: gs://bucket/run cannot be read: Permission denied'):
+        doctor._check_disk(config, bucket[0] / 'run')
 
 
 def test_a_missing_shard_is_named(tiny_config, prepared, tmp_path):

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mlm_jax.files import pictures
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -62,7 +64,7 @@ def draw(row: dict, title: str, path: pathlib.Path) -> None:
     _draw_states(axes, row, place)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Glyph')  # a character that the font lacks becomes a box
-        figure.savefig(path, dpi=110)
+        pictures.save(figure, path, dots_per_inch=110)
 
 
 def lines_of(count: int) -> list[range]:

@@ -21,10 +21,6 @@ PATH_KEYS = (
     'data.directory', 'data.corpus', 'data.validation_corpus', 'tokenizer.model', 'init_from', 'masking.token_weights',
     'evaluation.blimp', 'compilation_cache',
 )  # fmt: skip
-_BUCKET_KEYS = (  # those of PATH_KEYS whose paths may lie in a bucket
-    'data.directory', 'data.corpus', 'data.validation_corpus', 'tokenizer.model', 'masking.token_weights',
-    'evaluation.blimp',
-)  # fmt: skip
 _DIRECTORY_KEYS = ('data.directory', 'evaluation.blimp')  # the ones among PATH_KEYS that must be directories
 
 
@@ -127,9 +123,7 @@ def _path_problems(config: ml_collections.ConfigDict) -> list[str]:
 
 def _check_of(key: str) -> Callable[[str], None]:
     """The check of where the path under a key lies."""
-    if key == 'compilation_cache':
-        return paths.check_compilation_cache
-    return paths.check_local_or_bucket if key in _BUCKET_KEYS else paths.check_local
+    return paths.check_compilation_cache if key == 'compilation_cache' else paths.check_local_or_bucket
 
 
 def _mixture_problems(c: ml_collections.ConfigDict) -> list[str]:

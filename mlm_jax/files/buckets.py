@@ -1,29 +1,40 @@
 """Objects in buckets (gs://, s3://) as paths: what reads or writes a file reads or writes an object in the same way.
 
 `path` makes a path of what a user has written. A path of a bucket has the methods of `pathlib.Path` that this package
-uses, and goes through fsspec, whose packages for Google Cloud Storage and S3 need no TensorFlow; etils.epath, which
-lies on fsspec too, was not taken because it turns to TensorFlow wherever that is installed, reads no ranges of bytes,
-and refuses `**` in globs. Credentials and other endpoints come from where these packages look for them: gcsfs takes
-STORAGE_EMULATOR_HOST, s3fs AWS_ENDPOINT_URL.
+uses, and goes through fsspec, whose packages for Google Cloud Storage and S3 need no TensorFlow. Two others lie on
+fsspec, too. etils.epath was not taken because it turns to TensorFlow wherever that is installed, reads no ranges of
+bytes, and refuses `**` in globs; nor universal_pathlib, because its paths are no `pathlib.Path`, read blocks of 5 MB in
+place of ranges, and raise what the packages raise, so that nearly all of this file would still be needed.
+
+Credentials and other endpoints come from where the packages look for them: gcsfs takes STORAGE_EMULATOR_HOST, s3fs
+AWS_ENDPOINT_URL.
 
 What is different in a bucket:
 
 * An object appears when it is written whole, or not at all. It is collected in memory until then.
 * There are no directories: one exists if there is an object below it, and `mkdir` does nothing.
-* There are no locks, no appending, no renaming and no memory maps. What needs one asks `is_bucket` before.
+* Renaming is copying, and then deleting: it can end halfway.
+* There are no locks (but `lease.py`), no appending (but `mirror.py`), and no memory maps. What needs one asks
+  `is_bucket`.
 * The operating system takes no such path, not even for a directory named `gs:`: `os.fspath` raises TypeError.
 """
 
+import atexit
+import base64
+import concurrent.futures
 import contextlib
+import datetime
 import errno
+import functools
 import io
 import os
 import pathlib
 import re
 import shutil
 import stat
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mlm_jax.files.errors import ConfigError
 
@@ -35,19 +46,23 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     'gs': {'use_listings_cache': False, 'consistency': 'md5'},
     's3': {'use_listings_cache': False},
 }
+# Otherwise gcsfs asks in each operation for the layout of the bucket, which credentials for objects alone may not read.
+# It is of use for zonal buckets only.
+_NO_QUESTIONS = ('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
 _URL = re.compile(rf'({"|".join(SCHEMES)})://[^/]')
 _FIRST_READ, _LARGEST_READ = 1 << 16, 1 << 24  # bytes of a request while a file is read from its start on
 _ESCAPED = str.maketrans({character: f'[{character}]' for character in '*?['})
 # What tells one content of an object from another: its generation (gs), its ETag (s3), or when it was written.
 _IDENTITIES = ('generation', 'ETag', 'etag', 'LastModified', 'mtime', 'created')
+_THREADS = 8  # files that are copied at the same time
 
 
-def is_bucket(path: str | pathlib.Path) -> bool:
+def is_bucket(path: str | os.PathLike) -> bool:
     """Whether a path lies in a bucket."""
     return isinstance(path, BucketPath) or (isinstance(path, str) and _URL.match(path) is not None)
 
 
-def path(text: str | pathlib.Path) -> pathlib.Path:
+def path(text: str | os.PathLike) -> pathlib.Path:
     """The path that a text names, in a bucket or on a disk; in place of `pathlib.Path` for what users have written."""
     return BucketPath(text) if is_bucket(text) else pathlib.Path(text)
 
@@ -60,12 +75,69 @@ def remove_tree(directory: pathlib.Path, ignore_errors: bool = False) -> None:
         shutil.rmtree(directory, ignore_errors)
 
 
-def copy_here(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a file, or an object of a bucket, to a disk."""
-    if isinstance(source, BucketPath):
+def copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a small file; either may be an object of a bucket."""
+    if is_bucket(source) or is_bucket(target):
         target.write_bytes(source.read_bytes())
     else:
         shutil.copy(source, target)
+
+
+def download(source: 'BucketPath', target: pathlib.Path, names: Iterable[str]) -> None:
+    """Copies objects, by their names below `source`, to a directory of a disk, several at the same time."""
+    names = list(names)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+    _at_once(lambda name: (source / name).get(target / name), names)
+
+
+def upload(source: pathlib.Path, target: 'BucketPath', names: Iterable[str]) -> None:
+    """The reverse of `download`."""
+    _at_once(lambda name: (target / name).put(source / name), list(names))
+
+
+def settle_for_others() -> None:
+    """Lets other packages that use Google Cloud Storage through fsspec, as Orbax does, use it as this file does."""
+    import fsspec
+
+    os.environ.setdefault(*_NO_QUESTIONS)
+    fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
+
+
+def _at_once(copy_one: Callable[[str], None], names: Sequence[str]) -> None:
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(copy_one, names):
+            pass
+
+
+def local(directory: pathlib.Path) -> pathlib.Path:
+    """A copy on the disk of a directory in a bucket, made once, and deleted when this process ends; others themselves.
+
+    For what reads files by their numbers or maps them into memory, as safetensors does.
+    """
+    return _local_copy(directory) if isinstance(directory, BucketPath) else directory
+
+
+@functools.cache
+def _local_copy(directory: 'BucketPath') -> pathlib.Path:
+    target = scratch() / directory.name
+    target.mkdir()
+    download(directory, target, directory.listing())
+    return target
+
+
+def scratch() -> pathlib.Path:
+    """A new directory on the disk of this machine, which is deleted when this process ends, if not before."""
+    made = tempfile.mkdtemp(prefix='mlm_jax_')
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return pathlib.Path(made)
+
+
+class Stored(NamedTuple):
+    """What a listing tells of an object: its size in bytes, and its MD5 in hexadecimal, '' where that is not known."""
+
+    size: int
+    md5: str
 
 
 class BucketPath(pathlib.PosixPath):
@@ -82,33 +154,36 @@ class BucketPath(pathlib.PosixPath):
         raise TypeError(f'{self} lies in a bucket, which the operating system does not know')
 
     @property
+    def scheme(self) -> str:
+        """One of `SCHEMES`."""
+        return self.parts[0].removesuffix(':')
+
+    @property
     def _key(self) -> str:
         return '/'.join(self.parts[1:])
 
     @contextlib.contextmanager
     def _storage(self) -> Iterator[Any]:
         """The file system of fsspec; all errors within the block become OSError."""
-        scheme = self.parts[0].removesuffix(':')
-        package, extra = SCHEMES[scheme]
+        package, extra = SCHEMES[self.scheme]
         try:
             import fsspec
 
-            # Otherwise gcsfs asks in each operation for the layout of the bucket, which credentials for objects alone
-            # may not read. It is of use for zonal buckets only.
-            os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
-            storage = fsspec.filesystem(scheme, **_OPTIONS[scheme])
+            os.environ.setdefault(*_NO_QUESTIONS)
+            storage = fsspec.filesystem(self.scheme, **_OPTIONS[self.scheme])
         except ImportError:
             raise ConfigError(f"{self} needs the package {package}: pip install 'mlm_jax[{extra}]'") from None
         except Exception as error:  # such as missing credentials, for which each package has errors of its own
-            raise OSError(errno.EACCES, _reason(error), str(self)) from error
+            raise OSError(errno.EACCES, reason(error), str(self)) from error
         try:
             yield storage
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from error
         except OSError as error:
-            raise OSError(error.errno or errno.EIO, error.strerror or _reason(error), str(self)) from error
+            where = error.filename or str(self)
+            raise OSError(error.errno or errno.EIO, error.strerror or reason(error), where) from error
         except Exception as error:
-            raise OSError(errno.EIO, _reason(error), str(self)) from error
+            raise OSError(errno.EIO, reason(error), str(self)) from error
 
     def _named(self, name: str) -> 'BucketPath':
         return BucketPath(f'{self.parts[0]}//{name.lstrip("/")}')
@@ -120,10 +195,12 @@ class BucketPath(pathlib.PosixPath):
     # ---- What there is -----------------------------------------------------------------------------------------------
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """The type and the size; everything else is 0. `identity` tells contents apart."""
+        """The type, the size, and when it was written; everything else is 0. `identity` tells contents apart."""
         info = self._info()
         kind = stat.S_IFDIR if info['type'] == 'directory' else stat.S_IFREG
-        return os.stat_result((kind, 0, 0, 0, 0, 0, info['size'] or 0, 0, 0, 0))
+        times = (info[key] for key in ('mtime', 'LastModified', 'created') if key in info)
+        written = next((time.timestamp() for time in times if isinstance(time, datetime.datetime)), 0)
+        return os.stat_result((kind, 0, 0, 0, 0, 0, info['size'] or 0, 0, written, 0))
 
     def identity(self) -> tuple[int, str]:
         """The size of an object, and what changes whenever it is written."""
@@ -199,6 +276,17 @@ class BucketPath(pathlib.PosixPath):
             found = storage.glob(pattern, detail=True)
         yield from (self._named(name) for name, info in found.items() if info['type'] == 'file')
 
+    def listing(self) -> dict[str, Stored]:
+        """The objects below a directory, by their names from there; a request for each thousand of them."""
+        with self._storage() as storage:
+            found = storage.find(self._key, detail=True)
+        below = f'{self._key}/'
+        return {
+            name.removeprefix(below): Stored(info['size'], _md5(info))
+            for name, info in found.items()
+            if info['type'] == 'file' and name.startswith(below) and name != below
+        }
+
     # ---- Reading -----------------------------------------------------------------------------------------------------
 
     def open(  # type: ignore[override]
@@ -239,6 +327,11 @@ class BucketPath(pathlib.PosixPath):
             raise OSError(errno.EIO, 'it has become shorter while it was read', str(self))
         return found
 
+    def get(self, target: pathlib.Path) -> None:
+        """Copies an object to a file of a disk, piece by piece."""
+        with self._storage() as storage:
+            storage.get_file(self._key, str(target))
+
     # ---- Writing -----------------------------------------------------------------------------------------------------
 
     def write_bytes(self, data: Any) -> int:
@@ -252,6 +345,28 @@ class BucketPath(pathlib.PosixPath):
     ) -> int:
         """As `write_bytes`, in UTF-8 by default."""
         return self.write_bytes(data.encode(encoding or 'utf-8', errors or 'strict'))
+
+    def create(self, data: bytes) -> None:
+        """Writes an object that there is not yet; of several processes that do so at once, one succeeds.
+
+        Raises:
+          OSError: if there is one.
+        """
+        with self._storage() as storage:
+            storage.pipe_file(self._key, data, mode='create')
+
+    def put(self, source: pathlib.Path) -> None:
+        """Writes an object with the content of a file of a disk, piece by piece."""
+        with self._storage() as storage:
+            storage.put_file(str(source), self._key)
+
+    def rename(self, target: pathlib.Path) -> 'BucketPath':  # type: ignore[override]
+        """Moves a directory to another place in the bucket, where nothing is: copies all objects, then deletes them."""
+        assert isinstance(target, BucketPath)
+        with self._storage() as storage:
+            _at_once(lambda name: storage.cp_file((self / name)._key, (target / name)._key), list(self.listing()))
+        self.remove_all()
+        return target
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing: a directory exists when an object is in it."""
@@ -314,5 +429,14 @@ class _Object(io.RawIOBase):
         self._held, self._held_at = memoryview(self._path.read_range(self._at, stop)), self._at
 
 
-def _reason(error: Exception) -> str:
+def _md5(info: Mapping[str, Any]) -> str:
+    """As Google Cloud Storage tells it; or an ETag of S3, which is none of objects written in parts, or encrypted."""
+    if 'md5Hash' in info:
+        return base64.b64decode(info['md5Hash']).hex()
+    etag = str(info.get('ETag', '')).strip('"')
+    return etag if re.fullmatch('[0-9a-f]{32}', etag) else ''
+
+
+def reason(error: Exception) -> str:
+    """An error of another package in one line."""
     return f'{type(error).__name__}: {" ".join(str(error).split())}' if str(error) else type(error).__name__

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from mlm_jax.files import atomic
+from mlm_jax.files import atomic, lease
+from mlm_jax.files.buckets import BucketPath
 from mlm_jax.files.errors import ConfigError
 
 LOCK_FILE = '.lock'
@@ -26,12 +27,16 @@ def sole_writer(directory: pathlib.Path) -> Iterator[None]:
     """Creates and locks `directory`, removes what killed programs left there, and tests that it can be written to.
 
     The kernel releases the lock when its holder ends, however that happens. So a lock is never left behind; only the
-    lock file is.
+    lock file is. A directory in a bucket is locked by a lease, which expires if its holder is killed (`lease.py`).
 
     Raises:
       ConfigError: if another process is using the directory.
       OSError: if the directory cannot be written to.
     """
+    if isinstance(directory, BucketPath):
+        with lease.held(directory / LOCK_FILE, _this_process(), _describe):
+            yield
+        return
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / LOCK_FILE, 'a+b') as file:
         _lock(file, directory)
@@ -90,15 +95,18 @@ def _is_over(holder: dict) -> bool:
 
 
 def _write_holder(file: BinaryIO) -> None:
-    holder = {
+    file.truncate(0)
+    file.write(json.dumps(_this_process()).encode())
+    file.flush()
+
+
+def _this_process() -> dict:
+    return {
         'pid': os.getpid(),
         'host': socket.gethostname(),
         'since': time.strftime('%Y-%m-%d %H:%M:%S'),
         'command': pathlib.Path(sys.argv[0]).stem,
     }
-    file.truncate(0)
-    file.write(json.dumps(holder).encode())
-    file.flush()
 
 
 def _try_to_write(directory: pathlib.Path) -> None:

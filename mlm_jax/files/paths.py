@@ -58,7 +58,8 @@ def _check(text: str, takes_buckets: bool) -> None:
 
 def check_configuration_name(name: str) -> None:
     """Applies `check_local` to FILE.py of FILE.py[:ARGUMENT]; `config.checks` checks what the argument sets."""
-    check_local(name.partition('.py')[0])
+    file = re.split(':(?!/)', name, maxsplit=1)[0]  # without the argument, which may name a bucket
+    check_local(file.partition('.py')[0])
 
 
 def check_kind(path: str, kind: str) -> None:
@@ -97,7 +98,7 @@ class PathParser(flags.ArgumentParser):
 
     syntactic_help = 'a path'
 
-    def __init__(self, kind: str, takes_buckets: bool = False):
+    def __init__(self, kind: str, takes_buckets: bool = True):
         self.kind, self.takes_buckets = kind, takes_buckets
 
     def parse(self, argument: str) -> str:
@@ -114,7 +115,7 @@ def define_flag(
     text: str,
     kind: str = '',
     multiple: bool = False,
-    takes_buckets: bool = False,
+    takes_buckets: bool = True,
 ) -> None:
     """Defines a flag whose value is a path; all programs define such flags with this function.
 

@@ -1,7 +1,10 @@
 """What all figures share."""
 
+import io
 import pathlib
 from typing import TYPE_CHECKING
+
+from mlm_jax.files.buckets import BucketPath
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,9 +23,14 @@ def new_figure(width: float, height: float) -> 'Figure':
     return Figure(figsize=(width, height), layout='constrained')
 
 
-def save(figure: 'Figure', path: pathlib.Path) -> None:
-    """Writes a figure as a PNG file."""
-    figure.savefig(path, dpi=DOTS_PER_INCH)
+def save(figure: 'Figure', path: pathlib.Path, dots_per_inch: int = DOTS_PER_INCH) -> None:
+    """Writes a figure as a PNG file, or as an object of a bucket."""
+    if isinstance(path, BucketPath):
+        content = io.BytesIO()
+        figure.savefig(content, dpi=dots_per_inch, format='png')
+        path.write_bytes(content.getvalue())
+    else:
+        figure.savefig(path, dpi=dots_per_inch)
 
 
 def plain_text(text: str) -> str:

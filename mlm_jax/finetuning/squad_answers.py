@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlm_jax.files import atomic
+from mlm_jax.files import atomic, buckets
 from mlm_jax.finetuning.squad_features import Features
 from mlm_jax.tasks.squad import Question
 
@@ -97,7 +97,7 @@ def decode(
 
 def write(decoded: Decoded, directory: str | pathlib.Path) -> None:
     """Writes predictions.json, nbest_predictions.json and, for 2.0, null_odds.json, in the format of run_squad.py."""
-    directory = pathlib.Path(directory)
+    directory = buckets.path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     contents = {'predictions': decoded.predictions, 'nbest_predictions': decoded.n_best, 'null_odds': decoded.null_odds}
     for name, content in contents.items():

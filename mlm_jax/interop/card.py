@@ -15,7 +15,7 @@ import ml_collections
 from mlm_jax import config as config_lib
 from mlm_jax.config import mixture
 from mlm_jax.data import prepared_data
-from mlm_jax.files import markdown
+from mlm_jax.files import buckets, markdown
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.training.metrics import read_metrics
 
@@ -269,7 +269,7 @@ def _is_of(source: Any, step: Any, workdir: pathlib.Path, wanted: int | None, av
     if average:
         return name == average.removesuffix(f'@{step}')
     try:
-        return pathlib.Path(name).expanduser().resolve() == workdir.resolve()
+        return buckets.path(name).expanduser().resolve() == workdir.resolve()
     except OSError:
         return False
 

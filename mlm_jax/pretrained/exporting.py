@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -15,7 +16,8 @@ import numpy as np
 
 from mlm_jax.data import fast_tokenizer, sequences
 from mlm_jax.data.tokenizers import AnyTokenizer
-from mlm_jax.files import atomic
+from mlm_jax.files import atomic, buckets
+from mlm_jax.files.buckets import BucketPath
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.interop import card as card_lib
 from mlm_jax.interop import checkpoint as checkpoint_lib
@@ -148,7 +150,7 @@ def write(
       ConfigError: when the directory is not empty, the tokenizer has no form there, or the comparison fails.
       ImportError: without the extra `huggingface`.
     """
-    directory = pathlib.Path(directory).expanduser().absolute()
+    directory = buckets.path(directory).expanduser().absolute()
     with _whole(directory) as partial:
         v, e = model.tokenizer.vocabulary, export.checkpoint.encoder
         ids = {'bos': v.cls_id, 'eos': v.sep_id, 'cls': v.cls_id, 'sep': v.sep_id, 'mask': v.mask_id}
@@ -231,6 +233,14 @@ def check_directory(directory: pathlib.Path) -> None:
 def _whole(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     """A directory beside that of the given name, which gets this name only if all goes well."""
     check_directory(directory)
+    if isinstance(directory, BucketPath):
+        with tempfile.TemporaryDirectory(prefix='mlm_jax_') as here:
+            partial = pathlib.Path(here)
+            yield partial
+            names = [path.relative_to(partial).as_posix() for path in partial.rglob('*') if path.is_file()]
+            buckets.upload(partial, directory, [name for name in names if name != checkpoint_lib.CONFIG_FILE])
+            buckets.upload(partial, directory, [checkpoint_lib.CONFIG_FILE])  # without it, there is no model
+        return
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f'.{directory.name}.{os.getpid()}.partial')
     shutil.rmtree(partial, ignore_errors=True)

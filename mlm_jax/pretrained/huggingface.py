@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mlm_jax.files import buckets, paths
 from mlm_jax.interop import checkpoint as checkpoint_lib
 from mlm_jax.interop import names, registry, weights
 from mlm_jax.interop.architecture import Architecture, Encoder
@@ -40,7 +41,7 @@ def from_hf(directory: str | pathlib.Path) -> tuple[MLM, dict]:
       ValueError: for another architecture, a recipe without a place here, damaged files, missing and unknown weights,
         weights whose shapes are not those of config.json, and a tied weight whose copy differs.
     """
-    checkpoint, params = checkpoint_lib.read(pathlib.Path(directory).expanduser())
+    checkpoint, params = checkpoint_lib.read(buckets.local(buckets.path(directory).expanduser()))
     return MLM(encoder_config(checkpoint)), params
 
 
@@ -50,7 +51,7 @@ def read_encoder_config(directory: str | pathlib.Path) -> EncoderConfig:
     Raises:
       FileNotFoundError, ImportError, ValueError: as `from_hf`, for all that can be known from config.json.
     """
-    directory = pathlib.Path(directory).expanduser()
+    directory = buckets.local(buckets.path(directory).expanduser())
     checkpoint = checkpoint_lib.describe(directory)
     weights.check(directory)
     return encoder_config(checkpoint)
@@ -75,8 +76,10 @@ def to_hf(config: EncoderConfig, params: Mapping, directory: str | pathlib.Path,
 
     Raises:
       ImportError: without the extra `huggingface`.
-      ValueError: for parameters of another objective or of other sizes, and for a recipe that BERT cannot express.
+      ValueError: for parameters of another objective or of other sizes, for a recipe that BERT cannot express, and for
+        a directory in a bucket.
     """
+    paths.check_local(str(directory))
     architecture = registry.home_of(_attributes(config), preferred=_BERT.model_type)
     if set(params) != {'encoder', 'head'}:
         raise ValueError(

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from mlm_jax import config as config_lib
 from mlm_jax.data import prepared_data
 from mlm_jax.data.tokenizers import Tokenizer
+from mlm_jax.files import buckets
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.interop import checkpoint as checkpoint_lib
 from mlm_jax.masking.tables import Tables
@@ -34,7 +35,8 @@ def load(source: str | os.PathLike | Source, mesh: Mesh | None = None) -> Model:
       FileNotFoundError: without a checkpoint (of that step).
       ImportError: without the extra `huggingface`, where that is needed.
     """
-    source = source if isinstance(source, Source) else sources.parse(os.fspath(source))
+    if not isinstance(source, Source):
+        source = sources.parse(str(source) if buckets.is_bucket(source) else os.fspath(source))
     mesh = make_mesh() if mesh is None else mesh
     with jax.set_mesh(mesh):
         return _load_average(source, mesh) if source.parts else _load_one(source, mesh)

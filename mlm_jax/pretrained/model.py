@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import pathlib
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from mlm_jax.data import prepared_data, sequences
 from mlm_jax.data.rows import RowSource
 from mlm_jax.data.tokenizers import AnyTokenizer
+from mlm_jax.files import buckets
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.progress import bar
 from mlm_jax.masking.batch import MaskedBatch
@@ -203,7 +203,7 @@ class Model:
           ImportError: without the extra `huggingface`.
         """
         export = exporting.plan(self, dtype=dtype)
-        exporting.write(self, export, pathlib.Path(directory), pooling=pooling)
+        exporting.write(self, export, buckets.path(directory), pooling=pooling)
         return export.checkpoint.class_name
 
     def held_out_rows(self) -> RowSource:

@@ -10,8 +10,9 @@
     average:runs/mlm@1000:0.2,runs/mlm@2000:0.8
                        a weighted mean; weights are divided by their sum
 
-A directory that has a number behind an @ or a colon in its own name is that directory. Commas separate the sources of
-an average, whose directories therefore have none in their names; no shell takes any of these signs for its own.
+A directory that has a number behind an @ or a colon in its own name is that directory, unless it lies in a bucket.
+Commas separate the sources of an average, whose directories therefore have none in their names; no shell takes any of
+these signs for its own. All directories may lie in buckets, as in gs://BUCKET/runs/mlm@1000.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from mlm_jax.files import paths
+from mlm_jax.files import buckets, paths
 from mlm_jax.files.errors import ConfigError
 
 HUGGING_FACE, RANDOM, EMA, AVERAGE = 'hf:', 'random:', 'ema:', 'average:'
@@ -76,9 +77,9 @@ def parse(text: str) -> Source:
     """Takes a name apart; nothing is read.
 
     Raises:
-      ConfigError: for a URL, a file, an empty name, and a prefix where it makes no sense.
+      ConfigError: for a URL that is no bucket, a file, an empty name, and a prefix where it makes no sense.
     """
-    paths.check_local(text)
+    paths.check_local_or_bucket(text)
     if text.startswith(AVERAGE):
         return _parse_average(text)
     there = text.removeprefix(RANDOM)
@@ -91,11 +92,11 @@ def parse(text: str) -> Source:
         raise ConfigError(f'{text!r} names no model: give {GRAMMAR}')
     paths.check_kind(name, 'directory')
     workdir, _, digits = name.rpartition('@')
-    is_directory = is_hugging_face or pathlib.Path(name).expanduser().exists()
+    is_directory = is_hugging_face or _is_on_disk(name)
     has_step = bool(workdir) and digits.isdecimal() and not is_directory
     if has_step and is_random:
         raise ConfigError(f'{text}: a model without what it has learned has no steps; write {RANDOM}{workdir}')
-    directory = pathlib.Path(workdir if has_step else name).expanduser()
+    directory = buckets.path(workdir if has_step else name).expanduser()
     return Source(text, directory, int(digits) if has_step else None, is_hugging_face, is_random, is_ema)
 
 
@@ -119,12 +120,17 @@ def _parse_average(text: str) -> Source:
 def _parse_part(part: str, text: str) -> tuple[Source, float | None]:
     """A source of an average, and its weight, if it has one."""
     match = _WEIGHTED.fullmatch(part)
-    if match and pathlib.Path(_path(part)).expanduser().exists():
+    if match and _is_on_disk(_path(part)):
         match = None
     name = match[1] if match else part
     if not name or name.startswith(AVERAGE):
         raise ConfigError(f'{text}: {part!r} is not the name of a model; an average is average:SOURCE,SOURCE,…')
     return parse(name), float(match[2]) if match else None
+
+
+def _is_on_disk(name: str) -> bool:
+    """Whether there is such a directory; a bucket is not asked, so that a name means the same at any time."""
+    return not buckets.is_bucket(name) and pathlib.Path(name).expanduser().exists()
 
 
 def _path(text: str) -> str:

@@ -1,28 +1,24 @@
-"""Checkpoints of a run: the state, and everything else that resuming needs. No other file uses Orbax.
+"""Checkpoints of a run: the state, and everything else that resuming needs. Only this file and `managers.py` use Orbax.
 
 A checkpoint at step i holds the state after i updates, before batch i is consumed.
 """
 
-import contextlib
 import dataclasses
-import functools
 import itertools
 import json
-import os
 import pathlib
-import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
+from mlm_jax.files import buckets
+from mlm_jax.files.buckets import BucketPath
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel import agreement
-from mlm_jax.training import integrity
+from mlm_jax.training import integrity, managers, transfers
 from mlm_jax.training.state import TrainState
 
 # The parts of a checkpoint; the last only of a run that keeps a moving average of its parameters.
@@ -83,14 +79,14 @@ class Checkpoints:
           ConfigError: if there are checkpoints and all are damaged (not with `read_only`).
           FileNotFoundError: if the directory does not exist (only with `read_only`).
         """
-        self._directory, self._read_only, self._note = pathlib.Path(directory).absolute(), read_only, note
+        self._directory, self._read_only, self._note = buckets.path(directory).absolute(), read_only, note
         if read_only and not self._directory.is_dir():
             raise FileNotFoundError(f'no checkpoint in {directory}: there is no such directory')
         self._saving: int | None = None
         self._damage: dict[tuple[int, str], str | None] = {}  # of each step and part examined so far
         if not read_only:
             agreement.of_leader(self._set_damaged_aside)
-        self._manager = _manager(
+        self._manager = managers.open_manager(
             self._directory,
             lambda: self._saving,
             max_to_keep=keep_last,
@@ -121,7 +117,7 @@ class Checkpoints:
             position=ocp.args.JsonSave(dataclasses.asdict(position)),
             **average,
         )
-        with _write_errors(self._directory):
+        with managers.write_errors(self._directory):
             self._manager.wait_until_finished()
             self._saving = step
             self._manager.save(step, args=args)
@@ -129,7 +125,7 @@ class Checkpoints:
     def check(self) -> None:
         """Raises OSError if the write in the background has failed; does not wait for it."""
         if self._saving is not None and not self._manager.is_saving_in_progress():
-            with _write_errors(self._directory):
+            with managers.write_errors(self._directory):
                 self._manager.wait_until_finished()
             self._saving = None
 
@@ -170,6 +166,8 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=args)
         except ValueError as error:  # names or shapes differ
+            if read_error := managers.read_error(self._directory, error):
+                raise read_error from error
             raise ConfigError(
                 f'the checkpoint of step {step} in {self._manager.directory} holds other tensors than this model: it '
                 f'was written by a version, or with a configuration, whose model differs. Orbax says: {error}'
@@ -182,12 +180,12 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until all writes have ended; raises OSError if one has failed."""
-        with _write_errors(self._directory):
+        with managers.write_errors(self._directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until all writes have ended; raises OSError if one has failed."""
-        with _write_errors(self._directory):
+        with managers.write_errors(self._directory):
             self._manager.wait_until_finished()
             self._manager.close()
 
@@ -240,6 +238,8 @@ class Checkpoints:
                 f'the checkpoint of step {newer:,} is damaged: {damage}. It was moved to {place}; the run resumes from '
                 f'the checkpoint of step {step:,} and repeats {newer - step:,} steps'
             )
+        if isinstance(self._directory, BucketPath):
+            transfers.mark_whole(self._directory, lambda step: not self._damage_of(step, self._parts_of(step)))
 
     def _parts_of(self, step: int) -> tuple[str, ...]:
         """Those that the checkpoint was written with."""
@@ -265,7 +265,9 @@ def stored_config(directory: pathlib.Path) -> tuple[int, dict] | None:
 
 
 def _steps_in(directory: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints on disk whose writing was completed, which then get their final names."""
+    """The steps of the checkpoints whose writing was completed; on a disk, they then get their final names."""
+    if isinstance(directory, BucketPath):
+        return transfers.steps_in(directory)
     paths = directory.iterdir() if directory.is_dir() else ()
     return [int(path.name) for path in paths if path.name.isdecimal() and path.is_dir()]
 
@@ -294,70 +296,19 @@ def _set_aside(directory: pathlib.Path, step: int) -> pathlib.Path:
     return place
 
 
-def _manager(directory: pathlib.Path, saving: Callable[[], int | None], **options: Any) -> ocp.CheckpointManager:
-    """Orbax's manager, which writes checksums into each checkpoint before the checkpoint gets its final name.
-
-    Args:
-      directory: the directory of the checkpoints.
-      saving: returns the step that is being saved.
-      **options: arguments of `ocp.CheckpointManagerOptions`.
-    """
-
-    def add_checksums() -> None:
-        # Orbax calls this in the writing thread of process 0, after all processes have written their files.
-        name = re.compile(rf'{saving()}(\D.*)?')
-        integrity.write_checksums(max((p for p in directory.iterdir() if name.fullmatch(p.name)), key=_modified))
-
-    _silence_what_is_raised()
-    after_writing = ocp.AsyncOptions(post_finalization_callback=add_checksums)
-    is_async = options.get('enable_async_checkpointing', True)
-    return ocp.CheckpointManager(
-        directory,
-        options=ocp.CheckpointManagerOptions(async_options=after_writing if is_async else None, **options),
-    )
-
-
-def _modified(path: pathlib.Path) -> float:
-    return path.stat().st_mtime
-
-
-@functools.cache
-def _silence_what_is_raised() -> None:
-    """Drops tracebacks that Orbax and tensorstore print in other threads for failed writes; they raise them, too."""
-    logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and '/orbax/' in record.pathname))
-    before = sys.unraisablehook
-
-    def hook(unraisable):
-        if str(unraisable.exc_value) != 'Event loop is closed':
-            before(unraisable)
-
-    sys.unraisablehook = hook
-
-
-@contextlib.contextmanager
-def _write_errors(directory: pathlib.Path) -> Iterator[None]:
-    """Raises OSError instead of the ValueError that Orbax raises if its C++ part cannot write."""
-    try:
-        yield
-    except ValueError as error:
-        if not (number := re.search(r"(?:OS error |os_error_code=')(\d+)", str(error))):
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from error
-
-
 class Snapshots:
     """The newest state, arrays and a JSON record, of a task shorter than a run, so that the task can be resumed."""
 
     def __init__(self, directory: str | pathlib.Path, note: Callable[[str], None] = _print):
         """Creates nothing before the first `save`; `note` receives a line of text for each damaged snapshot."""
-        self._directory, self._note = pathlib.Path(directory).absolute(), note
-        self._manager: ocp.CheckpointManager | None = None
+        self._directory, self._note = buckets.path(directory).absolute(), note
+        self._manager: Any = None
         self._saving: int | None = None
 
     def save(self, step: int, arrays: Any, record: dict) -> None:
         """Copies a pytree of arrays and writes it in the background; the previous snapshot is then deleted."""
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-        with _write_errors(self._directory):
+        with managers.write_errors(self._directory):
             self._open().wait_until_finished()
             self._saving = step
             self._open().save(step, args=args)
@@ -376,24 +327,32 @@ class Snapshots:
         """Waits until all writes have ended; raises OSError if one has failed."""
         manager, self._manager = self._manager, None
         if manager is not None:
-            with _write_errors(self._directory):
+            with managers.write_errors(self._directory):
                 manager.wait_until_finished()
                 manager.close()
 
     def delete(self) -> None:
         """Removes the directory, if there is one."""
         self.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        buckets.remove_tree(self._directory, ignore_errors=True)
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _open(self) -> Any:
         if self._manager is None:
-            self._manager = _manager(self._directory, lambda: self._saving, max_to_keep=1, cleanup_tmp_directories=True)
+            self._manager = managers.open_manager(
+                self._directory, lambda: self._saving, max_to_keep=1, cleanup_tmp_directories=True
+            )
         return self._manager
 
     def _set_damaged_aside(self) -> None:
-        for step in _steps_in(self._directory):
-            if damage := integrity.damage(self._directory / str(step), ('arrays', 'record')):
-                place = _set_aside(self._directory, step)
-                self._note(
-                    f'the saved state of update {step:,} is damaged: {damage}. It was moved to {place} and is not used'
-                )
+        for step in sorted(_steps_in(self._directory), reverse=True):
+            if not (damage := self._damage_of(step)):  # an older one may have been half deleted when a process died
+                break
+            place = _set_aside(self._directory, step)
+            self._note(
+                f'the saved state of update {step:,} is damaged: {damage}. It was moved to {place} and is not used'
+            )
+        if isinstance(self._directory, BucketPath):
+            transfers.mark_whole(self._directory, lambda step: not self._damage_of(step))
+
+    def _damage_of(self, step: int) -> str | None:
+        return integrity.damage(self._directory / str(step), ('arrays', 'record'))

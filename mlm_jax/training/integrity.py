@@ -1,13 +1,20 @@
-"""Finds damaged files in checkpoints, by comparing them with the SHA-256 checksums that each checkpoint contains."""
+"""Finds damaged files in checkpoints, by comparing them with the checksums that each checkpoint contains.
+
+These are SHA-256 on a disk, and MD5 in a bucket, which tells that of each object in a listing: there, neither writing
+checksums nor comparing them reads what a checkpoint holds, unless the bucket tells none, or another one.
+"""
 
 import concurrent.futures
+import functools
+import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mlm_jax.files import atomic
+from mlm_jax.files import atomic, buckets
+from mlm_jax.files.buckets import BucketPath, Stored
 
 CHECKSUMS_FILE = 'checksums.json'
 _METADATA_FILE = '_CHECKPOINT_METADATA'  # has no checksum, as Orbax writes the time into it after the checksums
@@ -16,16 +23,41 @@ _THREADS = 8  # hashlib releases the global interpreter lock
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, NotImplementedError)
 
 
-def write_checksums(directory: pathlib.Path) -> None:
-    """Writes `checksums.json` into a checkpoint: for each file of its parts, path → size in bytes and SHA-256."""
-    paths = sorted(path for path in directory.glob('*/**/*') if path.is_file())
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        digests = pool.map(atomic.sha256, paths)
-    files = {
-        path.relative_to(directory).as_posix(): {'size': path.stat().st_size, 'sha256': digest}
-        for path, digest in zip(paths, digests, strict=True)
-    }
+def write_checksums(directory: pathlib.Path, kind: str = 'sha256') -> None:
+    """Writes `checksums.json` into a checkpoint: for each file of its parts, path → size in bytes and checksum.
+
+    Args:
+      directory: the checkpoint.
+      kind: 'md5' for a checkpoint that will lie in a bucket; of one that does, MD5 is taken where the bucket tells it.
+    """
+    stored = _stored(directory)
+    names = sorted((name for name in stored if '/' in name), key=pathlib.PurePosixPath)
+    known = {name: {'md5': stored[name].md5} for name in names if stored[name].md5}
+    others = [name for name in names if name not in known]
+    known |= {name: {kind: digest} for name, digest in _digests(directory, others, [kind] * len(others)).items()}
+    files = {name: {'size': stored[name].size, **known[name]} for name in names}
     atomic.write_bytes(directory / CHECKSUMS_FILE, f'{json.dumps(files, indent=0)}\n'.encode())
+
+
+def _stored(directory: pathlib.Path) -> dict[str, Stored]:
+    """The files below a directory, by their paths from there."""
+    if isinstance(directory, BucketPath):
+        return directory.listing()
+    paths = (path for path in directory.glob('**/*') if path.is_file())
+    return {path.relative_to(directory).as_posix(): Stored(path.stat().st_size, '') for path in paths}
+
+
+def _digests(directory: pathlib.Path, names: Sequence[str], kinds: Iterable[str]) -> dict[str, str]:
+    """Path → checksum of files of a checkpoint, each of its kind."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(names, pool.map(_digest, (directory / name for name in names), kinds), strict=True))
+
+
+def _digest(path: pathlib.Path, kind: str) -> str:
+    if kind == 'sha256':
+        return atomic.sha256(path)
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, functools.partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def damage(directory: pathlib.Path, items: Sequence[str]) -> str | None:
@@ -61,27 +93,35 @@ def parts(directory: pathlib.Path) -> set[str]:
 def _differs(directory: pathlib.Path, items: Sequence[str]) -> str | None:
     try:
         wanted = {
-            name: (int(entry['size']), str(entry['sha256']))
+            name: (int(entry['size']), *_recorded(entry))
             for name, entry in json.loads((directory / CHECKSUMS_FILE).read_bytes()).items()
             if name.partition('/')[0] in items
         }
     except (*_UNREADABLE, AttributeError):
         return f'{CHECKSUMS_FILE} is not a file of checksums'
-    for name, (size, _) in wanted.items():
-        if not (directory / name).is_file():
+    stored = _stored(directory)
+    for name, (size, _, _) in wanted.items():
+        if name not in stored:
             return f'{name} is missing'
-        if (found := (directory / name).stat().st_size) != size:
+        if (found := stored[name].size) != size:
             return f'{name} has {found:,} bytes instead of {size:,}'
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        digests = pool.map(lambda name: atomic.sha256(directory / name), wanted)
-        changed = [name for name, digest in zip(wanted, digests, strict=True) if digest != wanted[name][1]]
+    # What a bucket tells is believed where it agrees; encrypted objects of S3 have another MD5 than their content.
+    read = [name for name, (_, kind, digest) in wanted.items() if (kind, digest) != ('md5', stored[name].md5)]
+    digests = _digests(directory, read, [wanted[name][1] for name in read])
+    changed = [name for name, digest in digests.items() if digest != wanted[name][2]]
     return f'{changed[0]} has other content than was written' if changed else None
+
+
+def _recorded(entry: dict) -> tuple[str, str]:
+    """The kind of a checksum, and the checksum."""
+    kind = 'md5' if 'md5' in entry else 'sha256'
+    return kind, str(entry[kind])
 
 
 def _unreadable(directory: pathlib.Path, items: Sequence[str]) -> str | None:
     for item in items:
         try:
-            _read_through(directory / item)
+            _read_through(buckets.local(directory / item))
         except _UNREADABLE as error:
             return f'{item} cannot be read ({(str(error).splitlines() or [type(error).__name__])[0][:200]})'
     return None

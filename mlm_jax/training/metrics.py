@@ -14,6 +14,9 @@ from typing import TextIO
 import jax
 
 from mlm_jax.files import atomic, progress
+from mlm_jax.files.mirror import Mirror
+
+_FILE = 'metrics.jsonl'  # in a workdir
 
 
 class MetricsWindow:
@@ -59,16 +62,19 @@ class MetricsWriter:
     def __init__(self, workdir: pathlib.Path, start_step: int, tensorboard: bool, wandb_project: str, config: dict):
         """Opens the log of a run that starts or resumes at `start_step`; lines of later steps are removed."""
         self._tensorboard, self._wandb = None, None
+        self._mirror, name, shown = Mirror(workdir), workdir.name, workdir / _FILE
+        self._mirror.fetch(_FILE)
+        workdir = self._mirror.here
         if tensorboard:
             summaries = _import_extra('tensorboardX', 'tensorboard', 'logging.tensorboard')
             self._tensorboard = _TensorBoard(summaries, workdir / 'tensorboard', start_step)
         if wandb_project:
-            wandb, name = _import_extra('wandb', 'wandb', 'logging.wandb_project'), workdir.name
+            wandb = _import_extra('wandb', 'wandb', 'logging.wandb_project')
             self._wandb = wandb.init(
                 project=wandb_project, name=name, id=name, resume='allow', dir=workdir, config=config
             )
-        self._path = workdir / 'metrics.jsonl'
-        self.earlier = _truncate(self._path, start_step)
+        self._path = workdir / _FILE
+        self.earlier = _truncate(self._path, start_step, shown)
         self._file = self._path.open(
             'a', buffering=1, encoding='utf-8'
         )  # written line by line, so that a kill loses nothing
@@ -82,6 +88,11 @@ class MetricsWriter:
             self._tensorboard.write(step, scalars)
         if self._wandb:
             self._wandb.log(dict(scalars), step=step)
+        self._mirror.sync_if_due()
+
+    def sync(self) -> None:
+        """Makes sure that nothing of what was written is lost by a kill; for a workdir in a bucket."""
+        self._mirror.sync()
 
     def close(self) -> None:
         """Writes everything that is buffered, and closes the files."""
@@ -91,6 +102,7 @@ class MetricsWriter:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
+        self._mirror.close()
 
 
 class _TensorBoard:
@@ -138,8 +150,10 @@ def _import_extra(module: str, extra: str, key: str):
         raise ImportError(f"{key} needs {module}: pip install 'mlm_jax[{extra}]'") from None
 
 
-def _truncate(path: pathlib.Path, start_step: int) -> list[dict[str, float]]:
+def _truncate(path: pathlib.Path, start_step: int, shown: pathlib.Path) -> list[dict[str, float]]:
     """Removes lines later than `start_step`, which a killed run wrote after its last checkpoint, and damaged lines.
+
+    Messages call the file `shown`.
 
     Returns:
       The undamaged lines that were there, also those that are removed.
@@ -148,13 +162,13 @@ def _truncate(path: pathlib.Path, start_step: int) -> list[dict[str, float]]:
     parsed = [_parsed(line) for line in lines]
     kept = []
     if start_step:
-        _say_damaged(path, parsed.count(None), 'dropped')
+        _say_damaged(shown, parsed.count(None), 'dropped')
         kept = [
             line + b'\n' for line, found in zip(lines, parsed, strict=True) if found and found['step'] <= start_step
         ]
         if not kept:
             print(
-                f'{path} has no lines for the first {start_step:,} steps: the loss curve begins here', file=sys.stderr
+                f'{shown} has no lines for the first {start_step:,} steps: the loss curve begins here', file=sys.stderr
             )
     atomic.write_bytes(path, b''.join(kept))
     return [scalars for scalars in parsed if scalars]

@@ -116,12 +116,17 @@ class RunLog:
             self._progress.show(step, text, speed['perf/step_ms'] / 1000)
 
     def position(self, step: int, stall_seconds: float) -> Position:
-        """The `Position` for a checkpoint at `step`; at a log step, and at the end of the run, writes a line first."""
+        """The `Position` for a checkpoint at `step`; at a log step, and at the end of the run, writes a line first.
+
+        What a run that resumes there needs of metrics.jsonl is then stored.
+        """
         if step % self._config.logging.every_steps == 0 or step == self._total_steps:
             self.flush(step, stall_seconds)
         updates = self._window.fetch()
         self._check_finite(step - len(updates), updates)
         seconds = self._train_seconds + time.perf_counter() - self._mark
+        if self._writer:
+            self._writer.sync()
         return Position(step * self._config.batch_size, seconds, updates, self._config.to_dict(), self._data)
 
     @contextlib.contextmanager

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.mirror import Mirror
 from mlm_jax.parallel import joining, peers
 from mlm_jax.parallel import mesh as mesh_lib
 
@@ -141,15 +142,17 @@ class Profiler:
         """`config` is `profile` of a configuration; a run that resumes after `start_step` traces its first steps."""
         self._start = max(config.start_step, first_step)
         self._stop = self._start + config.num_steps
-        self._directory = str(workdir / 'profile')
+        self._directory = workdir / 'profile'
 
     def before(self, step: int) -> None:
         """Starts the trace if `step` is its first step."""
         if step == self._start < self._stop:
-            jax.profiler.start_trace(self._directory)
+            self._mirror = Mirror(self._directory)
+            jax.profiler.start_trace(str(self._mirror.here))
 
     def after(self, step: int, result: Any) -> None:
         """Ends the trace if `step` is its last step, after the arrays in `result` have been computed."""
         if self._start < self._stop == step + 1:
             jax.block_until_ready(result)
             jax.profiler.stop_trace()
+            self._mirror.close()

@@ -35,7 +35,10 @@ def saying_what_is_saved(saver: checkpoints.Checkpoints) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        step = saver.newest_written()
+        try:
+            step = saver.newest_written()
+        except OSError:  # of a bucket that cannot be reached
+            raise error from None
         if step is None:
             error.add_note('There is no checkpoint yet: the same command starts from the beginning.')
         else:

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from mlm_jax.config import ConfigError
+from mlm_jax.files import buckets
 from mlm_jax.pretrained import sources
 from mlm_jax.pretrained.sources import Source, parse
 
@@ -22,10 +23,13 @@ from mlm_jax.pretrained.sources import Source, parse
         ('random:hf:bert', {'directory': 'bert', 'is_random': True, 'is_hugging_face': True}),
         ('ema:runs/mlm', {'directory': 'runs/mlm', 'is_ema': True}),
         ('ema:runs/mlm@7', {'directory': 'runs/mlm', 'step': 7, 'is_ema': True}),
+        ('gs://bucket/mlm', {}),
+        ('s3://bucket/me@work@7', {'directory': 's3://bucket/me@work', 'step': 7}),
+        ('random:hf:gs://bucket/bert', {'directory': 'gs://bucket/bert', 'is_random': True, 'is_hugging_face': True}),
     ],
 )
 def test_a_name_has_parts(text, parts):
-    directory = pathlib.Path(parts.pop('directory', text))
+    directory = buckets.path(parts.pop('directory', text))
     assert parse(text) == Source(text, directory, **parts) and str(parse(text)) == text
 
 
@@ -61,9 +65,9 @@ def test_a_directory_may_have_a_number_behind_an_at(tmp_path):
         ('average:a:1e999,b:1', 'weights must lie above 0'),
         ('average:a,random:a', 'random:a has learned nothing that could be averaged'),
         ('average:a,hf:b', 'an average is one of runs, or one of checkpoints of Hugging Face'),
-        ('average:a,gs://bucket/run', 'is a URL'),
+        ('average:a,abfs://bucket/run', 'is a URL'),
         ('hf://someone/bert', 'is a URL.*download it and write hf:DIRECTORY'),
-        ('gs://bucket/run', 'is a URL'),
+        ('gs:/bucket/run', 'is a URL'),
     ],
 )
 def test_what_names_no_model_is_refused(text, message):

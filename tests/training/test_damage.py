@@ -12,7 +12,7 @@ import pytest
 
 from mlm_jax import train as train_lib
 from mlm_jax.config import ConfigError
-from mlm_jax.training import checkpoints, integrity
+from mlm_jax.training import checkpoints, integrity, managers
 from mlm_jax.training import workdir as workdir_lib
 from tests.test_train import assert_same_bits, final_state, learned
 
@@ -215,8 +215,8 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_same_command_g
 
 def test_an_error_in_the_part_of_orbax_that_is_written_in_c_is_one_of_the_disk(tmp_path):
     for words in ("Failed to write: No space left on device [os_error_code='28']", 'x [OS error 28: No space left]'):
-        with pytest.raises(OSError, match='No space left on device') as raised, checkpoints._write_errors(tmp_path):
+        with pytest.raises(OSError, match='No space left on device') as raised, managers.write_errors(tmp_path):
             raise ValueError(words)
         assert raised.value.errno == errno.ENOSPC
-    with pytest.raises(ValueError, match='another'), checkpoints._write_errors(tmp_path):
+    with pytest.raises(ValueError, match='another'), managers.write_errors(tmp_path):
         raise ValueError('another')
