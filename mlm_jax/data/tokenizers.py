@@ -19,9 +19,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
-from mlm_jax.data import offsets, residues, smiles
+from mlm_jax.data import offsets, residues, sentencepiece_proto, smiles
 from mlm_jax.data.tokenizer_json import JSONTokenizer, looks_like_json
 from mlm_jax.files import buckets, git_lfs
 from mlm_jax.files.errors import ConfigError
@@ -32,7 +31,6 @@ TRAINED = (*SENTENCEPIECE, 'smiles')  # the values of tokenizer.model for which 
 LARGEST_PADDING = 1024  # maximum number of ids without a piece: embeddings are padded to a multiple of, say, 8 or 128
 EXTEND = 'extend:'  # before the path of a tokenizer, it means: add pieces of this corpus to that tokenizer
 
-_PIECE_TYPES = sentencepiece_model_pb2.ModelProto.SentencePiece
 _CURES = {
     'pad': '--pad_id=0 --pad_piece=[PAD]',
     'cls': '--bos_id=2 --bos_piece=[CLS]',
@@ -65,9 +63,9 @@ class Tokenizer:
         proto = _parse(model, name)
         ids = _special_ids(proto, name)
         for special in ids.values():
-            proto.pieces[special].type = _PIECE_TYPES.CONTROL
+            proto.pieces[special].type = sentencepiece_proto.CONTROL
         # UNUSED pieces count as special: text never produces them, so a random replacement must not either.
-        apart = (_PIECE_TYPES.CONTROL, _PIECE_TYPES.UNKNOWN, _PIECE_TYPES.UNUSED)
+        apart = (sentencepiece_proto.CONTROL, sentencepiece_proto.UNKNOWN, sentencepiece_proto.UNUSED)
         special_ids = tuple(i for i, piece in enumerate(proto.pieces) if piece.type in apart)
         if len(special_ids) == len(proto.pieces):
             raise ConfigError(f'{name} has no pieces for text, only special symbols')
@@ -77,7 +75,7 @@ class Tokenizer:
             **{f'{symbol}_id': i for symbol, i in ids.items()},
         )
         self._special_ids = frozenset(special_ids)
-        self._byte_ids = frozenset(i for i, piece in enumerate(proto.pieces) if piece.type == _PIECE_TYPES.BYTE)
+        self._byte_ids = frozenset(i for i, piece in enumerate(proto.pieces) if piece.type == sentencepiece_proto.BYTE)
         self.model = proto.SerializeToString(deterministic=True)
         # One thread, because several processes scale better than several threads.
         try:
@@ -237,7 +235,7 @@ def _with_exact_scores(model: bytes) -> bytes:
     between divisions of a text with equal scores, and differently in another place, or in a program that adds up in
     float64. A step of 1/256 nat is far below what the scores of a finite corpus are worth.
     """
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = sentencepiece_proto.ModelProto.FromString(model)
     for piece in proto.pieces:
         piece.score = round(piece.score * _SCORE_STEPS) / _SCORE_STEPS
     return proto.SerializeToString(deterministic=True)
@@ -260,9 +258,9 @@ def extend(old: AnyTokenizer, texts: Iterable[str], settings: ml_collections.Con
     """
     if not isinstance(old, Tokenizer):
         raise ConfigError('only SentencePiece tokenizers can be extended; use this tokenizer without extend:')
-    proto = sentencepiece_model_pb2.ModelProto.FromString(old.model)
-    kind = {1: 'unigram', 2: 'bpe'}.get(proto.trainer_spec.model_type)
-    if kind is None:
+    proto = sentencepiece_proto.ModelProto.FromString(old.model)
+    kind = sentencepiece_proto.KINDS.get(proto.trainer_spec.model_type)
+    if kind not in SENTENCEPIECE:
         raise ConfigError('only unigram and BPE tokenizers can be extended')
     num_new = vocab_size - len(proto.pieces)
     if num_new <= 0:
@@ -272,9 +270,9 @@ def extend(old: AnyTokenizer, texts: Iterable[str], settings: ml_collections.Con
         )
     settings = settings.copy_and_resolve_references()
     settings.update(model=kind, normalization=proto.normalizer_spec.name or 'identity')
-    trained = sentencepiece_model_pb2.ModelProto.FromString(train(texts, settings, vocab_size, exact_size=False).model)
+    trained = sentencepiece_proto.ModelProto.FromString(train(texts, settings, vocab_size, exact_size=False).model)
     known = {piece.piece for piece in proto.pieces}
-    new = [(p.piece, p.score) for p in trained.pieces if p.type == _PIECE_TYPES.NORMAL and p.piece not in known]
+    new = [(p.piece, p.score) for p in trained.pieces if p.type == sentencepiece_proto.NORMAL and p.piece not in known]
     found = (new if kind == 'unigram' else _with_characters(new, known, num_new))[:num_new]
     if len(found) < num_new:
         raise ConfigError(
@@ -320,7 +318,7 @@ def check_size(tokenizer: AnyTokenizer, vocab_size: int, name: str, padding: int
 
 def _parse(model: bytes, name: str) -> Any:
     """Parses a serialized `ModelProto`; raises ConfigError if it is not one or its pieces are not valid text."""
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_proto.ModelProto()
     try:
         proto.ParseFromString(model)
         _ = [piece.piece.encode() for piece in proto.pieces]

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import sentencepiece
 from odd_text import BERT, LINES, odd_lines
-from sentencepiece import sentencepiece_model_pb2
 from test_package import PACKAGE
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
-from mlm_jax.data import fast_tokenizer, sequences, smiles, tokenizers
+from mlm_jax.data import fast_tokenizer, sentencepiece_proto, sequences, smiles, tokenizers
 
 hub = pytest.importorskip('tokenizers')
 WIKIPEDIA = PACKAGE.parent.parent / 'shared' / 'data' / 'wiki' / 'enwiki_valid.jsonl.xz'
@@ -48,7 +47,7 @@ def foreign(model_type='unigram', **keys):
 
 def with_piece(tokenizer, name, change):
     """A model with one changed piece."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+    proto = sentencepiece_proto.ModelProto.FromString(tokenizer.model)
     change(next(piece for piece in proto.pieces if piece.piece == name))
     return tokenizers.Tokenizer(proto.SerializeToString())
 
@@ -96,7 +95,7 @@ def test_given_models(keys, tmp_path):
 
 
 def test_unused_pieces_are_never_found(tmp_path):
-    unused = sentencepiece_model_pb2.ModelProto.SentencePiece.UNUSED
+    unused = sentencepiece_proto.UNUSED
     tokenizer = with_piece(foreign(), '▁the', lambda piece: setattr(piece, 'type', unused))
     assert check(tokenizer, tmp_path, [*LINES, *odd_lines(100)]) > 100
 
@@ -161,7 +160,7 @@ def test_real_text(tmp_path):
 
 def test_sums_of_scores_are_exact():
     """Float32, in which SentencePiece adds up, gives what float64 gives, in any order."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(trained(byte_fallback=False).model)
+    proto = sentencepiece_proto.ModelProto.FromString(trained(byte_fallback=False).model)
     scores = np.array([piece.score for piece in proto.pieces], np.float32)
     drawn = np.random.default_rng(0).choice(scores, 6000)
     assert drawn.sum(dtype=np.float64) > -65536
