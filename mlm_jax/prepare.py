@@ -43,6 +43,7 @@ from mlm_jax.data import (
     claim,
     corpora,
     encoding,
+    hub_sets,
     masking_tables,
     molecules,
     sources,
@@ -181,6 +182,7 @@ def run(
     directory = buckets.path(alone).expanduser()
     engine = engine or workers.Processes(num_workers or workers.num_cores())
     place = _Place(directory, engine, task)
+    config = _pinned(config, directory)
     specs = list(filter(None, (config.data.corpus, config.data.validation_corpus)))
     intent = {'settings': claim.settings(config), 'sources': {spec: sources.describe(spec) for spec in specs}}
     with _explained_errors(directory, intent['sources']):
@@ -192,6 +194,21 @@ def run(
             if (directory / manifest_lib.FILE).exists():
                 return _bring_up_to_date(config, place, intent)
             return _prepare(config, place, intent)
+
+
+def _pinned(config: ml_collections.ConfigDict, directory: pathlib.Path) -> ml_collections.ConfigDict:
+    """The configuration with a commit in the names of data sets of the hub: that of the directory, if it has one."""
+    roles = {'corpus': 'train' if config.data.validation_corpus else None, 'validation_corpus': 'validation'}
+    kinds = {key: config.data[key] and corpora.parse(config.data[key])[0] for key in roles}
+    if 'hf' not in kinds.values():
+        return config
+    config, stored = config.copy_and_resolve_references(), claim.known_settings(directory)
+    for key, split in roles.items():
+        if kinds[key] == 'hf':
+            known = stored.get(f'data.{key}', '')
+            name = corpora.parse(config.data[key])[1]
+            config.data[key] = 'hf:' + hub_sets.pin(name, known.removeprefix('hf:') * known.startswith('hf:'), split)
+    return config
 
 
 def _prepare(config: ml_collections.ConfigDict, place: _Place, intent: dict) -> manifest_lib.Manifest:

@@ -60,7 +60,7 @@ def default_config() -> ml_collections.ConfigDict:
     # the rows of `window_blocks` blocks.
     d.block_kib = 0
     d.window_blocks = 256
-    d.corpus = 'demo'  # demo | tfds:NAME | KIND:GLOB of kind text, lines, files, jsonl, csv, parquet, arrow or smi
+    d.corpus = 'demo'  # demo | tfds:NAME | hf:NAME | KIND:GLOB: text, lines, files, jsonl, csv, parquet, arrow or smi
     d.text_key = 'text'  # field of a JSON line (a.b: b in its object a), column of a table, or feature of TFDS
     d.validation_corpus = ''  # a separate corpus to hold out; '' holds out a part of data.corpus
     d.validation_percent = 1.0  # held out by a hash of each document, if the corpus has no validation split

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import ml_collections
 
 from mlm_jax import config as config_lib
+from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import sources
 from mlm_jax.files import atomic, buckets, sealed
 from mlm_jax.files.errors import ConfigError
@@ -53,6 +54,14 @@ def claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None:
         )
     working.mkdir(exist_ok=True)
     atomic.write_bytes(mark, sealed.dumps({**intent, 'preparation': VERSION}))
+
+
+def known_settings(directory: pathlib.Path) -> dict:
+    """The settings with which a directory was or is being prepared; {} if it is new."""
+    if (directory / manifest_lib.FILE).exists():
+        return manifest_lib.load(directory).settings
+    mark = directory / WORKING_DIRECTORY / _MARK
+    return _read_intent(mark)['settings'] if mark.exists() else {}
 
 
 def is_claimed(working: pathlib.Path) -> bool:

@@ -1,4 +1,5 @@
-"""Objects in buckets (gs://, s3://) as paths: what reads or writes a file reads or writes an object in the same way.
+"""Objects in buckets (gs://, s3://) and files of the Hugging Face Hub (hf://) as paths: what reads or writes a file
+reads or writes an object in the same way.
 
 `path` makes a path of what a user has written. A path of a bucket has the methods of `pathlib.Path` that this package
 uses, and goes through fsspec, whose packages for Google Cloud Storage and S3 need no TensorFlow; etils.epath, which
@@ -12,6 +13,8 @@ What is different in a bucket:
 * There are no directories: one exists if there is an object below it, and `mkdir` does nothing.
 * There are no locks, no appending, no renaming and no memory maps. What needs one asks `is_bucket` before.
 * The operating system takes no such path, not even for a directory named `gs:`: `os.fspath` raises TypeError.
+
+Files of the hub are read only, and by their commits: hf://datasets/ORGANIZATION/NAME@COMMIT/FILE (`hub.py`).
 """
 
 import contextlib
@@ -28,18 +31,23 @@ from typing import Any
 from mlm_jax.files.errors import ConfigError
 
 # Scheme → the package that reads it, and the extra of this package that installs that.
-SCHEMES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3')}
+SCHEMES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3'), 'hf': ('huggingface_hub', 'hub')}
+READ_ONLY = ('hf',)  # whose content never changes; users name it in another way (`data/hub_sets.py`)
 # No listing is remembered, because other processes write, too. What arrives in the bucket is compared with what was
 # sent, which S3 does by itself.
 _OPTIONS: dict[str, dict[str, Any]] = {
     'gs': {'use_listings_cache': False, 'consistency': 'md5'},
     's3': {'use_listings_cache': False},
+    'hf': {},
 }
+# With these, a range is requested as it is, and not with the megabytes behind it.
+_OPTIONS_OF_RANGES: dict[str, dict[str, Any]] = {'hf': {'cache_type': 'none'}}
 _URL = re.compile(rf'({"|".join(SCHEMES)})://[^/]')
 _FIRST_READ, _LARGEST_READ = 1 << 16, 1 << 24  # bytes of a request while a file is read from its start on
 _ESCAPED = str.maketrans({character: f'[{character}]' for character in '*?['})
-# What tells one content of an object from another: its generation (gs), its ETag (s3), or when it was written.
-_IDENTITIES = ('generation', 'ETag', 'etag', 'LastModified', 'mtime', 'created')
+# What tells one content of an object from another: its generation (gs), its ETag (s3), its hash (hf), or when it was
+# written.
+_IDENTITIES = ('generation', 'blob_id', 'ETag', 'etag', 'LastModified', 'mtime', 'created')
 
 
 def is_bucket(path: str | pathlib.Path) -> bool:
@@ -88,7 +96,7 @@ class BucketPath(pathlib.PosixPath):
     @contextlib.contextmanager
     def _storage(self) -> Iterator[Any]:
         """The file system of fsspec; all errors within the block become OSError."""
-        scheme = self.parts[0].removesuffix(':')
+        scheme = self._scheme
         package, extra = SCHEMES[scheme]
         try:
             import fsspec
@@ -109,6 +117,15 @@ class BucketPath(pathlib.PosixPath):
             raise OSError(error.errno or errno.EIO, error.strerror or _reason(error), str(self)) from error
         except Exception as error:
             raise OSError(errno.EIO, _reason(error), str(self)) from error
+
+    @property
+    def _scheme(self) -> str:
+        return self.parts[0].removesuffix(':')
+
+    @property
+    def is_immutable(self) -> bool:
+        """Whether its content cannot change, so that `identity` is a checksum of it."""
+        return self._scheme in READ_ONLY
 
     def _named(self, name: str) -> 'BucketPath':
         return BucketPath(f'{self.parts[0]}//{name.lstrip("/")}')
@@ -195,8 +212,11 @@ class BucketPath(pathlib.PosixPath):
         return self._matching(self._key)
 
     def _matching(self, pattern: str) -> Iterator['BucketPath']:
-        with self._storage() as storage:
-            found = storage.glob(pattern, detail=True)
+        try:
+            with self._storage() as storage:
+                found = storage.glob(pattern, detail=True)
+        except FileNotFoundError:  # as the hub says of a directory that there is not
+            return
         yield from (self._named(name) for name, info in found.items() if info['type'] == 'file')
 
     # ---- Reading -----------------------------------------------------------------------------------------------------
@@ -231,7 +251,8 @@ class BucketPath(pathlib.PosixPath):
         """Several ranges as `read_range`, requested at the same time."""
         with self._storage() as storage:
             if len(ranges) == 1:
-                found = [storage.cat_file(self._key, start=ranges[0][0], end=ranges[0][1])]
+                options = _OPTIONS_OF_RANGES.get(self._scheme, {})
+                found = [storage.cat_file(self._key, start=ranges[0][0], end=ranges[0][1], **options)]
             else:
                 starts, stops = zip(*ranges)
                 found = storage.cat_ranges([self._key] * len(ranges), list(starts), list(stops), on_error='raise')
