@@ -28,8 +28,8 @@ def default_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.objective = 'mlm'
-    # Start from the parameters of another run, WORKDIR[@STEP] or ema:WORKDIR, of a Hugging Face model, hf:DIRECTORY, or
-    # from an average of several, average:SOURCE,SOURCE,…, which --set gives, as it holds commas.
+    # Start from the parameters of another run, WORKDIR[@STEP] or ema:WORKDIR, of a Hugging Face model, hf:DIRECTORY or
+    # hf:NAME[@REVISION] on the hub, or from an average of several, average:SOURCE,SOURCE,…, which --set gives.
     c.init_from = ''
     # The number of ids of the tokenizer, with special ids; also the number of rows of the token embedding. If a
     # tokenizer is given, it may exceed the number of pieces by up to 1024: the remaining ids are special and unused,

@@ -18,6 +18,9 @@ from mlm_jax.data.tokenizer_parts import added_token, replace, split
 from mlm_jax.files.errors import ConfigError
 
 _SPACE = '▁'  # how SentencePiece writes a space
+# What patterns of normalizers begin with: the one that drops the space with which a text begins, and the one that then
+# puts a space in front of the text.
+_FIRST_SPACE, _START = r'\A |', r'\A(?!'
 
 
 def convert(model: bytes, mask_id: int) -> dict:
@@ -63,6 +66,42 @@ def unigram_scores(model: bytes) -> dict[int, float]:
     return {i: piece.score for i, piece in enumerate(proto.pieces) if piece.type == sentencepiece_proto.NORMAL}
 
 
+def within_text(stored: dict) -> dict | None:
+    """A tokenizer.json that treats a text as what follows a special token, without a space in front of it.
+
+    Args:
+      stored: a tokenizer.json, of `convert` or from elsewhere.
+
+    Returns:
+      `stored` with other normalizers and pre-tokenizers; None where it puts no space in front of a text, or puts one
+      behind special tokens, too.
+    """
+    normalizers, pre_tokenizers = (
+        _steps(stored.get(part), f'{part.replace("_", "")}s') for part in ('normalizer', 'pre_tokenizer')
+    )
+    within = []
+    for step in normalizers:
+        pattern = str((step.get('pattern') or {}).get('Regex', ''))
+        if pattern.startswith(_FIRST_SPACE):
+            within.append(replace(pattern.removeprefix(_FIRST_SPACE), ''))
+        elif not pattern.startswith(_START) or step.get('content') != ' ':
+            within.append(step)
+    pieces = [
+        step | {'prepend_scheme': 'never'} if step.get('prepend_scheme') == 'first' else step for step in pre_tokenizers
+    ]
+    if len(within) == len(normalizers) and pieces == pre_tokenizers:
+        return None
+    return stored | {
+        'normalizer': {'type': 'Sequence', 'normalizers': within},
+        'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': pieces},
+    }
+
+
+def _steps(component: dict | None, name: str) -> list[dict]:
+    """A normalizer or pre-tokenizer as a list, which is `name` in a sequence of them."""
+    return component.get(name, [component]) if component else []
+
+
 def _impossible(reason: str) -> ConfigError:
     return ConfigError(
         f'this SentencePiece model cannot be written as a tokenizer.json with the same ids: {reason}. Use it with the '
@@ -82,10 +121,10 @@ def _normalizers(proto: Any, names: list[str]) -> list[dict]:
         steps += charsmap.normalizers(spec.precompiled_charsmap)
     if spec.remove_extra_whitespaces:
         blank = f'[ {_SPACE}]'
-        steps += [replace(' {2,}', ' '), replace(rf'\A |(?<!{blank})(?>{blank}+)\z', '')]  # in linear time
+        steps += [replace(' {2,}', ' '), replace(rf'{_FIRST_SPACE}(?<!{blank})(?>{blank}+)\z', '')]  # in linear time
     if spec.add_dummy_prefix:
         alone = '|'.join(map(re.escape, names))
-        steps.append(replace(rf'\A(?!(?:{alone})\z)(?=[\s\S])', ' '))
+        steps.append(replace(rf'{_START}(?:{alone})\z)(?=[\s\S])', ' '))
     return steps
 
 

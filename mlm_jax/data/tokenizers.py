@@ -10,6 +10,7 @@ that consists.
 
 import collections
 import dataclasses
+import functools
 import io
 import pathlib
 import re
@@ -22,7 +23,7 @@ import sentencepiece
 
 from mlm_jax.data import offsets, residues, sentencepiece_proto, smiles
 from mlm_jax.data.tokenizer_json import JSONTokenizer, looks_like_json
-from mlm_jax.files import buckets, git_lfs
+from mlm_jax.files import buckets, git_lfs, hub
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
@@ -37,6 +38,7 @@ _CURES = {
     'sep': '--eos_id=3 --eos_piece=[SEP]',
     'mask': '--control_symbols=[MASK]',
 }
+_STAND_IN = '\ue000[MASK]\ue000'  # for a mask in a text; no text contains it
 _RESERVED = '\u2585'  # ▅: SentencePiece silently skips lines that contain this character; it is never learned
 _SCORE_STEPS = 256  # of unigram scores, for each nat
 _SENTENCE_CHARACTERS = 1000  # longer lines are split for training, because SentencePiece would drop them
@@ -88,12 +90,15 @@ class Tokenizer:
     def from_file(cls, path: str | pathlib.Path) -> 'AnyTokenizer':
         """Reads a SentencePiece model, a Hugging Face tokenizer.json, ESM's vocab.txt, or a SMILES vocabulary.
 
-        The content decides, not the name of the file.
+        The content decides, not the name of the file. `hf:NAME/FILE` is a file of a model on the Hugging Face Hub
+        (`files/hub.py`).
 
         Raises:
           ConfigError: if the file is missing, is none of these, or lacks a special symbol.
           ImportError: for a tokenizer.json or vocab.txt without the extra `huggingface`.
         """
+        if isinstance(path, str) and path.startswith(hub.PREFIX):
+            path = hub.model_file(path.removeprefix(hub.PREFIX))
         try:
             model = buckets.path(path).expanduser().read_bytes()
         except OSError as error:
@@ -141,17 +146,24 @@ class Tokenizer:
         """The ids of a text in which every `marker` becomes [MASK], int32[n], without [CLS] or [SEP].
 
         A word in place of the marker would be tokenized together with the space before it, but not with the text after
-        it. So the text is encoded with an otherwise unused character in place of the marker, and the pieces of that
-        character are replaced.
+        it. So the marker becomes a piece of its own, and the space before it is left out.
         """
-        stand_in = '\ue000'
-        start, *core = self.encode(
-            stand_in
-        ).tolist()  # a space and then the character, as byte pieces or as the unknown piece
-        ids = ' '.join(map(str, self.encode(text.replace(marker, stand_in)).tolist()))
-        pattern = rf'(?<!\d)(?:{start} )?{" ".join(map(str, core))}(?!\d)'
-        ids = re.sub(pattern, str(self.vocabulary.mask_id), ids)
-        return np.array(list(map(int, ids.split())), np.int32)
+        space, ids = self._processor.piece_to_id('▁'), []
+        for token in self._masking_processor.encode(text.replace(marker, _STAND_IN)):
+            if token < self.vocabulary.size:
+                ids.append(token)
+                continue
+            if ids and ids[-1] == space != self.unknown_id:
+                ids.pop()
+            ids.append(self.vocabulary.mask_id)
+        return np.array(ids, np.int32)
+
+    @functools.cached_property
+    def _masking_processor(self) -> Any:
+        """The model with a further piece, `_STAND_IN`, which is never divided, and never a part of another."""
+        proto = sentencepiece_proto.ModelProto.FromString(self.model)
+        proto.pieces.add(piece=_STAND_IN, type=sentencepiece_proto.USER_DEFINED)
+        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString(), num_threads=1)
 
     def readable(self, texts: Sequence[bytes], repairs: collections.Counter[str]) -> Sequence[bytes]:
         """Returns the texts that can be encoded, which are all texts; others would be counted in `repairs`."""

@@ -90,21 +90,25 @@ class BucketPath(pathlib.PosixPath):
         raise TypeError(f'{self} lies in a bucket, which the operating system does not know')
 
     @property
+    def scheme(self) -> str:
+        """One of `SCHEMES`."""
+        return self.parts[0].removesuffix(':')
+
+    @property
     def _key(self) -> str:
         return '/'.join(self.parts[1:])
 
     @contextlib.contextmanager
     def _storage(self) -> Iterator[Any]:
         """The file system of fsspec; all errors within the block become OSError."""
-        scheme = self._scheme
-        package, extra = SCHEMES[scheme]
+        package, extra = SCHEMES[self.scheme]
         try:
             import fsspec
 
             # Otherwise gcsfs asks in each operation for the layout of the bucket, which credentials for objects alone
             # may not read. It is of use for zonal buckets only.
             os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
-            storage = fsspec.filesystem(scheme, **_OPTIONS[scheme])
+            storage = fsspec.filesystem(self.scheme, **_OPTIONS[self.scheme])
         except ImportError:
             raise ConfigError(f"{self} needs the package {package}: pip install 'mlm_jax[{extra}]'") from None
         except Exception as error:  # such as missing credentials, for which each package has errors of its own
@@ -119,13 +123,9 @@ class BucketPath(pathlib.PosixPath):
             raise OSError(errno.EIO, _reason(error), str(self)) from error
 
     @property
-    def _scheme(self) -> str:
-        return self.parts[0].removesuffix(':')
-
-    @property
     def is_immutable(self) -> bool:
         """Whether its content cannot change, so that `identity` is a checksum of it."""
-        return self._scheme in READ_ONLY
+        return self.scheme in READ_ONLY
 
     def _named(self, name: str) -> 'BucketPath':
         return BucketPath(f'{self.parts[0]}//{name.lstrip("/")}')
@@ -251,7 +251,7 @@ class BucketPath(pathlib.PosixPath):
         """Several ranges as `read_range`, requested at the same time."""
         with self._storage() as storage:
             if len(ranges) == 1:
-                options = _OPTIONS_OF_RANGES.get(self._scheme, {})
+                options = _OPTIONS_OF_RANGES.get(self.scheme, {})
                 found = [storage.cat_file(self._key, start=ranges[0][0], end=ranges[0][1], **options)]
             else:
                 starts, stops = zip(*ranges)

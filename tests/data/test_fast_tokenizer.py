@@ -188,3 +188,33 @@ def test_autotokenizer(tmp_path):
     for text in ('the [MASK] reads', '[MASK] reads', 'a[MASK]b [MASK].', '[MASK]'):
         ids = [v.cls_id, *tokenizer.encode_masked(text, '[MASK]').tolist(), v.sep_id]
         assert loaded(text)['input_ids'] == ids
+
+
+@pytest.mark.parametrize('model', tokenizers.SENTENCEPIECE)
+@pytest.mark.parametrize('normalization', ['nmt_nfkc', 'identity'])
+@pytest.mark.parametrize('byte_fallback', [True, False])
+def test_masks_in_texts_are_those_of_the_original(model, normalization, byte_fallback):
+    """What follows a mask directly is no beginning of a word, in the file as in the SentencePiece model."""
+    original = trained(model, normalization=normalization, byte_fallback=byte_fallback)
+    written = tokenizers.JSONTokenizer(json.dumps(fast_tokenizer._stored(original)).encode())
+    for line in [*LINES[:5], *odd_lines(60, ()), 'a [MASK] ', '']:
+        for at in (0, len(line) // 3, len(line) // 2, len(line)):
+            for mask in ('[MASK]', ' [MASK]', '[MASK] ', ' [MASK] [MASK]'):
+                text = line[:at] + mask + line[at:]
+                if normalization == 'identity' and text.startswith((' [MASK]', '▁[MASK]')):
+                    continue  # of the two spaces before the mask, the original keeps one
+                ids = original.encode_masked(text, '[MASK]').tolist()
+                assert written.encode_masked(text, '[MASK]').tolist() == ids, text
+
+
+def test_only_its_own_tokenizer_has_written_a_file(tmp_path):
+    tokenizer = trained()
+    fast_tokenizer.write_fast_tokenizer(tokenizer, tmp_path, 64)
+    assert fast_tokenizer.is_export(tokenizer, tmp_path / 'tokenizer.json')
+    again = tokenizers.Tokenizer.from_file(tmp_path / 'tokenizer.json')
+    assert fast_tokenizer.is_export(again, tmp_path / 'tokenizer.json')
+    assert not fast_tokenizer.is_export(trained('bpe'), tmp_path / 'tokenizer.json')
+    refused = foreign('unigram', treat_whitespace_as_suffix=True)
+    assert not fast_tokenizer.is_export(refused, tmp_path / 'tokenizer.json')
+    (tmp_path / 'tokenizer.json').write_text('{')
+    assert not fast_tokenizer.is_export(tokenizer, tmp_path / 'tokenizer.json')
