@@ -22,10 +22,14 @@ behind a lone --. A directory holds
 The corpus and the directory may lie in buckets (gs://, s3://: extras `gcs`, `s3`).
 """
 
+import os
+
+if __name__ == '__main__':  # before NumPy starts a thread for each core, which nothing here needs (`data/workers.py`)
+    os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+
 import contextlib
 import dataclasses
 import errno
-import os
 import pathlib
 import re
 import shlex
