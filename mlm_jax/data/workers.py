@@ -23,7 +23,6 @@ from typing import Any, Protocol
 from mlm_jax.files import atomic, progress, sealed
 from mlm_jax.files.errors import ConfigError
 
-
 _TASKS = '/proc/self/task'  # lists the threads of this process, on Linux
 _NOT_SHARED = {'fsspec', 'tensorflow_datasets', 'jax'}  # they keep connections and open files, or start threads
 
@@ -145,8 +144,8 @@ def num_cores() -> int:
 def start_method() -> str:
     """How other processes start: 'fork' if this one has a single thread, and no connection that they would share.
 
-    Threads are counted by the system, so that those of libraries in C++ count, too: what they hold would be held forever
-    in a fork. Without `_TASKS`, as on macOS, whose own libraries do not survive a fork, it is 'spawn'.
+    Threads are counted by the system, so that those of libraries in C++ count, too: what they hold would be held
+    forever in a fork. Without `_TASKS`, as on macOS, whose own libraries do not survive a fork, it is 'spawn'.
     """
     is_alone = os.path.isdir(_TASKS) and len(os.listdir(_TASKS)) == 1
     return 'fork' if is_alone and not sys.modules.keys() & _NOT_SHARED else 'spawn'

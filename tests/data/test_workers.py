@@ -103,8 +103,8 @@ def test_processes_are_forked_where_nothing_can_be_held_in_a_fork():
     program = (
         'from mlm_jax import prepare; from mlm_jax.data import workers; from mlm_jax.files import progress\n'
         'list(progress.bar([1], desc="bar")); print(workers.start_method())\n'
-        'import threading; end = threading.Event(); thread = threading.Thread(target=end.wait); thread.start()\n'
-        'print(workers.start_method()); end.set(); thread.join(); print(workers.start_method())\n'
+        'import threading, time; end = threading.Event(); thread = threading.Thread(target=end.wait); thread.start()\n'
+        'print(workers.start_method()); end.set(); thread.join(); time.sleep(0.2); print(workers.start_method())\n'
         'import fsspec; print(workers.start_method())'
     )
     environment = os.environ | {'OPENBLAS_NUM_THREADS': '1'}
