@@ -31,8 +31,8 @@ _BY_WORD = {word: split for split, words in _SPLITS.items() for word in words}
 _PARTIAL = 'partial'  # begins the directory of a split that the hub has converted in part
 _CONTAINERS = ('data',)  # directories that name no configuration
 DEFAULT = 'default'  # the configuration of a data set that has one
-# Configuration → split → files.
-Layout = dict[str, dict[str, list[pathlib.Path]]]
+Splits = dict[str, list[pathlib.Path]]  # split → files
+Layout = dict[str, Splits]  # configuration → split → files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,24 +188,44 @@ def _card(root: pathlib.Path) -> dict[str, Any]:
 
 def _of_card(root: pathlib.Path, files: list[pathlib.Path], card: Mapping[str, Any]) -> Layout:
     """The layout that the card says, as far as that is of Parquet files; {} if it says none."""
-    known, layout = set(files), {}
-    for entry in card.get('configs') or ():
-        splits: dict[str, list[pathlib.Path]] = {}
-        for split, pattern in _patterns(entry.get('data_files') or ()):
-            pattern = '/'.join(filter(None, (entry.get('data_dir'), pattern)))
-            splits.setdefault(split, []).extend(sorted(known.intersection(root.glob(pattern)), key=str))
-        if splits := {split: found for split, found in splits.items() if found}:
-            layout[entry['config_name']] = splits
-            if entry.get('default'):
-                layout.setdefault(DEFAULT, splits)
+    layout: Layout = {}
+    try:
+        for entry in card.get('configs') or ():
+            splits = _splits_of_entry(root, files, entry)
+            if splits:
+                layout[str(entry['config_name'])] = splits
+                if entry.get('default'):
+                    layout.setdefault(DEFAULT, splits)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f'{root}/README.md names the files of its configurations in an unknown form ({error!r}): download the data '
+            'set, and name its files, as in parquet:DIRECTORY/*.parquet'
+        ) from error
     return layout
 
 
+def _splits_of_entry(root: pathlib.Path, files: list[pathlib.Path], entry: Mapping[str, Any]) -> Splits:
+    """The files of a configuration in a card; without `data_files`, those of its directory, by their names."""
+    directory = root / entry['data_dir'] if entry.get('data_dir') else root
+    found: Splits = {}
+    if entry.get('data_files'):
+        for split, pattern in _patterns(entry['data_files']):
+            matching = set(directory.glob(pattern))
+            found.setdefault(split, []).extend(file for file in files if file in matching)
+    else:
+        for file in files:
+            if file.is_relative_to(directory):
+                found.setdefault(_names_of(directory, file)[1], []).append(file)
+    return {split: some for split, some in found.items() if some}
+
+
 def _patterns(data_files: Any) -> Iterator[tuple[str, str]]:
-    """Splits and globs, of the forms that `data_files` of a card may have."""
-    for entry in [data_files] if isinstance(data_files, (str, dict)) else data_files:
-        split, paths = (entry['split'], entry['path']) if isinstance(entry, dict) else ('train', entry)
-        for pattern in [paths] if isinstance(paths, str) else paths:
+    """Splits and globs, of the forms that `data_files` of a card may have; what has no split is for training."""
+    if isinstance(data_files, dict) and 'path' not in data_files:
+        data_files = [{'split': split, 'path': paths} for split, paths in data_files.items()]
+    for entry in data_files if isinstance(data_files, list) else [data_files]:
+        split, paths = (entry.get('split', 'train'), entry['path']) if isinstance(entry, dict) else ('train', entry)
+        for pattern in paths if isinstance(paths, list) else [paths]:
             yield split, pattern
 
 
@@ -213,12 +233,17 @@ def _of_names(root: pathlib.Path, files: list[pathlib.Path]) -> Layout:
     """The layout that follows from the names of directories and files."""
     layout: Layout = {}
     for file in files:
-        *directories, last = file.relative_to(root).parts
-        words = [_split_of(part) for part in (*directories, last)]
-        split = next(filter(None, reversed(words)), 'train')
-        named = [part for part, word in zip(directories, words) if not word and part not in _CONTAINERS]
-        layout.setdefault('/'.join(named) or DEFAULT, {}).setdefault(split, []).append(file)
+        config, split = _names_of(root, file)
+        layout.setdefault(config, {}).setdefault(split, []).append(file)
     return layout
+
+
+def _names_of(root: pathlib.Path, file: pathlib.Path) -> tuple[str, str]:
+    """The configuration and the split of a file by the names on the path to it."""
+    *directories, last = file.relative_to(root).parts
+    words = [_split_of(part) for part in (*directories, last)]
+    named = [part for part, word in zip(directories, words) if not word and part not in _CONTAINERS]
+    return '/'.join(named) or DEFAULT, next(filter(None, reversed(words)), 'train')
 
 
 def _split_of(part: str) -> str:

@@ -72,6 +72,10 @@ configs:
     path: [crawl/a*.parquet, crawl/b*.parquet]
   - split: validation
     path: crawl/v.parquet
+- config_name: folder
+  data_dir: crawl
+- config_name: mapping
+  data_files: {test: x.parquet}
 ---
 # Stories
 """
@@ -100,6 +104,8 @@ configs:
             {
                 'old': {'train': [0]},
                 'new': {'train': [1, 2], 'validation': [3]},
+                'folder': {'train': [1, 2, 3]},
+                'mapping': {'test': [4]},
                 'default': {'train': [1, 2], 'validation': [3]},
             },
         ),
@@ -114,6 +120,13 @@ def test_files_are_found_by_card_or_by_name(hub, files, expected):
         for config, splits in expected.items()
     }
     assert {config: names(splits, root) for config, splits in layout.items()} == wanted
+
+
+def test_a_card_in_an_unknown_form_is_refused(hub):
+    files = {'a.parquet': b'PAR1', 'README.md': b'---\nconfigs:\n- data_files: [[a.parquet]]\n---\n'}
+    hub.put('datasets', 'a/odd', files)
+    with pytest.raises(ConfigError, match='README.md names the files of its configurations in an unknown form'):
+        hub_sets.pin('a/odd', '', None)
 
 
 def test_names_are_pinned_to_commits(hub):
