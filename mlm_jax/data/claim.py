@@ -27,6 +27,7 @@ WAIT_SECONDS = 4 * 3600.0  # for task 0; training a tokenizer takes minutes, up 
 _POLL_SECONDS = 2.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # of file systems without locks
 _MARK = 'settings.json'
+_held: set[int] = set()  # the descriptors of directories that this process has locked
 # Keys of `data` that say where rows lie and how training reads them, not what they are.
 _ABOUT_READING = ('directory', 'mixture_temperature', 'block_kib', 'window_blocks')
 
@@ -162,7 +163,18 @@ def locked(directory: pathlib.Path, shared: bool = False) -> Iterator[None]:
         if error.errno not in _NO_LOCKS:
             os.close(descriptor)
             raise
+    _held.add(descriptor)
     try:
         yield
     finally:
+        _held.remove(descriptor)
         os.close(descriptor)
+
+
+def _release_in_fork() -> None:
+    """A forked worker must not hold the lock: it may outlive a killed parent for a moment, and another would wait."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_release_in_fork)

@@ -75,8 +75,6 @@ class JSONTokenizer:
         self._encoder = self._tokenizer
         if self._made_from_text(self._special_ids - {self.unknown_id}):
             self._encoder = _without_names(self._tokenizer, parts, self._special_ids)
-        within = sentencepiece_json.within_text(parts)
-        self._encoder_within = within and _without_names(self._tokenizer, within, self._special_ids)
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, int32[n], without [CLS] or [SEP]."""
@@ -85,6 +83,12 @@ class JSONTokenizer:
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
         """The ids of several texts (or their UTF-8), int32[n] each."""
         return self._encode_all(self._encoder, [text.decode() if isinstance(text, bytes) else text for text in texts])
+
+    @functools.cached_property
+    def _encoder_within(self) -> Any:
+        """Encodes what follows a special token; None where that is as at the start of a text."""
+        within = sentencepiece_json.within_text(json.loads(decoded(self.model)))
+        return within and _without_names(self._tokenizer, within, self._special_ids)
 
     def _encode_all(self, encoder: Any, texts: Sequence[str]) -> list[np.ndarray]:
         with _errors_in_words(f'{self._name} cannot encode a text'):

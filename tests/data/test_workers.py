@@ -111,3 +111,21 @@ def test_processes_are_forked_where_nothing_can_be_held_in_a_fork():
     done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True, check=True)
     expected = ['fork', 'spawn', 'fork', 'spawn'] if os.path.isdir('/proc/self/task') else ['spawn'] * 4
     assert done.stdout.split() == expected
+
+
+def test_a_fork_does_not_hold_the_lock_of_its_parent(tmp_path):
+    program = (
+        'import os, sys, time; from mlm_jax.data import claim\n'
+        'directory, (ready, begun) = claim.pathlib.Path(sys.argv[1]), os.pipe()\n'
+        'with claim.locked(directory):\n'
+        '    if not (child := os.fork()):\n'
+        '        os.write(begun, b"!"); time.sleep(9); os._exit(0)\n'
+        '    os.read(ready, 1)\n'
+        'try:\n'
+        '    with claim.locked(directory):\n'
+        '        print("locked again")\n'
+        'finally:\n'
+        '    os.kill(child, 9)'
+    )
+    done = subprocess.run([sys.executable, '-c', program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == 'locked again\n'

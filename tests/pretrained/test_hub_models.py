@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
+from mlm_jax import prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.data import fast_tokenizer, tokenizers
 from mlm_jax.data import manifest as manifest_lib
@@ -115,7 +116,7 @@ def test_a_run_keeps_the_commit(server, bert, tmp_path, monkeypatch):
     assert not served.requests
 
 
-def test_a_configuration_that_goes_on_from_a_model(server, bert):
+def test_a_configuration_that_goes_on_from_a_model(server, bert, tmp_path):
     _, commit = server
     config, local = (config_lib.load(f'continue:hf:{name},total_steps=7') for name in (NAME, bert))
     assert config.init_from == f'hf:{NAME}@{commit}' and local.init_from == f'hf:{bert}'
@@ -123,8 +124,11 @@ def test_a_configuration_that_goes_on_from_a_model(server, bert):
     assert (config.vocab_size, config.sequence_length, config.total_steps) == (64, 40, 7)
     config_lib.check(config)
     assert config.model == local.model
-    made = tokenizers.Tokenizer.from_file(config.tokenizer.model)
-    assert made.model == (bert / 'tokenizer.json').read_bytes()
+    (tmp_path / 'corpus.txt').write_text(''.join(f'w{5 + i % 50} w{6 + i % 40} w7\n' for i in range(200)))
+    config.data.update(corpus=f'lines:{tmp_path}/corpus.txt', directory=str(tmp_path / 'rows'), validation_percent=20.0)
+    manifest = prepare.run(config, num_workers=1)
+    assert manifest.tokenizer_sha256 == atomic.sha256(bert / 'tokenizer.json')
+    warm_start.check_source(config, manifest)
 
 
 # ---- Of an own export ------------------------------------------------------------------------------------------------
