@@ -36,6 +36,8 @@ EXTRAS_REQUIRE = {
     'gcs': ['gcsfs>=2026.10.1'],  # gs://
     's3': ['s3fs>=2026.9.0'],  # s3://
     'parquet': ['pyarrow>=18.1'],  # corpora in Parquet and Arrow files
+    'hub': ['huggingface_hub>=2.4'],  # models and data sets of the Hugging Face Hub by name
+    'beam': ['apache-beam>=2.77'],  # prepare --beam
     'huggingface': ['safetensors>=0.8.0', 'tokenizers>=0.23.3'],  # checkpoints and tokenizers of Hugging Face
     'finetune': ['scikit-learn>=1.5', 'scipy>=1.13'],  # metrics of downstream tasks
     'smiles': ['rdkit>=2024.9.6'],  # MoleculeNet, random SMILES of a molecule

@@ -23,9 +23,9 @@ def load(source: 'str | os.PathLike', mesh: 'Mesh | None' = None) -> 'Model':
 
     Args:
       source: WORKDIR, the newest checkpoint of a run of any objective; WORKDIR@STEP; hf:DIRECTORY, a model of
-        transformers as `save_pretrained` leaves it (docs/interop.md lists the classes); random:SOURCE, the same
-        model without what it has learned; ema:WORKDIR, the moving average of its parameters that a run with `ema.decay`
-        keeps; or average:SOURCE,SOURCE,…, the mean of the parameters of several.
+        transformers as `save_pretrained` leaves it (docs/interop.md lists the classes), or hf:NAME, one of the Hugging
+        Face Hub; random:SOURCE, the same model without what it has learned; ema:WORKDIR, the moving average of its
+        parameters that a run with `ema.decay` keeps; or average:SOURCE,SOURCE,…, the mean of the parameters of several.
       mesh: from `mlm_jax.parallel.mesh.make_mesh`, with the parameters whole on each device; None takes all devices.
 
     Returns:

@@ -4,8 +4,8 @@
     python -m mlm_jax.evaluate --model=runs/demo@1000 --fill_mask='The function returns a [MASK] of integers.'
     python -m mlm_jax.evaluate --model=runs/mlm --model=hf:models/bert --blimp=blimp/data --output=runs/blimp
 
-Models: a run (WORKDIR or WORKDIR@STEP), hf:DIRECTORY, random:SOURCE, ema:WORKDIR, or average:SOURCE,SOURCE,…, the mean
-of the parameters. Held-out rows are those of a run, so hf: goes with --fill_mask and --blimp.
+Models: a run (WORKDIR or WORKDIR@STEP), hf:DIRECTORY or hf:NAME, random:SOURCE, ema:WORKDIR, or average:SOURCE,…, the
+mean of the parameters. Held-out rows are those of a run, so hf: goes with --fill_mask and --blimp.
 """
 
 import json

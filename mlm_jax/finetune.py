@@ -3,10 +3,11 @@
     python -m mlm_jax.finetune --model=runs/mlm_mini --model=random:runs/mlm_mini --tasks=glue/sst2,glue/rte \\
         --data=glue=data/glue --seeds=1,2,3 --grid=learning_rate=1e-4,3e-4 --output=runs/mlm_mini/finetune
 
-Models: the workdir of a run of any objective (WORKDIR or WORKDIR@STEP), hf:DIRECTORY, random:SOURCE, the same without
-what it has learned, drawn anew for each seed, ema:WORKDIR, or average:SOURCE,SOURCE,… Tasks: a suite (glue) or some of
-its tasks (glue/sst2); or files of your own, with --train_file. Recipes are those of the tasks; --set=KEY=VALUE changes
-a key for all, --grid=KEY=VALUE,VALUE,… tries several values. `Recipe` in mlm_jax/finetuning/recipe.py lists the keys.
+Models: the workdir of a run of any objective (WORKDIR or WORKDIR@STEP), hf:DIRECTORY or hf:NAME, random:SOURCE, the
+same without what it has learned, drawn anew for each seed, ema:WORKDIR, or average:SOURCE,SOURCE,… Tasks: a suite
+(glue) or some of its tasks (glue/sst2); or files of your own, with --train_file. Recipes are those of the tasks;
+--set=KEY=VALUE changes a key for all, --grid=KEY=VALUE,VALUE,… tries several values. `Recipe` in
+mlm_jax/finetuning/recipe.py lists the keys.
 
 The tables hold what the command asks for: for each task and model the setting with the best median on the validation
 split, with the parameters that were best there. Started again, the program runs what is missing. The output holds

@@ -9,7 +9,8 @@ program compares every file with its checksum, and makes damaged and missing fil
 
 Many machines that share a file system can divide the work: N processes get `--task=0 --of=N` … `--task=N-1 --of=N`, in
 any order and at any time, and when they have ended, a last call without `--task` does what is missing and finishes the
-directory. A directory holds
+directory. With --beam, a cluster of Apache Beam (Dataflow, Flink, Spark) does it; the options of its runner stand
+behind a lone --. A directory holds
 
     manifest.json                     describes the directory; written last
     tokenizer.model                   a SentencePiece model, a SMILES vocabulary, or the given tokenizer.json
@@ -21,10 +22,14 @@ directory. A directory holds
 The corpus and the directory may lie in buckets (gs://, s3://: extras `gcs`, `s3`).
 """
 
+import os
+
+if __name__ == '__main__':  # before NumPy starts a thread for each core, which nothing here needs (`data/workers.py`)
+    os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+
 import contextlib
 import dataclasses
 import errno
-import os
 import pathlib
 import re
 import shlex
@@ -38,9 +43,11 @@ from absl import flags
 from mlm_jax import config as config_lib
 from mlm_jax.config import command_line, mixture
 from mlm_jax.data import (
+    beam,
     claim,
     corpora,
     encoding,
+    hub_sets,
     masking_tables,
     molecules,
     sources,
@@ -70,12 +77,12 @@ class _Place:
 
     Attributes:
       directory: the directory of the rows.
-      num_workers: the number of processes.
+      engine: what does the work.
       task: the share of the work that is done, if it is not all.
     """
 
     directory: pathlib.Path
-    num_workers: int
+    engine: workers.Engine
     task: Task | None
 
     @property
@@ -93,12 +100,12 @@ class _Place:
         return self.directory / tokenizer_making.FILE
 
 
-def main() -> None:
+def main(beam_options: list[str]) -> None:
     """Prepares the data, and prints the command that trains on it."""
     with ending_at_interrupts():
         config = command_line.configuration()
-        task = _task()
-        manifest = run(config, flags.FLAGS.num_workers, task)
+        task, engine = _task(), _engine(beam_options)
+        manifest = run(config, task=task, engine=engine)
     given = [f'--config={name}' for name in flags.FLAGS.config] + [f'--set={setting}' for setting in flags.FLAGS.set]
     arguments = ' '.join(map(shlex.quote, given))
     if task and not manifest:
@@ -121,6 +128,20 @@ def _task() -> Task | None:
     return Task(index, count)
 
 
+def _engine(beam_options: list[str]) -> workers.Engine:
+    num_workers = flags.FLAGS.num_workers
+    if not flags.FLAGS.beam:
+        if beam_options:
+            raise config_lib.ConfigError(f'-- {" ".join(beam_options)}: only --beam takes arguments behind --')
+        return workers.Processes(num_workers or workers.num_cores())
+    if flags.FLAGS.task is not None or num_workers:
+        raise config_lib.ConfigError(
+            '--beam leaves the division of the work to Apache Beam: leave out --task, --of and --num_workers. Options '
+            'of a runner stand behind --, as in --beam -- --runner=DataflowRunner --num_workers=8'
+        )
+    return beam.Pipelines(beam_options)
+
+
 @contextlib.contextmanager
 def ending_at_interrupts() -> Iterator[None]:
     """Ends the program at Ctrl-C with a short message and the usual exit status instead of a traceback."""
@@ -137,7 +158,10 @@ def ending_at_interrupts() -> Iterator[None]:
 
 
 def run(
-    config: ml_collections.ConfigDict, num_workers: int | None = None, task: Task | None = None
+    config: ml_collections.ConfigDict,
+    num_workers: int | None = None,
+    task: Task | None = None,
+    engine: workers.Engine | None = None,
 ) -> manifest_lib.Manifest | None:
     """Prepares `config.data.directory`, or verifies and repairs it if it is finished.
 
@@ -145,6 +169,7 @@ def run(
       config: the configuration. The keys `data.*`, `tokenizer.*`, `vocab_size` and `sequence_length` determine the
         rows, and `masking.*` determines the tables.
       num_workers: the number of processes; None means one per core. The result does not depend on it.
+      engine: what does the work, in place of processes on this machine.
       task: if given, only this task's share of the work is done, and the directory is neither finished nor verified.
 
     Returns:
@@ -159,7 +184,9 @@ def run(
         molecules.parse('C')  # fails here if RDKit is missing, before the tokenizer is trained
     alone = mixture.single(config.data.directory, 'prepare writes one at a time: name one of them')
     directory = buckets.path(alone).expanduser()
-    place = _Place(directory, num_workers or workers.num_cores(), task)
+    engine = engine or workers.Processes(num_workers or workers.num_cores())
+    place = _Place(directory, engine, task)
+    config = _pinned(config, directory)
     specs = list(filter(None, (config.data.corpus, config.data.validation_corpus)))
     intent = {'settings': claim.settings(config), 'sources': {spec: sources.describe(spec) for spec in specs}}
     with _explained_errors(directory, intent['sources']):
@@ -173,13 +200,28 @@ def run(
             return _prepare(config, place, intent)
 
 
+def _pinned(config: ml_collections.ConfigDict, directory: pathlib.Path) -> ml_collections.ConfigDict:
+    """The configuration with a commit in the names of data sets of the hub: that of the directory, if it has one."""
+    roles = {'corpus': 'train' if config.data.validation_corpus else None, 'validation_corpus': 'validation'}
+    kinds = {key: config.data[key] and corpora.parse(config.data[key])[0] for key in roles}
+    if 'hf' not in kinds.values():
+        return config
+    config, stored = config.copy_and_resolve_references(), claim.known_settings(directory)
+    for key, split in roles.items():
+        if kinds[key] == 'hf':
+            known = stored.get(f'data.{key}', '')
+            name = corpora.parse(config.data[key])[1]
+            config.data[key] = 'hf:' + hub_sets.pin(name, known.removeprefix('hf:') * known.startswith('hf:'), split)
+    return config
+
+
 def _prepare(config: ml_collections.ConfigDict, place: _Place, intent: dict) -> manifest_lib.Manifest:
     """Makes tokenizer and rows, each of which reuses finished work of earlier runs and tasks, and then the manifest."""
     claim.claim(place.directory, place.working, intent)
     corpus = _begin(config, place)
     jobs = _slice_jobs(config, corpus, place)
     with _discarding(config, place):
-        workers.run(jobs, place.num_workers, 'rows')
+        place.engine.run(jobs, 'rows')
     texts = totals.of_texts(jobs)
     corpora.check_division(texts.read.total(), texts.read['validation'], corpus)
     tokenizer = tokenizers.Tokenizer.from_file(place.tokenizer)
@@ -187,7 +229,7 @@ def _prepare(config: ml_collections.ConfigDict, place: _Place, intent: dict) -> 
     if corpus.has_held_out:
         count = encoding.num_held_out_shards(texts.counts['validation']['bytes'])
         held_out_jobs = _held_out_jobs(config, corpus, place, count, texts.held_out)
-        workers.run(held_out_jobs, place.num_workers, 'held-out', unit=' shards')
+        place.engine.run(held_out_jobs, 'held-out', unit=' shards')
     train, counts = totals.of_split('train', texts, [job for job in jobs if job.writes_rows], tokenizer.vocabulary)
     splits = {'train': train}
     if corpus.has_held_out:
@@ -208,7 +250,7 @@ def _begin(config: ml_collections.ConfigDict, place: _Place) -> corpora.Corpus:
     print(f'corpus     {config.data.corpus}')
     try:
         corpus = corpora.open_corpus(config.data, place.working)
-        tokenizer_making.make(config, corpus, place.tokenizer, place.num_workers)
+        tokenizer_making.make(config, corpus, place.tokenizer, place.engine)
     except config_lib.ConfigError:
         if not place.tokenizer.exists():
             # No permanent file depends on the settings yet, so the user may change them.
@@ -260,7 +302,7 @@ def _do_task(
         corpus = corpora.open_corpus(config.data, place.working)
     place.scratch.mkdir(exist_ok=True)
     atomic.remove_leftovers(place.scratch)
-    workers.run(_slice_jobs(config, corpus, place)[task.index :: task.count], place.num_workers, 'rows')
+    place.engine.run(_slice_jobs(config, corpus, place)[task.index :: task.count], 'rows')
     return None
 
 
@@ -350,7 +392,7 @@ def _repair(config: ml_collections.ConfigDict, place: _Place, manifest: manifest
         corpus = corpora.open_corpus(config.data, place.working)
         if manifest.tokenizer in wrong:
             place.tokenizer.unlink(missing_ok=True)
-            tokenizer_making.make(config, corpus, place.tokenizer, place.num_workers)
+            tokenizer_making.make(config, corpus, place.tokenizer, place.engine)
         _make_shards_again(config, corpus, place, manifest, wrong)
         findings = verification.examine(place.directory, manifest, content=True)
         still = {name: clause for name, clause in findings.wrong.items() if name != manifest.tables}
@@ -382,10 +424,10 @@ def _make_shards_again(
         for job in _slice_jobs(config, corpus, place)
         if job.shard in wrong or (wrong.intersection(validation) and job.threshold)
     ]
-    workers.run(jobs, place.num_workers, 'rows')
+    place.engine.run(jobs, 'rows')
     if wrong.intersection(validation):
         held_out_jobs = _held_out_jobs(config, corpus, place, len(validation), '')
-        workers.run([job for job in held_out_jobs if job.name in wrong], place.num_workers, 'held-out', ' shards')
+        place.engine.run([job for job in held_out_jobs if job.name in wrong], 'held-out', ' shards')
 
 
 def _print_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: manifest_lib.Manifest) -> None:
@@ -428,4 +470,10 @@ if __name__ == '__main__':
         lower_bound=0,
     )
     flags.DEFINE_integer('of', None, 'The number N of processes that divide the work; see --task.', lower_bound=1)
-    command_line.run(main, required=('config',))
+    flags.DEFINE_boolean(
+        'beam',
+        False,
+        'Do the work as pipelines of Apache Beam (extra `beam`). All that stands behind a lone -- is for Beam and goes '
+        'to it unchanged: --beam -- --runner=FlinkRunner --flink_master=HOST:PORT; by default, Beam runs here.',
+    )
+    command_line.run(main, required=('config',), takes_rest=True)

@@ -52,6 +52,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
 
     # ---- Configuration and data: every check that needs no device ----------------------------------------------------
     config, data = prepared_data.resolve(config)
+    config.init_from = warm_start.pinned(config.init_from, workdir)
     warm_start.check_source(config, data.manifest)
     train_rows, held_out_rows = data.training_rows(), data.shards('validation', verify=True)
     run = build.make_run(config, data.vocabulary, data.rows_between_visits, data.tables(config.masking))

@@ -1,6 +1,7 @@
 """What the programs share at their boundary: flags, and errors in the user's words instead of tracebacks."""
 
 import errno
+import functools
 import io
 import os
 import sys
@@ -74,7 +75,12 @@ def configuration() -> ml_collections.ConfigDict:
     return config
 
 
-def run(main: Callable[[], None], required: Sequence[str] = (), former: Mapping[str, str] | None = None) -> None:
+def run(
+    main: Callable[..., None],
+    required: Sequence[str] = (),
+    former: Mapping[str, str] | None = None,
+    takes_rest: bool = False,
+) -> None:
     """Parses the flags and runs `main`; exits with the message of an error that is the user's to mend.
 
     Programs define their flags just before this, and not when they are imported: so each can use the others.
@@ -84,13 +90,17 @@ def run(main: Callable[[], None], required: Sequence[str] = (), former: Mapping[
       required: the flags that must be given.
       former: name of a flag that there was once → the sentence that names its successor; `{value}` stands in it for
         what is given.
+      takes_rest: whether `main` takes the arguments behind a lone `--`, a list; otherwise they are refused.
     """
     flags.mark_flags_as_required(required)
     host_memory.keep_freed_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: of names and texts that it cannot write
     try:
-        app.run(lambda argv: _guarded(main), flags_parser=lambda argv: _parse_flags(argv, former or {}))
+        app.run(
+            lambda argv: _guarded(functools.partial(main, argv[1:]) if takes_rest else main),
+            flags_parser=lambda argv: _parse_flags(argv, former or {}, takes_rest),
+        )
     except KeyboardInterrupt:
         print('\ninterrupted; the same command goes on from here', file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
@@ -137,7 +147,11 @@ def describe_disk_error(error: OSError) -> str:
     return ' '.join([f'{error.strerror}{where}.', _DISK_CURES[error.errno or 0], *getattr(error, '__notes__', ())])
 
 
-def _parse_flags(argv: list[str], former: Mapping[str, str]) -> list[str]:
+def _parse_flags(argv: list[str], former: Mapping[str, str], takes_rest: bool = False) -> list[str]:
+    """The program and, with `takes_rest`, the arguments behind `--`, which are not looked at."""
+    rest: list[str] = []
+    if takes_rest and '--' in argv:
+        argv, rest = argv[: argv.index('--')], argv[argv.index('--') + 1 :]
     if any(argument.lstrip('-') in ('help', 'helpshort', 'helpfull') for argument in argv):
         return app.parse_flags_with_usage(argv)
     if sentence := former_spelling(argv[1:], former):
@@ -148,7 +162,7 @@ def _parse_flags(argv: list[str], former: Mapping[str, str]) -> list[str]:
         sys.exit(f'error: {error}\n--help lists the flags')
     if unparsed:
         sys.exit(f'error: unexpected arguments: {" ".join(unparsed)}\n--help lists the flags')
-    return argv[:1]
+    return argv[:1] + rest
 
 
 def former_spelling(arguments: Sequence[str], former: Mapping[str, str]) -> str:

@@ -28,8 +28,8 @@ def default_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.objective = 'mlm'
-    # Start from the parameters of another run, WORKDIR[@STEP] or ema:WORKDIR, of a Hugging Face model, hf:DIRECTORY, or
-    # from an average of several, average:SOURCE,SOURCE,…, which --set gives, as it holds commas.
+    # Start from the parameters of another run, WORKDIR[@STEP] or ema:WORKDIR, of a Hugging Face model, hf:DIRECTORY or
+    # hf:NAME[@REVISION] on the hub, or from an average of several, average:SOURCE,SOURCE,…, which --set gives.
     c.init_from = ''
     # The number of ids of the tokenizer, with special ids; also the number of rows of the token embedding. If a
     # tokenizer is given, it may exceed the number of pieces by up to 1024: the remaining ids are special and unused,
@@ -60,7 +60,7 @@ def default_config() -> ml_collections.ConfigDict:
     # the rows of `window_blocks` blocks.
     d.block_kib = 0
     d.window_blocks = 256
-    d.corpus = 'demo'  # demo | tfds:NAME | KIND:GLOB of kind text, lines, files, jsonl, csv, parquet, arrow or smi
+    d.corpus = 'demo'  # demo | tfds:NAME | hf:NAME | KIND:GLOB: text, lines, files, jsonl, csv, parquet, arrow or smi
     d.text_key = 'text'  # field of a JSON line (a.b: b in its object a), column of a table, or feature of TFDS
     d.validation_corpus = ''  # a separate corpus to hold out; '' holds out a part of data.corpus
     d.validation_percent = 1.0  # held out by a hash of each document, if the corpus has no validation split

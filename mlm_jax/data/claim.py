@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import ml_collections
 
 from mlm_jax import config as config_lib
+from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import sources
 from mlm_jax.files import atomic, buckets, sealed
 from mlm_jax.files.errors import ConfigError
@@ -26,6 +27,7 @@ WAIT_SECONDS = 4 * 3600.0  # for task 0; training a tokenizer takes minutes, up 
 _POLL_SECONDS = 2.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # of file systems without locks
 _MARK = 'settings.json'
+_held: set[int] = set()  # the descriptors of directories that this process has locked
 # Keys of `data` that say where rows lie and how training reads them, not what they are.
 _ABOUT_READING = ('directory', 'mixture_temperature', 'block_kib', 'window_blocks')
 
@@ -53,6 +55,14 @@ def claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None:
         )
     working.mkdir(exist_ok=True)
     atomic.write_bytes(mark, sealed.dumps({**intent, 'preparation': VERSION}))
+
+
+def known_settings(directory: pathlib.Path) -> dict:
+    """The settings with which a directory was or is being prepared; {} if it is new."""
+    if (directory / manifest_lib.FILE).exists():
+        return manifest_lib.load(directory).settings
+    mark = directory / WORKING_DIRECTORY / _MARK
+    return _read_intent(mark)['settings'] if mark.exists() else {}
 
 
 def is_claimed(working: pathlib.Path) -> bool:
@@ -153,7 +163,18 @@ def locked(directory: pathlib.Path, shared: bool = False) -> Iterator[None]:
         if error.errno not in _NO_LOCKS:
             os.close(descriptor)
             raise
+    _held.add(descriptor)
     try:
         yield
     finally:
+        _held.remove(descriptor)
         os.close(descriptor)
+
+
+def _release_in_fork() -> None:
+    """A forked worker must not hold the lock: it may outlive a killed parent for a moment, and another would wait."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_release_in_fork)

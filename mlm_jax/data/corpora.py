@@ -12,14 +12,17 @@
     arrow:GLOB             Arrow files or streams; each row is a document, as in Parquet files
     smi:GLOB               SMILES; each line is a document, up to the first whitespace (a name may follow)
     tfds:NAME[/CONFIG]     a TFDS data set by name; its text is the feature `data.text_key`
+    hf:ORGANIZATION/NAME[/CONFIG][@REVISION][:SPLIT]
+                           a data set of the Hugging Face Hub by name (`hub_sets.py`); its text is the column
+                           `data.text_key`
 
 Text files may be compressed (gzip, xz, bzip2, zstandard) or encoded in UTF-16 with a byte order mark; the first bytes
 of a file determine its format (`streams.py`). If a file of exactly the given name exists, the name is not read as a
 glob. Files may lie in a bucket, as in jsonl:gs://BUCKET/corpus/*.jsonl (`files/buckets.py`).
 
-Held-out text comes from `data.validation_corpus` if that is given. Otherwise it is the validation split of a TFDS data
-set. From other corpora, `data.validation_percent` of the documents are held out: those whose text has a low hash, so
-that equal documents are in the same split.
+Held-out text comes from `data.validation_corpus` if that is given. Otherwise it is the validation split of a data set
+by name, if it has one. From other corpora, `data.validation_percent` of the documents are held out: those whose text
+has a low hash, so that equal documents are in the same split.
 """
 
 import collections
@@ -31,11 +34,11 @@ from collections.abc import Iterator, Mapping
 
 import ml_collections
 
-from mlm_jax.data import demo_corpus, slices, tfds_sets
+from mlm_jax.data import demo_corpus, hub_sets, slices, tfds_sets
 from mlm_jax.files import atomic, progress, text_files
 from mlm_jax.files.errors import ConfigError
 
-KINDS = ('demo', *text_files.KINDS, 'tfds')
+KINDS = ('demo', *text_files.KINDS, 'tfds', 'hf')
 MAX_DOCUMENT_CHARACTERS = 1_000_000  # longer documents are split, because SentencePiece's memory use is proportional
 INVALID_UTF8 = 'documents with invalid UTF-8, replaced by �'
 EMPTY = 'empty documents, dropped'
@@ -107,6 +110,9 @@ def _open(spec: str, text_key: str, working: pathlib.Path) -> dict[str, list[sli
             for split, examples in tfds_sets.open_splits(rest, text_key).items()
             if split in ('train', 'validation')
         }
+    if kind == 'hf':
+        splits = hub_sets.open_splits(rest)
+        return {split: slices.divide_files(hub_sets.KIND, files, text_key) for split, files in splits.items()}
     if kind == 'demo':
         return {'train': slices.divide_files('jsonl', [_demo_file(working)], 'text')}
     return {'train': slices.divide_files(kind, text_files.find(rest), text_key)}
@@ -151,8 +157,8 @@ def parse(spec: str) -> tuple[str, str]:
     kind, _, rest = spec.partition(':')
     if kind not in KINDS or (kind == 'demo') == bool(rest):
         raise ConfigError(
-            f'{spec!r} does not specify a corpus. Write demo, tfds:NAME[/CONFIG], or one of '
-            f'{", ".join(text_files.KINDS)} with globs, such as jsonl:corpus/*.jsonl.gz'
+            f'{spec!r} does not specify a corpus. Write demo, tfds:NAME[/CONFIG], hf:ORGANIZATION/NAME[/CONFIG], or '
+            f'one of {", ".join(text_files.KINDS)} with globs, such as jsonl:corpus/*.jsonl.gz'
         )
     return kind, rest
 

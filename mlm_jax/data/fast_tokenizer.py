@@ -81,6 +81,14 @@ def check_fast_tokenizer(tokenizer: AnyTokenizer, directory: pathlib.Path, texts
     return _check(tokenizer, theirs.Tokenizer.from_file(str(directory / 'tokenizer.json')), texts)
 
 
+def is_export(tokenizer: AnyTokenizer, file: pathlib.Path) -> bool:
+    """Whether a tokenizer.json is what `write_fast_tokenizer` writes for a tokenizer: then their ids are the same."""
+    try:
+        return json.loads(file.read_bytes()) == _stored(tokenizer)
+    except ValueError:  # it is damaged, or the tokenizer has no such form
+        return False
+
+
 def _package() -> Any:
     try:
         import tokenizers

@@ -104,7 +104,7 @@ def record_path(working: pathlib.Path, index: int) -> pathlib.Path:
     return working / f'sample-{index:05d}.json'
 
 
-def take(corpus: corpora.Corpus, working: pathlib.Path, limit: int, num_workers: int) -> list[Job]:
+def take(corpus: corpora.Corpus, working: pathlib.Path, limit: int, engine: workers.Engine) -> list[Job]:
     """Takes a sample of about `limit` bytes of the training text, or all of it if it has at most so many.
 
     Raises:
@@ -118,7 +118,7 @@ def take(corpus: corpora.Corpus, working: pathlib.Path, limit: int, num_workers:
         # Twice the share, because slices hold different amounts of text; `texts` leaves out what is too much.
         share = limit if total <= limit else 2 * limit * part.num_bytes // total + 1
         jobs.append(Job(slices.beginning(part), index, corpus.threshold, share, str(working)))
-    workers.run(jobs, num_workers, 'reading')
+    engine.run(jobs, 'reading')
     records = [job.record() for job in jobs]
     counts = {key: sum(record[key] for record in records) for key in ('documents', 'held_out', 'empty')}
     repairs: collections.Counter[str] = collections.Counter()

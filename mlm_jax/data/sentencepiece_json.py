@@ -12,15 +12,15 @@ import re
 from typing import Any
 
 import numpy as np
-from sentencepiece import sentencepiece_model_pb2
 
-from mlm_jax.data import charsmap
+from mlm_jax.data import charsmap, sentencepiece_proto
 from mlm_jax.data.tokenizer_parts import added_token, replace, split
 from mlm_jax.files.errors import ConfigError
 
 _SPACE = '▁'  # how SentencePiece writes a space
-_TYPES = sentencepiece_model_pb2.ModelProto.SentencePiece
-_KINDS = {1: 'unigram', 2: 'bpe', 3: 'word', 4: 'char'}
+# What patterns of normalizers begin with: the one that drops the space with which a text begins, and the one that then
+# puts a space in front of the text.
+_FIRST_SPACE, _START = r'\A |', r'\A(?!'
 
 
 def convert(model: bytes, mask_id: int) -> dict:
@@ -29,13 +29,17 @@ def convert(model: bytes, mask_id: int) -> dict:
     Raises:
       ConfigError: if no tokenizer.json gives the same ids.
     """
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    kind = _KINDS.get(proto.trainer_spec.model_type)
+    proto = sentencepiece_proto.ModelProto.FromString(model)
+    kind = sentencepiece_proto.KINDS.get(proto.trainer_spec.model_type)
     if kind not in ('unigram', 'bpe'):
         raise _impossible(f'it is a model of kind {kind}; only unigram and bpe can be written')
     if proto.trainer_spec.treat_whitespace_as_suffix or not proto.normalizer_spec.escape_whitespaces:
         raise _impossible('it does not write the space before a word as ▁')
-    names = {i: piece.piece for i, piece in enumerate(proto.pieces) if piece.type in (_TYPES.CONTROL, _TYPES.UNKNOWN)}
+    names = {
+        i: piece.piece
+        for i, piece in enumerate(proto.pieces)
+        if piece.type in (sentencepiece_proto.CONTROL, sentencepiece_proto.UNKNOWN)
+    }
     may_split = not any(_SPACE in piece.piece[1:] for piece in proto.pieces) and _has(proto, _SPACE)
     metaspace = {'type': 'Metaspace', 'replacement': _SPACE, 'prepend_scheme': 'never', 'split': may_split}
     pre_tokenizers = [metaspace]
@@ -56,10 +60,46 @@ def convert(model: bytes, mask_id: int) -> dict:
 
 def unigram_scores(model: bytes) -> dict[int, float]:
     """The scores of the pieces of a unigram model; none for other models."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    if _KINDS.get(proto.trainer_spec.model_type) != 'unigram':
+    proto = sentencepiece_proto.ModelProto.FromString(model)
+    if sentencepiece_proto.KINDS.get(proto.trainer_spec.model_type) != 'unigram':
         return {}
-    return {i: piece.score for i, piece in enumerate(proto.pieces) if piece.type == _TYPES.NORMAL}
+    return {i: piece.score for i, piece in enumerate(proto.pieces) if piece.type == sentencepiece_proto.NORMAL}
+
+
+def within_text(stored: dict) -> dict | None:
+    """A tokenizer.json that treats a text as what follows a special token, without a space in front of it.
+
+    Args:
+      stored: a tokenizer.json, of `convert` or from elsewhere.
+
+    Returns:
+      `stored` with other normalizers and pre-tokenizers; None where it puts no space in front of a text, or puts one
+      behind special tokens, too.
+    """
+    normalizers, pre_tokenizers = (
+        _steps(stored.get(part), f'{part.replace("_", "")}s') for part in ('normalizer', 'pre_tokenizer')
+    )
+    within = []
+    for step in normalizers:
+        pattern = str((step.get('pattern') or {}).get('Regex', ''))
+        if pattern.startswith(_FIRST_SPACE):
+            within.append(replace(pattern.removeprefix(_FIRST_SPACE), ''))
+        elif not pattern.startswith(_START) or step.get('content') != ' ':
+            within.append(step)
+    pieces = [
+        step | {'prepend_scheme': 'never'} if step.get('prepend_scheme') == 'first' else step for step in pre_tokenizers
+    ]
+    if len(within) == len(normalizers) and pieces == pre_tokenizers:
+        return None
+    return stored | {
+        'normalizer': {'type': 'Sequence', 'normalizers': within},
+        'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': pieces},
+    }
+
+
+def _steps(component: dict | None, name: str) -> list[dict]:
+    """A normalizer or pre-tokenizer as a list, which is `name` in a sequence of them."""
+    return component.get(name, [component]) if component else []
 
 
 def _impossible(reason: str) -> ConfigError:
@@ -70,7 +110,7 @@ def _impossible(reason: str) -> ConfigError:
 
 
 def _has(proto: Any, name: str) -> bool:
-    return any(piece.piece == name and piece.type == _TYPES.NORMAL for piece in proto.pieces)
+    return any(piece.piece == name and piece.type == sentencepiece_proto.NORMAL for piece in proto.pieces)
 
 
 def _normalizers(proto: Any, names: list[str]) -> list[dict]:
@@ -81,10 +121,10 @@ def _normalizers(proto: Any, names: list[str]) -> list[dict]:
         steps += charsmap.normalizers(spec.precompiled_charsmap)
     if spec.remove_extra_whitespaces:
         blank = f'[ {_SPACE}]'
-        steps += [replace(' {2,}', ' '), replace(rf'\A |(?<!{blank})(?>{blank}+)\z', '')]  # in linear time
+        steps += [replace(' {2,}', ' '), replace(rf'{_FIRST_SPACE}(?<!{blank})(?>{blank}+)\z', '')]  # in linear time
     if spec.add_dummy_prefix:
         alone = '|'.join(map(re.escape, names))
-        steps.append(replace(rf'\A(?!(?:{alone})\z)(?=[\s\S])', ' '))
+        steps.append(replace(rf'{_START}(?:{alone})\z)(?=[\s\S])', ' '))
     return steps
 
 
@@ -99,18 +139,18 @@ def _decoder(proto: Any) -> dict:
 
 
 def _unigram(proto: Any) -> dict:
-    normal = [np.float32(piece.score) for piece in proto.pieces if piece.type == _TYPES.NORMAL]
+    normal = [np.float32(piece.score) for piece in proto.pieces if piece.type == sentencepiece_proto.NORMAL]
     lowest, highest = min(normal), max(normal)
     vocab: list[list] = []
     for i, piece in enumerate(proto.pieces):
         name, score = piece.piece, highest  # the lowest score decides that of unknown characters
-        if piece.type == _TYPES.NORMAL:
+        if piece.type == sentencepiece_proto.NORMAL:
             score = np.float32(piece.score)
-        elif piece.type == _TYPES.USER_DEFINED:
+        elif piece.type == sentencepiece_proto.USER_DEFINED:
             score = np.float32(len(name.encode()) * highest - 0.1)  # as SentencePiece prefers them
             if score < lowest:
                 raise _impossible(f'the score of the user-defined symbol {name!r} would change that of unknown text')
-        elif piece.type == _TYPES.UNUSED:
+        elif piece.type == sentencepiece_proto.UNUSED:
             name = f'{name} [unused{i}]'  # no text has a space where pieces are looked up
         vocab.append([name, float(score)])
     return {
@@ -121,9 +161,9 @@ def _unigram(proto: Any) -> dict:
 
 def _cut_in_bytes(proto: Any) -> str:
     """A pattern that keeps text such as <0x41> from becoming the piece of a byte; '' if there is no need."""
-    if not any(piece.type == _TYPES.BYTE for piece in proto.pieces):
+    if not any(piece.type == sentencepiece_proto.BYTE for piece in proto.pieces):
         return ''
-    others = [piece.piece for piece in proto.pieces if piece.type != _TYPES.BYTE]
+    others = [piece.piece for piece in proto.pieces if piece.type != sentencepiece_proto.BYTE]
     for before, after in (('<', '0x'), ('<0', 'x')):
         crossing = before[-1] + after[0]
         if not any(crossing in piece for piece in others):
@@ -133,10 +173,10 @@ def _cut_in_bytes(proto: Any) -> str:
 
 def _bpe(proto: Any) -> dict:
     for piece in proto.pieces:
-        if piece.type in (_TYPES.USER_DEFINED, _TYPES.UNUSED):
+        if piece.type in (sentencepiece_proto.USER_DEFINED, sentencepiece_proto.UNUSED):
             raise _impossible(f'{piece.piece!r} is user-defined or unused, for which merges have no equal')
     vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
-    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == _TYPES.NORMAL}
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == sentencepiece_proto.NORMAL}
     for name in scores:
         if missing := [c for c in name if c not in scores]:
             raise _impossible(f'it has the piece {name!r}, but no piece for its character {missing[0]!r}')
@@ -154,6 +194,6 @@ def _bpe(proto: Any) -> dict:
 
 def _unknown(proto: Any) -> int:
     kinds = collections.Counter(piece.type for piece in proto.pieces)
-    if kinds[_TYPES.UNKNOWN] != 1:
+    if kinds[sentencepiece_proto.UNKNOWN] != 1:
         raise _impossible('it has no unknown piece')
-    return next(i for i, piece in enumerate(proto.pieces) if piece.type == _TYPES.UNKNOWN)
+    return next(i for i, piece in enumerate(proto.pieces) if piece.type == sentencepiece_proto.UNKNOWN)

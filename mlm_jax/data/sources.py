@@ -6,14 +6,18 @@ reads a part also computes its checksum, so the work is shared by all processes 
 time stamps of the file, or in a bucket its generation or ETag. When a preparation resumes, files of which these are
 still the same are not read again; parts of other files are, if they have been read before. For a finished directory,
 all files are read again.
+
+Of a file of the hub, of which the commit is known, the hash by which the hub knows it is enough: git's, of the content
+or of its SHA-256.
 """
 
 import concurrent.futures
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlm_jax.data import corpora, slices
+from mlm_jax.data import corpora, hub_sets, slices
 from mlm_jax.files import atomic, buckets, progress, text_files
 from mlm_jax.files.errors import ConfigError
 
@@ -25,10 +29,13 @@ def describe(spec: str) -> dict[str, Any]:
       ConfigError: if `spec` is not valid, no file matches, or a file cannot be read.
     """
     kind, rest = corpora.parse(spec)
-    if kind not in text_files.KINDS:
-        return {}
     try:
-        return {str(file): {'bytes': file.stat().st_size} for file in text_files.find(rest)}
+        files: list[pathlib.Path] = []
+        if kind in text_files.KINDS:
+            files = text_files.find(rest)
+        elif kind == 'hf':
+            files = [file for some in hub_sets.open_splits(rest).values() for file in some]
+        return {str(file): {'bytes': file.stat().st_size} for file in files}
     except OSError as error:
         raise ConfigError(f'cannot read {error.filename}: {error.strerror or error}') from error
 
@@ -112,8 +119,12 @@ def _parts(file: str, state: Any) -> Iterator[tuple[slices.Part, str]]:
 
 
 def _sha256(part: slices.Part) -> str:
+    """The SHA-256 of a part; of a file of the hub its hash there, since reading it twice would cost much."""
+    path = buckets.path(part.path)
     try:
-        return atomic.sha256(buckets.path(part.path), *part.range)
+        if isinstance(path, buckets.BucketPath) and path.is_immutable:
+            return f'blob {path.identity()[1]}'
+        return atomic.sha256(path, *part.range)
     except OSError as error:
         raise ConfigError(f'cannot read {part.path}: {error.strerror or error}') from error
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mlm_jax.data import offsets
+from mlm_jax.data import offsets, sentencepiece_json
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.vocabulary import SYMBOL_NAMES, Vocabulary
 
@@ -82,9 +82,17 @@ class JSONTokenizer:
 
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
         """The ids of several texts (or their UTF-8), int32[n] each."""
-        decoded = [text.decode() if isinstance(text, bytes) else text for text in texts]
+        return self._encode_all(self._encoder, [text.decode() if isinstance(text, bytes) else text for text in texts])
+
+    @functools.cached_property
+    def _encoder_within(self) -> Any:
+        """Encodes what follows a special token; None where that is as at the start of a text."""
+        within = sentencepiece_json.within_text(json.loads(decoded(self.model)))
+        return within and _without_names(self._tokenizer, within, self._special_ids)
+
+    def _encode_all(self, encoder: Any, texts: Sequence[str]) -> list[np.ndarray]:
         with _errors_in_words(f'{self._name} cannot encode a text'):
-            encodings = self._encoder.encode_batch_fast(decoded, add_special_tokens=False)
+            encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -100,11 +108,17 @@ class JSONTokenizer:
     def encode_masked(self, text: str, marker: str) -> np.ndarray:
         """The ids of a text in which every `marker` becomes [MASK], int32[n], without [CLS] or [SEP].
 
-        The space before a mask belongs to what is masked, as in RoBERTa.
+        The space before a mask belongs to what is masked, as in RoBERTa. What stands behind a mask begins no text: an
+        encoder that puts a space in front of a text, and not in front of what follows a token, puts none there.
         """
-        *before, last = self.encode_batch([part.rstrip() for part in text.split(marker)])
-        masked = [np.append(part, np.int32(self.vocabulary.mask_id)) for part in before]
-        return np.concatenate([*masked, last])
+        mask = np.array([self.vocabulary.mask_id], np.int32)
+        if self._encoder_within is None:
+            *before, last = self.encode_batch([part.rstrip() for part in text.split(marker)])
+            return np.concatenate([np.append(part, mask) for part in before] + [last])
+        first, *rest = text.split(marker)
+        parts = [re.sub(r'[ ▁]\Z', '', part) for part in (first, *rest[:-1])] + rest[-1:]
+        encoded = self.encode_batch(parts[:1]) + self._encode_all(self._encoder_within, parts[1:])
+        return np.concatenate([encoded[0], *(np.append(mask, part) for part in encoded[1:])])
 
     def readable(self, texts: Sequence[bytes], repairs: collections.Counter[str]) -> Sequence[bytes]:
         """Returns the texts that can be encoded, which are all texts; others would be counted in `repairs`."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import ml_collections
 
-from mlm_jax.data import claim, corpora, sampling, tokenizers
+from mlm_jax.data import claim, corpora, sampling, tokenizers, workers
 from mlm_jax.files import atomic, buckets
 from mlm_jax.files.errors import ConfigError
 
@@ -18,7 +18,7 @@ THREAD = 'tokenizer'  # the name of the thread in which SentencePiece runs
 Result = TypeVar('Result')
 
 
-def make(config: ml_collections.ConfigDict, corpus: corpora.Corpus, path: pathlib.Path, num_workers: int) -> None:
+def make(config: ml_collections.ConfigDict, corpus: corpora.Corpus, path: pathlib.Path, engine: workers.Engine) -> None:
     """Makes the tokenizer `path` of a directory, unless an undamaged one exists.
 
     Raises:
@@ -31,7 +31,7 @@ def make(config: ml_collections.ConfigDict, corpus: corpora.Corpus, path: pathli
         print(f'damaged    {path.name} is not the tokenizer that was made here; it is made again')
         path.unlink()
     start = time.monotonic()
-    tokenizer = _new(config, corpus, path.parent / claim.WORKING_DIRECTORY, num_workers)
+    tokenizer = _new(config, corpus, path.parent / claim.WORKING_DIRECTORY, engine)
     atomic.write_bytes(_record(path), hashlib.sha256(tokenizer.model).hexdigest().encode())
     atomic.write_bytes(path, tokenizer.model, path.parent / claim.WORKING_DIRECTORY)
     seconds, ordinary = time.monotonic() - start, tokenizer.vocabulary.num_ordinary
@@ -48,14 +48,14 @@ def _record(path: pathlib.Path) -> pathlib.Path:
 
 
 def _new(
-    config: ml_collections.ConfigDict, corpus: corpora.Corpus, working: pathlib.Path, num_workers: int
+    config: ml_collections.ConfigDict, corpus: corpora.Corpus, working: pathlib.Path, engine: workers.Engine
 ) -> tokenizers.AnyTokenizer:
     model, settings = config.tokenizer.model, config.tokenizer
     is_trained = model in tokenizers.TRAINED
     if is_trained or model.startswith(tokenizers.EXTEND):
         old = None if is_trained else tokenizers.Tokenizer.from_file(model.removeprefix(tokenizers.EXTEND))
         limit = settings.training_megabytes * 1_000_000
-        sample = sampling.take(corpus, working, limit, num_workers)
+        sample = sampling.take(corpus, working, limit, engine)
         texts = sampling.texts(sample, limit)
         if old is None:
             megabytes = settings.training_megabytes

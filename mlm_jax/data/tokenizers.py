@@ -10,6 +10,7 @@ that consists.
 
 import collections
 import dataclasses
+import functools
 import io
 import pathlib
 import re
@@ -19,11 +20,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
-from mlm_jax.data import offsets, residues, smiles
+from mlm_jax.data import offsets, residues, sentencepiece_proto, smiles
 from mlm_jax.data.tokenizer_json import JSONTokenizer, looks_like_json
-from mlm_jax.files import buckets, git_lfs
+from mlm_jax.files import buckets, git_lfs, hub
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
@@ -32,13 +32,13 @@ TRAINED = (*SENTENCEPIECE, 'smiles')  # the values of tokenizer.model for which 
 LARGEST_PADDING = 1024  # maximum number of ids without a piece: embeddings are padded to a multiple of, say, 8 or 128
 EXTEND = 'extend:'  # before the path of a tokenizer, it means: add pieces of this corpus to that tokenizer
 
-_PIECE_TYPES = sentencepiece_model_pb2.ModelProto.SentencePiece
 _CURES = {
     'pad': '--pad_id=0 --pad_piece=[PAD]',
     'cls': '--bos_id=2 --bos_piece=[CLS]',
     'sep': '--eos_id=3 --eos_piece=[SEP]',
     'mask': '--control_symbols=[MASK]',
 }
+_STAND_IN = '\ue000[MASK]\ue000'  # for a mask in a text; no text contains it
 _RESERVED = '\u2585'  # ▅: SentencePiece silently skips lines that contain this character; it is never learned
 _SCORE_STEPS = 256  # of unigram scores, for each nat
 _SENTENCE_CHARACTERS = 1000  # longer lines are split for training, because SentencePiece would drop them
@@ -65,9 +65,9 @@ class Tokenizer:
         proto = _parse(model, name)
         ids = _special_ids(proto, name)
         for special in ids.values():
-            proto.pieces[special].type = _PIECE_TYPES.CONTROL
+            proto.pieces[special].type = sentencepiece_proto.CONTROL
         # UNUSED pieces count as special: text never produces them, so a random replacement must not either.
-        apart = (_PIECE_TYPES.CONTROL, _PIECE_TYPES.UNKNOWN, _PIECE_TYPES.UNUSED)
+        apart = (sentencepiece_proto.CONTROL, sentencepiece_proto.UNKNOWN, sentencepiece_proto.UNUSED)
         special_ids = tuple(i for i, piece in enumerate(proto.pieces) if piece.type in apart)
         if len(special_ids) == len(proto.pieces):
             raise ConfigError(f'{name} has no pieces for text, only special symbols')
@@ -77,7 +77,7 @@ class Tokenizer:
             **{f'{symbol}_id': i for symbol, i in ids.items()},
         )
         self._special_ids = frozenset(special_ids)
-        self._byte_ids = frozenset(i for i, piece in enumerate(proto.pieces) if piece.type == _PIECE_TYPES.BYTE)
+        self._byte_ids = frozenset(i for i, piece in enumerate(proto.pieces) if piece.type == sentencepiece_proto.BYTE)
         self.model = proto.SerializeToString(deterministic=True)
         # One thread, because several processes scale better than several threads.
         try:
@@ -90,12 +90,15 @@ class Tokenizer:
     def from_file(cls, path: str | pathlib.Path) -> 'AnyTokenizer':
         """Reads a SentencePiece model, a Hugging Face tokenizer.json, ESM's vocab.txt, or a SMILES vocabulary.
 
-        The content decides, not the name of the file.
+        The content decides, not the name of the file. `hf:NAME/FILE` is a file of a model on the Hugging Face Hub
+        (`files/hub.py`).
 
         Raises:
           ConfigError: if the file is missing, is none of these, or lacks a special symbol.
           ImportError: for a tokenizer.json or vocab.txt without the extra `huggingface`.
         """
+        if isinstance(path, str) and path.startswith(hub.PREFIX):
+            path = hub.model_file(path.removeprefix(hub.PREFIX))
         try:
             model = buckets.path(path).expanduser().read_bytes()
         except OSError as error:
@@ -143,17 +146,24 @@ class Tokenizer:
         """The ids of a text in which every `marker` becomes [MASK], int32[n], without [CLS] or [SEP].
 
         A word in place of the marker would be tokenized together with the space before it, but not with the text after
-        it. So the text is encoded with an otherwise unused character in place of the marker, and the pieces of that
-        character are replaced.
+        it. So the marker becomes a piece of its own, and the space before it is left out.
         """
-        stand_in = '\ue000'
-        start, *core = self.encode(
-            stand_in
-        ).tolist()  # a space and then the character, as byte pieces or as the unknown piece
-        ids = ' '.join(map(str, self.encode(text.replace(marker, stand_in)).tolist()))
-        pattern = rf'(?<!\d)(?:{start} )?{" ".join(map(str, core))}(?!\d)'
-        ids = re.sub(pattern, str(self.vocabulary.mask_id), ids)
-        return np.array(list(map(int, ids.split())), np.int32)
+        space, ids = self._processor.piece_to_id('▁'), []
+        for token in self._masking_processor.encode(text.replace(marker, _STAND_IN)):
+            if token < self.vocabulary.size:
+                ids.append(token)
+                continue
+            if ids and ids[-1] == space != self.unknown_id:
+                ids.pop()
+            ids.append(self.vocabulary.mask_id)
+        return np.array(ids, np.int32)
+
+    @functools.cached_property
+    def _masking_processor(self) -> Any:
+        """The model with a further piece, `_STAND_IN`, which is never divided, and never a part of another."""
+        proto = sentencepiece_proto.ModelProto.FromString(self.model)
+        proto.pieces.add(piece=_STAND_IN, type=sentencepiece_proto.USER_DEFINED)
+        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString(), num_threads=1)
 
     def readable(self, texts: Sequence[bytes], repairs: collections.Counter[str]) -> Sequence[bytes]:
         """Returns the texts that can be encoded, which are all texts; others would be counted in `repairs`."""
@@ -237,7 +247,7 @@ def _with_exact_scores(model: bytes) -> bytes:
     between divisions of a text with equal scores, and differently in another place, or in a program that adds up in
     float64. A step of 1/256 nat is far below what the scores of a finite corpus are worth.
     """
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = sentencepiece_proto.ModelProto.FromString(model)
     for piece in proto.pieces:
         piece.score = round(piece.score * _SCORE_STEPS) / _SCORE_STEPS
     return proto.SerializeToString(deterministic=True)
@@ -260,9 +270,9 @@ def extend(old: AnyTokenizer, texts: Iterable[str], settings: ml_collections.Con
     """
     if not isinstance(old, Tokenizer):
         raise ConfigError('only SentencePiece tokenizers can be extended; use this tokenizer without extend:')
-    proto = sentencepiece_model_pb2.ModelProto.FromString(old.model)
-    kind = {1: 'unigram', 2: 'bpe'}.get(proto.trainer_spec.model_type)
-    if kind is None:
+    proto = sentencepiece_proto.ModelProto.FromString(old.model)
+    kind = sentencepiece_proto.KINDS.get(proto.trainer_spec.model_type)
+    if kind not in SENTENCEPIECE:
         raise ConfigError('only unigram and BPE tokenizers can be extended')
     num_new = vocab_size - len(proto.pieces)
     if num_new <= 0:
@@ -272,9 +282,9 @@ def extend(old: AnyTokenizer, texts: Iterable[str], settings: ml_collections.Con
         )
     settings = settings.copy_and_resolve_references()
     settings.update(model=kind, normalization=proto.normalizer_spec.name or 'identity')
-    trained = sentencepiece_model_pb2.ModelProto.FromString(train(texts, settings, vocab_size, exact_size=False).model)
+    trained = sentencepiece_proto.ModelProto.FromString(train(texts, settings, vocab_size, exact_size=False).model)
     known = {piece.piece for piece in proto.pieces}
-    new = [(p.piece, p.score) for p in trained.pieces if p.type == _PIECE_TYPES.NORMAL and p.piece not in known]
+    new = [(p.piece, p.score) for p in trained.pieces if p.type == sentencepiece_proto.NORMAL and p.piece not in known]
     found = (new if kind == 'unigram' else _with_characters(new, known, num_new))[:num_new]
     if len(found) < num_new:
         raise ConfigError(
@@ -320,7 +330,7 @@ def check_size(tokenizer: AnyTokenizer, vocab_size: int, name: str, padding: int
 
 def _parse(model: bytes, name: str) -> Any:
     """Parses a serialized `ModelProto`; raises ConfigError if it is not one or its pieces are not valid text."""
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_proto.ModelProto()
     try:
         proto.ParseFromString(model)
         _ = [piece.piece.encode() for piece in proto.pieces]

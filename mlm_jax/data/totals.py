@@ -157,7 +157,7 @@ def _readers(config: ml_collections.ConfigDict) -> Iterator[str]:
     kinds = {corpora.parse(spec)[0] for spec in (config.data.corpus, config.data.validation_corpus) if spec}
     if 'tfds' in kinds:
         yield from ('array-record', 'tensorflow-datasets')
-    if kinds.intersection(columnar.KINDS):
+    if kinds.intersection((*columnar.KINDS, 'hf')):
         yield 'pyarrow'
     if config.data.smiles_copies:
         yield 'rdkit'

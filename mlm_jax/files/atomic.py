@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import re
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
@@ -24,6 +25,7 @@ def opened(path: pathlib.Path, scratch: pathlib.Path | None = None) -> Iterator[
     Args:
       path: the file; an existing file of that name is replaced.
       scratch: the directory of the temporary file, on the same disk as `path`; by default the directory of `path`.
+        No two temporary files have the same name, whatever the machines that share the disk.
         When the program is killed, the temporary file stays there until `remove_leftovers` deletes it. The content
         of an object in a bucket is collected in memory instead.
     """
@@ -32,7 +34,7 @@ def opened(path: pathlib.Path, scratch: pathlib.Path | None = None) -> Iterator[
         yield content
         path.write_bytes(content.getvalue())
         return
-    temporary = (scratch or path.parent) / f'{path.name}.{os.getpid()}.tmp'
+    temporary = (scratch or path.parent) / f'{path.name}.{secrets.randbits(64)}.tmp'
     try:
         with open(temporary, 'wb') as file:
             yield file

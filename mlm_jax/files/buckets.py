@@ -1,4 +1,5 @@
-"""Objects in buckets (gs://, s3://) as paths: what reads or writes a file reads or writes an object in the same way.
+"""Objects in buckets (gs://, s3://) and files of the Hugging Face Hub (hf://) as paths: what reads or writes a file
+reads or writes an object in the same way.
 
 `path` makes a path of what a user has written. A path of a bucket has the methods of `pathlib.Path` that this package
 uses, and goes through fsspec, whose packages for Google Cloud Storage and S3 need no TensorFlow. Two others lie on
@@ -17,6 +18,8 @@ What is different in a bucket:
 * There are no locks (but `lease.py`), no appending (but `mirror.py`), and no memory maps. What needs one asks
   `is_bucket`.
 * The operating system takes no such path, not even for a directory named `gs:`: `os.fspath` raises TypeError.
+
+Files of the hub are read only, and by their commits: hf://datasets/ORGANIZATION/NAME@COMMIT/FILE (`hub.py`).
 """
 
 import atexit
@@ -39,21 +42,26 @@ from typing import Any, NamedTuple
 from mlm_jax.files.errors import ConfigError
 
 # Scheme → the package that reads it, and the extra of this package that installs that.
-SCHEMES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3')}
+SCHEMES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3'), 'hf': ('huggingface_hub', 'hub')}
+READ_ONLY = ('hf',)  # whose content never changes; users name it in another way (`data/hub_sets.py`)
 # No listing is remembered, because other processes write, too. What arrives in the bucket is compared with what was
 # sent, which S3 does by itself.
 _OPTIONS: dict[str, dict[str, Any]] = {
     'gs': {'use_listings_cache': False, 'consistency': 'md5'},
     's3': {'use_listings_cache': False},
+    'hf': {},
 }
+# With these, a range is requested as it is, and not with the megabytes behind it.
+_OPTIONS_OF_RANGES: dict[str, dict[str, Any]] = {'hf': {'cache_type': 'none'}}
 # Otherwise gcsfs asks in each operation for the layout of the bucket, which credentials for objects alone may not read.
 # It is of use for zonal buckets only.
 _NO_QUESTIONS = ('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
 _URL = re.compile(rf'({"|".join(SCHEMES)})://[^/]')
 _FIRST_READ, _LARGEST_READ = 1 << 16, 1 << 24  # bytes of a request while a file is read from its start on
 _ESCAPED = str.maketrans({character: f'[{character}]' for character in '*?['})
-# What tells one content of an object from another: its generation (gs), its ETag (s3), or when it was written.
-_IDENTITIES = ('generation', 'ETag', 'etag', 'LastModified', 'mtime', 'created')
+# What tells one content of an object from another: its generation (gs), its ETag (s3), its hash (hf), or when it was
+# written.
+_IDENTITIES = ('generation', 'blob_id', 'ETag', 'etag', 'LastModified', 'mtime', 'created')
 _THREADS = 8  # files that are copied at the same time
 
 
@@ -185,6 +193,11 @@ class BucketPath(pathlib.PosixPath):
         except Exception as error:
             raise OSError(errno.EIO, reason(error), str(self)) from error
 
+    @property
+    def is_immutable(self) -> bool:
+        """Whether its content cannot change, so that `identity` is a checksum of it."""
+        return self.scheme in READ_ONLY
+
     def _named(self, name: str) -> 'BucketPath':
         return BucketPath(f'{self.parts[0]}//{name.lstrip("/")}')
 
@@ -272,8 +285,11 @@ class BucketPath(pathlib.PosixPath):
         return self._matching(self._key)
 
     def _matching(self, pattern: str) -> Iterator['BucketPath']:
-        with self._storage() as storage:
-            found = storage.glob(pattern, detail=True)
+        try:
+            with self._storage() as storage:
+                found = storage.glob(pattern, detail=True)
+        except FileNotFoundError:  # as the hub says of a directory that there is not
+            return
         yield from (self._named(name) for name, info in found.items() if info['type'] == 'file')
 
     def listing(self) -> dict[str, Stored]:
@@ -319,7 +335,8 @@ class BucketPath(pathlib.PosixPath):
         """Several ranges as `read_range`, requested at the same time."""
         with self._storage() as storage:
             if len(ranges) == 1:
-                found = [storage.cat_file(self._key, start=ranges[0][0], end=ranges[0][1])]
+                options = _OPTIONS_OF_RANGES.get(self.scheme, {})
+                found = [storage.cat_file(self._key, start=ranges[0][0], end=ranges[0][1], **options)]
             else:
                 starts, stops = zip(*ranges)
                 found = storage.cat_ranges([self._key] * len(ranges), list(starts), list(stops), on_error='raise')

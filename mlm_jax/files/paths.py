@@ -18,7 +18,7 @@ _URL = re.compile(
     r'(?<![A-Za-z0-9+.-])(?:([A-Za-z][A-Za-z0-9+.-]*)://|(gs|gcs|s3|s3a|az|abfss?|hdfs|file):/)([^;,\s]*)'
 )
 _CURES = {
-    'hf': 'download it and write hf:DIRECTORY',
+    'hf': 'write hf:ORGANIZATION/NAME for what is on the hub, or download it and write hf:DIRECTORY',
     'http': 'download it and give the path of the copy',
     'https': 'download it and give the path of the copy',
     'gs': 'copy it to a local directory or mount the bucket with gcsfuse, and give that path',
@@ -41,7 +41,7 @@ def _check(text: str, takes_buckets: bool) -> None:
         scheme = (match[1] or match[2]).lower()
         if scheme in PREFIXES:  # jsonl://data is the path //data
             continue
-        if takes_buckets and scheme in buckets.SCHEMES:
+        if takes_buckets and scheme in buckets.SCHEMES and scheme not in buckets.READ_ONLY:
             if buckets.is_bucket(match[0]):
                 continue
             raise ConfigError(

@@ -10,7 +10,13 @@ import tqdm
 LOG_SECONDS = 30.0  # between two lines of a log
 
 
-class _Lines(tqdm.tqdm):
+class _Bar(tqdm.tqdm):
+    """A progress bar without the thread that tqdm starts for bars whose updates become rare."""
+
+    monitor_interval = 0
+
+
+class _Lines(_Bar):
     """A progress bar that writes whole lines: at most one every `LOG_SECONDS`, and a last one."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -54,4 +60,4 @@ class _Lines(tqdm.tqdm):
 def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
     """A progress bar with the options of `tqdm.tqdm`; it writes whole lines if its file is not a terminal."""
     file = options.get('file') or sys.stderr
-    return (tqdm.tqdm if file.isatty() else _Lines)(iterable, **options)
+    return (_Bar if file.isatty() else _Lines)(iterable, **{'miniters': 1, **options})

@@ -71,7 +71,7 @@ class ModernBert(Architecture):
             'embedding_dropout': e.dropout,
             'mlp_dropout': 0.0,
             'attention_dropout': e.attention_dropout,
-            'classifier_pooling': 'mean',
+            'classifier_pooling': 'cls',  # as fine-tuning here does, and what transformers has by default
             'initializer_range': e.init_stddev,
             'tie_word_embeddings': e.tied_head,
             'layer_types': [LOCAL if i % every else FULL for i in range(e.num_layers)],

@@ -142,7 +142,7 @@ def _classifier(transformers: Any, directory: pathlib.Path, num_classes: int, re
     for name, rate in {**dict.fromkeys(_DROPOUT, recipe.dropout), _HEAD_DROPOUT: head}.items():
         if hasattr(config, name):
             setattr(config, name, rate)
-    if hasattr(config, 'classifier_pooling'):  # ModernBERT's, which an export sets to the mean
+    if hasattr(config, 'classifier_pooling'):  # ModernBERT's
         config.classifier_pooling = recipe.pooling
     kind = transformers.AutoModelForSequenceClassification
     return kind.from_pretrained(directory, config=config, dtype='float32')

@@ -106,7 +106,7 @@ def _description(source: Source) -> dict[str, Any]:
     """What models have in common that can be averaged, by the keys of the configuration."""
     if source.is_hugging_face:
         try:
-            encoder, found = huggingface.read_encoder_config(source.directory), {'objective': 'mlm'}
+            encoder, found = huggingface.read_encoder_config(source.on_disk), {'objective': 'mlm'}
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(f'{source}: {error}') from error
     else:
@@ -125,7 +125,7 @@ def _description_of_encoder(encoder: EncoderConfig) -> dict[str, Any]:
 
 
 def _tokenizer_hash(source: Source) -> str:
-    path = tokenizer_file(source.directory) if source.is_hugging_face else source.directory / 'tokenizer.model'
+    path = tokenizer_file(source.on_disk) if source.is_hugging_face else source.directory / 'tokenizer.model'
     if path is None or not path.exists():
         raise ConfigError(f'{source.directory} has no {TOKENIZERS[0] if source.is_hugging_face else "tokenizer.model"}')
     return atomic.sha256(path)[:12]

@@ -109,7 +109,7 @@ def plan(model: Trained, architecture: str = '', dtype: str = 'float32') -> Expo
     encoder = Encoder(**dataclasses.asdict(model.objective.config))
     has_head = spec.head_on_encoder and ('head' in model.params or (encoder.head == 'plain' and encoder.tied_head))
     if not architecture and model.source.is_hugging_face:
-        architecture = checkpoint_lib.describe(model.source.directory).architecture.model_type
+        architecture = checkpoint_lib.describe(model.source.on_disk).architecture.model_type
     try:
         home = registry.home_of(encoder, architecture, has_head)
     except ValueError as error:

@@ -53,7 +53,7 @@ def check(source: Source) -> None:
     if source.parts:
         averaging.check(source)
     elif source.is_hugging_face:
-        warm_start.hugging_face_tokenizer(source.directory)
+        warm_start.hugging_face_tokenizer(source.on_disk)
     else:
         averaging.run_config(source)
 
@@ -106,15 +106,15 @@ def _params_of_run(
 def _load_hugging_face(source: Source, mesh: Mesh) -> Model:
     try:
         if source.is_random:
-            objective = MLM(huggingface.read_encoder_config(source.directory))
+            objective = MLM(huggingface.read_encoder_config(source.on_disk))
             params = jax.jit(lambda: objective.init(jax.random.key(0), example_batch(8, 1))['params'])()
-            if not checkpoint_lib.describe(source.directory).has_head:
+            if not checkpoint_lib.describe(source.on_disk).has_head:
                 params.pop('head', None)
         else:
-            objective, params = huggingface.from_hf(source.directory)
+            objective, params = huggingface.from_hf(source.on_disk)
     except ValueError as error:
         raise ConfigError(f'{source}: {error}') from error
-    tokenizer = Tokenizer.from_file(warm_start.hugging_face_tokenizer(source.directory))
+    tokenizer = Tokenizer.from_file(warm_start.hugging_face_tokenizer(source.on_disk))
     if tokenizer.vocabulary.size > objective.config.vocab_size:
         raise ConfigError(
             f'{source}: its tokenizer has {tokenizer.vocabulary.size:,} pieces, and the model '

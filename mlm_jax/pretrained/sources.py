@@ -2,7 +2,8 @@
 
     runs/mlm           the workdir of a run: its newest checkpoint
     runs/mlm@1000      its checkpoint of step 1000; @0 is how the run began, made anew from its seed
-    hf:models/bert     a directory as `save_pretrained` of transformers leaves it, with its tokenizer.json
+    hf:models/bert     a directory as `save_pretrained` of transformers leaves it, with its tokenizer.json; or, if there
+                       is none, the model of that name on the Hugging Face Hub, with or without @REVISION
     random:SOURCE      the same model without what it has learned
     ema:runs/mlm@1000  the moving average of its parameters that a run with `ema.decay` keeps; or ema:runs/mlm
     average:runs/mlm@1000,runs/mlm@2000
@@ -22,12 +23,12 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from mlm_jax.files import buckets, paths
+from mlm_jax.files import buckets, hub, paths
 from mlm_jax.files.errors import ConfigError
 
-HUGGING_FACE, RANDOM, EMA, AVERAGE = 'hf:', 'random:', 'ema:', 'average:'
+HUGGING_FACE, RANDOM, EMA, AVERAGE = hub.PREFIX, 'random:', 'ema:', 'average:'
 GRAMMAR = (
-    'WORKDIR, WORKDIR@STEP, ema:WORKDIR[@STEP], hf:DIRECTORY, random:SOURCE or '
+    'WORKDIR, WORKDIR@STEP, ema:WORKDIR[@STEP], hf:DIRECTORY, hf:NAME, random:SOURCE or '
     'average:SOURCE[:WEIGHT],SOURCE[:WEIGHT],…'
 )
 _WEIGHTED = re.compile(r'(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)')
@@ -46,8 +47,8 @@ class Source:
 
     Attributes:
       text: as it is given.
-      directory: the workdir of a run, or the directory of a checkpoint of Hugging Face; of an average, that of the
-        first.
+      directory: the workdir of a run, or the directory of a checkpoint of Hugging Face, or its name on the hub; of an
+        average, that of the first.
       step: of the checkpoint; None takes the newest.
       is_hugging_face: whether `directory` is of Hugging Face.
       is_random: whether the parameters are drawn anew.
@@ -67,6 +68,11 @@ class Source:
     def members(self) -> tuple[tuple['Source', float], ...]:
         """The checkpoints that its parameters are the mean of, with their weights: `parts`, or itself alone."""
         return self.parts or ((self, 1.0),)
+
+    @property
+    def on_disk(self) -> pathlib.Path:
+        """`directory`; or a copy of it, where it is the name of a model on the hub, for files that others read."""
+        return hub.model(self.directory) if self.is_hugging_face else self.directory
 
     def __str__(self) -> str:
         """As it is given."""
@@ -98,6 +104,27 @@ def parse(text: str) -> Source:
         raise ConfigError(f'{text}: a model without what it has learned has no steps; write {RANDOM}{workdir}')
     directory = buckets.path(workdir if has_step else name).expanduser()
     return Source(text, directory, int(digits) if has_step else None, is_hugging_face, is_random, is_ema)
+
+
+def pin(text: str, stored: str = '') -> str:
+    """The name with a commit in those of models on the hub, such as hf:ORGANIZATION/NAME@COMMIT.
+
+    Args:
+      text: a name.
+      stored: what this function has returned before; if that can be the same, it is returned, and nothing is asked.
+
+    Raises:
+      ConfigError: as `parse`; and if there is no such model, or the hub cannot be reached.
+    """
+    if text == re.sub(f'@{hub.COMMIT.pattern}(?=$|[:,])', '', stored):
+        return stored
+    if text.startswith(AVERAGE):
+        parts = text.removeprefix(AVERAGE).split(',')
+        named = [_parse_part(part, text)[0].text for part in parts]
+        return AVERAGE + ','.join(part.replace(name, pin(name), 1) for part, name in zip(parts, named))
+    source = parse(text)
+    pinned = hub.pinned_model(source.directory) if source.is_hugging_face else None
+    return text if pinned is None else text[: text.index(HUGGING_FACE)] + HUGGING_FACE + pinned
 
 
 def _parse_average(text: str) -> Source:

@@ -1,8 +1,8 @@
 """Pretraining that starts from other parameters: on new text, or under other masks.
 
 They come from another run, `init_from=WORKDIR` or `WORKDIR@STEP`, or its moving average, `ema:WORKDIR`; from a
-checkpoint of Hugging Face, `init_from=hf:DIRECTORY`; or are an average of several, `average:SOURCE,SOURCE,…`, which
-`--set=init_from=…` gives, because it holds commas.
+checkpoint of Hugging Face, `init_from=hf:DIRECTORY` or `hf:NAME`; or are an average of several,
+`average:SOURCE,SOURCE,…`, which `--set=init_from=…` gives, because it holds commas.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import numpy as np
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import mixture
+from mlm_jax.data import fast_tokenizer
 from mlm_jax.data.manifest import Manifest
 from mlm_jax.data.tokenizers import AnyTokenizer, Tokenizer, extends
 from mlm_jax.files import atomic, buckets
@@ -35,6 +36,14 @@ from mlm_jax.training.workdir import read_config
 
 # Parameters with a row for each token.
 _COUNT_PIECES = ('encoder/token_embedding/embedding', 'head/output_embedding/embedding', 'head/bias')
+
+
+def pinned(init_from: str, workdir: pathlib.Path) -> str:
+    """`init_from` with the commits of models on the hub: those of the run in `workdir`, if it began with the same."""
+    if sources.HUGGING_FACE not in init_from:
+        return init_from
+    is_there = (workdir / 'config.json').exists()
+    return sources.pin(init_from, read_config(workdir).init_from if is_there else '')
 
 
 def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
@@ -57,7 +66,7 @@ def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
 
 def _check_one(config: ml_collections.ConfigDict, manifest: Manifest, source: sources.Source) -> None:
     if source.is_hugging_face:
-        _check_hugging_face(config, manifest, source.directory)
+        _check_hugging_face(config, manifest, source.on_disk)
         return
     there = averaging.run_config(source)
     different = config_lib.differences(there, config)
@@ -170,7 +179,7 @@ def _repeated(old: jax.Array, length: int, sharding) -> jax.Array:
 
 
 def _check_tokenizer(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path) -> None:
-    if atomic.sha256(path) != manifest.tokenizer_sha256:
+    if atomic.sha256(path) != manifest.tokenizer_sha256 and not _is_export(config, manifest, path):
         raise ConfigError(
             f'the data in {config.data.directory} were not made with the tokenizer of init_from={config.init_from}. '
             f'Prepare them with tokenizer.model={path}, in another data.directory; or with extend:{path} and a larger '
@@ -178,9 +187,18 @@ def _check_tokenizer(config: ml_collections.ConfigDict, manifest: Manifest, path
         )
 
 
+def _is_export(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path) -> bool:
+    """Whether a file is the tokenizer.json that `export` writes for the tokenizer of the data, with the same ids."""
+    return path.name == TOKENIZERS[0] and fast_tokenizer.is_export(_tokenizer_of_data(config, manifest), path)
+
+
+def _tokenizer_of_data(config: ml_collections.ConfigDict, manifest: Manifest) -> AnyTokenizer:
+    directory = mixture.parse(config.data.directory)[0].directory
+    return Tokenizer.from_file(buckets.path(directory).expanduser() / manifest.tokenizer)
+
+
 def _extends(config: ml_collections.ConfigDict, manifest: Manifest, path: pathlib.Path, old_size: int) -> bool:
-    ours = buckets.path(mixture.parse(config.data.directory)[0].directory).expanduser() / manifest.tokenizer
-    new, old = Tokenizer.from_file(ours), Tokenizer.from_file(path)
+    new, old = _tokenizer_of_data(config, manifest), Tokenizer.from_file(path)
     # Where the embedding of either has rows that no piece uses, nothing says what they are to become.
     return new.vocabulary.size == config.vocab_size and old.vocabulary.size == old_size and extends(new, old)
 
@@ -238,7 +256,7 @@ def hugging_face_tokenizer(directory: pathlib.Path) -> pathlib.Path:
 def _hugging_face_params(source: sources.Source, fresh: dict) -> dict:
     """`fresh`, with the encoder of a checkpoint, and its head where that has the shapes of the one here."""
     try:
-        _, stored = huggingface.from_hf(source.directory)
+        _, stored = huggingface.from_hf(source.on_disk)
     except ValueError as error:
         raise ConfigError(f'init_from={source}: {error}') from error
     encoder, head = stored['encoder'], stored.get('head', {})

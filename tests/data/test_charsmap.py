@@ -9,10 +9,9 @@ import pytest
 import sentencepiece
 from hypothesis import HealthCheck, example, given, settings
 from odd_text import odd_lines, texts
-from sentencepiece import sentencepiece_model_pb2
 
 from mlm_jax.config import ConfigError
-from mlm_jax.data import charsmap
+from mlm_jax.data import charsmap, sentencepiece_proto
 
 hub = pytest.importorskip('tokenizers')
 CUTS = '\ufdd0\ufdd1'  # noncharacters that the normalizers use themselves
@@ -30,7 +29,7 @@ def model(rule: str) -> bytes:
 
 
 def table(rule: str) -> bytes:
-    return sentencepiece_model_pb2.ModelProto.FromString(model(rule)).normalizer_spec.precompiled_charsmap
+    return sentencepiece_proto.ModelProto.FromString(model(rule)).normalizer_spec.precompiled_charsmap
 
 
 @pytest.fixture(scope='module')

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
-from mlm_jax.data import corpora, demo_corpus, reading, sampling, slices, sources, tfds_sets
+from mlm_jax.data import corpora, demo_corpus, reading, sampling, slices, sources, tfds_sets, workers
 from mlm_jax.files import text_files
 
 TEXTS = [f'Document {i} tells the story of number {i}.\nIt has two lines.' for i in range(60)]
@@ -33,7 +33,7 @@ def read(spec, working, **keys):
     """split → texts, after the checks of a corpus that is read whole."""
     working.mkdir(exist_ok=True)
     corpus = corpora.open_corpus(settings(corpus=spec, **keys), working)
-    sampling.take(corpus, working, 10**9, num_workers=1)
+    sampling.take(corpus, working, 10**9, workers.Processes(1))
     splits = {'train': [], 'validation': []}
     for some, threshold in ((corpus.train, corpus.threshold), (corpus.held_out, corpora.ALL_HASHES)):
         for part in some:

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import sentencepiece
 from odd_text import BERT, LINES, odd_lines
-from sentencepiece import sentencepiece_model_pb2
 from test_package import PACKAGE
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
-from mlm_jax.data import fast_tokenizer, sequences, smiles, tokenizers
+from mlm_jax.data import fast_tokenizer, sentencepiece_proto, sequences, smiles, tokenizers
 
 hub = pytest.importorskip('tokenizers')
 WIKIPEDIA = PACKAGE.parent.parent / 'shared' / 'data' / 'wiki' / 'enwiki_valid.jsonl.xz'
@@ -48,7 +47,7 @@ def foreign(model_type='unigram', **keys):
 
 def with_piece(tokenizer, name, change):
     """A model with one changed piece."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+    proto = sentencepiece_proto.ModelProto.FromString(tokenizer.model)
     change(next(piece for piece in proto.pieces if piece.piece == name))
     return tokenizers.Tokenizer(proto.SerializeToString())
 
@@ -96,7 +95,7 @@ def test_given_models(keys, tmp_path):
 
 
 def test_unused_pieces_are_never_found(tmp_path):
-    unused = sentencepiece_model_pb2.ModelProto.SentencePiece.UNUSED
+    unused = sentencepiece_proto.UNUSED
     tokenizer = with_piece(foreign(), '▁the', lambda piece: setattr(piece, 'type', unused))
     assert check(tokenizer, tmp_path, [*LINES, *odd_lines(100)]) > 100
 
@@ -161,7 +160,7 @@ def test_real_text(tmp_path):
 
 def test_sums_of_scores_are_exact():
     """Float32, in which SentencePiece adds up, gives what float64 gives, in any order."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(trained(byte_fallback=False).model)
+    proto = sentencepiece_proto.ModelProto.FromString(trained(byte_fallback=False).model)
     scores = np.array([piece.score for piece in proto.pieces], np.float32)
     drawn = np.random.default_rng(0).choice(scores, 6000)
     assert drawn.sum(dtype=np.float64) > -65536
@@ -189,3 +188,33 @@ def test_autotokenizer(tmp_path):
     for text in ('the [MASK] reads', '[MASK] reads', 'a[MASK]b [MASK].', '[MASK]'):
         ids = [v.cls_id, *tokenizer.encode_masked(text, '[MASK]').tolist(), v.sep_id]
         assert loaded(text)['input_ids'] == ids
+
+
+@pytest.mark.parametrize('model', tokenizers.SENTENCEPIECE)
+@pytest.mark.parametrize('normalization', ['nmt_nfkc', 'identity'])
+@pytest.mark.parametrize('byte_fallback', [True, False])
+def test_masks_in_texts_are_those_of_the_original(model, normalization, byte_fallback):
+    """What follows a mask directly is no beginning of a word, in the file as in the SentencePiece model."""
+    original = trained(model, normalization=normalization, byte_fallback=byte_fallback)
+    written = tokenizers.JSONTokenizer(json.dumps(fast_tokenizer._stored(original)).encode())
+    for line in [*LINES[:5], *odd_lines(60, ()), 'a [MASK] ', '']:
+        for at in (0, len(line) // 3, len(line) // 2, len(line)):
+            for mask in ('[MASK]', ' [MASK]', '[MASK] ', ' [MASK] [MASK]'):
+                text = line[:at] + mask + line[at:]
+                if normalization == 'identity' and text.startswith((' [MASK]', '▁[MASK]')):
+                    continue  # of the two spaces before the mask, the original keeps one
+                ids = original.encode_masked(text, '[MASK]').tolist()
+                assert written.encode_masked(text, '[MASK]').tolist() == ids, text
+
+
+def test_only_its_own_tokenizer_has_written_a_file(tmp_path):
+    tokenizer = trained()
+    fast_tokenizer.write_fast_tokenizer(tokenizer, tmp_path, 64)
+    assert fast_tokenizer.is_export(tokenizer, tmp_path / 'tokenizer.json')
+    again = tokenizers.Tokenizer.from_file(tmp_path / 'tokenizer.json')
+    assert fast_tokenizer.is_export(again, tmp_path / 'tokenizer.json')
+    assert not fast_tokenizer.is_export(trained('bpe'), tmp_path / 'tokenizer.json')
+    refused = foreign('unigram', treat_whitespace_as_suffix=True)
+    assert not fast_tokenizer.is_export(refused, tmp_path / 'tokenizer.json')
+    (tmp_path / 'tokenizer.json').write_text('{')
+    assert not fast_tokenizer.is_export(tokenizer, tmp_path / 'tokenizer.json')

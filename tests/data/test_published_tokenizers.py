@@ -8,10 +8,9 @@ import json
 import pytest
 import sentencepiece
 from odd_text import BERT, LINES, ROBERTA, odd_lines
-from sentencepiece import sentencepiece_model_pb2
 
 from mlm_jax.config import ConfigError
-from mlm_jax.data import fast_tokenizer, masking_tables, residues
+from mlm_jax.data import fast_tokenizer, masking_tables, residues, sentencepiece_proto
 from mlm_jax.data.tokenizer_json import JSONTokenizer
 from mlm_jax.data.tokenizer_parts import added_token, around_texts
 from mlm_jax.data.tokenizers import Tokenizer
@@ -30,7 +29,7 @@ def sentencepieces() -> tuple[list[list], dict]:
         sentence_iterator=iter([*LINES, *odd_lines(300, ())]), model_writer=model, vocab_size=160,
         hard_vocab_limit=False, minloglevel=2, num_threads=1,
     )  # fmt: skip
-    spec = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+    spec = sentencepiece_proto.ModelProto.FromString(model.getvalue())
     precompiled = hub.normalizers.Precompiled(spec.normalizer_spec.precompiled_charsmap)
     return [[piece.piece, piece.score] for piece in spec.pieces[3:]], json.loads(precompiled.__getstate__())
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError
-from mlm_jax.data import corpora, held_out, reading, sampling, slices
+from mlm_jax.data import corpora, held_out, reading, sampling, slices, workers
 
 LARGEST = 2**64 - 1
 CASES = settings(max_examples=60, deadline=None, database=None)
@@ -74,7 +74,7 @@ def sample_of(tmp_path, texts, limit, name='sample', slice_bytes=800):
     (tmp_path / name).mkdir()
     path = write(tmp_path / 'a.jsonl', texts)
     corpus = corpora.Corpus(slices.divide_files('jsonl', [path], 'text', slice_bytes), [], 10.0)
-    jobs = sampling.take(corpus, tmp_path / name, limit, 1)
+    jobs = sampling.take(corpus, tmp_path / name, limit, workers.Processes(1))
     return list(sampling.texts(jobs, limit)), corpus, jobs
 
 
@@ -111,7 +111,7 @@ def test_most_documents_of_a_sample_need_the_same_repair(tmp_path):
     corpus = corpora.Corpus(slices.divide_files('files', files, '', 30), [], 10.0)
     assert len(corpus.train) > 5
     with pytest.raises(ConfigError, match='the corpus: 30 of 30 documents with invalid UTF-8'):
-        sampling.take(corpus, tmp_path, 1000, 1)
+        sampling.take(corpus, tmp_path, 1000, workers.Processes(1))
 
 
 # ---- Held-out documents ---------------------------------------------------------------------------------------------

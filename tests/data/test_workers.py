@@ -2,7 +2,10 @@
 
 import concurrent.futures
 import dataclasses
+import os
 import pathlib
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -93,3 +96,36 @@ def test_histograms_are_added_up_one_at_a_time(tmp_path, count):
     assert (split.rows, split.real_tokens, len(split.shards)) == (2 * count, 14 * count, count)
     assert split.unigram_entropy_nats == pytest.approx(np.log(2))
     assert peak < 8 * vocabulary.size * 8
+
+
+def test_processes_are_forked_where_nothing_can_be_held_in_a_fork():
+    assert workers.start_method() == 'spawn'  # JAX has threads
+    program = (
+        'from mlm_jax import prepare; from mlm_jax.data import workers; from mlm_jax.files import progress\n'
+        'list(progress.bar([1], desc="bar")); print(workers.start_method())\n'
+        'import threading, time; end = threading.Event(); thread = threading.Thread(target=end.wait); thread.start()\n'
+        'print(workers.start_method()); end.set(); thread.join(); time.sleep(0.2); print(workers.start_method())\n'
+        'import fsspec; print(workers.start_method())'
+    )
+    environment = os.environ | {'OPENBLAS_NUM_THREADS': '1'}
+    done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True, check=True)
+    expected = ['fork', 'spawn', 'fork', 'spawn'] if os.path.isdir('/proc/self/task') else ['spawn'] * 4
+    assert done.stdout.split() == expected
+
+
+def test_a_fork_does_not_hold_the_lock_of_its_parent(tmp_path):
+    program = (
+        'import os, sys, time; from mlm_jax.data import claim\n'
+        'directory, (ready, begun) = claim.pathlib.Path(sys.argv[1]), os.pipe()\n'
+        'with claim.locked(directory):\n'
+        '    if not (child := os.fork()):\n'
+        '        os.write(begun, b"!"); time.sleep(9); os._exit(0)\n'
+        '    os.read(ready, 1)\n'
+        'try:\n'
+        '    with claim.locked(directory):\n'
+        '        print("locked again")\n'
+        'finally:\n'
+        '    os.kill(child, 9)'
+    )
+    done = subprocess.run([sys.executable, '-c', program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == 'locked again\n'

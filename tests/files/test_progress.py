@@ -55,4 +55,4 @@ def test_a_terminal_gets_a_bar():
     terminal = Terminal()
     with progress.bar(total=3, file=terminal) as bar:
         bar.update()
-    assert type(bar) is tqdm.tqdm and '\r' in terminal.getvalue()
+    assert isinstance(bar, tqdm.tqdm) and not isinstance(bar, progress._Lines) and '\r' in terminal.getvalue()

@@ -46,7 +46,7 @@ def test_a_directory_may_have_a_number_behind_an_at(tmp_path):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('', 'names no model: give WORKDIR, WORKDIR@STEP, ema:WORKDIR.@STEP., hf:DIRECTORY, random:SOURCE or average:'),
+        ('', 'names no model: give WORKDIR, WORKDIR@STEP, ema:WORKDIR.@STEP., hf:DIRECTORY, hf:NAME, random:SOURCE or'),
         ('hf:', 'names no model'),
         ('random:', 'names no model'),
         ('random:random:runs/mlm', 'names no model'),

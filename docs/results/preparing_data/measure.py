@@ -10,6 +10,7 @@ Then: python docs/results/make.py
 
 import dataclasses
 import itertools
+import multiprocessing
 import os
 import pathlib
 import resource
@@ -32,6 +33,7 @@ from mlm_jax.files import atomic, paths, text_files
 HERE = pathlib.Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
 VOCABULARY, LENGTH, TRAINING_MEGABYTES = 8192, 128, 5
+ALONE = "SentencePiece's encode alone"
 CORES, MACHINES = 16, (1, 8, 64)  # for which the time of a terabyte is computed
 
 
@@ -62,18 +64,28 @@ def trained(kind: str, files: Sequence[pathlib.Path], work: pathlib.Path) -> pat
 
 
 def whole_programs(files: Sequence[pathlib.Path], model: pathlib.Path, work: pathlib.Path) -> Table:
-    """Seconds of whole programs, in turn, for one and two workers."""
+    """Seconds of whole programs, in turn, for one and two workers; and of as many SentencePiece encoders, side by side.
+
+    The latter is what two cores can do at best, which is less than twice what one can if they share memory or a core.
+    """
     versions = {'now': REPOSITORY} | ({'before': pathlib.Path(flags.FLAGS.former)} if flags.FLAGS.former else {})
     contestants = [(name, workers) for workers in (1, 2) for name in versions]
+    contestants += [(ALONE, workers) for workers in (1, 2)]
     seconds: dict[tuple[str, int], list[tuple[float, float]]] = {each: [] for each in contestants}
     for _ in range(flags.FLAGS.rounds):
         for name, workers in contestants:
-            seconds[name, workers].append(program(versions[name], workers, files, model, work / 'rows'))
+            used = (
+                encoders(workers, files, model)
+                if name == ALONE
+                else program(versions[name], workers, files, model, work / 'rows')
+            )
+            seconds[name, workers].append(used)
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     rows = []
     for name, workers in contestants:
         wall, cpu = (statistics.median(column) for column in zip(*seconds[name, workers]))
-        rows.append(Row(f'{name}, {workers} worker{"s" * (workers > 1)}', (wall, megabytes / wall, cpu)))
+        title = f'{name}, {workers} {"process" if name == ALONE else "worker"}'
+        rows.append(Row(title + ('es' if name == ALONE else 's') * (workers > 1), (wall, megabytes / wall, cpu)))
     columns = (Column('time', 's', '.1f'), Column('speed', 'MB/s', '.1f'), Column('time of processors', 's', '.1f'))
     return Table(
         'time', f'From the first of {megabytes:.0f} MB to the manifest, without training.', columns, tuple(rows)
@@ -118,6 +130,36 @@ def program(
         cwd=checkout, env={**os.environ, 'PYTHONPATH': str(checkout)}, check=True, capture_output=True,
     )  # fmt: skip
     return time.perf_counter() - start, processors() - before
+
+
+def encoders(count: int, files: Sequence[pathlib.Path], model: pathlib.Path) -> tuple[float, float]:
+    """The seconds in which SentencePiece's `encode`, in so many processes, encodes the texts, and those of processors.
+
+    The texts lie in memory, and each process encodes its share by one call, as users of SentencePiece do.
+    """
+    context = multiprocessing.get_context('spawn')
+    barrier, results = context.Barrier(count), context.Queue()
+    started = [
+        context.Process(target=encode_share, args=(number, count, files, model, barrier, results))
+        for number in range(count)
+    ]
+    for process in started:
+        process.start()
+    starts, ends, used = zip(*(results.get() for _ in started))
+    for process in started:
+        process.join()
+    return max(ends) - min(starts), sum(used)
+
+
+def encode_share(number: int, count: int, files: Sequence[pathlib.Path], model: pathlib.Path, barrier, results) -> None:
+    """In a process: encodes every `count`-th text when all are ready; tells when it began and ended, and its work."""
+    texts = itertools.chain.from_iterable(text_files.read(file, 'jsonl', 'text') for file in files)
+    share = list(itertools.islice(texts, number, None, count))
+    encoder = tokenizers.Tokenizer.from_file(model)._processor
+    barrier.wait()
+    start, before = time.monotonic(), time.process_time()
+    encoder.encode(share)
+    results.put((start, time.monotonic(), time.process_time() - before))
 
 
 def processors() -> float:

@@ -12,14 +12,13 @@ import resource
 import shutil
 
 from absl import flags
-from sentencepiece import sentencepiece_model_pb2
 
 from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.comparing import experiment
 from mlm_jax.comparing.experiment import Column, Row, Table
 from mlm_jax.config import command_line
-from mlm_jax.data import slices, tokenizers
+from mlm_jax.data import sentencepiece_proto, slices, tokenizers
 from mlm_jax.files import paths
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -58,7 +57,7 @@ def large_tokenizer(text: str) -> bytes:
     """A tokenizer that is trained on a text, with pieces that occur nowhere."""
     settings = config_lib.default_config().tokenizer
     model = tokenizers.train(text.splitlines(), settings, 300).model
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = sentencepiece_proto.ModelProto.FromString(model)
     for number in range(VOCABULARY - len(proto.pieces)):
         proto.pieces.add(piece=f'▁nowhere{number}', score=-20.0)
     return proto.SerializeToString()
