@@ -22,7 +22,6 @@ What is different in a bucket:
 Files of the hub are read only, and by their commits: hf://datasets/ORGANIZATION/NAME@COMMIT/FILE (`hub.py`).
 """
 
-import atexit
 import base64
 import concurrent.futures
 import contextlib
@@ -35,10 +34,10 @@ import pathlib
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mlm_jax.files import scratch
 from mlm_jax.files.errors import ConfigError
 
 # Scheme → the package that reads it, and the extra of this package that installs that.
@@ -128,17 +127,10 @@ def local(directory: pathlib.Path) -> pathlib.Path:
 
 @functools.cache
 def _local_copy(directory: 'BucketPath') -> pathlib.Path:
-    target = scratch() / directory.name
+    target = scratch.new() / directory.name
     target.mkdir()
     download(directory, target, directory.listing())
     return target
-
-
-def scratch() -> pathlib.Path:
-    """A new directory on the disk of this machine, which is deleted when this process ends, if not before."""
-    made = tempfile.mkdtemp(prefix='mlm_jax_')
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return pathlib.Path(made)
 
 
 class Stored(NamedTuple):

@@ -6,10 +6,9 @@ instance (20,000 log lines), in a fraction of a second of each minute.
 """
 
 import pathlib
-import shutil
 import time
 
-from mlm_jax.files import buckets
+from mlm_jax.files import scratch
 from mlm_jax.files.buckets import BucketPath
 
 SECONDS = 60.0  # between two copies, unless `sync` is called
@@ -25,7 +24,7 @@ class Mirror:
     def __init__(self, directory: pathlib.Path):
         """Mirrors `directory`; nothing of what lies there is here before `fetch`."""
         self._directory, self._copies = directory, isinstance(directory, BucketPath)
-        self.here = buckets.scratch() if self._copies else directory
+        self.here = scratch.new() if self._copies else directory
         self._copied: dict[pathlib.Path, tuple[int, int]] = {}  # file → its size and time when it was copied
         self._copied_at = time.monotonic()
 
@@ -55,7 +54,7 @@ class Mirror:
         """Copies what has changed, and deletes what is here."""
         self.sync()
         if self._copies:
-            shutil.rmtree(self.here)
+            scratch.remove(self.here)
             self._copies = False
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from mlm_jax.data import fast_tokenizer, sequences
 from mlm_jax.data.tokenizers import AnyTokenizer
-from mlm_jax.files import atomic, buckets
+from mlm_jax.files import atomic, buckets, scratch
 from mlm_jax.files.buckets import BucketPath
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.interop import card as card_lib
@@ -234,8 +233,7 @@ def _whole(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     """A directory beside that of the given name, which gets this name only if all goes well."""
     check_directory(directory)
     if isinstance(directory, BucketPath):
-        with tempfile.TemporaryDirectory(prefix='mlm_jax_') as here:
-            partial = pathlib.Path(here)
+        with scratch.directory() as partial:
             yield partial
             names = [path.relative_to(partial).as_posix() for path in partial.rglob('*') if path.is_file()]
             buckets.upload(partial, directory, [name for name in names if name != checkpoint_lib.CONFIG_FILE])

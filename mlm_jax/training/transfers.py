@@ -8,12 +8,10 @@ The disk must have space for what is read, or for two checkpoints while writing.
 """
 
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from mlm_jax.files import buckets
+from mlm_jax.files import buckets, scratch
 from mlm_jax.files.buckets import BucketPath
 from mlm_jax.training import integrity
 
@@ -71,9 +69,9 @@ class Copies:
         """As Orbax does, from a copy of the parts in `args`."""
         source, parts = self.directory / str(step), {*args.keys()}
         names = [name for name in source.listing() if '/' not in name or name.partition('/')[0] in parts]
-        with tempfile.TemporaryDirectory(prefix='mlm_jax_') as here:
-            buckets.download(source, pathlib.Path(here) / str(step), names)
-            manager = self._open_here(pathlib.Path(here))
+        with scratch.directory() as here:
+            buckets.download(source, here / str(step), names)
+            manager = self._open_here(here)
             restored = manager.restore(step, args=args)
             manager.close()
         return restored
@@ -111,7 +109,7 @@ class Uploads(Copies):
         for path in list(directory.iterdir()):
             if path.name.isdecimal() and not (path / MARKER).is_file():
                 remove(directory, int(path.name))
-        self._here = buckets.scratch()
+        self._here = scratch.new()
         self._manager = open_to_write(self._here, self._upload)
 
     def save(self, step: int, args: Any) -> None:
@@ -141,7 +139,7 @@ class Uploads(Copies):
     def close(self) -> None:
         """Deletes what is on the disk."""
         self._manager.close()
-        shutil.rmtree(self._here)
+        scratch.remove(self._here)
 
 
 def superfluous(steps: Iterable[int], max_to_keep: int | None, keep_period: int | None) -> list[int]:
