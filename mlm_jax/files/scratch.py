@@ -22,7 +22,7 @@ def new() -> pathlib.Path:
     fcntl.flock(descriptor, fcntl.LOCK_EX)  # the kernel gives it back when this process ends, however that happens
     directory = pathlib.Path(lock.removesuffix(_LOCK))
     directory.mkdir()
-    atexit.register(remove, directory)
+    atexit.register(_remove_if_ours, directory, os.getpid())
     return directory
 
 
@@ -40,6 +40,11 @@ def remove(made: pathlib.Path) -> None:
     """Deletes a directory that `new` has made, if it is there."""
     shutil.rmtree(made, ignore_errors=True)
     made.with_name(made.name + _LOCK).unlink(missing_ok=True)
+
+
+def _remove_if_ours(made: pathlib.Path, pid: int) -> None:
+    if os.getpid() == pid:  # and not a worker that was forked later
+        remove(made)
 
 
 def _remove_left_behind() -> None:
