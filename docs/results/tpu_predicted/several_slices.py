@@ -75,7 +75,7 @@ def main() -> None:
             atomic.write_bytes(stored, json.dumps(predicted(slices, config)).encode())
         lines[name] = json.loads(stored.read_bytes())
         print(name, lines[name]['prediction'], flush=True)
-    title = TITLE.format(commit=' and '.join(sorted({line['commit'] for line in lines.values()})))
+    title = TITLE.format(commit=' and '.join(sorted({line['commit'] or 'not known' for line in lines.values()})))
     table = Table('slices', title, COLUMNS, tuple(row(name, line) for name, line in lines.items()))
     made = experiment.read(HERE)
     others = tuple(other for other in made.tables if other.name != table.name)
