@@ -46,10 +46,11 @@ COLUMNS = (
 
 
 def predicted(slices: str, name: str) -> dict:
-    """The line of `prediction.predict`, with the number of microbatches."""
+    """The line of `prediction.predict`, with the number of microbatches, and the commit."""
     config = config_lib.load(f'{name},slice={slices}')
     line = prediction.predict(name, config, topology.tpu_devices(slices), ahead_of_time.LOW_EFFORT)
-    return line | {'microbatches': config_lib.resolve(config).num_microbatches}
+    microbatches, commit = config_lib.resolve(config).num_microbatches, measured.of_this_process()['commit']
+    return line | {'microbatches': microbatches, 'commit': commit}
 
 
 def row(name: str, line: dict) -> Row:
@@ -74,7 +75,7 @@ def main() -> None:
             atomic.write_bytes(stored, json.dumps(predicted(slices, config)).encode())
         lines[name] = json.loads(stored.read_bytes())
         print(name, lines[name]['prediction'], flush=True)
-    title = TITLE.format(commit=measured.of_this_process()['commit'])
+    title = TITLE.format(commit=' and '.join(sorted({line['commit'] or 'not known' for line in lines.values()})))
     table = Table('slices', title, COLUMNS, tuple(row(name, line) for name, line in lines.items()))
     made = experiment.read(HERE)
     others = tuple(other for other in made.tables if other.name != table.name)
