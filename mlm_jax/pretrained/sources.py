@@ -71,8 +71,8 @@ class Source:
 
     @property
     def on_disk(self) -> pathlib.Path:
-        """`directory`; or a copy of it, where it is the name of a model on the hub, for files that others read."""
-        return hub.model(self.directory) if self.is_hugging_face else self.directory
+        """`directory`; of a model of Hugging Face in a bucket or on the hub, a copy of it, for files that others read."""
+        return buckets.local(hub.model(self.directory)) if self.is_hugging_face else self.directory
 
     def __str__(self) -> str:
         """As it is given."""
