@@ -71,7 +71,7 @@ class Source:
 
     @property
     def on_disk(self) -> pathlib.Path:
-        """`directory`; of a model of Hugging Face in a bucket or on the hub, a copy of it, for files that others read."""
+        """`directory`; of a model of Hugging Face in a bucket or on the hub, a copy, for files that others read."""
         return buckets.local(hub.model(self.directory)) if self.is_hugging_face else self.directory
 
     def __str__(self) -> str:
