@@ -289,6 +289,11 @@ check_slices() {
   done
 }
 
+# set_blocks ARGUMENT…: prints the argument of train that lets it read rows in blocks, unless these arguments say how.
+set_blocks() {
+  [[ $* == *data.block_kib=* ]] || printf %s --set=data.block_kib=256
+}
+
 # require_choice NAME VALUE CHOICE…
 require_choice() {
   local name=$1 value=$2 choice

@@ -14,6 +14,7 @@ mlm_jax/config/defaults.py lists them.
 import contextlib
 import pathlib
 import sys
+import time
 
 import jax
 import ml_collections
@@ -182,10 +183,11 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
                 with clock.phase('input_stall'):
                     batch = next(prefetcher)
                 profiler.before(step)
+                dispatched = time.perf_counter()
                 with jax.transfer_guard('disallow'):
                     state, metrics = train_step(state, batch)
                 profiler.after(step, metrics)
-                log.add(step, metrics, prefetcher.stall_seconds)
+                log.add(step, metrics, prefetcher.stall_seconds, dispatched)
                 saver.check()
             log.flush(run.total_steps, prefetcher.stall_seconds)
             with clock.phase('checkpoint'):

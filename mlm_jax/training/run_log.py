@@ -81,28 +81,40 @@ class RunLog:
         if self._writer:
             self._writer.write(step, scalars)
 
-    def add(self, step: int, metrics: Mapping[str, tuple[jax.Array, jax.Array]], stall_seconds: float) -> None:
+    def add(
+        self, step: int, metrics: Mapping[str, tuple[jax.Array, jax.Array]], stall_seconds: float, dispatched: float
+    ) -> None:
         """Takes the metrics of update `step`, which may still be running; at a log step, writes the earlier ones.
 
         Args:
           step: the update just dispatched; the device stays busy with it while this waits for earlier ones.
           metrics: name → (sum, weight), on the device.
           stall_seconds: the total time for which the loop has waited for input.
+          dispatched: when the update was dispatched, by `time.perf_counter`.
         """
         if step % self._config.logging.every_steps == 0:
-            self.flush(step, stall_seconds)
+            # Where updates are not dispatched ahead, as on CPU devices, this one has ended, too; the earlier ones had
+            # when it began.
+            has_ended = all(x.is_ready() for x in jax.tree.leaves(metrics))
+            self.flush(step, stall_seconds, dispatched if has_ended else None)
         self._window.add(metrics)
         self._updates_since_mark += 1
 
-    def flush(self, step: int, stall_seconds: float) -> None:
-        """Writes the means over all updates before `step` that are not written yet."""
+    def flush(self, step: int, stall_seconds: float, ended: float | None = None) -> None:
+        """Writes the means over all updates before `step` that are not written yet.
+
+        Args:
+          step: the number of the first update that is not written.
+          stall_seconds: the total time for which the loop has waited for input.
+          ended: when these updates had ended, by `time.perf_counter`; None means now, or when they will.
+        """
         updates = self._window.fetch()
         if not updates:
             return
         self._window = MetricsWindow()
         self._check_finite(step - len(updates), updates)
         means = _means(updates)
-        speed, epochs = self._measure(stall_seconds), self._epochs_at(step)
+        speed, epochs = self._measure(stall_seconds, ended), self._epochs_at(step)
         self.write(
             step,
             {f'train/{name}': value for name, value in means.items()}
@@ -143,9 +155,9 @@ class RunLog:
         if self._writer:
             self._writer.close()
 
-    def _measure(self, stall_seconds: float) -> dict[str, float]:
+    def _measure(self, stall_seconds: float, ended: float | None) -> dict[str, float]:
         """The speed since the last measurement, as scalars; empty if there were no updates since."""
-        now = time.perf_counter()
+        now = time.perf_counter() if ended is None else ended
         seconds, updates = now - self._mark, self._updates_since_mark
         stalled, self._stall_at_mark = stall_seconds - self._stall_at_mark, stall_seconds
         self._mark, self._updates_since_mark = now, 0

@@ -46,7 +46,11 @@ DRY_RUNS = {
         '--node-count=2 --node-prefix=bert',
         '--spot',
     ],
-    ('tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--slices=2', '--data-access=mount', '--', TWO_SLICES): [
+    ('tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--data-access=copy'): [
+        'gcloud storage rsync',
+        '--set=data.directory=/home/you/mlm_jax/data --set=accelerator=tpu',
+    ],
+    ('tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--slices=2', '--', TWO_SLICES): [
         '--node=all --worker=all',
         'scp',
         '--node=all',
@@ -54,12 +58,21 @@ DRY_RUNS = {
         '--data-access=mount',
         '-o ro',
         '--cache-dir=',
-        '--set=data.directory=/home/you/mlm_jax/rows/rows/books',
+        '--set=data.directory=/home/you/mlm_jax/rows/rows/books --set=data.block_kib=256',
         '--node=0 --worker=0',
     ],
-    ('tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--workdir-access=direct', '--data-access=direct'): [
+    (
+        'tpu_pod',
+        'run',
+        *TPU_POD,
+        *ON_BUCKETS,
+        '--workdir-access=direct',
+        '--data-access=direct',
+        '--',
+        '--set=data.block_kib=512',
+    ): [
         "'.[tpu,gcs]'",
-        '--workdir=gs://bucket/runs/base --set=data.directory=gs://rows/books',
+        '--set=data.directory=gs://rows/books --set=accelerator=tpu --set=data.block_kib=512',
     ],
     ('tpu_pod', 'stop', *TPU_POD, '--slices=2'): ['queued-resources ssh bert --node=all --worker=all', 'kill'],
     ('tpu_pod', 'down', *TPU_POD, '--slices=2'): ['queued-resources delete bert --force'],
@@ -136,7 +149,7 @@ def test_dry_run_prints_the_commands_and_touches_nothing(checkout, monkeypatch, 
         (['tpu_pod', *TPU_POD], 'one action'),
         (['tpu_pod', 'go', *TPU_POD], 'unknown action go'),
         (['tpu_pod', 'up', *TPU_POD, '--slices=0'], 'at least 1'),
-        (['tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--data-access=nfs'], 'must be one of: copy mount direct'),
+        (['tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--data-access=nfs'], 'must be one of: mount copy direct'),
         (
             ['tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--config=mlm:base,slice=2xv5e-16'],
             'fitted to 2 slices (mlm:base,slice=2xv5e-16), and --slices=1: give --slices=2, or slice=v5e-16',
@@ -321,7 +334,7 @@ def test_tpu_pod_copies_installs_and_trains(checkout, environment, stand_in, tmp
 
     assert 'exists and is ready' in launch(checkout, 'tpu_pod', 'up', *TPU_POD, '--type=v5litepod-16')
     further = ['--set=model.dtype=bfloat16', "--note=it's"]
-    launch(checkout, 'tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--', *further)
+    launch(checkout, 'tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--data-access=copy', '--', *further)
     here = worker / 'mlm_jax'
     assert sorted(p.name for p in (here / 'code').iterdir()) == ['launch', 'mlm_jax', 'setup.py']
     assert (here / 'code/mlm_jax/data/rows.py').exists() and (here / 'data/copied').exists()
@@ -423,6 +436,7 @@ def test_gke_reaches_buckets_as_it_is_told(checkout, stand_in, tmp_path, access,
     assert {bucket: csi['readOnly'] for bucket, csi in mounted.items()} == buckets
     assert ('fileCacheCapacity' in str(mounted)) == (access[1] == 'mount')
     script = pod['containers'][0]['args'][0]
+    assert ('--set=data.block_kib=256' in script) == (access[1] != 'copy')
     assert f'--set=data.directory={rows} ' in script and ('cp -r' in script) == (access[1] == 'copy')
     assert ("'.[tpu,gcs]'" in script) == (access[0] == 'direct')
     annotations = spec['template']['metadata']['annotations']

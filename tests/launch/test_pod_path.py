@@ -67,7 +67,10 @@ class Clouds:
             environment(self.directory / f'worker{number}' / 'mlm_jax' / 'venv')
         job = self.directory / 'job.yaml'
         kubectl = f'case $1 in apply) [[ ! -e {job} ]] && cat >{job} ;; delete) mv {job} {job}.$RANDOM ;; esac'
-        programs = {'gcloud': f'cloud={self.directory}{GCLOUD}', 'kubectl': kubectl, 'gcsfuse': ''}
+        mount = (
+            f'for word; do bucket=$place place=$word; done; rm -d "$place"; ln -sn {self.directory}/$bucket "$place"'
+        )
+        programs = {'gcloud': f'cloud={self.directory}{GCLOUD}', 'kubectl': kubectl, 'gcsfuse': mount}
         for name, body in programs.items():
             stand_in(name, f"printf '%s\\0' {name} \"$@\" $'\\x1e' >>{self.directory}/calls\n{body}")
         for name, body in {'mountpoint': 'exit 1', 'sbatch': ''}.items():
@@ -165,9 +168,10 @@ def check_job(clouds: Clouds) -> None:
     train = shlex.split(script.splitlines()[-1])
     assert train[:4] == ['exec', '/venv/bin/python', '-m', 'mlm_jax.train']
     config = check_training(train[4:])
+    assert config.data.directory == f'/data/{BUCKET}/books' and config.data.block_kib
     check_slice(config, pod['nodeSelector']['cloud.google.com/gke-tpu-topology'], workers['replicas'])
     (rows,) = [v['csi'] for v in pod['volumes'] if v['name'] == 'bucket-of-rows']
-    assert rows['volumeAttributes']['bucketName'] == BUCKET and f'cp -r /data/{BUCKET}/books/.' in script
+    assert rows['volumeAttributes']['bucketName'] == BUCKET and rows['readOnly']
     manifest_lib.load(clouds.directory / BUCKET / 'books')
 
 
