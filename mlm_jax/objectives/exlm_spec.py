@@ -98,8 +98,9 @@ class ExLMSpec(Spec):
 
     def settings(self, config: Any) -> dict[str, Any]:
         """`sparse_steps`; and `weigh_by_count` with the ratio schedule 'diffusion', where rows have own ratios."""
+        options, is_dense = config.exlm, config.exlm.transitions == 'dense'
         return {
-            'sparse_steps': round(config.exlm.sparse_percent / 100 * config.total_steps),
+            'sparse_steps': round(options.sparse_percent / 100 * config.total_steps) if is_dense else 0,
             'weigh_by_count': config.masking.ratio_schedule == 'diffusion',
         }
 
