@@ -17,7 +17,8 @@ they spread the signal of a target over the states of several tokens. At `tiny` 
 therefore has sparse ones: `exlm.sparse_percent=50`. `exlm.sparse_percent=0` is the paper's, at these sizes, too. At
 `tiny`, on 4.1 M tokens of text with Muon (`optimizer.name=muon,optimizer.learning_rate=5e-3`), this ended at 4.72 nats
 per masked token, where dense transitions alone had stayed at 6.21, those of frequencies, for 1,000 steps, and MLM ended
-at 4.20 (73e592f, one core of an AMD EPYC; docs/results.md, "Leaving the frequencies of words"). On molecules, dense ones train as they are (configs/smiles.py).
+at 4.20 (73e592f, one core of an AMD EPYC; docs/results.md, "Leaving the frequencies of words"). On molecules, dense
+ones train as they are (configs/smiles.py).
 
 The sizes `base` and `large` have not been run yet.
 """

@@ -8,10 +8,11 @@ are keys of `mlm_jax/config/defaults.py`, e.g. `configs/mlm.py:base,recipe=moder
 (post-LN, learned positions, GELU, dropout 0.1) or `modern` (ModernBERT's: pre-LN without a norm before the first
 attention, RoPE, GeGLU, no biases, no dropout).
 
-On little text, `recipe=roberta` stays at the frequencies of words for long: at `tiny`, for at least 3 M tokens, whatever
-the learning rate. `recipe=modern` left them within 2 M. `recipe=modern,optimizer.name=muon,optimizer.learning_rate=5e-3`
-did so within 1 M, and had 3.85 nats per masked token after 4.1 M, with 2,048 pieces and rows of 64 (73e592f, one core
-of an AMD EPYC; docs/results.md, "Leaving the frequencies of words"). The sizes `base` and `large` have not been run yet.
+On little text, `recipe=roberta` stays at the frequencies of words for long: at `tiny`, for at least 3 M tokens,
+whatever the learning rate. `recipe=modern` left them within 2 M.
+`recipe=modern,optimizer.name=muon,optimizer.learning_rate=5e-3` did so within 1 M, and had 3.85 nats per masked token
+after 4.1 M, with 2,048 pieces and rows of 64 (73e592f, one core of an AMD EPYC; docs/results.md, "Leaving the
+frequencies of words"). The sizes `base` and `large` have not been run yet.
 """
 
 import ml_collections
