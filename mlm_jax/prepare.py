@@ -58,7 +58,7 @@ from mlm_jax.data import (
     workers,
 )  # fmt: skip
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.files import atomic, buckets
+from mlm_jax.files import atomic, buckets, hub
 
 _INTERRUPTED = 130  # by convention, the exit status of a program that was interrupted by Ctrl-C
 
@@ -210,8 +210,8 @@ def _pinned(config: ml_collections.ConfigDict, directory: pathlib.Path) -> ml_co
     for key, split in roles.items():
         if kinds[key] == 'hf':
             known = stored.get(f'data.{key}', '')
-            name = corpora.parse(config.data[key])[1]
-            config.data[key] = 'hf:' + hub_sets.pin(name, known.removeprefix('hf:') * known.startswith('hf:'), split)
+            pinned = known.removeprefix(hub.PREFIX) if known.startswith(hub.PREFIX) else ''
+            config.data[key] = hub.PREFIX + hub_sets.pin(corpora.parse(config.data[key])[1], pinned, split)
     return config
 
 

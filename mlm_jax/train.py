@@ -219,5 +219,5 @@ if __name__ == '__main__':
     flags.adopt_module_key_flags(runtime)
     paths.define_flag(
         'workdir', None, 'Directory of the run, for configuration, metrics, checkpoints and pictures.', 'directory'
-    )  # fmt: skip
+    )
     command_line.run(main, required=('config', 'workdir'))

@@ -14,6 +14,7 @@ import types
 
 import numpy as np
 import pytest
+from preparations import contents
 
 from mlm_jax import config as config_lib
 from mlm_jax import prepare
@@ -67,10 +68,6 @@ def finished(tmp_path_factory):
     write_corpus(folder / 'corpus.jsonl')
     prepare.run(make_config(folder / 'rows', folder / 'corpus.jsonl'), num_workers=1)
     return folder
-
-
-def contents(directory):
-    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob('*')) if p.is_file()}
 
 
 def test_the_manifest_says_what_is_there(finished):
@@ -367,8 +364,8 @@ def start(folder, name, num_workers, **arguments):
     (folder / 'program.py').write_text(PROGRAM)
     return subprocess.Popen(
         [sys.executable, folder / 'program.py', folder / name, folder / 'corpus.jsonl', str(num_workers)],
-        env={**os.environ, 'PYTHONPATH': str(REPOSITORY)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        **arguments,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / 'tests')))},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **arguments,
     )  # fmt: skip
 
 

@@ -98,9 +98,11 @@ def download(source: 'BucketPath', target: pathlib.Path, names: Iterable[str]) -
     _at_once(lambda name: (source / name).get(target / name), names)
 
 
-def upload(source: pathlib.Path, target: 'BucketPath', names: Iterable[str]) -> None:
-    """The reverse of `download`."""
-    _at_once(lambda name: (target / name).put(source / name), list(names))
+def upload(source: pathlib.Path, target: 'BucketPath', last: str) -> None:
+    """Copies all files below a directory of a disk, several at the same time; `last` when the others are there."""
+    names = [path.relative_to(source).as_posix() for path in source.rglob('*') if path.is_file()]
+    _at_once(lambda name: (target / name).put(source / name), [name for name in names if name != last])
+    (target / last).put(source / last)
 
 
 def settle_for_others() -> None:

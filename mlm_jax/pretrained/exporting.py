@@ -235,9 +235,7 @@ def _whole(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     if isinstance(directory, BucketPath):
         with scratch.directory() as partial:
             yield partial
-            names = [path.relative_to(partial).as_posix() for path in partial.rglob('*') if path.is_file()]
-            buckets.upload(partial, directory, [name for name in names if name != checkpoint_lib.CONFIG_FILE])
-            buckets.upload(partial, directory, [checkpoint_lib.CONFIG_FILE])  # without it, there is no model
+            buckets.upload(partial, directory, last=checkpoint_lib.CONFIG_FILE)  # without it, there is no model
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f'.{directory.name}.{os.getpid()}.partial')

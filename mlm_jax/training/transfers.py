@@ -121,9 +121,7 @@ class Uploads(Copies):
         integrity.write_checksums(written, 'md5')
         target = self.directory / str(self._saving)
         remove(self.directory, self._saving)
-        names = [path.relative_to(written).as_posix() for path in written.rglob('*') if path.is_file()]
-        buckets.upload(written, target, [name for name in names if name != integrity.CHECKSUMS_FILE])
-        buckets.upload(written, target, [integrity.CHECKSUMS_FILE])
+        buckets.upload(written, target, last=integrity.CHECKSUMS_FILE)
         mark(self.directory, self._saving)
         for step in superfluous(self.all_steps(), self._keep, self._period):
             remove(self.directory, step)

@@ -9,8 +9,8 @@ import warnings
 import numpy as np
 import programs
 import pytest
+from preparations import contents, made_up_texts, make_config
 
-from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.data import beam, encoding
@@ -20,22 +20,12 @@ PROCESSES = ('--direct_running_mode=multi_processing', '--direct_num_workers=2')
 THREADS = ('--direct_running_mode=multi_threading', '--direct_num_workers=2')
 
 
-def make_config(directory, corpus, **overrides):
-    config = config_lib.default_config()
-    keys = {
-        'data.directory': str(directory), 'data.corpus': str(corpus), 'vocab_size': '100', 'sequence_length': '32',
-        'tokenizer.byte_fallback': 'False', 'data.validation_percent': '10.0',
-    }  # fmt: skip
-    config_lib.apply_overrides(config, keys | {key: str(value) for key, value in overrides.items()})
-    return config
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """The same documents in the files of three formats."""
     folder, rng = tmp_path_factory.mktemp('beam'), np.random.default_rng(0)
     for name in ('a', 'b', 'c'):
-        texts = [' '.join(f'{chr(97 + n % 26)}{n}' for n in rng.integers(0, 60, 40)) for _ in range(120)]
+        texts = made_up_texts(rng, 120)
         lines = ''.join(json.dumps({'text': text}) + '\n' for text in texts).encode()
         (folder / f'{name}.jsonl.gz').write_bytes(gzip.compress(lines, mtime=0))
         (folder / f'{name}.txt').write_text('\n\n'.join(texts))
@@ -75,10 +65,6 @@ def in_place_of_beam(monkeypatch):
 
     monkeypatch.setattr(beam, '_run_pipeline', run)
     monkeypatch.setattr(beam, '_parse', lambda options: None)
-
-
-def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
 
 
 def same_as_prepare(folder, tmp_path, corpus, engine):

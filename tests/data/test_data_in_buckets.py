@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from preparations import contents_of_any_corpus, made_up_texts, make_config
 
-from mlm_jax import config as config_lib
 from mlm_jax import doctor, prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.data import encoding, prepared_data, verification
@@ -15,31 +15,15 @@ from mlm_jax.data.shards import Shards
 from mlm_jax.parallel import mesh as mesh_lib
 
 
-def make_config(directory, corpus, **overrides):
-    config = config_lib.default_config()
-    keys = {
-        'data.directory': str(directory), 'data.corpus': f'jsonl:{corpus}', 'vocab_size': '300',
-        'tokenizer.byte_fallback': 'False', 'sequence_length': '32', 'data.validation_percent': '10.0',
-    }  # fmt: skip
-    config_lib.apply_overrides(config, keys | {key: str(value) for key, value in overrides.items()})
-    return config
-
-
-def contents(directory):
-    found = {path.name: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
-    del found[manifest_lib.FILE]  # it names the files of the corpus
-    return found
-
-
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     """A corpus in two files, in `corpus`, and the rows that were made of it, in `rows`."""
     folder, rng = tmp_path_factory.mktemp('on_disk'), np.random.default_rng(0)
     (folder / 'corpus').mkdir()
     for name in ('a', 'b'):
-        texts = (' '.join(f'{chr(97 + n % 26)}{n}' for n in rng.integers(0, 60, 40)) for _ in range(150))
+        texts = made_up_texts(rng, 150)
         (folder / 'corpus' / f'{name}.jsonl').write_text(''.join(json.dumps({'text': t}) + '\n' for t in texts))
-    config = make_config(folder / 'rows', f'{folder}/corpus/*.jsonl', vocab_size='100')
+    config = make_config(folder / 'rows', f'jsonl:{folder}/corpus/*.jsonl')
     prepare.run(config, num_workers=1)
     return folder
 
@@ -50,7 +34,7 @@ def in_bucket(bucket, finished):
     root = bucket[0]
     for path in (finished / 'corpus').iterdir():
         (root / 'corpus' / path.name).write_bytes(path.read_bytes())
-    return root, make_config(root / 'rows', root / 'corpus' / '*.jsonl', vocab_size='100')
+    return root, make_config(root / 'rows', f'jsonl:{root}/corpus/*.jsonl')
 
 
 def upload(directory, root):
@@ -78,9 +62,9 @@ def test_prepare_makes_the_same_bytes(in_bucket, finished, tmp_path, monkeypatch
     monkeypatch.setattr(encoding.SliceJob, 'run', lambda job: written.append(job.name) or run(job))
     manifest = prepare.run(config, num_workers=1)
     assert 'resuming' in capsys.readouterr().out and len(set(written)) == len(written) > 3
-    here = make_config(tmp_path / 'rows', f'{finished}/corpus/*.jsonl', vocab_size='100')
+    here = make_config(tmp_path / 'rows', f'jsonl:{finished}/corpus/*.jsonl')
     assert prepare.run(here, num_workers=1).fingerprint == manifest.fingerprint
-    assert contents(root / 'rows') == contents(tmp_path / 'rows')
+    assert contents_of_any_corpus(root / 'rows') == contents_of_any_corpus(tmp_path / 'rows')
     assert [path.name for path in tmp_path.iterdir()] == ['rows']  # and nothing named `gs:`
 
 
@@ -89,14 +73,14 @@ def test_tasks_share_a_bucket_and_damage_is_mended(in_bucket, finished, monkeypa
     monkeypatch.setattr('mlm_jax.data.claim.WAIT_SECONDS', 1)
     for task in (prepare.Task(0, 2), prepare.Task(1, 2), None):
         manifest = prepare.run(config, 1, task)
-    expected = contents(root / 'rows')
-    assert expected == contents(finished / 'rows')
+    expected = contents_of_any_corpus(root / 'rows')
+    assert expected == contents_of_any_corpus(finished / 'rows')
     shard = root / 'rows' / manifest.splits['train'].shards[0].file
     shard.write_bytes(shard.read_bytes()[:-2] + b'\1\1')
     (root / 'rows' / 'tables.npz').unlink()
     assert set(verification.examine(root / 'rows', manifest, content=True).wrong) == {shard.name, 'tables.npz'}
     prepare.run(config, 1)
-    assert contents(root / 'rows') == expected and 'it is made again' in capsys.readouterr().out
+    assert contents_of_any_corpus(root / 'rows') == expected and 'it is made again' in capsys.readouterr().out
     (root / 'corpus' / 'a.jsonl').write_bytes((root / 'corpus' / 'b.jsonl').read_bytes())
     with pytest.raises(ConfigError, match='gs://bucket/corpus/a.jsonl: '):
         prepare.run(config, 1)
@@ -161,7 +145,7 @@ def test_batches_of_a_bucket_are_those_of_a_disk(bucket, finished):
     upload(finished / 'rows', root / 'rows')
     batches = []
     for directory in (finished / 'rows', root / 'rows'):
-        config = make_config(directory, 'a', vocab_size='100', batch_size='8', **{'data.block_kib': '1'})
+        config = make_config(directory, 'jsonl:a', batch_size='8', **{'data.block_kib': '1'})
         config.data.window_blocks = 2
         config, data = prepared_data.resolve(config)
         data.tables(config.masking)
@@ -183,8 +167,6 @@ def test_a_tokenizer_in_a_bucket_is_used(bucket, finished, tmp_path):
     root, _ = bucket
     upload(finished / 'rows', root / 'rows')
     model = root / 'rows' / 'tokenizer.model'
-    config = make_config(
-        tmp_path / 'rows', f'{finished}/corpus/*.jsonl', vocab_size='100', **{'tokenizer.model': str(model)}
-    )
+    config = make_config(tmp_path / 'rows', f'jsonl:{finished}/corpus/*.jsonl', **{'tokenizer.model': str(model)})
     prepare.run(config, num_workers=1)
     assert (tmp_path / 'rows' / 'tokenizer.model').read_bytes() == model.read_bytes()

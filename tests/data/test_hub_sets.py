@@ -7,8 +7,8 @@ import sys
 import hub_server
 import numpy as np
 import pytest
+from preparations import contents_of_any_corpus, made_up_texts, make_config
 
-from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.data import hub_sets
@@ -32,26 +32,10 @@ def parquet(seed, count=120):
     import pyarrow.parquet
 
     rng, file = np.random.default_rng(seed), io.BytesIO()
-    texts = [' '.join(f'{chr(97 + n % 26)}{n}' for n in rng.integers(0, 60, 40)) for _ in range(count)]
+    texts = made_up_texts(rng, count)
     table = pyarrow.table({'text': texts, 'pixels': [rng.bytes(20_000) for _ in texts]})
     pyarrow.parquet.write_table(table, file, row_group_size=20, compression='none')
     return file.getvalue()
-
-
-def make_config(directory, corpus, **overrides):
-    config = config_lib.default_config()
-    keys = {
-        'data.directory': str(directory), 'data.corpus': str(corpus), 'vocab_size': '100', 'sequence_length': '32',
-        'tokenizer.byte_fallback': 'False', 'data.validation_percent': '10.0',
-    }  # fmt: skip
-    config_lib.apply_overrides(config, keys | {key: str(value) for key, value in overrides.items()})
-    return config
-
-
-def contents(directory):
-    found = {path.name: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
-    del found[manifest_lib.FILE]  # it names the files of the corpus
-    return found
 
 
 def names(splits, root):
@@ -199,7 +183,7 @@ def test_prepare_makes_the_same_bytes_as_of_a_copy(hub, tmp_path, monkeypatch):
     commit = hub.put('datasets', NAME, files, hub_sets.CONVERTED)
     config = make_config(tmp_path / 'there', f'hf:{NAME}')
     manifest = prepare.run(config, num_workers=1)
-    assert contents(tmp_path / 'there') == contents(tmp_path / 'here')
+    assert contents_of_any_corpus(tmp_path / 'there') == contents_of_any_corpus(tmp_path / 'here')
     # The other column has not been read: no request was for more than the smallest number of bytes.
     assert {size for _, path, size in hub.requests if '/resolve/' in path} <= {0, buckets._FIRST_READ}
     assert manifest.settings['data.corpus'] == f'hf:{NAME}/default@{commit}'
@@ -211,7 +195,7 @@ def test_prepare_makes_the_same_bytes_as_of_a_copy(hub, tmp_path, monkeypatch):
     damaged = next((tmp_path / 'there').glob('train-*.npy'))
     damaged.write_bytes(damaged.read_bytes()[:-2] + b'\1\1')
     assert prepare.run(config, num_workers=1) == manifest
-    assert contents(tmp_path / 'there') == contents(tmp_path / 'here')
+    assert contents_of_any_corpus(tmp_path / 'there') == contents_of_any_corpus(tmp_path / 'here')
     prepare.run(make_config(tmp_path / 'there', f'hf:{NAME}@{commit}'), num_workers=1)
     with pytest.raises(ConfigError, match=f"(?s)data.corpus: '.*@{commit}' there, 'hf:{NAME}/default@.*' now"):
         prepare.run(make_config(tmp_path / 'there', f'hf:{NAME}@{hub_sets.CONVERTED}'), num_workers=1)

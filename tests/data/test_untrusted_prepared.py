@@ -8,6 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from preparations import contents
 
 from mlm_jax import config as config_lib
 from mlm_jax import prepare
@@ -17,10 +18,6 @@ from mlm_jax.data import masking_tables, shards, verification
 from mlm_jax.data.tokenizers import Tokenizer
 
 TEXT = ['the', 'old', 'river', 'runs', 'north', 'of', 'small', 'town', 'where', 'many', 'people', 'lived']
-
-
-def contents(directory):
-    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob('*')) if p.is_file()}
 
 
 @pytest.fixture(scope='module')

@@ -36,7 +36,7 @@ def test_listings_copies_and_moves(root, tmp_path):
     for name, content in contents.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    buckets.upload(tmp_path, root / 'x', contents)
+    buckets.upload(tmp_path, root / 'x', last='a/c/d')
     listing = (root / 'x').listing()
     assert {name: stored.size for name, stored in listing.items()} == {n: len(c) for n, c in contents.items()}
     assert all(len(stored.md5) == 32 for stored in listing.values())
