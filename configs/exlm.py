@@ -9,7 +9,8 @@ short recipe of the released code: 23,000 steps of 4096 × 128 tokens.
 
 Arguments for ablations: `exlm.num_states=2`; `exlm.transitions=sparse` (only to states of later tokens) or `none`;
 `exlm.transition_heads=1` (the paper's formula); `model.positions=rotary` (the copies of a token share one position);
-`exlm.anchors=false`. `objective=mlm` trains the baseline of the paper: the same encoder, without expansion. Other
+`exlm.alignments=1` (one through all documents of a row, as in the paper); `exlm.anchors=false` (which also means one
+through all documents). `objective=mlm` trains the baseline of the paper: the same encoder, without expansion. Other
 arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/exlm.py:base,batch_size=256`.
 
 On text, dense transitions, those of the paper, hardly leave the frequencies of words if they begin from random weights:
@@ -37,6 +38,7 @@ def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
     config.model.update(positions='rotary_2d', norm='pre', embedding_norm=False)
     config.masking.update(mask_fraction=1.0, random_fraction=0.0)
     config.optimizer.update(clip_norm=0.0)
+    config.exlm.alignments = 2
     if size in ('tiny', 'mini'):
         config.exlm.sparse_percent = 50.0
     if size in ('base', 'large'):  # for accelerators

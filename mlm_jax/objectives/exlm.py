@@ -17,7 +17,7 @@ from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
 from mlm_jax.models.encoder import Encoder
 from mlm_jax.models.prediction_head import MLMHead
 from mlm_jax.objectives.exlm_spec import DISTRIBUTIONS, ExLMConfig
-from mlm_jax.objectives.expansion import ExpandedRows, expand, row_ends
+from mlm_jax.objectives.expansion import ExpandedRows, alignments, ends, expand
 from mlm_jax.objectives.objective import NATS, Distributions, Objective
 from mlm_jax.objectives.transitions import Transitions
 
@@ -69,7 +69,8 @@ class ExLM(Objective):
         Metrics over the masked positions: `posterior_nll` and `accuracy` are those of predictions that know which
         states emitted the targets of the row, by the posterior; accuracy uses the most likely state. If
         `deterministic`, there is also `masked_nll`, the loss of predictions from the context alone, which is comparable
-        with other objectives. `infeasible` is the share of the rows without an alignment, which have weight 0.
+        with other objectives. `infeasible` is the share of the rows without an alignment, which have weight 0, and
+        `shared_alignment` that of the rows in which several documents share one.
         """
         states = self.states(batch, deterministic)
         rows, length = states.rows, batch.tokens.shape[1]
@@ -92,6 +93,7 @@ class ExLM(Objective):
             'accuracy': _mean_terms(is_most_likely(best_logits_BxExV, targets_BxE), masked_BxE),
             'posterior_nll': _mean_terms(_mixture_nll(posterior_BxExS, match_BxExS), masked_BxE),
             'infeasible': _mean_terms(~feasible_B, used_BxM.any(1)),
+            'shared_alignment': _mean_terms(batch.segments.max(1) > self.options.num_alignments, used_BxM.any(1)),
         }
         if deterministic:  # this takes another recursion, which training does not need
             prior_BxExS = self.prior(states)
@@ -119,7 +121,8 @@ class ExLM(Objective):
         hidden_BxSxd = self.head.hidden(state_BxSxd)
         links_BxSxS = None
         if self.options.transitions != 'none':
-            links_BxSxS = self.transitions(state_BxSxd, rows.state_slot, self._allowed(rows, batch.step))
+            slot_BxS = rows.state_slot - jnp.repeat(rows.start_slot, self.options.num_states, axis=1)
+            links_BxSxS = self.transitions(state_BxSxd, slot_BxS, self._allowed(rows, batch.step))
         logits_BxSxV = self.head.logits(hidden_BxSxd, self.encoder.token_logits)
         return States(rows=rows, logits=logits_BxSxV, hidden=hidden_BxSxd, links=links_BxSxS)
 
@@ -149,7 +152,7 @@ class ExLM(Objective):
 
     def num_logits(self, length: int, max_masked: int) -> int:
         """Each state has logits."""
-        return self.options.num_states * min(length, max_masked + self.options.max_anchors)
+        return self.options.num_states * min(length, max_masked + self.options.anchor_slots)
 
     def refuses_single_tokens(self) -> str:
         """Without anchors, the alignment of a single target starts and ends with it, which is impossible for k > 1."""
@@ -202,12 +205,12 @@ class ExLM(Objective):
 
     def _expand(self, batch: MaskedBatch) -> ExpandedRows:
         o = self.options
+        alignment_BxT = alignments(batch.segments, o.num_alignments)
         if o.anchor_ids:
             anchors_BxT = jnp.isin(batch.inputs, jnp.asarray(o.anchor_ids))
         else:
-            anchors_BxT = row_ends(batch.segments) & o.anchors
-        max_anchors = o.max_anchors if o.anchors else 0
-        return expand(batch, anchors_BxT, max_anchors, o.num_states)
+            anchors_BxT = ends(alignment_BxT) & o.anchors
+        return expand(batch, alignment_BxT, anchors_BxT, o.anchor_slots, o.num_states)
 
     def _encode(self, rows: ExpandedRows, deterministic: bool, at_BxS: jax.Array | None = None) -> jax.Array:
         return self.encoder(rows.tokens, rows.segments, rows.positions, deterministic, rows.copies, at_BxS)
@@ -216,7 +219,8 @@ class ExLM(Objective):
         """bool[B, S, S]: whether a transition from state v to state u is allowed.
 
         In the first `sparse_steps` steps of a run, dense transitions are sparse; where nothing is trained, and so there
-        is no step, they are dense.
+        is no step, they are dense. From one alignment of a row to the next there is one transition, from the last state
+        to the first, so that it is certain, and the log Z of a row is the sum over its alignments.
         """
         num_states, num_expanded = self.options.num_states, rows.expanded.shape[1]
         index_S = jnp.arange(num_states * num_expanded)
@@ -227,17 +231,25 @@ class ExLM(Objective):
             sparse_Bx1x1 = (step_B < self.options.sparse_steps)[:, None, None]
             allowed_BxSxS = jnp.where(sparse_Bx1x1, later_SxS['sparse'], allowed_BxSxS)
         exists_BxS = index_S < num_states * rows.num_targets[:, None]
-        return allowed_BxSxS & exists_BxS[:, None, :]
+        alignment_BxS = jnp.repeat(rows.alignment, num_states, axis=1)
+        is_same_BxSxS = alignment_BxS[:, :, None] == alignment_BxS[:, None, :]
+        is_next_SxS = index_S[:, None] + 1 == index_S
+        return allowed_BxSxS & (is_same_BxSxS | is_next_SxS) & exists_BxS[:, None, :]
 
     def _match(self, states: States, targets_BxE: jax.Array) -> jax.Array:
-        """f32[B, E, S]: log-probability of each target under each state.
+        """f32[B, E, S]: log-probability of each target under each state; −∞ under those of other alignments.
 
         The logits of the targets are computed again from the targets' embeddings: the gradient of gathering them from
         the [B, S, V] logits would be a scatter into an array of that size.
         """
         normalizer_BxS = jax.nn.logsumexp(states.logits, axis=-1)
         logit_BxExS = self.head.logits_of(targets_BxE, states.hidden, self.encoder.token_vectors)
-        return logit_BxExS - normalizer_BxS[:, None, :]
+        return jnp.where(self._shares_alignment(states.rows), logit_BxExS - normalizer_BxS[:, None, :], -jnp.inf)
+
+    def _shares_alignment(self, rows: ExpandedRows) -> jax.Array:
+        """bool[B, E, S]: whether an expanded token and a state belong to the same alignment."""
+        alignment_BxS = jnp.repeat(rows.alignment, self.options.num_states, axis=1)
+        return rows.alignment[:, :, None] == alignment_BxS[:, None, :]
 
     def _align(self, match_BxExS: jax.Array, states: States) -> tuple[jax.Array, jax.Array]:
         """f32[B], log Z; f32[B, E, S], the posterior probability, given all targets, that a state emits a target."""
@@ -253,11 +265,11 @@ class ExLM(Objective):
     def prior(self, states: States) -> jax.Array:
         """f32[B, E, S]: the probability that a state emits a target, given only the number of targets."""
         rows, num_states = states.rows, self.options.num_states
-        num_expanded = rows.expanded.shape[1]
         if states.links is not None:
-            no_match_BxExS = jnp.zeros((len(rows.expanded), num_expanded, num_states * num_expanded))
+            no_match_BxExS = jnp.where(self._shares_alignment(rows), 0.0, -jnp.inf)
             sizes = (rows.num_targets, num_states * rows.num_targets)
             return dag_forward_backward(no_match_BxExS, jax.lax.stop_gradient(states.links), *sizes)[1]
+        num_expanded = rows.expanded.shape[1]
         own_ExS = jnp.arange(num_states * num_expanded) // num_states == jnp.arange(num_expanded)[:, None]
         return own_ExS * rows.used[..., None] / num_states
 

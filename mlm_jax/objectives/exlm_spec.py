@@ -28,9 +28,14 @@ class ExLMConfig:
       transition_heads: C; 0 means the encoder's number of heads, 1 the single softmax of the paper's formula.
       anchors: whether the first and the last token of each row are expanded, too, and predict themselves, so that the
         alignment starts and ends with them. Without anchors, a row with one masked token has no alignment if k > 1.
+      alignments: A, the number of alignments in a row of several documents. Each document has its own, from its first
+        token to its last, but the last alignment is shared by all documents from the A-th on. With 1, one alignment
+        runs through the whole row, as in the released code, where a row is one text. Each alignment takes two anchors;
+        without anchors, there is one alignment.
       link_positions: the number of rows of the position embedding of the transitions; 0 means k times the longest row.
-      anchor_ids: if given, tokens with these ids in `inputs` are the anchors, as in the released code.
-      max_anchors: the largest number of anchors in a row.
+      anchor_ids: if given, tokens with these ids in `inputs` are the anchors of a single alignment, as in the released
+        code.
+      max_anchors: the largest number of anchors in a row, if they are given by `anchor_ids`.
       sparse_steps: the number of steps that `sparse_percent` means.
       weigh_by_count: whether the weight of a row is the sum, instead of the mean, of the weights of its masked
         positions, as it is in MLM. It is set if rows have different ratios, for which the weights already compensate.
@@ -54,12 +59,30 @@ class ExLMConfig:
         high=2**17,
         shapes_state=True,
     )
-    anchors: bool = option(True, 'expand the ends of a row, too: alignments start and end there')
+    anchors: bool = option(True, 'expand the ends of a document, too: alignments start and end there')
+    alignments: int = option(
+        1,
+        'alignments in a row: one for each document, the last for all further ones; 1: through all, as in the paper',
+        low=1,
+        high=1024,
+    )
     link_positions: int = 0
     anchor_ids: tuple[int, ...] = ()
     max_anchors: int = 2
     sparse_steps: int = 0
     weigh_by_count: bool = False
+
+    @property
+    def num_alignments(self) -> int:
+        """A; 1 without anchors of documents."""
+        return self.alignments if self.anchors and not self.anchor_ids else 1
+
+    @property
+    def anchor_slots(self) -> int:
+        """The largest number of anchors in a row."""
+        if not self.anchors:
+            return 0
+        return self.max_anchors if self.anchor_ids else 2 * self.num_alignments
 
 
 def row_slots(length: int, max_expanded: int, num_states: int) -> int:
@@ -111,7 +134,7 @@ class ExLMSpec(Spec):
 
     def slots(self, options: Any, length: int, max_masked: int) -> Sizes:
         """As `sizes`, but at most all tokens of a row are expanded, and the length is rounded up."""
-        expanded = min(length, max_masked + 2 * options.anchors)
+        expanded = min(length, max_masked + 2 * options.alignments * options.anchors)
         return Sizes(length, max_masked, row_slots(length, expanded, options.num_states), expanded)
 
     def row_flops(

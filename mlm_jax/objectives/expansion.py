@@ -1,4 +1,4 @@
-"""ExLM's expanded rows: each masked token, and each of the two anchors of a row, becomes k states."""
+"""ExLM's expanded rows: each masked token, and each anchor of an alignment, becomes k states."""
 
 import flax.struct
 import jax
@@ -21,6 +21,8 @@ class ExpandedRows:
       index: int32[B, L], the index of the slot's token in the row; T in unused slots.
       first_slot: int32[B, T], the slot of each token; for an expanded token, the slot of its first copy.
       expanded: int32[B, E], the expanded positions of the row in ascending order; T in unused entries.
+      alignment: int32[B, E], the alignment to which each expanded token belongs, 1, 2, …; 0 in unused entries.
+      start_slot: int32[B, E], the slot of the first token of that alignment.
       state_slot: int32[B, k·E], the slots of the states in ascending order; L in unused entries.
     """
 
@@ -31,6 +33,8 @@ class ExpandedRows:
     index: jax.Array
     first_slot: jax.Array
     expanded: jax.Array
+    alignment: jax.Array
+    start_slot: jax.Array
     state_slot: jax.Array
 
     @property
@@ -48,19 +52,29 @@ class ExpandedRows:
         return (self.expanded[:, None, :] < positions_BxM[:, :, None]).sum(2)
 
 
-def row_ends(segments_BxT: jax.Array) -> jax.Array:
-    """bool[B, T]: the first and the last token of each row."""
-    real_BxT = segments_BxT > 0
-    is_first_BxT = real_BxT & (jnp.cumsum(real_BxT, axis=1) == 1)
-    is_last_BxT = real_BxT & (jnp.cumsum(real_BxT[:, ::-1], axis=1)[:, ::-1] == 1)
-    return is_first_BxT | is_last_BxT
+def alignments(segments_BxT: jax.Array, num_alignments: int) -> jax.Array:
+    """int32[B, T]: the alignment of each token: its document, but the last alignment has all further ones; 0: padding.
+
+    Documents are numbered 1, 2, … from left to right, and padding is 0, as `data/packing.py` numbers them.
+    """
+    return jnp.minimum(segments_BxT, num_alignments)
 
 
-def expand(batch: MaskedBatch, anchors_BxT: jax.Array, max_anchors: int, num_states: int) -> ExpandedRows:
+def ends(alignment_BxT: jax.Array) -> jax.Array:
+    """bool[B, T]: the first and the last token of each alignment."""
+    padded_BxU = jnp.pad(alignment_BxT, ((0, 0), (1, 1)))
+    is_first_BxT, is_last_BxT = (alignment_BxT != padded_BxU[:, at : at + alignment_BxT.shape[1]] for at in (0, 2))
+    return (alignment_BxT > 0) & (is_first_BxT | is_last_BxT)
+
+
+def expand(
+    batch: MaskedBatch, alignment_BxT: jax.Array, anchors_BxT: jax.Array, max_anchors: int, num_states: int
+) -> ExpandedRows:
     """Expands the masked positions and the anchors of each row.
 
     Args:
       batch: the rows; the encoder reads copies of `inputs`.
+      alignment_BxT: int32, the alignment of each token, as `alignments` gives it.
       anchors_BxT: bool, further positions to expand; they may also be masked.
       max_anchors: the largest number of anchors in a row; if a row has more expanded positions than E, its last ones
         are not expanded.
@@ -92,6 +106,8 @@ def expand(batch: MaskedBatch, anchors_BxT: jax.Array, max_anchors: int, num_sta
     )
     index_BxL = jnp.minimum(index_BxL, length)
     segments_BxL = gather_positions(batch.segments, index_BxL)
+    alignment_BxE = gather_positions(alignment_BxT, expanded_BxE)
+    is_other_BxExT = alignment_BxE[:, :, None] != alignment_BxT[:, None, :]
     state_slot_BxExk = start_BxE[:, :, None] + jnp.where(used_BxE[:, :, None], jnp.arange(num_states), 0)
     return ExpandedRows(
         tokens=gather_positions(batch.inputs, index_BxL),
@@ -101,5 +117,7 @@ def expand(batch: MaskedBatch, anchors_BxT: jax.Array, max_anchors: int, num_sta
         index=index_BxL,
         first_slot=first_slot_BxT,
         expanded=expanded_BxE,
+        alignment=alignment_BxE,
+        start_slot=jnp.where(is_other_BxExT, max_slots, first_slot_BxT[:, None, :]).min(2),
         state_slot=state_slot_BxExk.reshape(len(expanded_BxE), -1),
     )

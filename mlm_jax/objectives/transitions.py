@@ -32,7 +32,7 @@ class Transitions(nn.Module):
 
         Args:
           state_BxSxd: the encoder's outputs at the states.
-          slot_BxS: int32, the index of each state in the expanded row.
+          slot_BxS: int32, the index of each state among the slots of its alignment.
           allowed_BxSxS: bool, whether state u (last axis) may follow state v.
 
         Returns:

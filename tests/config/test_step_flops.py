@@ -32,7 +32,9 @@ def load(file: str, argument: str = ''):
         # Besides, room for 112 kept tokens, where 108.8 are kept: lengths in eights, and a margin for special tokens.
         ('mae_lm', ',model.num_layers=1,mae_lm.decoder_layers=2,mae_lm.decoder_width=32', 0.04),
         # 22 expanded tokens for 21.2, on rows of 200 slots for 191.6, of which attention takes the square.
-        ('exlm', '', 0.08),
+        ('exlm', ',exlm.alignments=1', 0.08),
+        # Two more are expanded in rows of two documents.
+        ('exlm', '', 0.1),
     ],
 )
 def test_a_compiled_step_has_the_products_of_the_formula(file, argument, unused):
@@ -91,7 +93,7 @@ def test_sizes_of_the_objectives():
     exlm = step_flops.needed_sizes(load('exlm'))
     assert (exlm.expanded, exlm.encoded) == pytest.approx((21.2, 128 + 3 * 21.2))
     slots = step_flops.slot_sizes(load('exlm'))
-    assert (slots.masked, slots.expanded, slots.encoded) == (20, 22, 200)
+    assert (slots.masked, slots.expanded, slots.encoded) == (20, 24, 200)
     assert step_flops.slot_sizes(load('mae_lm')).encoded == 112
 
 

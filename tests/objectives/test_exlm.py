@@ -155,6 +155,82 @@ def test_documents_of_a_row_do_not_see_each_other_in_the_encoder():
     assert not np.array_equal(x[changed], y[changed])
 
 
+def packed_batch(ratio: float = 0.3) -> MaskedBatch:
+    """One row of three documents, with padding behind, in which tokens of each are masked."""
+    rng = np.random.default_rng(4)
+    documents = [rng.integers(5, 120, n).astype(np.int32) for n in (7, 4, 5)]
+    tokens = jnp.asarray(packing.pack(documents, LENGTH, VOCABULARY, 'documents'))
+    segments = packing.segment_ids(tokens, VOCABULARY)
+    assert int(segments.max()) == 3
+    batch = mask(Masking(VOCABULARY, 'bernoulli', ratio), jax.random.key(3), tokens, segments)
+    assert set(np.asarray(gather_positions(batch.segments, batch.positions))[0]) == {0, 1, 2, 3}
+    return batch
+
+
+def part_of(batch: MaskedBatch, first: int, last: int) -> tuple[MaskedBatch, np.ndarray]:
+    """The documents `first` to `last` of a row as a row of their own, and which masked positions are theirs."""
+    segments, positions = np.asarray(batch.segments)[0], np.asarray(batch.positions)[0]
+    start, stop = np.flatnonzero((segments >= first) & (segments <= last))[[0, -1]] + (0, 1)
+    theirs = (positions >= start) & (positions < stop)
+    pad = ((0, 0), (0, LENGTH - (stop - start)))
+    unused = positions.size - theirs.sum()
+    part = MaskedBatch(
+        tokens=jnp.pad(batch.tokens[:, start:stop], pad),
+        inputs=jnp.pad(batch.inputs[:, start:stop], pad),
+        positions=jnp.asarray([[*(positions[theirs] - start), *[LENGTH] * unused]]),
+        weights=jnp.asarray([[1.0] * theirs.sum() + [0.0] * unused]),
+        segments=jnp.pad(batch.segments[:, start:stop] - first + 1, pad),
+    )
+    return part, theirs
+
+
+def log_z(module, params, batch: MaskedBatch) -> float:
+    """log Z of the only row."""
+    terms = train(module, params, batch)
+    return -float(terms.loss_sum) * int(run(module, params, batch, method='states').rows.num_targets[0])
+
+
+@pytest.mark.parametrize(
+    ('transitions', 'num_alignments', 'parts'),
+    [
+        ('dense', 3, [(1, 1), (2, 2), (3, 3)]),
+        ('dense', 2, [(1, 1), (2, 3)]),
+        ('sparse', 9, [(1, 1), (2, 2), (3, 3)]),
+    ],
+)
+def test_a_row_is_scored_as_its_documents_are_alone(transitions, num_alignments, parts):
+    """Where there are more documents than alignments, the last ones are scored as a row of theirs."""
+    batch = packed_batch()
+    options = dataclasses.replace(PLAIN, transitions=transitions)
+    module, params = initialised(options=dataclasses.replace(options, alignments=num_alignments))
+    alone = initialised(options=options)[0]
+    found = np.asarray(run(module, params, batch, method='log_likelihood'))[0]
+    expected, total = np.zeros_like(found), 0.0
+    for first, last in parts:
+        part, theirs = part_of(batch, first, last)
+        values = np.asarray(run(alone, params, part, method='log_likelihood'))[0]
+        expected[theirs] = values[: theirs.sum()]
+        total += log_z(alone, params, part)
+    used = np.asarray(batch.positions)[0] < LENGTH
+    np.testing.assert_allclose(found[used], expected[used], rtol=2e-5)
+    assert log_z(module, params, batch) == pytest.approx(total, rel=2e-5)
+    shares = metric(train(module, params, batch), 'shared_alignment')
+    assert shares == float(num_alignments < 3)
+
+
+def test_a_document_has_no_influence_on_another_one_with_an_alignment_of_its_own():
+    batch = packed_batch()
+    other = batch.replace(inputs=jnp.where((batch.segments == 2) & (batch.inputs >= 5), 9, batch.inputs))
+    positions = np.asarray(batch.positions)[0]
+    elsewhere = (positions < LENGTH) & (np.asarray(gather_positions(batch.segments, batch.positions))[0] != 2)
+    changes = []
+    for num_alignments in (1, 3):
+        module, params = initialised(options=dataclasses.replace(PLAIN, alignments=num_alignments))
+        a, b = (np.asarray(run(module, params, x, method='log_likelihood'))[0, elsewhere] for x in (batch, other))
+        changes.append(np.abs(a - b).max())
+    assert changes[0] > 0.01 and changes[1] < 1e-5
+
+
 def test_rows_without_masked_tokens_weigh_nothing_and_give_finite_gradients():
     module, params = initialised()
     none = make_batch().replace(
@@ -294,6 +370,7 @@ def test_every_switch_runs_and_makes_a_difference():
         ('transition_heads', 1),
         ('transition_heads', 2),
         ('anchors', False),
+        ('alignments', 2),
     ):
         module, params = initialised(options=dataclasses.replace(PLAIN, **{name: value}))
         assert ('gate' in params.get('transitions', {})) == ((name, value) not in (
