@@ -16,10 +16,9 @@ def get_config(argument: str = '') -> ml_collections.ConfigDict:
     _, overrides = config_lib.parse_argument(argument, {'tiny': config_lib.SIZES['tiny']})
     config = config_lib.default_config()
     config.model.update(config_lib.SIZES['tiny'])
-    config_lib.apply_recipe(config, 'modern')
+    config_lib.apply_recipe(config, 'muon')
     config.update(batch_size=16, total_steps=1500)
     config.data.validation_percent = 5.0  # the corpus is small
-    config.optimizer.update(name='muon', learning_rate=5e-3, weight_decay=0.01)
     config.masking.update(mask_fraction=1.0, random_fraction=0.0)
     config.logging.every_steps = 50
     config_lib.apply_overrides(config, overrides)

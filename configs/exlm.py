@@ -39,8 +39,10 @@ def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
     config.masking.update(mask_fraction=1.0, random_fraction=0.0)
     config.optimizer.update(clip_norm=0.0)
     config.exlm.alignments = 2
-    if size in ('tiny', 'mini'):
+    if size in config_lib.SMALL:
         config.exlm.sparse_percent = 50.0
+        if 'recipe' not in overrides:
+            config_lib.apply_muon(config)
     if size in ('base', 'large'):  # for accelerators
         config.update(sequence_length=128, batch_size=4096, vocab_size=32768)
         config.model.dtype = 'bfloat16'

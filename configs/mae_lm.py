@@ -47,7 +47,6 @@ def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
         config.optimizer.learning_rate = 2e-4
         config.model.relative_buckets = 64 if size == 'base++' else 128
         config.model.relative_max_distance = 128 if size == 'base++' else 256
-    if 'recipe' in overrides:
-        config_lib.apply_recipe(config, overrides.pop('recipe'))
+    config_lib.apply_recipe(config, overrides.pop('recipe', config_lib.default_recipe(size)))
     config_lib.apply_overrides(config, overrides)
     return config

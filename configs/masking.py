@@ -38,7 +38,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 def get_config(argument: str = 'words') -> ml_collections.ConfigDict:
     """The configuration for 'STRATEGY[,size=SIZE][,recipe=…][,key=value…]'."""
     name, overrides = config_lib.parse_argument(argument, STRATEGIES)
-    size, recipe = overrides.pop('size', 'mini'), overrides.pop('recipe', 'roberta')
+    size = overrides.pop('size', 'mini')
+    recipe = overrides.pop('recipe', config_lib.default_recipe(size))
     mlm = pathlib.Path(__file__).with_name('mlm.py')
     config = config_lib.load(f'{mlm}:{size},recipe={recipe}')
     config.masking.update(STRATEGIES[name])

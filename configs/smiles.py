@@ -41,6 +41,8 @@ def get_config(argument: str = 'exlm') -> ml_collections.ConfigDict:
     config.masking.update(mask_fraction=1.0, random_fraction=0.0)
     config.exlm.alignments = 4  # a row holds two or three molecules, seldom four
     config.mae_lm.kept_margin = 0.25  # with short molecules, up to 32 of 128 tokens are [CLS], [SEP] or padding
+    if size in config_lib.SMALL:
+        config_lib.apply_muon(config)
     if size in ('base', 'large'):  # for accelerators
         config.batch_size = 256
         config.model.dtype = 'bfloat16'

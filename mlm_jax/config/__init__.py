@@ -6,7 +6,17 @@ Configuration files and programs use the names below.
 """
 
 from mlm_jax.config.access import get, values
-from mlm_jax.config.defaults import SIZES, Kind, apply_recipe, default_config, kinds, row_length
+from mlm_jax.config.defaults import (
+    SIZES,
+    SMALL,
+    Kind,
+    apply_muon,
+    apply_recipe,
+    default_config,
+    default_recipe,
+    kinds,
+    row_length,
+)
 from mlm_jax.config.durations import (
     DURATION_UNITS,
     DURATIONS,
@@ -23,8 +33,9 @@ from mlm_jax.config.stored import differences, from_json, to_json
 from mlm_jax.files.errors import ConfigError
 
 __all__ = [
-    'DURATIONS', 'DURATION_UNITS', 'MAX_STEPS', 'NOMINAL_STEPS_PER_EPOCH', 'SIZES', 'WEIGHT_DECAYS', 'ConfigError',
-    'Kind', 'apply_overrides', 'apply_recipe', 'check', 'completed', 'decided', 'default_config', 'differences',
-    'duration_keys', 'from_json', 'get', 'in_steps', 'is_duration', 'kinds', 'load', 'parse_argument', 'parse_settings',
-    'resolve', 'resolve_steps', 'row_length', 'shipped', 'to_json', 'values', 'weight_decay', 'with_path',
+    'DURATIONS', 'DURATION_UNITS', 'MAX_STEPS', 'NOMINAL_STEPS_PER_EPOCH', 'SIZES', 'SMALL', 'WEIGHT_DECAYS',
+    'ConfigError', 'Kind', 'apply_muon', 'apply_overrides', 'apply_recipe', 'check', 'completed', 'decided',
+    'default_config', 'default_recipe', 'differences', 'duration_keys', 'from_json', 'get', 'in_steps', 'is_duration',
+    'kinds', 'load', 'parse_argument', 'parse_settings', 'resolve', 'resolve_steps', 'row_length', 'shipped', 'to_json',
+    'values', 'weight_decay', 'with_path',
 ]  # fmt: skip

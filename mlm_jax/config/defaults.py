@@ -23,6 +23,10 @@ SIZES = {
 }
 
 
+# Sizes for a computer at hand, and for first runs on little text.
+SMALL = ('tiny', 'mini')
+
+
 def default_config() -> ml_collections.ConfigDict:
     """Every key of a pretraining run with its default: the RoBERTa recipe at size `mini` on the demo corpus."""
     c = ml_collections.ConfigDict()
@@ -179,17 +183,18 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
 
     Args:
       config: a configuration in which the sizes of the model are set; it is changed in place.
-      recipe: 'roberta' (post-LN, learned positions, GELU, dropout 0.1: the defaults), or 'modern' (as ModernBERT:
+      recipe: 'roberta' (post-LN, learned positions, GELU, dropout 0.1, AdamW: the defaults), 'modern' (as ModernBERT:
         pre-LN, without a norm between the embedding norm and the first attention, RoPE, GeGLU, no biases, no dropout,
-        StableAdamW without weight decay of norms, 1 − √ decay of the learning rate).
+        StableAdamW without weight decay of norms, 1 − √ decay of the learning rate), or 'muon' (as modern, but with
+        Muon).
 
     Raises:
       ConfigError: for another recipe.
     """
     if recipe == 'roberta':
         return
-    if recipe != 'modern':
-        raise ConfigError(f'unknown recipe {recipe!r}: it must be roberta or modern')
+    if recipe not in ('modern', 'muon'):
+        raise ConfigError(f'unknown recipe {recipe!r}: it must be roberta, modern or muon')
     m = config.model
     m.update(positions='rotary', norm='pre', mlp='geglu', bias=False, dropout=0.0, attention_dropout=0.0)
     m.first_norm = not m.embedding_norm  # embeddings that have just been normalized need no other norm
@@ -197,6 +202,18 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
     m.ffn_width = two_thirds // 64 * 64 or two_thirds
     config.optimizer.update(name='stable_adamw', decay_mask='matrices')
     config.schedule.name = 'wsd'
+    if recipe == 'muon':
+        apply_muon(config)
+
+
+def apply_muon(config: ml_collections.ConfigDict) -> None:
+    """Sets Muon as the optimizer, with the peak learning rate that is best at widths of 64 to 256 (docs/results.md)."""
+    config.optimizer.update(name='muon', learning_rate=5e-3)
+
+
+def default_recipe(size: str) -> str:
+    """The recipe that a size has if none is given: on little text, other recipes know only frequencies for long."""
+    return 'muon' if size in SMALL else 'roberta'
 
 
 @dataclasses.dataclass(frozen=True)

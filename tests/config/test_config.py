@@ -26,7 +26,9 @@ def load(name: str, argument: str):
 
 
 ALL = [('demo.py', '')] + [
-    ('mlm.py', f'{size}{recipe}') for size in config_lib.SIZES for recipe in ('', ',recipe=modern')
+    ('mlm.py', f'{size}{recipe}')
+    for size in config_lib.SIZES
+    for recipe in ('', ',recipe=roberta' if size in config_lib.SMALL else ',recipe=muon', ',recipe=modern')
 ]
 ALL += [('mae_lm.py', size) for size in (*config_lib.SIZES, 'base++', 'large++')]
 MASKING = (
@@ -34,7 +36,9 @@ MASKING = (
     'fully_explored', 'successive',
 )  # fmt: skip
 ALL += [('masking.py', f'{name},size=tiny') for name in MASKING]
-ALL += [('mae_lm.py', f'tiny,{argument}') for argument in ('recipe=modern', 'mae_lm.decoder_width=64')]
+ALL += [
+    ('mae_lm.py', f'tiny,{argument}') for argument in ('recipe=modern', 'recipe=roberta', 'mae_lm.decoder_width=64')
+]
 ALL += [
     ('repeated_mlm.py', argument) for argument in ('tiny', 'tiny,repeats=4,recipe=modern', 'tiny,masking.ratio=0.4')
 ]
@@ -95,7 +99,7 @@ def unread_flops(config) -> float:
 
 @pytest.mark.parametrize(
     ('file', 'size', 'expected'),
-    [('mlm.py', 'base', 545e6), ('mlm.py', 'mini', 27.5e6), ('mae_lm.py', 'base', 640e6)],
+    [('mlm.py', 'base', 545e6), ('mlm.py', 'mini,recipe=roberta', 27.5e6), ('mae_lm.py', 'base', 640e6)],
 )
 def test_flops_are_those_of_the_paper_less_the_last_layer_where_nobody_reads(file, size, expected):
     """Per token at n = 128, V = 30,522, 15 %, as their tables have it: MAE-LM 17 % above MLM."""
@@ -211,7 +215,7 @@ def test_wrong_arguments_are_refused(argument, message):
         ('base,model.num_layers=0,slice=v5e-16', 'model.num_layers=0 must be at least 1'),
         ('mini,batch_size=10,num_microbatches=4', 'multiple of num_microbatches'),
         ('mini,model.num_heads=3', 'multiple of model.num_heads'),
-        ('mini,model.attention_backend=cudnn', 'attention_dropout'),
+        ('mini,recipe=roberta,model.attention_backend=cudnn', 'attention_dropout'),
         ('mini,model.positions=absolute', 'must be one of learned, rotary'),
         ('mini,masking.ratio=1.5', 'within 0 … 1'),
         ('mini,masking.mask_fraction=0.95', 'must not exceed 1'),
@@ -259,7 +263,7 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,model.relative_buckets=30', 'multiple of 4'),
         ('mini,model.num_kv_heads=3', 'must divide model.num_heads=4'),
         ('mini,model.num_kv_heads=-1', 'must be 0, for as many as model.num_heads'),
-        ('mini,model.rotary_base=160000', 'set model.positions=rotary'),
+        ('mini,recipe=roberta,model.rotary_base=160000', 'set model.positions=rotary'),
         ('mini,model.rotary_base=1', 'must lie above 1'),
         ('mini,recipe=modern,model.rotary_base_local=1000', 'model.local_window=0 has none'),
         ('mini,recipe=modern,model.local_window=64,model.global_every=1', 'has no layer to restrict.*these are all 4'),
@@ -267,7 +271,7 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,model.local_window=-1', 'or the width of a window'),
         ('mini,model.relative_bucketing=t5', 'set model.relative_buckets=32'),
         ('mini,model.norm_type=rms_norm,model.norm_bias=true', 'rms_norm has no bias'),
-        ('mini,model.first_norm=false', 'set model.norm=pre, or model.first_norm=true'),
+        ('mini,recipe=roberta,model.first_norm=false', 'set model.norm=pre, or model.first_norm=true'),
         ('mini,recipe=modern,model.embedding_norm=false', 'without normalized inputs'),
         ('mini,model.head=linear', 'must be one of dense, plain'),
         ('mini,schedule.warmup_steps=-3', 'negative'),
@@ -436,7 +440,7 @@ def test_a_run_of_the_modern_recipe_from_before_it_lost_its_first_norm_keeps_it(
 def test_open_keys_of_the_model_follow_others():
     m = config_lib.resolve(load('mlm.py', 'mini,recipe=modern,model.rotary_base=500')).model
     assert (m.norm_bias, m.rotary_base_local, m.first_norm) == (False, 500.0, False)
-    assert config_lib.resolve(load('mlm.py', 'mini')).model.norm_bias
+    assert config_lib.resolve(load('mlm.py', 'mini,recipe=roberta')).model.norm_bias
     assert not config_lib.resolve(load('mlm.py', 'mini,model.norm_type=rms_norm')).model.norm_bias
     # ExLM's encoder does not normalize its embeddings, so its first layer has to.
     assert load('exlm.py', 'tiny,recipe=modern').model.first_norm

@@ -20,7 +20,8 @@ SHAPE = (
 
 @functools.cache
 def load(file: str, argument: str = ''):
-    config = config_lib.load(f'configs/{file}.py:tiny,{SHAPE},model.ffn_width=256{argument}')
+    recipe = '' if 'recipe=' in argument else ',recipe=roberta'
+    config = config_lib.load(f'configs/{file}.py:tiny,{SHAPE},model.ffn_width=256{recipe}{argument}')
     return config_lib.resolve(config)
 
 

@@ -77,7 +77,7 @@ def test_optimizer_state_lies_as_its_parameter(optimizer):
 
 
 def test_presets_really_split_the_state_over_devices():
-    init = make_run('tiny,vocab_size=512').init
+    init = make_run('tiny,recipe=roberta,vocab_size=512').init
     mesh = make_mesh(2, 2, 2)
     shapes = {}
     with jax.set_mesh(mesh):
@@ -94,7 +94,7 @@ def test_presets_really_split_the_state_over_devices():
 
 def test_tensor_parallel_layers_sum_activations_four_times():
     mesh = 'sharding=fsdp_tp,mesh.data=1,mesh.fsdp=2,mesh.tensor=4,num_microbatches=4'
-    config = get_config(f'tiny,vocab_size=512,batch_size=64,model.num_heads=4,model.dropout=0.0,{mesh}')
+    config = get_config(f'tiny,recipe=roberta,vocab_size=512,batch_size=64,model.num_heads=4,model.dropout=0.0,{mesh}')
     needs = ahead_of_time.requirements(ahead_of_time.compile_train_step(config, jax.devices()))
     assert needs.flops * 8 == pytest.approx(step_flops(config), rel=0.05), 'all products are done once, on one device'
     activations = 64 // 4 // 2 * 128 * 128 * 4  # of one microbatch on one device

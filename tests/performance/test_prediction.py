@@ -22,7 +22,7 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.mark.tpu_compile
 def test_a_slice_is_asked_for_what_the_step_needs_and_times_are_by_its_peaks():
     devices = topology.tpu_devices('v5e-4')
-    config = config_lib.load(f'configs/mlm.py:tiny,{SHAPE}')
+    config = config_lib.load(f'configs/mlm.py:tiny,recipe=roberta,{SHAPE}')
     line = prediction.predict('tiny', config, devices, ahead_of_time.LOW_EFFORT)
     assert (line['device'], line['num_devices']) == ('TPU v5 lite', 4)
     assert line['flops'] == pytest.approx(step_flops.step_flops(config, slots=True) / 4, rel=0.02)

@@ -32,8 +32,8 @@ SETTINGS = {
 def ours():
     """A step of ours on one device, its parameters and masks before it, its loss, and its parameters after it."""
     config = config_lib.load(
-        'configs/mlm.py:tiny,vocab_size=64,sequence_length=32,batch_size=8,model.num_layers=2,model.width=32,'
-        'model.num_heads=2,model.ffn_width=64,model.dropout=0.0,model.attention_dropout=0.0'
+        'configs/mlm.py:tiny,recipe=roberta,vocab_size=64,sequence_length=32,batch_size=8,model.num_layers=2,'
+        'model.width=32,model.num_heads=2,model.ffn_width=64,model.dropout=0.0,model.attention_dropout=0.0'
     )
     config_lib.apply_overrides(config, SETTINGS)
     one_device = jax.devices()[:1]
@@ -103,7 +103,7 @@ def test_what_bert_cannot_express_is_refused_with_the_keys_to_set():
         pytorch_peer.check(config, build.encoder_config(config))
     text = 'set model.positions=learned, model.norm=post, model.bias=True, model.mlp=gelu, optimizer.name=adamw'
     assert f'{text}, num_microbatches=1' in str(error.value)
-    config = config_lib.resolve(config_lib.load('configs/mae_lm.py:tiny,model.relative_buckets=0'))
+    config = config_lib.resolve(config_lib.load('configs/mae_lm.py:tiny,recipe=roberta,model.relative_buckets=0'))
     with pytest.raises(ConfigError, match='set objective=mlm$'):
         pytorch_peer.check(config, build.encoder_config(config))
 

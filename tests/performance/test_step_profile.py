@@ -198,7 +198,7 @@ def test_a_trace_without_the_program_and_a_place_without_a_trace_are_refused(pro
 def traced(tmp_path_factory):
     """A real step with dropout, and its profile: (contestant, profile)."""
     name = (
-        'configs/mlm.py:tiny,vocab_size=64,sequence_length=32,batch_size=16,model.width=64,model.num_layers=2,'
+        'configs/mlm.py:tiny,recipe=roberta,vocab_size=64,sequence_length=32,batch_size=16,model.width=64,model.num_layers=2,'
         'model.ffn_width=256,mesh.data=8'
     )
     contestant = speed.prepare(name)
