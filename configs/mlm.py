@@ -4,9 +4,10 @@
     python -m mlm_jax.train --config=configs/mlm.py:mini,data.directory=data/mini --workdir=runs/mlm_mini
 
 Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024). Other arguments
-are keys of `mlm_jax/config/defaults.py`, e.g. `configs/mlm.py:base,recipe=modern,batch_size=256`; `recipe` is `roberta`
-(post-LN, learned positions, GELU, dropout 0.1) or `modern` (ModernBERT's: pre-LN without a norm before the first
-attention, RoPE, GeGLU, no biases, no dropout).
+are keys of `mlm_jax/config/defaults.py`, e.g. `configs/mlm.py:base,recipe=modern,batch_size=256`. `recipe` is `roberta`
+(post-LN, learned positions, GELU, dropout 0.1, AdamW; the default from `small` on), `modern` (ModernBERT's: pre-LN
+without a norm before the first attention, RoPE, GeGLU, no biases, no dropout, StableAdamW) or `muon` (as modern, with
+Muon; the default of `tiny` and `mini`).
 
 On little text, `recipe=roberta` stays at the frequencies of words for long: at `tiny`, for at least 3 M tokens,
 whatever the learning rate. `recipe=modern` left them within 2 M.

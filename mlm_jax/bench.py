@@ -3,7 +3,7 @@
     python -m mlm_jax.bench --config=configs/mlm.py:mini --config=configs/mae_lm.py:mini --set=batch_size=32
     python -m mlm_jax.bench --config=configs/mlm.py:mini --rows=data/demo          real rows, and the reading of them
     python -m mlm_jax.bench --config=configs/mlm.py:mini --profile=runs/profile    where the time of a step goes
-    python -m mlm_jax.bench --config=configs/mlm.py:mini --peer=huggingface        beside transformers on PyTorch
+    python -m mlm_jax.bench --config=configs/mlm.py:mini,recipe=roberta --peer=huggingface        beside PyTorch
     python -m mlm_jax.bench --topology=v5e-16 --config=configs/mlm.py:base,slice=v5e-16
 
 Each round takes the configurations in turn, so that what else the machine does falls on all of them alike; figures are

@@ -69,7 +69,8 @@ class ExLM(Objective):
         Metrics over the masked positions: `posterior_nll` and `accuracy` are those of predictions that know which
         states emitted the targets of the row, by the posterior; accuracy uses the most likely state. If
         `deterministic`, there is also `masked_nll`, the loss of predictions from the context alone, which is comparable
-        with other objectives. `infeasible` is the share of the rows without an alignment, which have weight 0, and
+        with other objectives. `own_states` is the posterior probability that a target is emitted by a state of its own
+        token, which is 1 unless transitions are dense. `infeasible` is the share of the rows without an alignment, which have weight 0, and
         `shared_alignment` that of the rows in which several documents share one.
         """
         states = self.states(batch, deterministic)
@@ -92,6 +93,7 @@ class ExLM(Objective):
         metrics = {
             'accuracy': _mean_terms(is_most_likely(best_logits_BxExV, targets_BxE), masked_BxE),
             'posterior_nll': _mean_terms(_mixture_nll(posterior_BxExS, match_BxExS), masked_BxE),
+            'own_states': _mean_terms((posterior_BxExS * self._own_states(rows)).sum(2), masked_BxE),
             'infeasible': _mean_terms(~feasible_B, used_BxM.any(1)),
             'shared_alignment': _mean_terms(batch.segments.max(1) > self.options.num_alignments, used_BxM.any(1)),
         }
@@ -269,9 +271,12 @@ class ExLM(Objective):
             no_match_BxExS = jnp.where(self._shares_alignment(rows), 0.0, -jnp.inf)
             sizes = (rows.num_targets, num_states * rows.num_targets)
             return dag_forward_backward(no_match_BxExS, jax.lax.stop_gradient(states.links), *sizes)[1]
-        num_expanded = rows.expanded.shape[1]
-        own_ExS = jnp.arange(num_states * num_expanded) // num_states == jnp.arange(num_expanded)[:, None]
-        return own_ExS * rows.used[..., None] / num_states
+        return self._own_states(rows) * rows.used[..., None] / num_states
+
+    def _own_states(self, rows: ExpandedRows) -> jax.Array:
+        """bool[E, S]: which states are copies of an expanded token."""
+        num_states, num_expanded = self.options.num_states, rows.expanded.shape[1]
+        return jnp.arange(num_states * num_expanded) // num_states == jnp.arange(num_expanded)[:, None]
 
 
 def _mixture_nll(share_BxExS: jax.Array, match_BxExS: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax.data import packing
 from mlm_jax.masking import ratio_schedules, registry, tables
-from mlm_jax.masking.batch import MaskedBatch, gather_positions
+from mlm_jax.masking.batch import MaskedBatch, gather_positions, selected_of
 from mlm_jax.masking.masking import Masking
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.models.layers import EncoderConfig
@@ -318,6 +318,11 @@ def test_sparse_transitions_tie_targets_to_their_own_states_and_dense_ones_do_no
         num_targets = posterior.shape[1]
         own = np.arange(3 * num_targets) // 3 == np.arange(num_targets)[:, None]
         assert bool(np.all(np.asarray(posterior)[:, ~own] == 0)) == tied
+        expanded = run(module, params, batch, method='states').rows.expanded
+        masked = np.asarray(gather_positions(selected_of(batch.positions, LENGTH), expanded))
+        share = np.asarray(posterior * own).sum(2)[masked].mean()
+        assert metric(train(module, params, batch), 'own_states') == pytest.approx(share, rel=1e-4)
+        assert share == pytest.approx(1, rel=1e-4) if tied else share < 0.9
 
 
 def test_dense_transitions_are_sparse_in_the_first_steps_and_where_nothing_is_trained_never():
