@@ -70,8 +70,8 @@ class ExLM(Objective):
         states emitted the targets of the row, by the posterior; accuracy uses the most likely state. If
         `deterministic`, there is also `masked_nll`, the loss of predictions from the context alone, which is comparable
         with other objectives. `own_states` is the posterior probability that a target is emitted by a state of its own
-        token, which is 1 unless transitions are dense. `infeasible` is the share of the rows without an alignment, which have weight 0, and
-        `shared_alignment` that of the rows in which several documents share one.
+        token, which is 1 unless transitions are dense. `infeasible` is the share of the rows without an alignment,
+        which have weight 0, and `shared_alignment` that of the rows in which several documents share one.
         """
         states = self.states(batch, deterministic)
         rows, length = states.rows, batch.tokens.shape[1]
