@@ -9,6 +9,7 @@ from test_package import PACKAGE
 from mlm_jax.comparing import experiment, figures, results_page
 
 RESULTS = PACKAGE.parent / 'docs' / 'results'
+CLAIMS = 'What the papers promise'
 NUMBER = re.compile(r'(?<![\w.])[+−]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\d,])')
 
 
@@ -29,7 +30,7 @@ def test_every_number_in_a_table_is_one_of_its_data(experiments):
     """Read from the page, and compared with the data as far as its digits go."""
     page = (RESULTS.parent / 'results.md').read_text(encoding='utf-8')
     sections = {part.partition('\n')[0]: part for part in re.split(r'^## ', page, flags=re.MULTILINE)[1:]}
-    assert list(sections) == [entry.title for entry in experiments.values()]
+    assert [title for title in sections if title != CLAIMS] == [entry.title for entry in experiments.values()]
     checked = 0
     for entry in experiments.values():
         lines = [line for line in sections[entry.title].splitlines() if line.startswith('|')]

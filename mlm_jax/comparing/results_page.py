@@ -17,6 +17,7 @@ from mlm_jax.files import markdown
 from mlm_jax.files.errors import ConfigError
 
 PAGE = 'page.json'
+VERDICTS = ('seen', 'in part', 'not seen', 'refuted', 'open')  # of a claim
 LINE = 130  # characters of a line of prose
 # Between these lines of a page that is written by hand stands what is made of the data.
 BEGIN, END = '<!-- made by docs/results/make.py: -->', '<!-- end of what docs/results/make.py makes -->'
@@ -43,6 +44,25 @@ class Highlight:
 
 
 @dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a paper promises, and what was seen of it.
+
+    Attributes:
+      claim: the promise, and whose it is.
+      verdict: one of `VERDICTS`.
+      evidence: a text with references to cells: what was measured, and how sure it is.
+      size: of the models and of the data.
+      experiments: the names of the experiments that show it; none if it is open.
+    """
+
+    claim: str
+    verdict: str
+    evidence: str
+    size: str = ''
+    experiments: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Page:
     """What a page holds besides its experiments: page.json.
 
@@ -51,6 +71,7 @@ class Page:
       introduction: paragraphs below it.
       experiments: names of directories, in their order on the page; others come behind them, by their names.
       highlights: of the table of chosen results.
+      claims: of papers, judged by the experiments.
       figure: the experiment whose figure stands beside that table.
       caption: of that figure, with references to cells.
     """
@@ -59,6 +80,7 @@ class Page:
     introduction: str
     experiments: tuple[str, ...]
     highlights: tuple[Highlight, ...] = ()
+    claims: tuple[Claim, ...] = ()
     figure: str = ''
     caption: str = ''
 
@@ -73,7 +95,8 @@ def read_page(directory: pathlib.Path) -> tuple[Page, dict[str, Experiment]]:
     try:
         values = json.loads(path.read_bytes())
         highlights = tuple(Highlight(**entry) for entry in values.pop('highlights', ()))
-        page = Page(**{**values, 'experiments': tuple(values['experiments'])}, highlights=highlights)
+        claims = tuple(_claim(entry) for entry in values.pop('claims', ()))
+        page = Page(**{**values, 'experiments': tuple(values['experiments'])}, highlights=highlights, claims=claims)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f'{path} is not the description of a page of results: {error}') from None
     there = sorted(found.parent.name for found in directory.glob(f'*/{experiment_lib.EXPERIMENT}'))
@@ -92,7 +115,22 @@ def make_page(page: Page, experiments: Mapping[str, Experiment], where: str) -> 
       where: the path of their directories as links of the page give it, such as 'results'.
     """
     sections = [section(entry, f'{where}/{name}/', 2) for name, entry in experiments.items()]
+    if page.claims:
+        sections.insert(0, make_claims(page, experiments))
     return '\n'.join([f'# {page.title}\n', f'{page.introduction}\n', *sections])
+
+
+def make_claims(page: Page, experiments: Mapping[str, Experiment]) -> str:
+    """The section about what papers promise, with links to the experiments on the same page."""
+    entries = []
+    for entry in page.claims:
+        titles = [_named(experiments, name).title for name in entry.experiments]
+        links = ', '.join(f'[{title}](#{markdown.anchor(title)})' for title in titles)
+        verdict = entry.verdict.capitalize() + (f' ({entry.size})' if entry.size else '')
+        source = f' ({links})' if links else ''
+        text = f'* **{entry.claim}** {verdict}: {_filled(entry.evidence, experiments)}{source}'
+        entries.append(textwrap.indent(_wrapped(text, LINE - 2), '  ')[2:])
+    return '## What the papers promise\n\n' + '\n'.join(entries) + '\n'
 
 
 def section(entry: Experiment, files: str, level: int) -> str:
@@ -159,22 +197,17 @@ def make_highlights(page: Page, experiments: Mapping[str, Experiment], where: st
     Raises:
       ConfigError: when a reference leads nowhere.
     """
-
-    def resolve(path: str) -> str:
-        name, _, rest = path.partition('|')
-        return _cell_of(_named(experiments, name), rest)
-
     rows = []
     for entry in page.highlights:
         source = _named(experiments, entry.experiment)
-        measured = fill(entry.measured, resolve) or ', '.join(filter(None, (source.commit, source.hardware)))
-        rows.append([entry.what, fill(entry.result, resolve), fill(entry.compared, resolve), measured])
+        measured = _filled(entry.measured, experiments) or ', '.join(filter(None, (source.commit, source.hardware)))
+        rows.append([entry.what, _filled(entry.result, experiments), _filled(entry.compared, experiments), measured])
     titles = ['what', 'result', 'to compare with', 'commit, hardware']
     parts = [markdown.table(titles, rows, num_text_columns=len(titles))]
     if page.figure:
         text = _named(experiments, page.figure).alternative_text
         parts.append(f'![{text}]({where}/{page.figure}/{experiment_lib.FIGURE})\n')
-        parts += [f'*{fill(page.caption, resolve)}*\n'] if page.caption else []
+        parts += [f'*{_filled(page.caption, experiments)}*\n'] if page.caption else []
     return '\n'.join(parts)
 
 
@@ -196,6 +229,23 @@ def fill(text: str, resolve: Callable[[str], str]) -> str:
     return _REFERENCE.sub(lambda match: resolve(match[1]), text)
 
 
+def _claim(entry: Mapping) -> Claim:
+    claim = Claim(**{**entry, 'experiments': tuple(entry.get('experiments', ()))})
+    if claim.verdict not in VERDICTS:
+        raise ValueError(f'the verdict {claim.verdict!r} of a claim must be one of {", ".join(VERDICTS)}')
+    return claim
+
+
+def _filled(text: str, experiments: Mapping[str, Experiment]) -> str:
+    """A text of a page with its references, EXPERIMENT|TABLE|ROW|COLUMN, replaced."""
+
+    def resolve(path: str) -> str:
+        name, _, rest = path.partition('|')
+        return _cell_of(_named(experiments, name), rest)
+
+    return fill(text, resolve)
+
+
 def _cell_of(entry: Experiment, path: str) -> str:
     parts: Sequence[str] = path.split('|')
     if len(parts) != 3:
@@ -204,8 +254,8 @@ def _cell_of(entry: Experiment, path: str) -> str:
     return experiment_lib.format_cell(cell, column.format)
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, LINE, break_long_words=False, break_on_hyphens=False)
+def _wrapped(text: str, width: int = LINE) -> str:
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _named(experiments: Mapping[str, Experiment], name: str) -> Experiment:

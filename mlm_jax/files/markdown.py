@@ -1,5 +1,6 @@
-"""Markdown tables, as reports contain them."""
+"""Markdown, as reports contain it: tables, and anchors of headings."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -20,3 +21,8 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], num_text_columns
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = (' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     return ''.join(f'| {line} |\n' for line in lines)
+
+
+def anchor(heading: str) -> str:
+    """What links of the same page call a heading: its words in small letters, with hyphens, as GitHub makes it."""
+    return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')

@@ -147,6 +147,28 @@ def test_a_page_is_its_experiments_in_their_order(tmp_path):
         results_page.read_page(tmp_path)
 
 
+def test_a_page_says_what_was_seen_of_claims(tmp_path):
+    (tmp_path / 'a').mkdir()
+    experiment.write(dataclasses.replace(MADE, title='The 2 runs, again'), tmp_path / 'a')
+    claim = {
+        'claim': 'Better.',
+        'verdict': 'in part',
+        'evidence': '{a|loss|c|mean} nats',
+        'size': '2×128',
+        'experiments': ['a'],
+    }
+    untried = {'claim': 'Faster.', 'verdict': 'open', 'evidence': 'not tried.'}
+    page = {'title': 'P', 'introduction': 'I', 'experiments': ['a'], 'claims': [claim, untried]}
+    (tmp_path / 'page.json').write_text(json.dumps(page))
+    made = results_page.make_page(*results_page.read_page(tmp_path), 'results')
+    assert '* **Better.** In part (2×128): +3.00 nats ([The 2 runs, again](#the-2-runs-again))\n' in made
+    assert '* **Faster.** Open: not tried.\n' in made
+    assert made.index('## What the papers promise') < made.index('## The 2 runs, again')
+    (tmp_path / 'page.json').write_text(json.dumps({**page, 'claims': [{**claim, 'verdict': 'true'}]}))
+    with pytest.raises(ConfigError, match="the verdict 'true' of a claim must be one of seen, in part"):
+        results_page.read_page(tmp_path)
+
+
 def test_a_measurement_says_with_what_and_leaves_the_words_of_a_person(tmp_path):
     facts = measured.of_this_process(['pytest'])
     assert facts['versions'].keys() == {'jax', 'jaxlib', 'flax', 'optax', 'pytest'} and facts['hardware']
