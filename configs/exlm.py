@@ -47,6 +47,7 @@ def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
         config.update(sequence_length=128, batch_size=4096, vocab_size=32768)
         config.model.dtype = 'bfloat16'
         config.optimizer.learning_rate = 2e-3
+        config_lib.apply_rate_of_size(config, size)
         config_lib.apply_overrides(config, {'total_steps': '23000', 'schedule.warmup_steps': '1380'})
     if 'recipe' in overrides:
         config_lib.apply_recipe(config, overrides.pop('recipe'))

@@ -42,6 +42,7 @@ def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
         config.update(sequence_length=512, batch_size=2048, vocab_size=32768)
         config.model.dtype = 'bfloat16'
         config_lib.apply_overrides(config, {'total_steps': '125000', 'schedule.warmup_steps': '10000'})
+    config_lib.apply_rate_of_size(config, size)
     if size.endswith('++'):
         config.total_steps = 2_000_000
         config.optimizer.learning_rate = 2e-4

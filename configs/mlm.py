@@ -29,6 +29,7 @@ def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
     if size in ('base', 'large'):  # for accelerators
         config.update(sequence_length=512, batch_size=2048, vocab_size=32768)
         config.model.dtype = 'bfloat16'
+    config_lib.apply_rate_of_size(config, size)
     config_lib.apply_recipe(config, overrides.pop('recipe', config_lib.default_recipe(size)))
     config_lib.apply_overrides(config, overrides)
     return config

@@ -11,6 +11,7 @@ from mlm_jax.config.defaults import (
     SMALL,
     Kind,
     apply_muon,
+    apply_rate_of_size,
     apply_recipe,
     default_config,
     default_recipe,
@@ -34,8 +35,8 @@ from mlm_jax.files.errors import ConfigError
 
 __all__ = [
     'DURATIONS', 'DURATION_UNITS', 'MAX_STEPS', 'NOMINAL_STEPS_PER_EPOCH', 'SIZES', 'SMALL', 'WEIGHT_DECAYS',
-    'ConfigError', 'Kind', 'apply_muon', 'apply_overrides', 'apply_recipe', 'check', 'completed', 'decided',
-    'default_config', 'default_recipe', 'differences', 'duration_keys', 'from_json', 'get', 'in_steps', 'is_duration',
-    'kinds', 'load', 'parse_argument', 'parse_settings', 'resolve', 'resolve_steps', 'row_length', 'shipped', 'to_json',
-    'values', 'weight_decay', 'with_path',
+    'ConfigError', 'Kind', 'apply_muon', 'apply_overrides', 'apply_rate_of_size', 'apply_recipe', 'check', 'completed',
+    'decided', 'default_config', 'default_recipe', 'differences', 'duration_keys', 'from_json', 'get', 'in_steps',
+    'is_duration', 'kinds', 'load', 'parse_argument', 'parse_settings', 'resolve', 'resolve_steps', 'row_length',
+    'shipped', 'to_json', 'values', 'weight_decay', 'with_path',
 ]  # fmt: skip

@@ -211,6 +211,16 @@ def apply_muon(config: ml_collections.ConfigDict) -> None:
     config.optimizer.update(name='muon', learning_rate=5e-3)
 
 
+def apply_rate_of_size(config: ml_collections.ConfigDict, size: str) -> None:
+    """Lowers the peak learning rate of a recipe for `base` to that for `large`.
+
+    The ratio is that of RoBERTa's rates (arXiv 1907.11692, table 9), 6e-4 for base and 4e-4 for large, and nearly that
+    of ModernBERT's, 8e-4 and 5e-4 (arXiv 2412.13663).
+    """
+    if size == 'large':
+        config.optimizer.learning_rate = float(f'{config.optimizer.learning_rate * 4 / 6:.2g}')
+
+
 def default_recipe(size: str) -> str:
     """The recipe that a size has if none is given: on little text, other recipes know only frequencies for long."""
     return 'muon' if size in SMALL else 'roberta'

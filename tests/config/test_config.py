@@ -437,6 +437,34 @@ def test_a_run_of_the_modern_recipe_from_before_it_lost_its_first_norm_keeps_it(
     resuming.check_resume(stored, load('mlm.py', 'mini,recipe=modern,model.first_norm=true'), note=pytest.fail)
 
 
+@pytest.mark.parametrize(
+    ('name', 'argument', 'optimizer', 'rate', 'positions'),
+    [
+        ('mlm.py', 'mini', 'muon', 5e-3, 'rotary'),
+        ('mlm.py', 'tiny,recipe=roberta', 'adamw', 5e-4, 'learned'),
+        ('mlm.py', 'tiny,recipe=modern', 'stable_adamw', 5e-4, 'rotary'),
+        ('mlm.py', 'base', 'adamw', 5e-4, 'learned'),
+        ('mlm.py', 'large', 'adamw', 3.3e-4, 'learned'),
+        ('mlm.py', 'large,recipe=muon', 'muon', 5e-3, 'rotary'),
+        ('mlm.py', 'large,optimizer.learning_rate=1e-3', 'adamw', 1e-3, 'learned'),
+        ('masking.py', 'spans', 'muon', 5e-3, 'rotary'),
+        ('repeated_mlm.py', 'tiny', 'muon', 5e-3, 'rotary'),
+        ('mae_lm.py', 'tiny', 'muon', 5e-3, 'rotary'),
+        ('mae_lm.py', 'base', 'adamw', 5e-4, 'learned'),
+        ('mae_lm.py', 'large++', 'adamw', 2e-4, 'learned'),
+        ('exlm.py', 'tiny', 'muon', 5e-3, 'rotary_2d'),
+        ('exlm.py', 'tiny,recipe=roberta', 'adamw', 5e-4, 'rotary_2d'),
+        ('exlm.py', 'large', 'adamw', 1.3e-3, 'rotary_2d'),
+        ('smiles.py', 'mlm', 'muon', 5e-3, 'rotary_2d'),
+        ('smiles.py', 'mlm,size=base', 'adamw', 5e-4, 'rotary_2d'),
+    ],
+)
+def test_recipes_of_the_sizes(name, argument, optimizer, rate, positions):
+    config = load(name, argument)
+    assert (config.optimizer.name, config.optimizer.learning_rate) == (optimizer, rate)
+    assert config.model.positions == positions
+
+
 def test_open_keys_of_the_model_follow_others():
     m = config_lib.resolve(load('mlm.py', 'mini,recipe=modern,model.rotary_base=500')).model
     assert (m.norm_bias, m.rotary_base_local, m.first_norm) == (False, 500.0, False)
