@@ -99,7 +99,7 @@ def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pai
 
     pair[1].config.optimizer.learning_rate = 0.125
     changed = budgets.share_budget(pair, 'steps', tmp_path)
-    with pytest.raises(ConfigError, match=r'(?s)high.seed4 holds.*learning_rate: 0.0005 there, 0.125 now.*delete'):
+    with pytest.raises(ConfigError, match=r'(?s)high.seed4 holds.*learning_rate: 0.005 there, 0.125 now.*delete'):
         compare.run_all(changed, [4, 2], tmp_path, lambda complete: None)
 
 

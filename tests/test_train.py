@@ -39,7 +39,7 @@ def command(config, workdir, *flags, argument='') -> list[str]:
     default = config_lib.default_config()
     changed = {key: new for key, (_, new) in config_lib.differences(default, config).items() if new is not None}
     text = ','.join(f'{key}={value}' for key, value in changed.items())
-    name = f'--config={REPOSITORY}/configs/mlm.py:mini,{text}{argument}'
+    name = f'--config={REPOSITORY}/configs/mlm.py:mini,recipe=roberta,{text}{argument}'
     return [sys.executable, '-m', 'mlm_jax.train', name, f'--workdir={workdir}', *flags]
 
 

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax.config.step_flops import step_flops
+from mlm_jax.config.step_flops import slot_sizes, step_flops
 from mlm_jax.masking.batch import gather_positions
 from mlm_jax.models import attention
 from mlm_jax.parallel import topology, tpu_slices
@@ -79,17 +79,21 @@ def test_fsdp_gathers_weights_and_moves_no_activations(capsys):
 @pytest.mark.tpu_compile
 def test_exlm_moves_no_states_and_holds_no_steps_of_targets(capsys):
     """At size mini, which compiles in half the time of base; doctor and bench predict base (docs/results)."""
-    needs, share, program = compile_for('v5e-16', 'mini,slice=v5e-16', capsys, 'exlm.py')
+    argument = 'mini,recipe=roberta,slice=v5e-16'
+    needs, share, program = compile_for('v5e-16', argument, capsys, 'exlm.py')
     assert needs.memory.total_bytes < 150 * 2**20
-    # Expanded rows have 192 slots, and 256 within the fused kernel alone.
+    # Expanded rows have 200 slots, and 256 within the fused kernel alone.
     assert share == pytest.approx(1.0, abs=0.05)
     # The sum over alignments is done where its rows are; whether a row needs log space is known to all.
     assert needs.collectives.keys() == {'all-gather', 'all-reduce'}
-    # 4 rows on a device at a time, 21 targets and 84 states each (88 where padded to whole tiles): logits of states,
-    # not of positions, and nothing that holds all steps between states for each target.
+    # 4 rows on a device at a time, of E targets and S states each: logits of states, not of positions, and nothing that
+    # holds all steps between states for each target.
+    num_targets = slot_sizes(get_config(argument, 'exlm.py')).expanded
+    num_states = 4 * num_targets
     shapes = {tuple(map(int, dims.split(','))) for dims in re.findall(r'\b(?:f32|bf16)\[([\d,]+)\]', program)}
-    assert max(math.prod(shape) for shape in shapes if 8192 in shape) <= 4 * 88 * 8192
-    assert not [shape for shape in shapes if math.prod(shape) >= 4 * 21 * 84 * 84 and shape.count(84) > 1]
+    assert any(shape.count(num_states) > 1 for shape in shapes), 'transitions'
+    assert max(math.prod(shape) for shape in shapes if 8192 in shape) <= 4 * num_states * 8192
+    assert not [s for s in shapes if math.prod(s) >= 4 * num_targets * num_states**2 and s.count(num_states) > 1]
 
 
 @needs_libtpu
