@@ -5,7 +5,8 @@
 
 Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the encoder of
 the released code: pre-LN, two-dimensional rotary positions, no LayerNorm on the embeddings. `base` and `large` have the
-short recipe of the released code: 23,000 steps of 4096 × 128 tokens.
+short recipe of the released code: 23,000 steps of 4096 × 128 tokens. `tiny` and `mini` are trained by Muon, unless
+`recipe=roberta`, which is AdamW here, or another recipe is given.
 
 Arguments for ablations: `exlm.num_states=2`; `exlm.transitions=sparse` (only to states of later tokens) or `none`;
 `exlm.transition_heads=1` (the paper's formula); `model.positions=rotary` (the copies of a token share one position);
@@ -16,10 +17,10 @@ arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/exlm.py:base,b
 On text, dense transitions, those of the paper, hardly leave the frequencies of words if they begin from random weights:
 they spread the signal of a target over the states of several tokens. At `tiny` and `mini`, the first half of a run
 therefore has sparse ones: `exlm.sparse_percent=50`. `exlm.sparse_percent=0` is the paper's, at these sizes, too. At
-`tiny`, on 4.1 M tokens of text with Muon (`optimizer.name=muon,optimizer.learning_rate=5e-3`), this ended at 4.72 nats
-per masked token, where dense transitions alone had stayed at 6.21, those of frequencies, for 1,000 steps, and MLM ended
-at 4.20 (73e592f, one core of an AMD EPYC; docs/results.md, "Leaving the frequencies of words"). On molecules, dense
-ones train as they are (configs/smiles.py).
+`tiny` as it stands, this ended at 4.89 nats per masked token after 1,000 steps, 4.1 M tokens, of 2,048 pieces in rows
+of 64, where MLM has 3.99 (configs/mlm.py) and frequencies alone give 6.19 (38b5fd4, one core of an AMD EPYC, 8
+minutes); dense transitions alone had stayed at 6.21 in a run of 2 M tokens (docs/results.md, "Leaving the frequencies
+of words"). On molecules, dense ones train as they are (configs/smiles.py).
 
 The sizes `base` and `large` have not been run yet.
 """
@@ -30,7 +31,7 @@ from mlm_jax import config as config_lib
 
 
 def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
-    """The configuration for 'SIZE[,recipe=…][,key=value…]'; the default recipe is that of the released code."""
+    """The configuration for 'SIZE[,recipe=…][,key=value…]'; `tiny` and `mini` have Muon unless a recipe is given."""
     size, overrides = config_lib.parse_argument(argument, {'mini': config_lib.SIZES['mini'], **config_lib.SIZES})
     config = config_lib.default_config()
     config.objective = 'exlm'

@@ -3,10 +3,11 @@
     python -m mlm_jax.prepare --config=configs/mae_lm.py:mini,data.directory=data/mini
     python -m mlm_jax.train --config=configs/mae_lm.py:mini,data.directory=data/mini --workdir=runs/mae_lm_mini
 
-Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the post-LN
-encoder and the relative position bias of the paper. `base` is the paper's recipe for 125,000 steps of 2048 × 512
-tokens; `base++` and `large++` are its recipes for 2,000,000 steps. The released code does not contain the learning rate
-of `large++`; here, it is that of `base++`.
+Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the relative
+position bias of the paper and, from `small` on, its post-LN encoder; `tiny` and `mini` have the recipe `muon` of
+configs/mlm.py, with which small models learn sooner, unless `recipe=roberta`, the paper's, is given. `base` is the
+paper's recipe for 125,000 steps of 2048 × 512 tokens; `base++` and `large++` are its recipes for 2,000,000 steps. The
+released code does not contain the learning rate of `large++`; here, it is that of `base++`.
 
 Arguments for ablations:
   the decoder: `mae_lm.decoder_layers=2` or `mae_lm.decoder_width=256`
@@ -17,7 +18,10 @@ Arguments for ablations:
   positions: `mae_lm.renumber_positions=true` or `model.relative_buckets=0`
 Other arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/mae_lm.py:base,batch_size=256`.
 
-The sizes `base` and `large` have not been run yet.
+`tiny` as it stands had 3.99 nats per masked token after 1,000 steps, 4.1 M tokens of text, of 2,048 pieces in rows of
+64, as MLM had; frequencies alone give 6.19 (38b5fd4, one core of an AMD EPYC, 17 minutes beside other work). The
+decoder of 4 layers is twice as deep as that encoder; at this size, a step takes 3.5 times the FLOPs of one of MLM. The
+sizes `base` and `large` have not been run yet.
 """
 
 import ml_collections
@@ -28,7 +32,7 @@ SIZES = {**config_lib.SIZES, 'base++': config_lib.SIZES['base'], 'large++': conf
 
 
 def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
-    """The configuration for 'SIZE[,recipe=…][,key=value…]'; the default recipe is `roberta`, as in the paper."""
+    """The configuration for 'SIZE[,recipe=…][,key=value…]'; the default recipe follows the size."""
     size, overrides = config_lib.parse_argument(argument, {'mini': SIZES['mini'], **SIZES})
     config = config_lib.default_config()
     config.objective = 'mae_lm'
