@@ -77,7 +77,7 @@ def test_ranks_of_unmasked_rows_equal_those_of_all_representations_at_once(train
             assert effective_rank(sums.spectra(centred), 0.9)[layer, 3] == expected
 
 
-def test_each_token_is_counted_once_in_its_group(trained, mae_lm):
+def test_each_token_is_counted_once_in_its_group(trained, mae_lm, exlm):
     _, mesh, model = trained
     tokens = Shards(model.config.data.directory, 'validation').read(np.arange(NUM_ROWS))
     real = int((tokens != model.tokenizer.vocabulary.pad_id).sum())
@@ -86,7 +86,23 @@ def test_each_token_is_counted_once_in_its_group(trained, mae_lm):
         assert kept + masked == everything == unmasked == real
         assert 0.08 * real < masked < 0.16 * real
         mae_kept, mae_masked, mae_all, _ = effective_rank_report.rank_sums(mae_lm[1], mesh, NUM_ROWS).count_G
+        *_, copies, exlm_unmasked = effective_rank_report.rank_sums(exlm[1], mesh, NUM_ROWS).count_G
     assert (mae_kept, mae_masked, mae_all) == (kept, 0, kept), 'the same masks; [MASK] stays out of the encoder'
+    assert exlm_unmasked == real < copies, 'a token is counted at its first copy alone; masked tokens have several'
+
+
+def test_layers_of_expanded_rows_are_read_where_their_tokens_are(exlm):
+    model = exlm[1]
+    params = jax.device_get(model.params)
+    tokens = Shards(model.config.data.directory, 'validation').read(np.arange(2))
+    segments = segment_ids(tokens, model.tokenizer.vocabulary)
+    hidden, result = effective_rank_report.layer_outputs(model, params, tokens, segments, method='encode')
+    encoded = model.objective.apply({'params': params}, tokens, segments, method='encode')
+    assert hidden.shape == (model.config.model.num_layers, *encoded.shape)
+    real = segments > 0
+    np.testing.assert_allclose(np.asarray(result)[real], np.asarray(encoded)[real], atol=1e-5)
+    np.testing.assert_array_equal(hidden[-1], result)
+    assert not np.allclose(np.asarray(hidden[0])[real], np.asarray(encoded)[real], atol=0.1)
 
 
 def test_the_program_lays_checkpoints_over_each_other(trained, mae_lm, tmp_path):

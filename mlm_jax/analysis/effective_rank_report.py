@@ -14,6 +14,7 @@ from mlm_jax.data.packing import segment_ids
 from mlm_jax.data.rows import place_rows
 from mlm_jax.files import pictures
 from mlm_jax.files.progress import bar
+from mlm_jax.masking.batch import gather_positions
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained.model import Model
 from mlm_jax.training import build
@@ -29,6 +30,8 @@ def layer_outputs(model: Model, params, *args, method: str) -> tuple[jax.Array, 
     """
     result, state = model.objective.apply({'params': params}, *args, method=method, mutable='intermediates')
     hidden_LxBxSxd = state['intermediates']['encoder']['layers']['output'][0]
+    if 'slots' in state['intermediates']:  # where an encoder that reads expanded rows has the tokens of the row
+        hidden_LxBxSxd = jax.vmap(gather_positions, (0, None))(hidden_LxBxSxd, state['intermediates']['slots'][0])
     final_BxSxd = result[0] if isinstance(result, tuple) else result
     return hidden_LxBxSxd.at[-1].set(final_BxSxd), result
 

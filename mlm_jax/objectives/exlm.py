@@ -202,6 +202,9 @@ class ExLM(Objective):
         nothing_BxM = jnp.zeros((len(tokens_BxT), 0), jnp.int32)
         batch = MaskedBatch(tokens_BxT, tokens_BxT, nothing_BxM, nothing_BxM.astype(jnp.float32), segments_BxT)
         rows = self._expand(batch)
+        if at_BxM is None and self.is_mutable_collection('intermediates'):  # who reads all layers must know where
+            self.sow('intermediates', 'slots', rows.first_slot)
+            return gather_positions(self._encode(rows, deterministic), rows.first_slot)
         slots_BxM = rows.first_slot if at_BxM is None else gather_positions(rows.first_slot, at_BxM)
         return self._encode(rows, deterministic, slots_BxM)
 
