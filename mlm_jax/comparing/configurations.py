@@ -136,7 +136,11 @@ def _check_comparable(candidates: Sequence[Candidate]) -> None:
                 + '\nGive all configurations the same values, for example with --set=data.directory=…'
             )
     for candidate in candidates:
-        resolved, _ = prepared_data.resolve(candidate.config)
+        resolved, data = prepared_data.resolve(candidate.config)
+        try:
+            data.tables(resolved.masking)  # what is missing must not stop the program after hours of other runs
+        except ConfigError as error:
+            raise ConfigError(f'{candidate.name}: {error}') from None
         if not resolved.evaluation.every_steps:
             raise ConfigError(f'{candidate.name} is never evaluated: set, for example, evaluation.every_percent=10')
 

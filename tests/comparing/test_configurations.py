@@ -47,6 +47,12 @@ def test_shared_settings_reach_every_configuration(prepared):
         (['mlm.py:{TINY}', 'mae_lm.py:tiny'], [], [], 'can only be compared on the same rows'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY},evaluation.ratio=0.3'], [], [], 'evaluation.ratio: 0.15 in mlm, 0.3 in'),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY},evaluation.every_steps=0'], [], [], 'is never evaluated'),
+        (
+            ['mlm.py:{TINY}', 'mlm.py:{TINY},masking.unit=pmi'],
+            [],
+            [],
+            'unit=pmi: .* lacks the masking tables word_starts',
+        ),
         (['mlm.py:{TINY}', 'mae_lm.py:{TINY}'], [], ['data.directory=nowhere'], 'python -m mlm_jax.prepare'),
         (['mlm.py:{TINY}', 'none.py:{TINY}'], [], [], 'no configuration file'),
     ],
