@@ -29,9 +29,10 @@ def layer_outputs(model: Model, params, *args, method: str) -> tuple[jax.Array, 
     The last layer is what downstream sees: of a pre-LN encoder, the output of the final LayerNorm.
     """
     result, state = model.objective.apply({'params': params}, *args, method=method, mutable='intermediates')
-    hidden_LxBxSxd = state['intermediates']['encoder']['layers']['output'][0]
-    if 'slots' in state['intermediates']:  # where an encoder that reads expanded rows has the tokens of the row
-        hidden_LxBxSxd = jax.vmap(gather_positions, (0, None))(hidden_LxBxSxd, state['intermediates']['slots'][0])
+    encoder = state['intermediates']['encoder']
+    hidden_LxBxSxd = encoder['layers']['output'][0]
+    if 'at' in encoder:  # the positions of the result, such as the tokens of a row that was expanded
+        hidden_LxBxSxd = jax.vmap(gather_positions, (0, None))(hidden_LxBxSxd, encoder['at'][0])
     final_BxSxd = result[0] if isinstance(result, tuple) else result
     return hidden_LxBxSxd.at[-1].set(final_BxSxd), result
 

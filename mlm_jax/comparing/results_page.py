@@ -129,7 +129,7 @@ def make_claims(page: Page, experiments: Mapping[str, Experiment]) -> str:
         verdict = entry.verdict.capitalize() + (f' ({entry.size})' if entry.size else '')
         source = f' ({links})' if links else ''
         text = f'* **{entry.claim}** {verdict}: {_filled(entry.evidence, experiments)}{source}'
-        entries.append(textwrap.indent(_wrapped(text, LINE - 2), '  ')[2:])
+        entries.append(_wrapped(text, '  '))
     return '## What the papers promise\n\n' + '\n'.join(entries) + '\n'
 
 
@@ -254,8 +254,8 @@ def _cell_of(entry: Experiment, path: str) -> str:
     return experiment_lib.format_cell(cell, column.format)
 
 
-def _wrapped(text: str, width: int = LINE) -> str:
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+def _wrapped(text: str, further_indent: str = '') -> str:
+    return textwrap.fill(text, LINE, subsequent_indent=further_indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _named(experiments: Mapping[str, Experiment], name: str) -> Experiment:

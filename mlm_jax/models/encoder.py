@@ -135,10 +135,12 @@ class Encoder(nn.Module):
         x_BxTxd = self.embed(tokens_BxT, segments_BxT, positions_BxT, deterministic)
         context = Context(segments_BxT, turns_BxTx2xAxR, bias_BxHxTxT, local_turns_BxTx2xAxR, places_BxT)
         switches = layer_switches(c)
-        if at_BxM is None or self.is_initializing():
+        if at_BxM is None or self.is_initializing() or self.is_mutable_collection('intermediates'):
             layers = scanned_layers(c, c.num_layers, deterministic, self.is_initializing())
             x_BxTxd, _ = layers(x_BxTxd, context, switches)
-            x_BxTxd = x_BxTxd if at_BxM is None else gather_positions(x_BxTxd, at_BxM)
+            if at_BxM is not None:
+                self.sow('intermediates', 'at', at_BxM)  # who reads the outputs of all layers reads them there
+                x_BxTxd = gather_positions(x_BxTxd, at_BxM)
         else:
             x_BxTxd = _read_last_layer_at(at_BxM, c, deterministic, x_BxTxd, context, switches)
         return self.final_norm(x_BxTxd) if c.norm == 'pre' else x_BxTxd

@@ -93,7 +93,7 @@ class ExLM(Objective):
         metrics = {
             'accuracy': _mean_terms(is_most_likely(best_logits_BxExV, targets_BxE), masked_BxE),
             'posterior_nll': _mean_terms(_mixture_nll(posterior_BxExS, match_BxExS), masked_BxE),
-            'own_states': _mean_terms((posterior_BxExS * self._own_states(rows)).sum(2), masked_BxE),
+            'own_states': _mean_terms((posterior_BxExS * rows.own_states).sum(2), masked_BxE),
             'infeasible': _mean_terms(~feasible_B, used_BxM.any(1)),
             'shared_alignment': _mean_terms(batch.segments.max(1) > self.options.num_alignments, used_BxM.any(1)),
         }
@@ -123,8 +123,7 @@ class ExLM(Objective):
         hidden_BxSxd = self.head.hidden(state_BxSxd)
         links_BxSxS = None
         if self.options.transitions != 'none':
-            slot_BxS = rows.state_slot - jnp.repeat(rows.start_slot, self.options.num_states, axis=1)
-            links_BxSxS = self.transitions(state_BxSxd, slot_BxS, self._allowed(rows, batch.step))
+            links_BxSxS = self.transitions(state_BxSxd, rows.state_place, self._allowed(rows, batch.step))
         logits_BxSxV = self.head.logits(hidden_BxSxd, self.encoder.token_logits)
         return States(rows=rows, logits=logits_BxSxV, hidden=hidden_BxSxd, links=links_BxSxS)
 
@@ -202,9 +201,6 @@ class ExLM(Objective):
         nothing_BxM = jnp.zeros((len(tokens_BxT), 0), jnp.int32)
         batch = MaskedBatch(tokens_BxT, tokens_BxT, nothing_BxM, nothing_BxM.astype(jnp.float32), segments_BxT)
         rows = self._expand(batch)
-        if at_BxM is None and self.is_mutable_collection('intermediates'):  # who reads all layers must know where
-            self.sow('intermediates', 'slots', rows.first_slot)
-            return gather_positions(self._encode(rows, deterministic), rows.first_slot)
         slots_BxM = rows.first_slot if at_BxM is None else gather_positions(rows.first_slot, at_BxM)
         return self._encode(rows, deterministic, slots_BxM)
 
@@ -236,8 +232,7 @@ class ExLM(Objective):
             sparse_Bx1x1 = (step_B < self.options.sparse_steps)[:, None, None]
             allowed_BxSxS = jnp.where(sparse_Bx1x1, later_SxS['sparse'], allowed_BxSxS)
         exists_BxS = index_S < num_states * rows.num_targets[:, None]
-        alignment_BxS = jnp.repeat(rows.alignment, num_states, axis=1)
-        is_same_BxSxS = alignment_BxS[:, :, None] == alignment_BxS[:, None, :]
+        is_same_BxSxS = rows.state_alignment[:, :, None] == rows.state_alignment[:, None, :]
         is_next_SxS = index_S[:, None] + 1 == index_S
         return allowed_BxSxS & (is_same_BxSxS | is_next_SxS) & exists_BxS[:, None, :]
 
@@ -249,12 +244,7 @@ class ExLM(Objective):
         """
         normalizer_BxS = jax.nn.logsumexp(states.logits, axis=-1)
         logit_BxExS = self.head.logits_of(targets_BxE, states.hidden, self.encoder.token_vectors)
-        return jnp.where(self._shares_alignment(states.rows), logit_BxExS - normalizer_BxS[:, None, :], -jnp.inf)
-
-    def _shares_alignment(self, rows: ExpandedRows) -> jax.Array:
-        """bool[B, E, S]: whether an expanded token and a state belong to the same alignment."""
-        alignment_BxS = jnp.repeat(rows.alignment, self.options.num_states, axis=1)
-        return rows.alignment[:, :, None] == alignment_BxS[:, None, :]
+        return jnp.where(states.rows.shares_alignment, logit_BxExS - normalizer_BxS[:, None, :], -jnp.inf)
 
     def _align(self, match_BxExS: jax.Array, states: States) -> tuple[jax.Array, jax.Array]:
         """f32[B], log Z; f32[B, E, S], the posterior probability, given all targets, that a state emits a target."""
@@ -271,15 +261,10 @@ class ExLM(Objective):
         """f32[B, E, S]: the probability that a state emits a target, given only the number of targets."""
         rows, num_states = states.rows, self.options.num_states
         if states.links is not None:
-            no_match_BxExS = jnp.where(self._shares_alignment(rows), 0.0, -jnp.inf)
+            no_match_BxExS = jnp.where(rows.shares_alignment, 0.0, -jnp.inf)
             sizes = (rows.num_targets, num_states * rows.num_targets)
             return dag_forward_backward(no_match_BxExS, jax.lax.stop_gradient(states.links), *sizes)[1]
-        return self._own_states(rows) * rows.used[..., None] / num_states
-
-    def _own_states(self, rows: ExpandedRows) -> jax.Array:
-        """bool[E, S]: which states are copies of an expanded token."""
-        num_states, num_expanded = self.options.num_states, rows.expanded.shape[1]
-        return jnp.arange(num_states * num_expanded) // num_states == jnp.arange(num_expanded)[:, None]
+        return rows.own_states * rows.used[..., None] / num_states
 
 
 def _mixture_nll(share_BxExS: jax.Array, match_BxExS: jax.Array) -> jax.Array:

@@ -80,9 +80,12 @@ class ExLMConfig:
     @property
     def anchor_slots(self) -> int:
         """The largest number of anchors in a row."""
-        if not self.anchors:
-            return 0
-        return self.max_anchors if self.anchor_ids else 2 * self.num_alignments
+        return self.max_anchors * self.anchors if self.anchor_ids else _anchor_slots(self)
+
+
+def _anchor_slots(options: Any) -> int:
+    """Two anchors for each alignment, of the options of a module or of a configuration."""
+    return 2 * options.alignments * options.anchors
 
 
 def row_slots(length: int, max_expanded: int, num_states: int) -> int:
@@ -134,7 +137,7 @@ class ExLMSpec(Spec):
 
     def slots(self, options: Any, length: int, max_masked: int) -> Sizes:
         """As `sizes`, but at most all tokens of a row are expanded, and the length is rounded up."""
-        expanded = min(length, max_masked + 2 * options.alignments * options.anchors)
+        expanded = min(length, max_masked + _anchor_slots(options))
         return Sizes(length, max_masked, row_slots(length, expanded, options.num_states), expanded)
 
     def row_flops(

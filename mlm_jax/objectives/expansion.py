@@ -22,8 +22,8 @@ class ExpandedRows:
       first_slot: int32[B, T], the slot of each token; for an expanded token, the slot of its first copy.
       expanded: int32[B, E], the expanded positions of the row in ascending order; T in unused entries.
       alignment: int32[B, E], the alignment to which each expanded token belongs, 1, 2, …; 0 in unused entries.
-      start_slot: int32[B, E], the slot of the first token of that alignment.
       state_slot: int32[B, k·E], the slots of the states in ascending order; L in unused entries.
+      state_place: int32[B, k·E], the same, counted from the slot of the first token of the alignment.
     """
 
     tokens: jax.Array
@@ -34,8 +34,8 @@ class ExpandedRows:
     first_slot: jax.Array
     expanded: jax.Array
     alignment: jax.Array
-    start_slot: jax.Array
     state_slot: jax.Array
+    state_place: jax.Array
 
     @property
     def used(self) -> jax.Array:
@@ -46,6 +46,26 @@ class ExpandedRows:
     def num_targets(self) -> jax.Array:
         """int32[B]: the number of expanded tokens of each row."""
         return self.used.sum(1)
+
+    @property
+    def state_alignment(self) -> jax.Array:
+        """int32[B, k·E]: the alignment of each state."""
+        return jnp.repeat(self.alignment, self._num_states, axis=1)
+
+    @property
+    def shares_alignment(self) -> jax.Array:
+        """bool[B, E, k·E]: whether an expanded token and a state belong to the same alignment."""
+        return self.alignment[:, :, None] == self.state_alignment[:, None, :]
+
+    @property
+    def own_states(self) -> jax.Array:
+        """bool[E, k·E]: which states are copies of an expanded token."""
+        token_S = jnp.arange(self.state_slot.shape[1]) // self._num_states
+        return token_S == jnp.arange(self.expanded.shape[1])[:, None]
+
+    @property
+    def _num_states(self) -> int:
+        return self.state_slot.shape[1] // self.expanded.shape[1]
 
     def place(self, positions_BxM: jax.Array) -> jax.Array:
         """int32[B, M]: the index in `expanded` of each of the given positions; undefined for positions not expanded."""
@@ -108,6 +128,7 @@ def expand(
     segments_BxL = gather_positions(batch.segments, index_BxL)
     alignment_BxE = gather_positions(alignment_BxT, expanded_BxE)
     is_other_BxExT = alignment_BxE[:, :, None] != alignment_BxT[:, None, :]
+    first_BxE = jnp.where(is_other_BxExT, max_slots, first_slot_BxT[:, None, :]).min(2)
     state_slot_BxExk = start_BxE[:, :, None] + jnp.where(used_BxE[:, :, None], jnp.arange(num_states), 0)
     return ExpandedRows(
         tokens=gather_positions(batch.inputs, index_BxL),
@@ -118,6 +139,6 @@ def expand(
         first_slot=first_slot_BxT,
         expanded=expanded_BxE,
         alignment=alignment_BxE,
-        start_slot=jnp.where(is_other_BxExT, max_slots, first_slot_BxT[:, None, :]).min(2),
         state_slot=state_slot_BxExk.reshape(len(expanded_BxE), -1),
+        state_place=(state_slot_BxExk - first_BxE[:, :, None]).reshape(len(expanded_BxE), -1),
     )

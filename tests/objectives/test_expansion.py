@@ -69,8 +69,9 @@ def test_rows_are_expanded_by_the_definition(name, masked, num_states, num_align
     assert rows.expanded.tolist() == expanded + [LENGTH] * unused
     assert rows.alignment.tolist() == [min(segments[t], num_alignments) for t in expanded] + [0] * unused
     starts = [next(first_slot[part[0]] for part in parts if t in part) for t in expanded]
-    assert rows.start_slot[: len(expanded)].tolist() == starts
     assert rows.state_slot.tolist() == states + [num_slots] * (unused * num_states)
+    places = np.array(states).reshape(-1, num_states) - np.array(starts).reshape(-1, 1)
+    assert rows.state_place[: len(states)].tolist() == places.flatten().tolist()
     assert int(expanded_rows.num_targets[0]) == len(expanded)
 
 
