@@ -17,11 +17,10 @@ results.json, results.md, results.png, and <model>/<task>/<setting>/seed<k>/ wit
 
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 from absl import flags
-from jax.sharding import Mesh
 
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError, command_line
@@ -29,7 +28,6 @@ from mlm_jax.files import buckets, paths
 from mlm_jax.finetuning.jobs import check_jobs, finished_seeds, make_jobs, parse_settings, run_jobs, seeds_at_once
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading, sources
-from mlm_jax.pretrained.model import Model
 from mlm_jax.tasks import custom, suites
 from mlm_jax.tasks.examples import TaskData
 from mlm_jax.training import runtime
@@ -39,14 +37,6 @@ from mlm_jax.training.workdir import held
 def make_labels(models: Sequence[sources.Source]) -> list[str]:
     """Short names of models, as `sources.labels`, that can name directories."""
     return [re.sub(r'[^\w.+-]', '-', label) for label in sources.labels(models)]
-
-
-def load_models(names: Mapping[str, sources.Source], mesh: Mesh) -> dict[str, Model]:
-    """Label → model; ConfigError for one that cannot be fine-tuned."""
-    models = {label: loading.load(source, mesh) for label, source in names.items()}
-    for model in models.values():
-        model.check_reads_once('fine-tuning')
-    return models
 
 
 def read_tasks(values) -> dict[str, TaskData]:
@@ -102,7 +92,7 @@ def main() -> None:
     mesh = mesh_lib.make_mesh()
     side_by_side = values.parallel_seeds or seeds_at_once(seeds)
     with jax.set_mesh(mesh):
-        models = load_models(dict(zip(labels, named, strict=True)), mesh)
+        models = {label: loading.load(source, mesh) for label, source in zip(labels, named, strict=True)}
         origins = {label: {'source': str(model.source), 'step': model.step} for label, model in models.items()}
         jobs = make_jobs(data, origins, settings, grid)
         check_jobs(jobs, models, mesh)

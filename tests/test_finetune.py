@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -134,6 +135,18 @@ def test_an_unfinished_run_is_known_by_all_that_it_depends_on(tmp_path):
     assert dataclasses.replace(job).unfinished(tmp_path, [1, 2]) in places
 
 
+def test_a_model_of_repeated_tokens_reads_them_repeated(trained, monkeypatch):
+    _, mesh, model = trained
+    given = []
+    monkeypatch.setattr(jobs.fine_tuning, 'fine_tune', lambda *args, **options: given.append(options))
+    monkeypatch.setattr(jobs.fine_tuning, 'num_updates', lambda *args: 1)
+    monkeypatch.setitem(model.config.masking, 'repeats', 2)
+    data = types.SimpleNamespace(splits={'train': [None]})
+    with tqdm.tqdm(total=1) as bar:
+        jobs.run_job(jobs.Job('it', 'mine', 'default', Recipe(), {}), data, model, None, [1], mesh, bar, None)
+    assert given == [{'repeats': 2}]
+
+
 def test_progress_ends_at_its_end():
     with tqdm.tqdm(total=0.3, bar_format='{bar}') as bar:  # a warning beyond 100 %, and warnings are errors
         for _ in range(3):
@@ -160,17 +173,6 @@ def test_names_of_directories():
     ):
         with pytest.raises(ConfigError, match=message):
             finetune.check_names(labels, tasks, 2)
-
-
-def test_a_model_of_repeated_tokens_is_refused(trained, monkeypatch):
-    _, mesh, model = trained
-    model.config.masking.repeats = 2
-    monkeypatch.setattr(loading, 'load', lambda *_: model)
-    try:
-        with pytest.raises(ConfigError, match='every token stands 2 times; fine-tuning reads each once'):
-            finetune.load_models({'it': model.source}, mesh)
-    finally:
-        model.config.masking.repeats = 1
 
 
 def test_models_by_name(trained):

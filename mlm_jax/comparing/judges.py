@@ -106,7 +106,6 @@ class FineTuning:
     def check(self, model: Model) -> None:
         """Also of recipes that no device or model can follow."""
         metrics.require()
-        model.check_reads_once('fine-tuning')
         for task in self._data.values():
             problems.check_tokenizer(task.task, model.tokenizer)
         label = str(model.source)

@@ -1,5 +1,7 @@
 """A pretrained encoder under the head of a downstream task."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ class Downstream(nn.Module):
       num_outputs: the number of outputs of the kind 'sequence'.
       dropout: rate in the head.
       pooling: the pooled vector: 'cls', the state of [CLS], or 'mean', the mean over all tokens except padding.
+      repeats: how often the encoder reads each token.
     """
 
     objective: nn.Module
@@ -24,6 +27,7 @@ class Downstream(nn.Module):
     num_outputs: int
     dropout: float
     pooling: str = pooling_lib.POOLINGS[0]
+    repeats: int = 1
 
     @nn.compact
     def __call__(self, tokens_BxT: jax.Array, segments_BxT: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -36,16 +40,17 @@ class Downstream(nn.Module):
         """
         c = self.objective.config
         reads_cls = self.kind == 'sequence' and self.pooling == 'cls'
-        cls_Bx1 = jnp.zeros((len(tokens_BxT), 1), jnp.int32) if reads_cls else None
-        x_BxTxd = self.objective.encode(tokens_BxT, segments_BxT, deterministic=deterministic, at_BxM=cls_Bx1)
+        encode = functools.partial(self.objective.encode, deterministic=deterministic)
+        x_BxTxd = pooling_lib.token_vectors(
+            encode, tokens_BxT, segments_BxT, repeats=self.repeats, first_only=reads_cls
+        )
 
         def linear(features: int, name: str) -> nn.Dense:
             return nn.Dense(features, kernel_init=nn.initializers.normal(c.init_stddev), name=name)
 
         if self.kind == 'span':
-            return linear(2, 'output')(x_BxTxd.astype(jnp.float32))
+            return linear(2, 'output')(x_BxTxd)
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        x_BxTxd = x_BxTxd.astype(jnp.float32)
         x_Bxd = drop(x_BxTxd[:, 0] if reads_cls else pooling_lib.mean(x_BxTxd, segments_BxT))
         x_Bxd = drop(jnp.tanh(linear(c.width, 'dense')(x_Bxd)))
         return linear(self.num_outputs, 'output')(x_Bxd)

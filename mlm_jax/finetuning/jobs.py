@@ -194,6 +194,7 @@ def run_job(
     return fine_tuning.fine_tune(
         model.objective, encoder, model.tokenizer.vocabulary.pad_id, problem, job.recipe, seeds, mesh,
         lambda updates: advance(bar, updates * per_update * len(seeds)), show, snapshots,
+        repeats=model.repeats,
     )  # fmt: skip
 
 

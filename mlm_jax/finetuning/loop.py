@@ -82,6 +82,7 @@ def fine_tune(
     progress: Callable[[int], None] = lambda updates: None,
     evaluated: Callable[[list[dict]], None] = lambda points_S: None,
     snapshots: Snapshots | None = None,
+    repeats: int = 1,
 ) -> list[Outcome]:
     """Fine-tunes all seeds side by side and scores each with the parameters that were best on the validation split.
 
@@ -100,13 +101,14 @@ def fine_tune(
       evaluated: called after each evaluation with the new point of each seed's curve.
       snapshots: of the same run; where a snapshot exists, the run continues from it. One is written every
         `SNAPSHOT_SECONDS`.
+      repeats: how often the encoder reads each token.
 
     Raises:
       ConfigError: when the batch cannot be divided evenly over the devices.
       FloatingPointError: when the loss of a seed is not finite.
     """
     check_batch(recipe, mesh)
-    module = make_module(objective, problem, recipe)
+    module = make_module(objective, problem, recipe, repeats)
     programs = make_programs(module, problem.loss, pad_id, recipe, is_alone=len(seeds) == 1)
 
     train, total = problem.inputs['train'], num_updates(problem, recipe)

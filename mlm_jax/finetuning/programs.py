@@ -37,13 +37,16 @@ class Programs:
     keep_best: Callable
 
 
-def make_module(objective: nn.Module, problem: Problem, recipe: Recipe) -> Downstream:
-    """The encoder of an objective under the head of a problem, both with the dropout of the recipe."""
+def make_module(objective: nn.Module, problem: Problem, recipe: Recipe, repeats: int = 1) -> Downstream:
+    """The encoder of an objective, which reads each token `repeats` times, under the head of a problem.
+
+    Both have the dropout of the recipe.
+    """
     config = dataclasses.replace(objective.config, dropout=recipe.dropout, attention_dropout=recipe.dropout)
     kind = 'span' if problem.loss == 'span' else 'sequence'
     head_dropout = recipe.dropout if recipe.head_dropout < 0 else recipe.head_dropout
     return Downstream(
-        objective.clone(config=config, parent=None), kind, problem.num_outputs, head_dropout, recipe.pooling
+        objective.clone(config=config, parent=None), kind, problem.num_outputs, head_dropout, recipe.pooling, repeats
     )
 
 

@@ -99,13 +99,12 @@ class Model:
 
         Raises:
           TypeError: for one string, and for texts that are no strings.
-          ConfigError: for another pooling, and of a model of repeated tokens.
+          ConfigError: for another pooling.
           FloatingPointError: when a vector is not finite.
         """
         texts = _checked(texts)
         if pooling not in pooling_lib.POOLINGS:
             raise ConfigError(f'pooling={pooling!r} must be {" or ".join(pooling_lib.POOLINGS)}')
-        self.check_reads_once('encode')
         rows = self._rows(texts)
         vectors_Nxd = np.zeros((len(rows), self.objective.config.width), np.float32)
         lengths_N = np.array([len(row) for row in rows], np.int64)
@@ -224,14 +223,6 @@ class Model:
                 'Give a checkpoint of a class …ForMaskedLM'
             )
 
-    def check_reads_once(self, purpose: str) -> None:
-        """Raises ConfigError for a model of rows in which every token stands several times; `purpose` reads it once."""
-        if self.repeats > 1:
-            raise ConfigError(
-                f'{self.source} was trained on rows in which every token stands {self.repeats} times; {purpose} reads '
-                'each once, and would say nothing of it'
-            )
-
     def _rows(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32[n] of each text, cut at `max_length`."""
         room = self.max_length - 2
@@ -252,18 +243,22 @@ class Model:
 
     def _pooled(self, params: dict, tokens_BxT: np.ndarray, pooling: str) -> jax.Array:
         pad_id = self.tokenizer.vocabulary.pad_id
-        return _encode(self.objective, pooling, pad_id, params, batches.place(tokens_BxT, self.mesh))
+        return _encode(self.objective, pooling, self.repeats, pad_id, params, batches.place(tokens_BxT, self.mesh))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _encode(objective: Objective, pooling: str, pad_id: int, params: dict, tokens_BxT: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _encode(
+    objective: Objective, pooling: str, repeats: int, pad_id: int, params: dict, tokens_BxT: jax.Array
+) -> jax.Array:
     """f32[B, d], whole on each device of the mesh."""
     segments_BxT = (tokens_BxT != pad_id).astype(jnp.int32)
-    cls_Bx1 = jnp.zeros((len(tokens_BxT), 1), jnp.int32) if pooling == 'cls' else None
-    x_BxTxd = jnp.asarray(
-        objective.apply({'params': params}, tokens_BxT, segments_BxT, method='encode', at_BxM=cls_Bx1), jnp.float32
-    )
-    x_Bxd = x_BxTxd[:, 0] if pooling == 'cls' else pooling_lib.mean(x_BxTxd, segments_BxT)
+
+    def encode(*rows: jax.Array, at_BxM: jax.Array | None) -> jax.Array:
+        return jnp.asarray(objective.apply({'params': params}, *rows, method='encode', at_BxM=at_BxM))
+
+    first_only = pooling == 'cls'
+    x_BxTxd = pooling_lib.token_vectors(encode, tokens_BxT, segments_BxT, repeats=repeats, first_only=first_only)
+    x_Bxd = x_BxTxd[:, 0] if first_only else pooling_lib.mean(x_BxTxd, segments_BxT)
     return jax.lax.with_sharding_constraint(x_Bxd, PartitionSpec())
 
 

@@ -120,7 +120,6 @@ def test_a_candidate_stands_for_the_model_that_it_will_be(candidate, trained, mi
 @pytest.mark.parametrize(
     ('text', 'change', 'message'),
     [
-        ('finetune:glue/rte', {'masking.repeats': '2'}, 'every token stands 2 times; fine-tuning reads each once'),
         (
             'finetune:glue/rte,max_length=64',
             {'model.positions': 'learned'},

@@ -143,6 +143,24 @@ def test_the_head_reads_cls_or_the_mean_of_real_tokens(objective):
         np.testing.assert_allclose(found[pooling], logits, atol=1e-5)
 
 
+@pytest.mark.parametrize('kind', ['sequence', 'span'])
+def test_a_token_that_is_read_twice_has_one_vector(kind):
+    """As if its copies stood in the row, and the head read their mean."""
+    objective = MLM(CONFIG)
+    tokens = jax.random.randint(jax.random.key(0), (2, 6), 5, 64)
+    segments = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    module = Downstream(objective, kind, 3, 0.0, 'mean', repeats=2)
+    params = jax.jit(module.init)(jax.random.key(1), tokens, segments)['params']
+    params = jax.tree.map(lambda x: 5 * x, params)
+    copies = [jnp.repeat(x, 2, axis=1) for x in (tokens, segments)]
+    x = objective.apply({'params': params['objective']}, *copies, method='encode').reshape(2, 6, 2, -1).mean(2)
+    if kind == 'sequence':
+        x = jnp.stack([x[0, :4].mean(0), x[1].mean(0)]) @ params['dense']['kernel'] + params['dense']['bias']
+        x = jnp.tanh(x)
+    expected = x @ params['output']['kernel'] + params['output']['bias']
+    np.testing.assert_allclose(module.apply({'params': params}, tokens, segments), expected, atol=1e-5)
+
+
 def test_a_run_ends_when_nothing_improves(mesh, encoder):
     inputs = {'train': rows(32, 0), 'validation': rows(20, 1)}
     values = iter([0.5, 0.7, 0.6, 0.7, 0.9])

@@ -13,7 +13,9 @@ import pytest
 import mlm_jax
 from mlm_jax import evaluate
 from mlm_jax.config import ConfigError
+from mlm_jax.data import sequences
 from mlm_jax.masking.batch import MaskedBatch
+from mlm_jax.models.pooling import POOLINGS
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.pretrained.model import Model, tokens_with_masks
 from mlm_jax.tasks import blimp
@@ -192,17 +194,33 @@ def test_masks_are_filled_as_the_program_fills_them(trained, bert):
     assert sum(p for _, p in found[0]) == pytest.approx(1, abs=1e-5)
 
 
-def test_copies_of_a_mask_are_filled_together(trained):
-    """Repeated MLM reads each token several times, and its predictions for a mask are averaged."""
+@pytest.fixture
+def doubled(trained):
+    """The same model, as one of repeated MLM."""
     model = copy.copy(trained[2])
     config = copy.deepcopy(model.config)
     config.masking.repeats = 2
     object.__setattr__(model, 'config', config)
+    return model
+
+
+@pytest.mark.parametrize('pooling', POOLINGS)
+def test_copies_of_a_token_have_one_vector(doubled, trained, pooling):
+    """That of a text in which each token stands twice: of its first two tokens, or of all."""
+    model = trained[2]
+    ids = sequences.join(model.tokenizer.encode_batch(['the cat is']), model.tokenizer.vocabulary)
+    tokens = np.repeat(ids, 2)[None]
+    x = model.objective.apply({'params': model.params}, tokens, np.ones_like(tokens), method='encode')[0]
+    expected = x[:2].mean(0) if pooling == 'cls' else x.mean(0)
+    np.testing.assert_allclose(doubled.encode(['the cat is'], pooling)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_copies_of_a_mask_are_filled_together(doubled):
+    """Repeated MLM reads each token several times, and its predictions for a mask are averaged."""
+    model = doubled
     assert model.max_length == 16
     (found,) = model.fill_mask('the cat is [MASK]', top=4)
     assert len(found) == 4 and [p for _, p in found] == sorted((p for _, p in found), reverse=True)
-    with pytest.raises(ConfigError, match='every token stands 2 times; encode reads each once'):
-        model.encode(['the cat'])
 
 
 def test_likelihoods_are_sums_over_single_masks(model):
