@@ -31,6 +31,7 @@ GRAMMAR = (
     'WORKDIR, WORKDIR@STEP, ema:WORKDIR[@STEP], hf:DIRECTORY, hf:NAME, random:SOURCE or '
     'average:SOURCE[:WEIGHT],SOURCE[:WEIGHT],…'
 )
+_CONFIGURATION = 'continue:'  # configs/continue.py, which takes the name of a model
 _WEIGHTED = re.compile(r'(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)')
 _LONGEST_LABEL = 100  # characters
 # Flags that programs of trained models had once, and what has taken their place.
@@ -86,6 +87,8 @@ def parse(text: str) -> Source:
       ConfigError: for a URL that is no bucket, a file, an empty name, and a prefix where it makes no sense.
     """
     paths.check_local_or_bucket(text)
+    if text.startswith(_CONFIGURATION):
+        raise ConfigError(f'{text} is a configuration, for --config: here, give {text.removeprefix(_CONFIGURATION)}')
     if text.startswith(AVERAGE):
         return _parse_average(text)
     there = text.removeprefix(RANDOM)

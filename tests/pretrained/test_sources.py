@@ -56,6 +56,7 @@ def test_a_directory_may_have_a_number_behind_an_at(tmp_path):
         ('ema:random:a', 'names no model'),
         ('random:ema:a', 'names no model'),
         ('random:average:a,b', 'names no model'),
+        ('continue:runs/mlm', 'is a configuration, for --config: here, give runs/mlm$'),
         ('average:', "'' is not the name of a model; an average is average:SOURCE,SOURCE,…"),
         ('average:a,,b', "'' is not the name of a model"),
         ('average:average:a,b', "'average:a' is not the name of a model"),
