@@ -16,7 +16,9 @@ import shlex
 import signal
 import sys
 import time
+import types
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import jax
 import ml_collections
@@ -200,11 +202,18 @@ def _judge(work: Work, judge: Judge) -> list[str]:
 
 def _train(candidate: Candidate, seed: int, workdir: pathlib.Path) -> None:
     # In this process: the mesh of several processes, and the memory of a GPU, are not to be had a second time.
-    # A run ends at a signal by itself, unless that comes behind its last step: then nobody but this program hears it.
+    # A run ends at a signal by itself between its first step and its last. Before, it has nothing to save; behind them,
+    # nobody but this program hears the signal.
     signalled = []
+
+    def handle(number: int, frame: types.FrameType | None) -> None:
+        signalled.append(number)
+        if signal.getsignal(number) is handle:  # the run does not listen yet
+            _stop()
+
     handlers = {}
     for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():  # else jax listens
-        handlers[number] = signal.signal(number, lambda number, frame: signalled.append(number))
+        handlers[number] = signal.signal(number, handle)
     try:
         train.train(candidate.of_seed(seed), workdir)
     except FloatingPointError as error:
@@ -213,8 +222,12 @@ def _train(candidate: Candidate, seed: int, workdir: pathlib.Path) -> None:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if signalled:
-        _note('stopped by a signal; the same command goes on from here')
-        sys.exit(runtime.PREEMPTED_EXIT_CODE)
+        _stop()
+
+
+def _stop() -> NoReturn:
+    _note('stopped by a signal; the same command goes on from here')
+    sys.exit(runtime.PREEMPTED_EXIT_CODE)
 
 
 def _workdir(output: pathlib.Path, candidate: Candidate, seed: int) -> pathlib.Path:

@@ -50,17 +50,24 @@ def train_once(train, calls, at_most):
     return run
 
 
-def test_a_signal_behind_the_last_step_of_a_run_ends_the_comparison(pair, tmp_path, monkeypatch):
-    def finished_and_signalled(config, workdir):
-        runtime.Preemption()  # what a run listens with
-        os.kill(os.getpid(), signal.SIGTERM)
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('listens', [True, False])
+def test_a_signal_that_no_run_hears_ends_the_comparison(pair, tmp_path, monkeypatch, number, listens):
+    """Behind the last step of a run, which ends first; and before its first one, where it would train to its end."""
+    finished = []
 
-    monkeypatch.setattr(compare.train, 'train', finished_and_signalled)
-    before = signal.getsignal(signal.SIGTERM)
+    def signalled(config, workdir):
+        if listens:
+            runtime.Preemption()  # what a run listens with in its loop
+        os.kill(os.getpid(), number)
+        finished.append(workdir)
+
+    monkeypatch.setattr(compare.train, 'train', signalled)
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
         compare.run_all(budgets.share_budget(pair, 'steps', tmp_path), [0], tmp_path, lambda seeds: None)
     assert stopped.value.code == runtime.PREEMPTED_EXIT_CODE
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert len(finished) == listens and signal.getsignal(number) == before
 
 
 def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pair, tmp_path, monkeypatch):
