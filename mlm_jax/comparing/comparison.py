@@ -21,7 +21,12 @@ from mlm_jax.files.statistics import mean_and_error
 
 HELD_OUT = 'held_out'  # the name of the table of the pretraining metric
 _EVALUATIONS = ('eval/', 'eval_ema/')  # how the names of the metrics of evaluations begin
-MEANS = 'means ± standard errors over the seeds of pretraining; differences are paired by seed.'
+
+
+def _what_cells_are(num_seeds: int) -> str:
+    if num_seeds == 1:
+        return 'values of a single seed of pretraining, chance included.'
+    return 'means ± standard errors over the seeds of pretraining; differences are paired by seed.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +136,7 @@ def held_out_table(entries: Mapping[str, Entry], budget: str, metric: str = '') 
     spent = f'Equal {UNITS[budget]}' + (', with the length of a step measured in turn' if budget == 'time' else '')
     return Table(
         HELD_OUT,
-        f'{spent}. Held out at the end of pretraining: {MEANS}',
+        f'{spent}. Held out at the end of pretraining: {_what_cells_are(len(final[first]))}',
         columns,
         tuple(rows),
     )
@@ -164,7 +169,8 @@ def judged_table(
         first = of_label.get(labels[0], {})
         cells += [difference_cell(of_label.get(label, {}), first) for label in labels[1:]]
         rows.append(Row(key, tuple(cells)))
-    return Table(name, f'**{name}**: {title}. {MEANS[0].upper()}{MEANS[1:]}', tuple(columns), tuple(rows))
+    cells_are = _what_cells_are(max(len(by_seed) for by_seed in found.values()))
+    return Table(name, f'**{name}**: {title}. {cells_are[0].upper()}{cells_are[1:]}', tuple(columns), tuple(rows))
 
 
 def curves(entries: Mapping[str, Entry]) -> list[dict[str, Any]]:

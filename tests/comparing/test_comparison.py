@@ -38,6 +38,8 @@ def test_one_seed_has_no_standard_error():
     table = comparison.held_out_table({'a': entry({0: 1.0}), 'b': entry({0: 2.0})}, 'time')
     assert table.cell('b', '− a')[0] == {'value': 1.0, 'by_seed': {'0': 1.0}}
     assert table.cell('b', 'seconds of training steps')[0] == 20.0
+    judged = comparison.judged_table('probe', 'a number', '%', '.2f', {'a': {0: {'x': 1.0}}, 'b': {0: {}}})
+    assert all('alues of a single seed' in made.title and '±' not in made.title for made in (table, judged))
 
 
 def test_curves_are_the_evaluations_by_what_is_spent():
