@@ -186,7 +186,10 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
       recipe: 'roberta' (post-LN, learned positions, GELU, dropout 0.1, AdamW: the defaults), 'modern' (as ModernBERT:
         pre-LN, without a norm between the embedding norm and the first attention, RoPE, GeGLU, no biases, no dropout,
         StableAdamW without weight decay of norms, 1 − √ decay of the learning rate), or 'muon' (as modern, but with
-        Muon).
+        Muon). Under 'modern', models narrower than 512 have a higher peak learning rate than `config`: 512 / width
+        times as high, up to four times. By muP, too, Adam's rate of matrices falls as the width grows (arXiv
+        2203.03466); at 128 and 256, this rate was the best that was tried, and twice as much was too much
+        (docs/results.md).
 
     Raises:
       ConfigError: for another recipe.
@@ -201,6 +204,7 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
     two_thirds = 2 * m.ffn_width // 3  # as many parameters in three matrices as in two
     m.ffn_width = two_thirds // 64 * 64 or two_thirds
     config.optimizer.update(name='stable_adamw', decay_mask='matrices')
+    config.optimizer.learning_rate *= min(4.0, max(1.0, 512 / m.width))
     config.schedule.name = 'wsd'
     if recipe == 'muon':
         apply_muon(config)

@@ -442,7 +442,11 @@ def test_a_run_of_the_modern_recipe_from_before_it_lost_its_first_norm_keeps_it(
     [
         ('mlm.py', 'mini', 'muon', 5e-3, 'rotary'),
         ('mlm.py', 'tiny,recipe=roberta', 'adamw', 5e-4, 'learned'),
-        ('mlm.py', 'tiny,recipe=modern', 'stable_adamw', 5e-4, 'rotary'),
+        ('mlm.py', 'tiny,recipe=modern', 'stable_adamw', 2e-3, 'rotary'),
+        ('mlm.py', 'mini,recipe=modern', 'stable_adamw', 1e-3, 'rotary'),
+        ('mlm.py', 'small,recipe=modern', 'stable_adamw', 5e-4, 'rotary'),
+        ('mlm.py', 'large,recipe=modern', 'stable_adamw', 3.3e-4, 'rotary'),
+        ('exlm.py', 'mini,recipe=modern', 'stable_adamw', 1e-3, 'rotary_2d'),
         ('mlm.py', 'base', 'adamw', 5e-4, 'learned'),
         ('mlm.py', 'large', 'adamw', 3.3e-4, 'learned'),
         ('mlm.py', 'small,recipe=muon', 'muon', 3.5e-3, 'rotary'),
