@@ -204,10 +204,11 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
     two_thirds = 2 * m.ffn_width // 3  # as many parameters in three matrices as in two
     m.ffn_width = two_thirds // 64 * 64 or two_thirds
     config.optimizer.update(name='stable_adamw', decay_mask='matrices')
-    config.optimizer.learning_rate *= min(4.0, max(1.0, 512 / m.width))
     config.schedule.name = 'wsd'
     if recipe == 'muon':
         apply_muon(config)
+    else:
+        config.optimizer.learning_rate *= min(4.0, max(1.0, 512 / m.width))
 
 
 def apply_muon(config: ml_collections.ConfigDict) -> None:
