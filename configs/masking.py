@@ -44,9 +44,8 @@ def get_config(argument: str = 'words') -> ml_collections.ConfigDict:
     """The configuration for 'STRATEGY[,size=SIZE][,recipe=…][,key=value…]'."""
     name, overrides = config_lib.parse_argument(argument, STRATEGIES)
     size = overrides.pop('size', 'mini')
-    recipe = overrides.pop('recipe', config_lib.default_recipe(size))
-    mlm = pathlib.Path(__file__).with_name('mlm.py')
-    config = config_lib.load(f'{mlm}:{size},recipe={recipe}')
+    recipe = f',recipe={overrides.pop("recipe")}' if 'recipe' in overrides else ''
+    config = config_lib.load(f'{pathlib.Path(__file__).with_name("mlm.py")}:{size}{recipe}')
     config.masking.update(STRATEGIES[name])
     # Each text becomes several rows for the model; the number of these rows is at most that of configs/mlm.py.
     config.batch_size //= {'complementary': 2, 'fully_explored': 8}.get(name, 1)

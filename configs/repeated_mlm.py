@@ -24,8 +24,8 @@ from mlm_jax import config as config_lib
 def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
     """The configuration for 'SIZE[,repeats=k][,corruption=c][,recipe=…][,key=value…]'."""
     size, overrides = config_lib.parse_argument(argument, {'mini': config_lib.SIZES['mini'], **config_lib.SIZES})
-    recipe = overrides.pop('recipe', config_lib.default_recipe(size))
-    config = config_lib.load(f'{pathlib.Path(__file__).with_name("mlm.py")}:{size},recipe={recipe}')
+    recipe = f',recipe={overrides.pop("recipe")}' if 'recipe' in overrides else ''
+    config = config_lib.load(f'{pathlib.Path(__file__).with_name("mlm.py")}:{size}{recipe}')
     try:
         repeats, corruption = int(overrides.pop('repeats', '2')), float(overrides.pop('corruption', '0.15'))
         possible = repeats >= 1 and 0 < corruption <= 1
