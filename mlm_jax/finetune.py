@@ -18,6 +18,7 @@ results.json, results.md, results.png, and <model>/<task>/<setting>/seed<k>/ wit
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -28,6 +29,7 @@ from mlm_jax.files import buckets, paths
 from mlm_jax.finetuning.jobs import check_jobs, finished_seeds, make_jobs, parse_settings, run_jobs, seeds_at_once
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading, sources
+from mlm_jax.pretrained.model import Model
 from mlm_jax.tasks import custom, suites
 from mlm_jax.tasks.examples import TaskData
 from mlm_jax.training import runtime
@@ -37,6 +39,11 @@ from mlm_jax.training.workdir import held
 def make_labels(models: Sequence[sources.Source]) -> list[str]:
     """Short names of models, as `sources.labels`, that can name directories."""
     return [re.sub(r'[^\w.+-]', '-', label) for label in sources.labels(models)]
+
+
+def origin(model: Model) -> dict[str, Any]:
+    """What tells a model from others of its name: results of another one are not gone on with."""
+    return {'source': sources.pin(str(model.source)), 'step': model.step}
 
 
 def read_tasks(values) -> dict[str, TaskData]:
@@ -93,7 +100,7 @@ def main() -> None:
     side_by_side = values.parallel_seeds or seeds_at_once(seeds)
     with jax.set_mesh(mesh):
         models = {label: loading.load(source, mesh) for label, source in zip(labels, named, strict=True)}
-        origins = {label: {'source': str(model.source), 'step': model.step} for label, model in models.items()}
+        origins = {label: origin(model) for label, model in models.items()}
         jobs = make_jobs(data, origins, settings, grid)
         check_jobs(jobs, models, mesh)
         with held(output):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax import prepare
+from mlm_jax import finetune, prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.data import fast_tokenizer, tokenizers
 from mlm_jax.data import manifest as manifest_lib
@@ -114,6 +114,13 @@ def test_a_run_keeps_the_commit(server, bert, tmp_path, monkeypatch):
     served.requests.clear()
     assert warm_start.pinned(f'hf:{NAME}', tmp_path) == pinned == config.init_from
     assert not served.requests
+
+
+def test_results_of_fine_tuning_keep_the_commit(server, bert):
+    """Begun again when the name has another commit, the program does not mix the two."""
+    _, commit = server
+    assert finetune.origin(loading.load(f'hf:{NAME}')) == {'source': f'hf:{NAME}@{commit}', 'step': None}
+    assert finetune.origin(loading.load(f'hf:{bert}'))['source'] == f'hf:{bert}'
 
 
 def test_a_configuration_that_goes_on_from_a_model(server, bert, tmp_path):
