@@ -10,12 +10,13 @@ one step) and `successive` (one of these 7 masks at each visit of a text). Each 
 but `batch_size` counts texts: it is half as large for `complementary`, and an eighth as large for `fully_explored`.
 Other arguments are those of `configs/mlm.py`; the size is given as `size=base`.
 
-Each but `pmi` was run as it stands at `tiny`, 1,000 steps of 64 rows of 64 tokens, 2,048 pieces. Held-out nats where
-single tokens are masked (ea51583, one core of an AMD EPYC; docs/results.md, "Other masks, as they are shipped"):
+Each was run as it stands at `tiny`, 1,000 steps of 64 rows of 64 tokens, 2,048 pieces. Held-out nats where single
+tokens are masked (ea51583 and be4ea4a, one core of an AMD EPYC; docs/results.md, "Other masks, as they are shipped"):
 uniform masks 3.99, `annealed` 3.78, `least_masked` 3.92, `complementary` 3.99, `fully_explored` 4.12, `frequency` 4.24,
-`ngrams` 4.36, `diffusion` 4.45, `words` 5.65, `spans` 7.31; frequencies alone 6.19. The last two never see a piece of a
-word beside a masked one of the same word, and are surer than right there; their own losses fall. `successive` needs
-rows that are read several times, and is as good as uniform masks there ("Fully explored masks of few texts").
+`ngrams` 4.36, `diffusion` 4.45, `words` 5.65, `pmi` 5.78, `spans` 7.31; frequencies alone 6.19. The last three never
+see a piece of a word beside a masked one of the same word, and are surer than right there; their own losses fall, and
+on BLiMP, spans are the best of all. `successive` needs rows that are read several times, and is as good as uniform
+masks there ("Fully explored masks of few texts").
 """
 
 import pathlib
