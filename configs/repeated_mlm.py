@@ -11,7 +11,11 @@ the tokens no copy is left to read, so that their information is lost. By defaul
 
 Evaluations mask the copies of held-out rows with probability `evaluation.ratio`, which is set to p.
 
-This configuration has not been run to the end yet.
+Evaluated and fine-tuned, such a model reads k copies of each token, too, whose vectors are averaged. `tiny` as it
+stands lost 14.9 % of the tokens and had 1.79 nats per masked copy, most of which could be read from the other copy,
+after 1,000 steps of 64 rows of 64 tokens of text, 2,048 pieces (bc1ff74, one core of an AMD EPYC, 7 minutes). On
+molecules, neither more [MASK] nor more lost tokens made models that fine-tune worse, and losing 2 % made worse ones
+(docs/results.md, "Repeated MLM, ExLM's pilot, on molecules").
 """
 
 import pathlib
