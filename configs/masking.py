@@ -15,8 +15,8 @@ tokens are masked (ea51583 and be4ea4a, one core of an AMD EPYC; docs/results.md
 uniform masks 3.99, `annealed` 3.78, `least_masked` 3.92, `complementary` 3.99, `fully_explored` 4.12, `frequency` 4.24,
 `ngrams` 4.36, `diffusion` 4.45, `words` 5.65, `pmi` 5.78, `spans` 7.31; frequencies alone 6.19. The last three never
 see a piece of a word beside a masked one of the same word, and are surer than right there; their own losses fall, and
-on BLiMP, spans are the best of all. `successive` needs rows that are read several times, and is as good as uniform
-masks there ("Fully explored masks of few texts").
+BLiMP tells no mask from another in models of this size. `successive` needs rows that are read several times, and is as
+good as uniform masks there ("Fully explored masks of few texts", and "… in continued pretraining").
 """
 
 import pathlib
