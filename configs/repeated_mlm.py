@@ -14,8 +14,8 @@ Evaluations mask the copies of held-out rows with probability `evaluation.ratio`
 Evaluated and fine-tuned, such a model reads k copies of each token, too, whose vectors are averaged. `tiny` as it
 stands lost 14.9 % of the tokens and had 1.79 nats per masked copy, most of which could be read from the other copy,
 after 1,000 steps of 64 rows of 64 tokens of text, 2,048 pieces (bc1ff74, one core of an AMD EPYC, 7 minutes). On
-molecules, neither more [MASK] nor more lost tokens made models that fine-tune worse, and losing 2 % made worse ones
-(docs/results.md, "Repeated MLM, ExLM's pilot, on molecules").
+molecules, with one seed, neither more [MASK] nor more lost tokens made models that fine-tune worse, and losing 2 % made
+worse ones (docs/results.md, "Repeated MLM, ExLM's pilot, on molecules").
 """
 
 import pathlib

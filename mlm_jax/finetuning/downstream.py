@@ -39,18 +39,15 @@ class Downstream(nn.Module):
           deterministic: False applies dropout, with keys from the RNG stream 'dropout'.
         """
         c = self.objective.config
-        reads_cls = self.kind == 'sequence' and self.pooling == 'cls'
         encode = functools.partial(self.objective.encode, deterministic=deterministic)
-        x_BxTxd = pooling_lib.token_vectors(
-            encode, tokens_BxT, segments_BxT, repeats=self.repeats, first_only=reads_cls
-        )
+        rows = (encode, tokens_BxT, segments_BxT)
 
         def linear(features: int, name: str) -> nn.Dense:
             return nn.Dense(features, kernel_init=nn.initializers.normal(c.init_stddev), name=name)
 
         if self.kind == 'span':
-            return linear(2, 'output')(x_BxTxd)
+            return linear(2, 'output')(pooling_lib.token_vectors(*rows, repeats=self.repeats))
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        x_Bxd = drop(x_BxTxd[:, 0] if reads_cls else pooling_lib.mean(x_BxTxd, segments_BxT))
+        x_Bxd = drop(pooling_lib.row_vectors(*rows, self.pooling, repeats=self.repeats))
         x_Bxd = drop(jnp.tanh(linear(c.width, 'dense')(x_Bxd)))
         return linear(self.num_outputs, 'output')(x_Bxd)

@@ -36,6 +36,20 @@ def token_vectors(
     return x_BxTxd if repeats == 1 else x_BxTxd.reshape(B, -1, repeats, x_BxTxd.shape[-1]).mean(2)
 
 
+def row_vectors(
+    encode: Callable[..., jax.Array],
+    tokens_BxT: jax.Array,
+    segments_BxT: jax.Array,
+    pooling: str,
+    *,
+    repeats: int = 1,
+) -> jax.Array:
+    """float32[B, d]: the pooled vectors of texts, by one of `POOLINGS`; other arguments as for `token_vectors`."""
+    if pooling == 'cls':
+        return token_vectors(encode, tokens_BxT, segments_BxT, repeats=repeats, first_only=True)[:, 0]
+    return mean(token_vectors(encode, tokens_BxT, segments_BxT, repeats=repeats), segments_BxT)
+
+
 def mean(x_BxTxd: jax.Array, segments_BxT: jax.Array) -> jax.Array:
     """[B, d]: the mean over the tokens of each row, including special tokens; 0 for a row of padding.
 

@@ -115,7 +115,7 @@ class Model:
             while start < len(rows) or pending:
                 if start < len(rows):
                     length = sequences.padded_length(int(lengths_N[order_N[start]]), SMALLEST_STEP, self.max_length)
-                    size = self._batch_size(length, len(rows), batch_size)
+                    size = self._batch_size(self.repeats * length, len(rows), batch_size)
                     part = order_N[start : start + size]
                     tokens_BxT = sequences.pad([rows[i] for i in part], size, length, self.tokenizer.vocabulary.pad_id)
                     pending.append((part, self._pooled(params, tokens_BxT, pooling)))
@@ -256,9 +256,7 @@ def _encode(
     def encode(*rows: jax.Array, at_BxM: jax.Array | None) -> jax.Array:
         return jnp.asarray(objective.apply({'params': params}, *rows, method='encode', at_BxM=at_BxM))
 
-    first_only = pooling == 'cls'
-    x_BxTxd = pooling_lib.token_vectors(encode, tokens_BxT, segments_BxT, repeats=repeats, first_only=first_only)
-    x_Bxd = x_BxTxd[:, 0] if first_only else pooling_lib.mean(x_BxTxd, segments_BxT)
+    x_Bxd = pooling_lib.row_vectors(encode, tokens_BxT, segments_BxT, pooling, repeats=repeats)
     return jax.lax.with_sharding_constraint(x_Bxd, PartitionSpec())
 
 

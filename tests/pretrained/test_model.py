@@ -17,6 +17,7 @@ from mlm_jax.data import sequences
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models.pooling import POOLINGS
 from mlm_jax.parallel.mesh import make_mesh
+from mlm_jax.pretrained import batches
 from mlm_jax.pretrained.model import Model, tokens_with_masks
 from mlm_jax.tasks import blimp
 from mlm_jax.training.workdir import write_config
@@ -213,6 +214,17 @@ def test_copies_of_a_token_have_one_vector(doubled, trained, pooling):
     x = model.objective.apply({'params': model.params}, tokens, np.ones_like(tokens), method='encode')[0]
     expected = x[:2].mean(0) if pooling == 'cls' else x.mean(0)
     np.testing.assert_allclose(doubled.encode(['the cat is'], pooling)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_of_repeated_tokens_are_not_larger(doubled, trained, monkeypatch):
+    """In tokens that the encoder reads, which is what memory limits."""
+    lengths, choose = [], batches.batch_size
+    monkeypatch.setattr(
+        batches, 'batch_size', lambda mesh, length, *more: lengths.append(length) or choose(mesh, length, *more)
+    )
+    for model in (trained[2], doubled):
+        model.encode(['the cat is'])
+    assert lengths[1] == 2 * lengths[0]
 
 
 def test_copies_of_a_mask_are_filled_together(doubled):
