@@ -8,6 +8,10 @@ from it. Each run is an ordinary one, in `<output>/<label>/seed<k>`. With --then
 fine-tuned, by BLiMP, by probes. Started again, the program does what is missing, and goes on with what was interrupted.
 After each seed it writes `report.md`, and the data that it is made of: `experiment.json`, `metrics.json`,
 `curves.jsonl` and `figure.png`, in the form of an experiment of docs/results/.
+
+Seeds can be run apart, each machine with its own --output; --join then makes one report of them:
+
+    python -m mlm_jax.compare --join=runs/seed0 --join=runs/seeds1_2 --output=runs/all_seeds
 """
 
 import dataclasses
@@ -26,7 +30,7 @@ from absl import flags
 
 from mlm_jax import config as config_lib
 from mlm_jax import train
-from mlm_jax.comparing import budgets, comparison, configurations, judges, report, then
+from mlm_jax.comparing import budgets, comparison, configurations, experiment, joining, judges, report, then
 from mlm_jax.comparing.configurations import Candidate
 from mlm_jax.comparing.experiment import Table
 from mlm_jax.comparing.judges import Judge
@@ -44,7 +48,7 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
     """The steps that are done, and saved, of the run in `workdir`; 0 where there is none.
 
     Raises:
-      ConfigError: when the run is not that of `config`.
+      ConfigError: when the run is not that of `config`, or has read other rows than those that are there now.
     """
     if not (workdir / 'config.json').exists():
         return 0
@@ -63,8 +67,28 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
     # Of a run that is over, the report reads the position only; one that is not is looked at when it goes on.
     step = saver.checked(items=[checkpoints.POSITION]) if saver.all_steps() else 0
+    before = saver.restore_position(step).data if step else {}
     saver.close()
+    _check_rows(before, data, workdir)
     return step
+
+
+def _check_rows(before: dict, data: prepared_data.PreparedData, workdir: pathlib.Path) -> None:
+    """Raises ConfigError where a run has read other rows than those of `data`: results would be of two corpora.
+
+    Args:
+      before: from where the run has read (`checkpoints.Position.data`); {} where that is not known.
+      data: the data now.
+      workdir: of the run.
+    """
+    read = {reader['name']: reader['fingerprint'] for reader in before.get('readers', ()) if reader['share']}
+    now = {source.name: source.manifest.fingerprint for source in data.sources}
+    if changed := [name for name, rows in now.items() if read.get(name) and read[name] != rows]:
+        raise ConfigError(
+            f'{workdir} holds a run that read other rows of {changed[0]} than those that lie there now, which were '
+            'prepared anew. Put the former ones back, choose another --output, or delete that directory to train it '
+            'again'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,8 +306,12 @@ def write_report(
     chosen: Sequence[Judge] = (),
 ) -> str:  # fmt: skip
     """Writes the experiment of the seeds that are complete, its figure and its page; returns the page."""
-    settings = {'budget': values.budget, **{c.label: f'`{c.name}`' for c in candidates}}
-    settings |= {'all': f'`{" ".join(values.set)}`'} if values.set else {}
+    settings = {'budget': values.budget, 'rows': prepared_data.load(candidates[0].config.data).identity()}
+    settings |= {candidate.label: f'`{candidate.name}`' for candidate in candidates}
+    # Two machines have the same settings where they compute the same, wherever their files lie.
+    untold = (*configurations.WITHOUT_INFLUENCE, 'data.directory')
+    told = [text for text in values.set if not configurations.is_under(text, untold)]
+    settings |= {'all': f'`{" ".join(told)}`'} if told else {}
     made = report.make_experiment(
         collect(candidates, seeds, output),
         values.budget,
@@ -334,8 +362,30 @@ def make_judges(values: flags.FlagValues, candidates: Sequence[Candidate]) -> li
     return chosen
 
 
+def join(values: flags.FlagValues) -> None:
+    """Writes the report of comparisons whose seeds were run apart; trains and judges nothing.
+
+    Raises:
+      ConfigError: when they are not parts of one comparison, or other flags say what to run.
+    """
+    if given := [name for name in ('config', 'set', 'label', 'then', 'data') if getattr(values, name)]:
+        raise ConfigError(f'--join makes a report of what has run, and takes --output only, not --{given[0]}')
+    output = buckets.path(values.output).expanduser()
+    parts = {path: experiment.read(buckets.path(path).expanduser()) for path in values.join}
+    joined = joining.join(parts)
+    if joined.title == pathlib.PurePath(values.join[0]).name:  # nobody has given it another one
+        joined = dataclasses.replace(joined, title=output.absolute().name)
+    report.check(output)
+    with held(output):
+        print(f'\n{report.write(joined, output)}\n{output / report.PAGE}', flush=True)
+
+
 def compare(values: flags.FlagValues) -> None:
     """The program, in this process and those that it works with."""
+    if values.join:
+        return join(values)
+    if not values.config:
+        raise ConfigError('say what to compare, --config=FILE for each of two or more; or --join=DIRECTORY, --help')
     output, seeds = buckets.path(values.output).expanduser(), command_line.parse_seeds(values.seeds)
     candidates = configurations.load_candidates(values.config, values.label, values.set)
     command_line.check_file_names([candidate.label for candidate in candidates], 'Give shorter ones with --label=NAME')
@@ -369,6 +419,10 @@ def define_flags() -> None:
         'data', [], 'Where tasks of --then=finetune lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.',
         multiple=True,
     )  # fmt: skip
+    paths.define_flag(
+        'join', [], 'Trains nothing: the output of a comparison whose other seeds were run elsewhere, as on another '
+        'machine; repeated. All seeds are reported together in --output.', 'directory', multiple=True,
+    )  # fmt: skip
     paths.define_flag('output', None, 'Directory for the runs and the report.', 'directory')
     runtime.define_distributed_flags()
 
@@ -377,4 +431,4 @@ if __name__ == '__main__':
     define_flags()
     flags.adopt_module_key_flags(command_line)
     flags.adopt_module_key_flags(runtime)
-    command_line.run(main, required=('config', 'output'))
+    command_line.run(main, required=('output',))

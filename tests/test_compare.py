@@ -1,5 +1,6 @@
 """The comparison: budgets, resuming, and what it writes."""
 
+import dataclasses
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 from mlm_jax import compare
 from mlm_jax.comparing import budgets, configurations, experiment, then
 from mlm_jax.config import ConfigError, command_line, step_flops
+from mlm_jax.data import prepared_data
 from mlm_jax.training import runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import write_config
@@ -103,6 +105,16 @@ def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pai
     written.write_text(written.read_text().replace('"notes": ""', '"notes": "Mine."'))
     assert '\n\nMine.\n\n' in compare.write_report(candidates, [4], tmp_path, VALUES), 'words of a person stay'
     assert experiment.read(tmp_path).commit == made.commit, 'that of the other runs'
+
+    data = prepared_data.load(pair[0].config.data)
+    assert made.settings['rows'] == data.identity()
+    with monkeypatch.context() as patch:
+        manifest = dataclasses.replace(data.manifest, tokenizer_sha256='0' * 64)
+        anew = dataclasses.replace(data, sources=(dataclasses.replace(data.sources[0], manifest=manifest),))
+        assert anew.identity() != data.identity()
+        patch.setattr(compare.prepared_data, 'load', lambda data: anew)
+        with pytest.raises(ConfigError, match=r'low.seed4 holds a run that read other rows of rows .* --output, or de'):
+            compare.run_all(candidates, [4, 2], tmp_path, lambda complete: None)
 
     pair[1].config.optimizer.learning_rate = 0.125
     changed = budgets.share_budget(pair, 'steps', tmp_path)

@@ -20,13 +20,28 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.statistics import mean_and_error
 
 HELD_OUT = 'held_out'  # the name of the table of the pretraining metric
+TRAINING = 'training'  # the name of its column of measured times, means over the seeds
 _EVALUATIONS = ('eval/', 'eval_ema/')  # how the names of the metrics of evaluations begin
 
 
+_OF_ONE_SEED = 'values of a single seed of pretraining, chance included.'
+_OF_SEEDS = 'means ± standard errors over the seeds of pretraining; differences are paired by seed.'
+
+
 def _what_cells_are(num_seeds: int) -> str:
-    if num_seeds == 1:
-        return 'values of a single seed of pretraining, chance included.'
-    return 'means ± standard errors over the seeds of pretraining; differences are paired by seed.'
+    return _OF_ONE_SEED if num_seeds == 1 else _OF_SEEDS
+
+
+def retitled(title: str, num_seeds: int) -> str:
+    """The title of a table of one or more seeds as that of the same table of `num_seeds` seeds."""
+    for said in (_OF_ONE_SEED, _OF_SEEDS):
+        title = title.replace(said, _what_cells_are(num_seeds))
+        title = title.replace(_sentence(said), _sentence(_what_cells_are(num_seeds)))
+    return title
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +138,7 @@ def held_out_table(entries: Mapping[str, Entry], budget: str, metric: str = '') 
         Column('steps'),
         Column('tokens'),
         Column('FLOPs', '', '.3g'),
-        Column('training', 's', ',.0f'),
+        Column(TRAINING, 's', ',.0f'),
         *([Column(UNITS[budget], 's', ',.0f')] if budget == 'time' else []),
     )
     rows = []
@@ -169,8 +184,8 @@ def judged_table(
         first = of_label.get(labels[0], {})
         cells += [difference_cell(of_label.get(label, {}), first) for label in labels[1:]]
         rows.append(Row(key, tuple(cells)))
-    cells_are = _what_cells_are(max(len(by_seed) for by_seed in found.values()))
-    return Table(name, f'**{name}**: {title}. {cells_are[0].upper()}{cells_are[1:]}', tuple(columns), tuple(rows))
+    cells_are = _sentence(_what_cells_are(max(len(by_seed) for by_seed in found.values())))
+    return Table(name, f'**{name}**: {title}. {cells_are}', tuple(columns), tuple(rows))
 
 
 def curves(entries: Mapping[str, Entry]) -> list[dict[str, Any]]:

@@ -155,8 +155,9 @@ def differences(
       new: a configuration.
       ignored: keys that are left out, with all keys under them.
     """
-    return {
-        key: values
-        for key, values in config_lib.differences(old, new).items()
-        if not any(key == parent or key.startswith(f'{parent}.') for parent in ignored)
-    }
+    return {key: values for key, values in config_lib.differences(old, new).items() if not is_under(key, ignored)}
+
+
+def is_under(key: str, parents: Sequence[str]) -> bool:
+    """Whether a key, or the key of 'KEY=VALUE', is one of `parents` or lies under one."""
+    return any(re.match(rf'{re.escape(parent)}(\.|=|$)', key) for parent in parents)

@@ -101,8 +101,12 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the training rows, wherever the directory lies: a SHA-256 of their checksums and layout."""
-        rows = dataclasses.asdict(self.split('train'))['shards']
+        """`fingerprint_of` the training rows."""
+        return self.fingerprint_of('train')
+
+    def fingerprint_of(self, split: str) -> str:
+        """What identifies the rows of a split, wherever the directory lies: a SHA-256 of their checksums and layout."""
+        rows = dataclasses.asdict(self.split(split))['shards']
         return sealed.seal({'tokenizer': self.tokenizer_sha256, 'length': self.sequence_length, 'shards': rows})
 
 

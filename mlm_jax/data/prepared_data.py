@@ -192,6 +192,21 @@ class PreparedData:
             for shard in split.shards
         ]
 
+    def identity(self) -> str:
+        """The rows in words and by fingerprints, wherever the directories lie; runs of equal ones have read the same.
+
+        The shares of a mixture are part of it.
+        """
+        sources = [
+            (f'{source.share} × ' if self.is_mixture else '')
+            + ' and '.join(
+                f'{source.manifest.split(split).rows:,} {words} ({source.manifest.fingerprint_of(split)[:10]})'
+                for split, words in (('train', 'rows'), ('validation', 'held out'))
+            )
+            for source in self.sources
+        ]
+        return f'{"; ".join(sources)}, of {self.sequence_length} tokens among {self.vocabulary.size:,} ids'
+
     def describe(self) -> str:
         """The sources of a mixture with their sizes and shares; '' for a single directory."""
         if not self.is_mixture:
