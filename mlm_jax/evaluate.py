@@ -70,7 +70,7 @@ def judge_minimal_pairs(
         model.check_has_head()
         judged = minimal_pairs.Blimp(pairs, model.objective, model.tokenizer, model.repeats, within_word=within_word)
         judged.compile(model.params, mesh)
-        checkpoint = {'model': str(source), 'step': model.step, 'objective': model.objective_name}
+        checkpoint = {'model': sources.pin(str(source)), 'step': model.step, 'objective': model.objective_name}
         results[label] = checkpoint | judged.evaluate(model.params)
         print(f'{label}: {results[label]["accuracy"]:.1%} of {len(pairs):,} pairs', flush=True)
     setting = {

@@ -98,7 +98,7 @@ def _join_tables(parts: Mapping[str, Experiment], name: str) -> Table:
     return Table(name, comparison.retitled(first.title, num_seeds), first.columns, tuple(rows))
 
 
-def _mean(cells: Sequence[tuple[float, int]]) -> float:
+def _mean(cells: Sequence[tuple[Any, int]]) -> float:
     """The mean over all seeds, of a mean and the number of its seeds from each part."""
     return math.fsum(value * seeds for value, seeds in cells) / sum(seeds for _, seeds in cells)
 

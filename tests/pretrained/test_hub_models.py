@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import types
 
 import hub_server
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
-from mlm_jax import finetune, prepare
+from mlm_jax import evaluate, finetune, prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.data import fast_tokenizer, tokenizers
 from mlm_jax.data import manifest as manifest_lib
@@ -121,6 +122,15 @@ def test_results_of_fine_tuning_keep_the_commit(server, bert):
     _, commit = server
     assert finetune.origin(loading.load(f'hf:{NAME}')) == {'source': f'hf:{NAME}@{commit}', 'step': None}
     assert finetune.origin(loading.load(f'hf:{bert}'))['source'] == f'hf:{bert}'
+
+
+def test_accuracies_keep_the_commit(server, minimal_pairs, monkeypatch):
+    _, commit = server
+    judge = types.SimpleNamespace(compile=lambda *of: None, evaluate=lambda params: {'accuracy': 1.0})
+    monkeypatch.setattr(evaluate.minimal_pairs, 'Blimp', lambda *of, **how: judge)
+    report = evaluate.judge_minimal_pairs([sources.parse(f'hf:{NAME}')], None, minimal_pairs, 100.0, False)
+    (of_model,) = report['models'].values()
+    assert of_model['model'] == f'hf:{NAME}@{commit}'
 
 
 def test_a_configuration_that_goes_on_from_a_model(server, bert, tmp_path):
