@@ -296,7 +296,7 @@ def tables_of(
                 label: {seed: values.get(unit, {}) for seed, values in by_seed.items()}
                 for label, by_seed in found.items()
             }
-            name = str(judge.measure) + (f' ({unit})' if len(units) > 1 else '')
+            name = judge.measure.title + (f' ({unit})' if len(units) > 1 else '')
             tables.append(comparison.judged_table(name, judge.describe(), unit, judges.FORMATS[unit], of_unit))
     return tables
 

@@ -90,6 +90,11 @@ class Measure:
         options = (f'{key}={text}' for key, text in self.given.items())
         return ','.join([':'.join([self.kind, *self.arguments[:1]]), *self.arguments[1:], *options])
 
+    @property
+    def title(self) -> str:
+        """As `str`, but without a directory: machines that keep the same files elsewhere measure the same."""
+        return str(self) if self.kind == FINETUNE else self.name
+
     def values(self, key: str) -> tuple:
         """The values of an option, those of its default if it was not given; ConfigError for one that cannot be."""
         option = OPTIONS[self.kind][key]

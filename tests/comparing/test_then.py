@@ -13,6 +13,7 @@ def test_words_belong_to_the_measure_before_them(tmp_path):
     assert tuned.recipe == ['epochs=3', 'learning_rate=1e-4,3e-4']
     assert (pairs.arguments, pairs.value('percent'), pairs.value('within_word')) == ((str(tmp_path),), 10.0, False)
     assert entropy.values('ratios') == (0.15, 0.3, 0.5) and entropy.name == 'entropy'
+    assert pairs.title == 'blimp,percent=10' and tuned.title == str(tuned), 'machines name directories as they like'
     assert then.parse(text.split(',')) == [tuned, pairs, entropy], 'one flag or several'
     assert then.parse([','.join(map(str, (tuned, pairs, entropy)))]) == [tuned, pairs, entropy], (
         'printed and read again'
