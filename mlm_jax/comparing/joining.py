@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mlm_jax.comparing import comparison
@@ -45,7 +45,7 @@ def join(parts: Mapping[str, Experiment]) -> Experiment:
     )
 
 
-def _together(texts: Any) -> str | None:
+def _together(texts: Iterable[str | None]) -> str | None:
     """Different texts, 'one and other'; None if none is known."""
     return ' and '.join(dict.fromkeys(text for text in texts if text)) or None
 
@@ -89,7 +89,7 @@ def _join_tables(parts: Mapping[str, Experiment], name: str) -> Table:
                 path: table.cell(row, column.name)[0] if row in [r.name for r in table.rows] else None
                 for path, table in tables.items()
             }
-            if column.name == comparison.TRAINING:
+            if (name, column.name) == (comparison.HELD_OUT, comparison.TRAINING):
                 cells.append(_mean([(found[path], len(part.seeds)) for path, part in parts.items()]))
             else:
                 cells.append(_join_cells(found, f'{name}, {row}, {column.name}'))

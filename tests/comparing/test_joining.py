@@ -13,7 +13,7 @@ from mlm_jax import compare
 from mlm_jax.comparing import comparison, experiment, joining, report
 from mlm_jax.config import ConfigError
 
-LABELS = ('mlm', 'mae_lm')
+LABELS = ('mlm', 'training')  # the second is also the name of a column of costs
 
 
 def of_seeds(losses, seeds, **changes):
