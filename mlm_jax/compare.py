@@ -6,8 +6,8 @@
 The length of the first configuration is the budget, in FLOPs, in steps or in time; the lengths of the others follow
 from it. Each run is an ordinary one, in `<output>/<label>/seed<k>`. With --then each pretrained model is then judged:
 fine-tuned, by BLiMP, by probes. Started again, the program does what is missing, and goes on with what was interrupted.
-After each seed it writes `report.md`, and the data that it is made of: `experiment.json`, `metrics.json`,
-`curves.jsonl` and `figure.png`, in the form of an experiment of docs/results/.
+After each run of the first seed, and then after each seed, it writes `report.md`, and the data that it is made of:
+`experiment.json`, `metrics.json`, `curves.jsonl` and `figure.png`, in the form of an experiment of docs/results/.
 
 Seeds can be run apart, each machine with its own --output; --join then makes one report of them:
 
@@ -181,7 +181,7 @@ def run_all(
     candidates: Sequence[Candidate],
     seeds: Sequence[int],
     output: pathlib.Path,
-    after_seed: Callable[[Sequence[int]], None],
+    write: Callable[[Sequence[Candidate], Sequence[int]], None],
     chosen: Sequence[Judge] = (),
 ) -> list[str]:
     """Trains and judges what is missing: all candidates under the first seed, then under the next.
@@ -190,7 +190,8 @@ def run_all(
       candidates: with their lengths.
       seeds: in this order.
       output: the runs are in `<output>/<label>/seed<k>`.
-      after_seed: called with the seeds that are complete, each time another one is, and at the end.
+      write: called with the candidates and seeds that can be reported, each time there is another: with those that are
+        trained under the first seed, two or more; then with all, and the seeds that are complete.
       chosen: judge each run when it is trained.
 
     Returns:
@@ -203,14 +204,19 @@ def run_all(
     progress, diverged = Progress(work), []
     for i, seed in enumerate(seeds):
         of_seed = [part for part in work if part.seed == seed]
+        untrained = {part.candidate.label for part in of_seed if part.judge is None}
         for part in of_seed:
             progress.next(part)
             if part.judge is None:
                 _train(part.candidate, seed, part.workdir)
+                untrained.remove(part.candidate.label)
+                trained = [candidate for candidate in candidates if candidate.label not in untrained]
+                if i == 0 and 1 < len(trained) < len(candidates):
+                    write(trained, [seed])
             else:
                 diverged += _judge(part, part.judge)
         if of_seed or seed == seeds[-1]:
-            after_seed(seeds[: i + 1])
+            write(candidates, seeds[: i + 1])
     return diverged
 
 
@@ -393,16 +399,17 @@ def compare(values: flags.FlagValues) -> None:
     chosen = make_judges(values, candidates)
     report.check(output)
 
-    def after_seed(complete: Sequence[int]) -> None:
+    def write(done: Sequence[Candidate], complete: Sequence[int]) -> None:
         if jax.process_index() == 0:
-            text = write_report(candidates, complete, output, values, chosen)
-            print(f'\n{text}\n{output / report.PAGE}', flush=True)
+            text = write_report(done, complete, output, values, chosen)
+            shown = f'\n{text}\n' if len(done) == len(candidates) else f'{len(done)} of {len(candidates)} are in '
+            print(f'{shown}{output / report.PAGE}', flush=True)
 
     with held(output):
         candidates = budgets.share_budget(candidates, values.budget, output)
         for candidate in candidates:
             _note(f'{candidate.label}: {candidate.config.total_steps:,} steps    {candidate.name}')
-        diverged = run_all(candidates, seeds, output, after_seed, chosen)
+        diverged = run_all(candidates, seeds, output, write, chosen)
     if diverged:
         raise FloatingPointError('not all fine-tuning came to its end:\n' + '\n'.join(diverged))
 

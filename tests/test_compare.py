@@ -67,7 +67,7 @@ def test_a_signal_that_no_run_hears_ends_the_comparison(pair, tmp_path, monkeypa
     monkeypatch.setattr(compare.train, 'train', signalled)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
-        compare.run_all(budgets.share_budget(pair, 'steps', tmp_path), [0], tmp_path, lambda seeds: None)
+        compare.run_all(budgets.share_budget(pair, 'steps', tmp_path), [0], tmp_path, lambda *done: None)
     assert stopped.value.code == runtime.PREEMPTED_EXIT_CODE
     assert len(finished) == listens and signal.getsignal(number) == before
 
@@ -75,17 +75,21 @@ def test_a_signal_that_no_run_hears_ends_the_comparison(pair, tmp_path, monkeypa
 def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pair, tmp_path, monkeypatch):
     candidates, train = budgets.share_budget(pair, 'steps', tmp_path), compare.train.train
     calls, reported = [], []
+
+    def write(done, seeds):
+        reported.append((len(done), list(seeds)))
+
     monkeypatch.setattr(compare.train, 'train', train_once(train, calls, at_most=3))
     with pytest.raises(KeyboardInterrupt):
-        compare.run_all(candidates, [4, 2], tmp_path, reported.append)
+        compare.run_all(candidates, [4, 2], tmp_path, write)
     runs = [tmp_path / label / f'seed{seed}' for seed in (4, 2) for label in ('low', 'high')]
-    assert calls == runs[:3] and reported == [[4]]
+    assert calls == runs[:3] and reported == [(2, [4])]
 
     monkeypatch.setattr(compare.train, 'train', train_once(train, calls, at_most=9))
-    compare.run_all(candidates, [4, 2], tmp_path, reported.append)
-    assert calls == runs and reported == [[4], [4, 2]]
-    compare.run_all(candidates, [4, 2], tmp_path, reported.append)
-    assert calls == runs and reported == [[4], [4, 2], [4, 2]]
+    compare.run_all(candidates, [4, 2], tmp_path, write)
+    assert calls == runs and reported == [(2, [4]), (2, [4, 2])]
+    compare.run_all(candidates, [4, 2], tmp_path, write)
+    assert calls == runs and reported == [(2, [4]), (2, [4, 2]), (2, [4, 2])]
 
     text = compare.write_report(candidates, [4, 2], tmp_path, VALUES)
     made = experiment.read(tmp_path)
@@ -114,12 +118,12 @@ def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pai
         assert anew.identity() != data.identity()
         patch.setattr(compare.prepared_data, 'load', lambda data: anew)
         with pytest.raises(ConfigError, match=r'low.seed4 holds a run that read other rows of rows .* --output, or de'):
-            compare.run_all(candidates, [4, 2], tmp_path, lambda complete: None)
+            compare.run_all(candidates, [4, 2], tmp_path, lambda *done: None)
 
     pair[1].config.optimizer.learning_rate = 0.125
     changed = budgets.share_budget(pair, 'steps', tmp_path)
     with pytest.raises(ConfigError, match=r'(?s)high.seed4 holds.*learning_rate: 0.005 there, 0.125 now.*delete'):
-        compare.run_all(changed, [4, 2], tmp_path, lambda complete: None)
+        compare.run_all(changed, [4, 2], tmp_path, lambda *done: None)
 
 
 class Judge:
@@ -153,8 +157,9 @@ def test_what_is_trained_is_judged_and_what_is_judged_is_not_judged_again(pair, 
     judged.append(('entropy', 'high', 0))
 
     def run():
-        return compare.run_all(candidates, [0, 1], tmp_path, order.append, chosen)
+        return compare.run_all(candidates, [0, 1], tmp_path, lambda done, seeds: order.append(seeds), chosen)
 
+    assert compare.tables_of(chosen[1:], candidates, [0], tmp_path) == [], 'nothing to tell before'
     assert run() == ['it diverged'], 'all else is done'
     assert order == [[0], ('low', 1), ('high', 1), [0, 1]]
     expected = [
@@ -174,6 +179,18 @@ def test_what_is_trained_is_judged_and_what_is_judged_is_not_judged_again(pair, 
     assert table.cell('share', 'low')[0]['by_seed'] == {'0': 0.0, '1': 10.0}
     assert other.cell('share', 'low')[0]['by_seed'] == {'1': 10.0}, 'what diverged is missing'
     assert other.cell('share', 'high − low')[0] == {'value': 0.0, 'by_seed': {'1': 0.0}}
+
+
+def test_what_is_trained_under_the_first_seed_is_reported_at_once(pair, tmp_path, monkeypatch):
+    candidates, written = [*pair, dataclasses.replace(pair[0], label='third')], []
+    monkeypatch.setattr(compare, '_train', lambda candidate, seed, workdir: None)
+
+    def write(done, seeds):
+        written.append(([candidate.label for candidate in done], list(seeds)))
+
+    compare.run_all(candidates, [3, 1], tmp_path, write)
+    labels = ['low', 'high', 'third']
+    assert written == [(labels[:2], [3]), (labels, [3]), (labels, [3, 1])]
 
 
 def test_equal_flops_and_equal_steps(pair, tmp_path):
