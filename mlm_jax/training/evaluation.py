@@ -82,11 +82,16 @@ class HeldOutSources:
         return mean | {f'{name}/{m}': value for name in found for m, value in found[name].items()}
 
     def describe(self, metrics: Mapping[str, float]) -> str:
-        """The losses of the sources of a mixture in parentheses; '' for a single directory."""
+        """What belongs behind the loss: `masked_nll` where that is another number, and the losses of several sources.
+
+        The loss of ExLM, and that of weighted masks, does not compare with that of MLM; `masked_nll` does.
+        """
+        loss, nats = (f'{metrics.get(name, metrics["loss"]):.4f}' for name in ('loss', 'masked_nll'))
+        shown = '' if nats == loss else f', {nats} nats per masked token'
         if len(self._parts) == 1:
-            return ''
+            return shown
         losses = [f'{name} {metrics[f"{name}/loss"]:.4f}' for name in self._parts]
-        return f' ({", ".join(losses)})'
+        return f'{shown} ({", ".join(losses)})'
 
     @property
     def example(self) -> tuple[jax.Array, jax.Array]:
