@@ -257,7 +257,7 @@ def _train(candidate: Candidate, seed: int, workdir: pathlib.Path) -> None:
 
 def _stop() -> NoReturn:
     _note('stopped by a signal; the same command goes on from here')
-    sys.exit(runtime.PREEMPTED_EXIT_CODE)
+    raise command_line.Stopped(runtime.PREEMPTED_EXIT_CODE)
 
 
 def _workdir(output: pathlib.Path, candidate: Candidate, seed: int) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """What the programs share at their boundary: flags, and errors in the user's words instead of tracebacks."""
 
+import atexit
 import errno
 import functools
 import io
@@ -33,6 +34,10 @@ _DISK_CURES = {
 
 LONGEST_NAME = 255  # bytes, of one file or directory, on all common file systems
 _FORMER_CONFIGS = '--configs is now --config, given once for each configuration: --config=mlm:mini --config=mae_lm:mini'
+
+
+class Stopped(SystemExit):
+    """Ends a program in the middle of something, such as a compilation, with the status that it is given."""
 
 
 def define_config_flags() -> None:
@@ -93,6 +98,11 @@ def run(
       takes_rest: whether `main` takes the arguments behind a lone `--`, a list; otherwise they are refused.
     """
     flags.mark_flags_as_required(required)
+    # JAX compiles in a thread that goes on when the main one has been stopped. Taking Python down waits for it, and may
+    # end with a segmentation fault and its status, as the client of XLA goes first (jaxlib 0.10). Exit functions are
+    # called in reverse order: those of the work come before this one, and JAX's do not come.
+    status: list[int] = []
+    atexit.register(_leave, status)
     host_memory.keep_freed_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: of names and texts that it cannot write
@@ -103,7 +113,19 @@ def run(
         )
     except KeyboardInterrupt:
         print('\ninterrupted; the same command goes on from here', file=sys.stderr, flush=True)
+        status.append(INTERRUPTED_EXIT_CODE)
         sys.exit(INTERRUPTED_EXIT_CODE)
+    except Stopped as stopped:
+        status.append(int(stopped.code or 0))
+        raise
+
+
+def _leave(status: Sequence[int]) -> None:
+    """Ends this process at once where there is a status."""
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status[0])
 
 
 def parse_seeds(texts: Sequence[str]) -> list[int]:

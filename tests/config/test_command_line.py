@@ -25,6 +25,18 @@ def test_ctrl_c_is_one_line_and_status_130():
     assert result.stderr.split() == ['interrupted;', 'the', 'same', 'command', 'goes', 'on', 'from', 'here']
 
 
+def test_ctrl_c_does_not_wait_for_a_compilation():
+    """Which goes on in a thread, for half a minute here, and crashed when the process ended under it."""
+    before = 'import jax, jax.numpy as jnp, os, signal, threading'
+    body = (
+        'lowered = jax.jit(lambda x: [x := jnp.sin(x @ x) + i for i in range(400)][-1]).lower(jnp.ones((64, 64))); '
+        'threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start(); lowered.compile(); print("compiled")'
+    )
+    result = run(body, before)
+    assert (result.returncode, result.stdout) == (command_line.INTERRUPTED_EXIT_CODE, '')
+    assert result.stderr.strip() == 'interrupted; the same command goes on from here'
+
+
 def test_former_spellings_name_their_successors():
     """Those of configurations, in programs that take one, and those that a program names."""
     former = {'workdir': '--workdir is now --model={value}'}
