@@ -22,8 +22,8 @@ Other arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/mae_lm.p
 64, as MLM had; frequencies alone give 6.19 (38b5fd4, one core of an AMD EPYC, 17 minutes beside other work). The
 decoder of 4 layers is twice as deep as that encoder; at this size, a step takes 3.5 times the FLOPs of one of MLM.
 With `mae_lm.decoder_layers=1`, 4,952 steps ended at 3.17, where MLM had 3.02 for the same FLOPs (e32480e, 37 minutes).
-`mini` had 4.87 after 300 steps, 1.2 M tokens, where MLM had 4.71 (be4ea4a, 13 minutes; docs/results.md, "The size mini
-on text, as it is shipped"). The sizes `base` and `large` have not been run yet.
+`mini` had 4.87 after 300 steps, 1.2 M tokens, where MLM had 4.71 (be4ea4a, 13 minutes; docs/results.md, "The size mini,
+as it is shipped"). The sizes `base` and `large` have not been run yet.
 """
 
 import ml_collections

@@ -19,9 +19,11 @@ arguments are keys of `mlm_jax/config/defaults.py`.
 ExLM of `tiny` and `mini` begins with sparse transitions (`exlm.sparse_percent=50`), as in configs/exlm.py: dense ones
 alone, the paper's, which `exlm.sparse_percent=0` gives, may settle on alignments in which states stand for other tokens
 than their own, as one of two such runs did. At `tiny`, with `batch_size=16`, 800 steps ended at 0.91 nats per masked
-token, and at 1.33 where that happened; MLM had 0.79 (ea51583, one core of an AMD EPYC; docs/results.md, "ExLM's states
-on molecules"). At the FLOPs of 1,000 steps of ExLM, MLM had 0.62 and MAE-LM with one decoder layer 0.63 ("MLM, MAE-LM
-and ExLM on molecules"). `docs/results.md` also has a short run of `mlm` at size `mini`; `base` has not been run yet.
+token, at 0.82 on rows prepared anew, and at 1.33 where that happened; MLM had 0.79 (ea51583 and e32480e, one core of an
+AMD EPYC; docs/results.md, "ExLM's states on molecules" and the section behind it). At the FLOPs of 1,000 steps of ExLM,
+0.77 nats, MLM had 0.59 and MAE-LM with one decoder layer 0.62 (e32480e; "Fine-tuning on molecules with a grid"). `mlm`
+of size `mini` left the frequencies of tokens within 20 steps, and had 1.37 after 100 (e32480e; "The size mini, as it is
+shipped"); `base` has not been run yet.
 """
 
 import ml_collections
