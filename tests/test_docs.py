@@ -217,7 +217,7 @@ def parse_flags(name: str, arguments: list[str]) -> None:
 
 def _parse(flags_parser) -> None:
     flags_parser(sys.argv)
-    if 'config' in flags.FLAGS:
+    if 'config' in flags.FLAGS and flags.FLAGS.config:  # compare --join takes none
         command_line.configurations()
 
 
