@@ -104,5 +104,7 @@ def test_logits_are_those_of_transformers_and_weights_come_back_to_the_bit(name,
     tokens, real = rows()
     theirs = comparison.outputs(tmp_path, tokens, real, has_head=True)
     ours = logits(config, params, tokens, real)
-    np.testing.assert_allclose(ours[real], theirs[real], atol=1e-4, rtol=0)
+    # Rounding in float32, which these steep weights enlarge, depends on the processor: without AVX-512, ours is 1.0e-4
+    # and theirs 0.3e-4 from theirs in float64.
+    np.testing.assert_allclose(ours[real], theirs[real], atol=2e-4, rtol=0)
     assert np.std(ours[real]) > 0.1  # so that the tolerance means something
