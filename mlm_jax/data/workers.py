@@ -178,7 +178,9 @@ def _each(jobs: Sequence[Job], num_workers: int) -> Iterator[tuple[Job, tuple[bo
                 worker.join()
             raise
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Waits for the thread of the pool: an exit beside it may print a traceback (Python 3.11 wakes the thread by
+            # a pipe that the thread is just closing).
+            pool.shutdown(cancel_futures=True)
 
 
 def _in_pool(

@@ -2,10 +2,13 @@
 
 import concurrent.futures
 import dataclasses
+import multiprocessing.queues
 import os
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -73,6 +76,18 @@ def test_few_jobs_are_with_the_workers_at_a_time(tmp_path):
         for done, (job, _) in enumerate(workers._in_pool(pool, jobs, 4), start=1):
             assert pool.submitted <= done + 4 and job.files['square'].exists()
     assert done == pool.submitted == 30
+
+
+def test_nothing_of_the_pool_is_left_where_work_ends_early(tmp_path, monkeypatch):
+    """A thread of the pool that is left over may meet the exit of Python 3.11, which then prints a traceback."""
+    ends = multiprocessing.queues.Queue.join_thread
+    monkeypatch.setattr(multiprocessing.queues.Queue, 'join_thread', lambda self: time.sleep(0.3) or ends(self))
+    before = set(threading.enumerate())
+    each = workers._each([Squared(number, str(tmp_path)) for number in range(50)], 2)
+    next(each)
+    with pytest.raises(KeyboardInterrupt):
+        each.throw(KeyboardInterrupt())
+    assert set(threading.enumerate()) == before and not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize('count', [3, 100])
