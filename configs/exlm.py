@@ -1,7 +1,7 @@
 """ExLM (arXiv 2501.13397): each masked token becomes 4 states, and the likelihood is a sum over alignments to states.
 
-    python -m mlm_jax.prepare --config=configs/exlm.py:mini,data.directory=data/mini
-    python -m mlm_jax.train --config=configs/exlm.py:mini,data.directory=data/mini --workdir=runs/exlm_mini
+    python -m mlm_jax.prepare --config=configs/exlm.py:mini,data.directory=data/mine,data.corpus='text:corpus/*.txt'
+    python -m mlm_jax.train --config=configs/exlm.py:mini,data.directory=data/mine --workdir=runs/exlm_mini
 
 Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the encoder of
 the released code: pre-LN, two-dimensional rotary positions, no LayerNorm on the embeddings. `base` and `large` have the

@@ -1,7 +1,7 @@
 """MAE-LM (arXiv 2302.02060): the encoder does not read 15 % of the tokens, and a decoder of 4 layers predicts them.
 
-    python -m mlm_jax.prepare --config=configs/mae_lm.py:mini,data.directory=data/mini
-    python -m mlm_jax.train --config=configs/mae_lm.py:mini,data.directory=data/mini --workdir=runs/mae_lm_mini
+    python -m mlm_jax.prepare --config=configs/mae_lm.py:mini,data.directory=data/mine,data.corpus='text:corpus/*.txt'
+    python -m mlm_jax.train --config=configs/mae_lm.py:mini,data.directory=data/mine --workdir=runs/mae_lm_mini
 
 Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the relative
 position bias of the paper and, from `small` on, its post-LN encoder; `tiny` and `mini` have the recipe `muon` of

@@ -1,7 +1,7 @@
 """MLM with other masking strategies: the same encoder and recipe, but another choice of the masked tokens.
 
-    python -m mlm_jax.prepare --config=configs/masking.py:spans,data.directory=data/mini
-    python -m mlm_jax.train --config=configs/masking.py:spans,data.directory=data/mini --workdir=runs/spans
+    python -m mlm_jax.prepare --config=configs/masking.py:spans,data.directory=data/mine,data.corpus='text:corpus/*.txt'
+    python -m mlm_jax.train --config=configs/masking.py:spans,data.directory=data/mine --workdir=runs/spans
 
 The first argument names the strategy: `words` (whole words), `spans` (SpanBERT's), `ngrams` (GPT-BERT's), `pmi`
 (collocations), `frequency` (rare tokens more often), `least_masked`, `annealed` (30 → 15 %), `diffusion` (ratios from

@@ -1,7 +1,7 @@
 """Masked language modeling (BERT, RoBERTa): 15 % of the tokens, of which 80 % [MASK], 10 % random, 10 % unchanged.
 
-    python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mini
-    python -m mlm_jax.train --config=configs/mlm.py:mini,data.directory=data/mini --workdir=runs/mlm_mini
+    python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mine,data.corpus='text:corpus/*.txt'
+    python -m mlm_jax.train --config=configs/mlm.py:mini,data.directory=data/mine --workdir=runs/mlm_mini
 
 Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024). Other arguments
 are keys of `mlm_jax/config/defaults.py`, e.g. `configs/mlm.py:base,recipe=modern,batch_size=256`. `recipe` is `roberta`

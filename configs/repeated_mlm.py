@@ -1,7 +1,7 @@
 """Repeated MLM, ExLM's pilot study (arXiv 2501.13397): k copies of each token, each masked with probability p.
 
-    python -m mlm_jax.prepare --config=configs/repeated_mlm.py:mini,data.directory=data/mini
-    python -m mlm_jax.train --config=configs/repeated_mlm.py:mini,data.directory=data/mini --workdir=runs/repeated
+    python -m mlm_jax.prepare --config=configs/repeated_mlm.py:mini,data.directory=data/mine,data.corpus='text:books/*'
+    python -m mlm_jax.train --config=configs/repeated_mlm.py:mini,data.directory=data/mine --workdir=runs/repeated
 
 It separates two effects of masking: the share p of the inputs is [MASK], which is not a word, and for the share p^k of
 the tokens no copy is left to read, so that their information is lost. By default, k = 2 and p = 0.15^(1/2), so that

@@ -5,10 +5,10 @@
 
 The first argument is the objective: `exlm`, `mlm` or `mae_lm`. All have the encoder of ExLM (arXiv 2501.13397: pre-LN,
 two-dimensional rotary positions) and replace 15 % of the tokens by [MASK]; `mlm` is the paper's baseline with the same
-encoder. All can use the same prepared directory. `size=base` (12×768) has the recipe of another project of the paper's
-authors, as the paper's own recipe is not published: 120,000 steps of 256 × 128 tokens, learning rate 5e-4 after 10,000
-steps of warm-up, gradients clipped at 0.1. The other sizes, of which `mini` (4×256) is the default, have the defaults
-of `mlm_jax/config/defaults.py`; `tiny` and `mini` are trained by Muon.
+encoder. All can use the same prepared directory. `base` (12×768) and `large` (24×1024, at two thirds of the rate) have
+the recipe of another project of the paper's authors, as the paper's own recipe is not published: 120,000 steps of
+256 × 128 tokens, learning rate 5e-4 after 10,000 steps of warm-up, gradients clipped at 0.1. The other sizes, of which
+`mini` (4×256) is the default, have the defaults of `mlm_jax/config/defaults.py`; `tiny` and `mini` are trained by Muon.
 
 A corpus is lines of SMILES, `smi:GLOB`, or a column of tables, `data.corpus=csv:GLOB,data.text_key=smiles`. A
 vocabulary of 512 ids suffices: half a million molecules of ChEMBL, MUV, DUD and HIV have 258 different tokens; the

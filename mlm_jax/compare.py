@@ -6,8 +6,8 @@
 The length of the first configuration is the budget, in FLOPs, in steps or in time; the lengths of the others follow
 from it. Each run is an ordinary one, in `<output>/<label>/seed<k>`. With --then each pretrained model is then judged:
 fine-tuned, by BLiMP, by probes. Started again, the program does what is missing, and goes on with what was interrupted.
-After each run of the first seed, and then after each seed, it writes `report.md`, and the data that it is made of:
-`experiment.json`, `metrics.json`, `curves.jsonl` and `figure.png`, in the form of an experiment of docs/results/.
+From the second run of the first seed on, and then after each seed, it writes `report.md`, and the data that it is made
+of: `experiment.json`, `metrics.json`, `curves.jsonl` and `figure.png`, in the form of an experiment of docs/results/.
 
 Seeds can be run apart, each machine with its own --output; --join then makes one report of them:
 

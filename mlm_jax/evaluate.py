@@ -1,7 +1,7 @@
 """Evaluates trained models: held-out loss at frozen masks, the words they would fill in, or minimal pairs of grammar.
 
     python -m mlm_jax.evaluate --model=runs/demo
-    python -m mlm_jax.evaluate --model=runs/demo@1000 --fill_mask='The function returns a [MASK] of integers.'
+    python -m mlm_jax.evaluate --model=runs/demo@1200 --fill_mask='The function returns a [MASK] of integers.'
     python -m mlm_jax.evaluate --model=runs/mlm --model=hf:models/bert --blimp=blimp/data --output=runs/blimp
 
 Models: a run (WORKDIR or WORKDIR@STEP), hf:DIRECTORY or hf:NAME, random:SOURCE, ema:WORKDIR, or average:SOURCE,…, the

@@ -2,7 +2,7 @@
 
     python -m mlm_jax.export --model=runs/mlm --output=models/mlm
     python -m mlm_jax.export --model=runs/mlm@8000 --output=models/mlm --dtype=bfloat16 --check
-    python -m mlm_jax.export --model=average:runs/mlm@7000,runs/mlm@8000 --output=models/mlm
+    python -m mlm_jax.export --model=average:runs/mlm@8000,runs/mlm@9000 --output=models/mlm
 
 `AutoModelForMaskedLM`, `AutoTokenizer`, `pipeline('fill-mask')` and `SentenceTransformer` then read it, without remote
 code and without this package. The class follows from the encoder (docs/interop.md has the table); what no class

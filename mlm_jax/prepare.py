@@ -1,11 +1,12 @@
 """Program: prepares data for training: reads a corpus, trains a tokenizer, and writes packed rows to disk.
 
-    python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mini
-    python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mine,data.corpus='jsonl:corpus/*.jsonl'
+    python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mine,data.corpus='text:corpus/*.txt'
+    python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/logs,data.corpus='jsonl:logs/*.jsonl'
 
-`mlm_jax/data/corpora.py` explains how to specify a corpus. A run that was killed can be started again and resumes; the
-resulting directory is always the same to the byte, on any number of cores and machines. For a finished directory, the
-program compares every file with its checksum, and makes damaged and missing files again.
+`mlm_jax/data/corpora.py` explains how to specify a corpus; without `data.corpus`, it is `demo`, English text from the
+Python installation. A run that was killed can be started again and resumes; the resulting directory is always the same
+to the byte, on any number of cores and machines. For a finished directory, the program compares every file with its
+checksum, and makes damaged and missing files again.
 
 Many machines that share a file system can divide the work: N processes get `--task=0 --of=N` … `--task=N-1 --of=N`, in
 any order and at any time, and when they have ended, a last call without `--task` does what is missing and finishes the
@@ -247,7 +248,8 @@ def _prepare(config: ml_collections.ConfigDict, place: _Place, intent: dict) -> 
 
 def _begin(config: ml_collections.ConfigDict, place: _Place) -> corpora.Corpus:
     """Lists the slices of the corpus, and makes the tokenizer."""
-    print(f'corpus     {config.data.corpus}')
+    said = ': text of the Python installation; data.corpus names another' if config.data.corpus == 'demo' else ''
+    print(f'corpus     {config.data.corpus}{said}')
     try:
         corpus = corpora.open_corpus(config.data, place.working)
         tokenizer_making.make(config, corpus, place.tokenizer, place.engine)

@@ -1,7 +1,7 @@
 """Pretrains an encoder.
 
-    python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mini
-    python -m mlm_jax.train --config=configs/mlm.py:mini,data.directory=data/mini --workdir=runs/mlm_mini
+    python -m mlm_jax.prepare --config=configs/mlm.py:mini,data.directory=data/mine,data.corpus='text:corpus/*.txt'
+    python -m mlm_jax.train --config=configs/mlm.py:mini,data.directory=data/mine --workdir=runs/mlm_mini
 
 If it is run again with the same workdir, it resumes from the last checkpoint: after a crash, after a preemption, or on
 other devices.

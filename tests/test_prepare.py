@@ -133,6 +133,8 @@ def test_changed_settings_are_refused_with_both_values(finished, tmp_path):
         prepare.run(make_config(finished / 'rows', corpus, vocab_size=310))
     with pytest.raises(ConfigError, match=r"tokenizer.model: 'unigram' there, 'bpe' now"):
         prepare.run(make_config(finished / 'rows', corpus, **{'tokenizer.model': 'bpe'}))
+    with pytest.raises(ConfigError, match=r"data.corpus: 'jsonl:.*' there, 'demo' now, which is the default"):
+        prepare.run(make_config(finished / 'rows', corpus, **{'data.corpus': 'demo'}))
     copy = tmp_path / 'corpus.jsonl'
     copy.write_text(corpus.read_text())
     prepare.run(make_config(tmp_path / 'rows', copy), num_workers=1)

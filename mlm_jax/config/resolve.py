@@ -146,5 +146,5 @@ def _check_data(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
         raise ConfigError(
             f'the data in {config.data.directory} were prepared with other settings:\n' + '\n'.join(different) + '\n'
             'Use the configuration with which they were prepared, or prepare new data: set data.directory and run\n'
-            '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>'
+            f'    {manifest.prepare_command}'
         )

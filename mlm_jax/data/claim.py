@@ -118,7 +118,8 @@ def refuse_changes(directory: pathlib.Path, old: dict, new: dict) -> None:
     for key in sorted(old['settings'].keys() | new['settings'].keys()):
         then, now = old['settings'].get(key, defaults.get(key)), new['settings'].get(key)
         if then != now:
-            changed.append(f'{key}: {then!r} there, {now!r} now')
+            said = ', which is the default' if now == defaults.get(key) else ''  # probably not given
+            changed.append(f'{key}: {then!r} there, {now!r} now{said}')
     refuse(directory, changed or sources.changes(*(files_of(intent) for intent in (old, new))))
 
 

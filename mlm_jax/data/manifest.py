@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shlex
 import typing
 from typing import Any
 
@@ -16,6 +17,7 @@ CHANGED = 'has changed since prepare wrote it (its SHA-256 differs)'  # said of 
 DTYPES = ('uint16', 'uint32')
 # The checksum of the manifest covers what readers of rows need. Settings and sources are not covered, because they are
 # always compared with those of a configuration.
+_PREPARE = 'python -m mlm_jax.prepare --config=<this configuration, with the same overrides>'
 _SEALED = ('vocabulary', 'tokenizer', 'tokenizer_sha256', 'sequence_length', 'packing', 'dtype', 'splits')
 
 
@@ -100,6 +102,12 @@ class Manifest:
         return self.splits[name]
 
     @property
+    def prepare_command(self) -> str:
+        """How to call `prepare` for this corpus, which the configuration of a run need not name."""
+        corpus = self.settings.get('data.corpus')
+        return _PREPARE + (f' --set=data.corpus={shlex.quote(corpus)}' if corpus else '')
+
+    @property
     def fingerprint(self) -> str:
         """`fingerprint_of` the training rows."""
         return self.fingerprint_of('train')
@@ -136,8 +144,9 @@ def load(directory: str | pathlib.Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f'{directory} holds no prepared data ({FILE} is missing there). Prepare the data with\n'
-            '    python -m mlm_jax.prepare --config=<the same configuration, with the same overrides>\n'
-            'or set data.directory to the directory that has the prepared data'
+            f"    {_PREPARE} --set=data.corpus='text:corpus/*.txt'\n"
+            'or wherever your text lies (without data.corpus it is text of the Python installation, unless the '
+            'configuration names another), or set data.directory to the directory that has the prepared data'
         ) from None
     except OSError as error:
         raise ConfigError(f'cannot read {path}: {error.strerror or error}') from None

@@ -200,7 +200,7 @@ def _arrays(masking: ml_collections.ConfigDict, directory: pathlib.Path, manifes
             f'{directory} lacks the masking tables {", ".join(missing)}, which masking.unit='
             f'{masking.unit} and masking.strategy={masking.strategy} need. To add them to the '
             'prepared rows, run\n'
-            '    python -m mlm_jax.prepare --config=<this configuration, with the same overrides>'
+            f'    {manifest.prepare_command}'
         )
     _check_words(masking, arrays)
     if manifest.tables and manifest.tables_sha256 and atomic.sha256(path) != manifest.tables_sha256:

@@ -28,7 +28,9 @@ PREEMPTED_EXIT_CODE = 75
 def define_distributed_flags() -> None:
     """Defines the command-line flags that `distributed` reads."""
     flags.DEFINE_bool(
-        'distributed', False, 'Join the other processes of the run; TPU pods, SLURM and GKE need no other flags for it.'
+        'distributed',
+        False,
+        'Join the other processes of the run; TPU pods, Slurm and the TPU nodes of GKE need no other flags for it.',
     )
     flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, if it is not detected automatically.')
     flags.DEFINE_integer('num_processes', None, 'Number of processes, if it is not detected automatically.')
