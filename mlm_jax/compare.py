@@ -15,6 +15,7 @@ Seeds can be run apart, each machine with its own --output; --join then makes on
 """
 
 import dataclasses
+import math
 import pathlib
 import shlex
 import signal
@@ -34,11 +35,11 @@ from mlm_jax.comparing import budgets, comparison, configurations, experiment, j
 from mlm_jax.comparing.configurations import Candidate
 from mlm_jax.comparing.experiment import Table
 from mlm_jax.comparing.judges import Judge
-from mlm_jax.config import ConfigError, command_line, step_flops
+from mlm_jax.config import ConfigError, command_line
 from mlm_jax.data import prepared_data
 from mlm_jax.files import buckets, paths
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pretrained import loading
+from mlm_jax.pretrained import loading, sources, warm_start
 from mlm_jax.training import checkpoints, runtime
 from mlm_jax.training.metrics import read_metrics
 from mlm_jax.training.workdir import held, read_config
@@ -62,14 +63,11 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
             f'{workdir} holds a run of another configuration:\n' + '\n'.join(lines) + '\n'
             'Ask for what is there, choose another --output, or delete that directory to train it again'
         )
-    if not (workdir / 'checkpoints').is_dir():
-        return 0
-    saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
     # Of a run that is over, the report reads the position only; one that is not is looked at when it goes on.
-    step = saver.checked(items=[checkpoints.POSITION]) if saver.all_steps() else 0
-    before = saver.restore_position(step).data if step else {}
-    saver.close()
-    _check_rows(before, data, workdir)
+    if not (found := checkpoints.newest_position(workdir / 'checkpoints')):
+        return 0
+    step, position = found
+    _check_rows(position.data, data, workdir)
     return step
 
 
@@ -81,14 +79,16 @@ def _check_rows(before: dict, data: prepared_data.PreparedData, workdir: pathlib
       data: the data now.
       workdir: of the run.
     """
-    read = {reader['name']: reader['fingerprint'] for reader in before.get('readers', ()) if reader['share']}
-    now = {source.name: source.manifest.fingerprint for source in data.sources}
-    if changed := [name for name, rows in now.items() if read.get(name) and read[name] != rows]:
-        raise ConfigError(
-            f'{workdir} holds a run that read other rows of {changed[0]} than those that lie there now, which were '
-            'prepared anew. Put the former ones back, choose another --output, or delete that directory to train it '
-            'again'
-        )
+    read = {reader['name']: reader for reader in before.get('readers', ()) if reader['share']}
+    for now in data.reading(1).readers:
+        rows = read.get(now.name, {})
+        for kind, words in (('fingerprint', 'read other rows'), ('held_out', 'was evaluated on other held-out rows')):
+            if rows.get(kind) and rows[kind] != getattr(now, kind):
+                raise ConfigError(
+                    f'{workdir} holds a run that {words} of {now.name} than those that lie there now, which were '
+                    'prepared anew. Put the former ones back, choose another --output, or delete that directory to '
+                    'train it again'
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +224,10 @@ def _judge(work: Work, judge: Judge) -> list[str]:
     mesh = mesh_lib.make_mesh()
     with jax.set_mesh(mesh):
         try:
-            judge.judge(loading.load(work.workdir, mesh), work.candidate, work.seed, work.workdir)
+            # The last checkpoint or none: one before it, if that is damaged, is not the end of pretraining.
+            source = sources.parse(f'{work.workdir}')
+            model = loading.load(dataclasses.replace(source, step=work.candidate.config.total_steps), mesh)
+            judge.judge(model, work.candidate, work.seed, work.workdir)
         except FloatingPointError as error:
             return [str(error)]
     return []
@@ -272,14 +275,13 @@ def collect(candidates: Sequence[Candidate], seeds: Sequence[int], output: pathl
         for seed in seeds:
             workdir = _workdir(output, candidate, seed)
             runs[seed] = read_metrics(workdir / 'metrics.jsonl')
-            saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
-            seconds[seed] = saver.restore_position().train_seconds
-            saver.close()
+            found = checkpoints.newest_position(workdir / 'checkpoints')
+            seconds[seed] = found[1].train_seconds if found else math.nan
         entries[candidate.label] = comparison.Entry(
             name=candidate.name,
             total_steps=config.total_steps,
             tokens=config.total_steps * config.batch_size * config.sequence_length,
-            flops=config.total_steps * step_flops.step_flops(config),
+            flops=candidate.cost,
             step_cost=candidate.step_cost,
             runs=runs,
             train_seconds=seconds,
@@ -313,7 +315,10 @@ def write_report(
 ) -> str:  # fmt: skip
     """Writes the experiment of the seeds that are complete, its figure and its page; returns the page."""
     settings = {'budget': values.budget, 'rows': prepared_data.load(candidates[0].config.data).identity()}
-    settings |= {candidate.label: f'`{candidate.name}`' for candidate in candidates}
+    for candidate in candidates:  # a file of configurations, and a task, may be another one elsewhere
+        digest = configurations.digest(prepared_data.resolve(candidate.config)[0])
+        settings[candidate.label] = f'`{candidate.name}` ({digest})'
+    settings |= {judge.measure.title: judge.data for judge in chosen if judge.data}
     # Two machines have the same settings where they compute the same, wherever their files lie.
     untold = (*configurations.WITHOUT_INFLUENCE, 'data.directory')
     told = [text for text in values.set if not configurations.is_under(text, untold)]
@@ -386,6 +391,53 @@ def join(values: flags.FlagValues) -> None:
         print(f'\n{report.write(joined, output)}\n{output / report.PAGE}', flush=True)
 
 
+def pinned(candidate: Candidate, output: pathlib.Path) -> Candidate:
+    """The candidate with the commit of the model on the hub that its runs begin with: that of a run that is there."""
+    runs = sorted((output / candidate.label).glob('seed*'))
+    config = candidate.config.copy_and_resolve_references()
+    config.init_from = warm_start.pinned(config.init_from, runs[0] if runs else output)
+    return dataclasses.replace(candidate, config=config)
+
+
+def check(candidates: Sequence[Candidate], metric: str) -> None:
+    """Raises ConfigError for what would stop a run, or the report, after hours of other runs."""
+    for candidate in candidates:
+        resolved, data = prepared_data.resolve(candidate.config)
+        try:
+            warm_start.check_source(resolved, data.manifest)
+            runtime.make_mesh(resolved)
+            if metric:
+                comparison.check_metric(metric, judges.held_out_metrics(candidate), bool(resolved.ema.decay))
+        except ConfigError as error:
+            raise ConfigError(f'{candidate.label}: {error}') from None
+
+
+def labelled_as_before(candidates: Sequence[Candidate], output: pathlib.Path) -> list[Candidate]:
+    """The candidates under the labels of their runs in `output`.
+
+    Labels are made of what tells configurations apart, so that a further one may change those of all.
+
+    Raises:
+      ConfigError: when a label of before is now made for another one.
+    """
+    made = [candidate.label for candidate in candidates]
+    left = {path.parent.parent.name: path.parent for path in output.glob('*/seed*/config.json')}
+    left = {label: workdir for label, workdir in left.items() if label not in made}
+    found = []
+    for candidate in candidates:
+        for label, workdir in left.items() if not (output / candidate.label).exists() else ():
+            resolved, data = prepared_data.resolve(candidate.config)
+            there = config_lib.in_steps(read_config(workdir), data.split('train').rows / resolved.batch_size)
+            if not configurations.differences(there, resolved, (*configurations.WITHOUT_INFLUENCE, 'seed')):
+                _note(f'{candidate.label} is {label} in {output}')
+                candidate = dataclasses.replace(candidate, label=label)
+                break
+        found.append(candidate)
+    if len({candidate.label for candidate in found}) < len(found):
+        raise ConfigError(f'{output} holds runs whose labels others would now have: name each with --label=NAME')
+    return found
+
+
 def compare(values: flags.FlagValues) -> None:
     """The program, in this process and those that it works with."""
     if values.join:
@@ -394,8 +446,10 @@ def compare(values: flags.FlagValues) -> None:
         raise ConfigError('say what to compare, --config=FILE for each of two or more; or --join=DIRECTORY, --help')
     output, seeds = buckets.path(values.output).expanduser(), command_line.parse_seeds(values.seeds)
     candidates = configurations.load_candidates(values.config, values.label, values.set)
+    candidates = [pinned(candidate, output) for candidate in candidates]
     command_line.check_file_names([candidate.label for candidate in candidates], 'Give shorter ones with --label=NAME')
     runtime.use_compilation_cache(candidates[0].config.compilation_cache)
+    check(candidates, values.metric)
     chosen = make_judges(values, candidates)
     report.check(output)
 
@@ -407,6 +461,8 @@ def compare(values: flags.FlagValues) -> None:
 
     with held(output):
         candidates = budgets.share_budget(candidates, values.budget, output)
+        if not values.label:
+            candidates = labelled_as_before(candidates, output)
         for candidate in candidates:
             _note(f'{candidate.label}: {candidate.config.total_steps:,} steps    {candidate.name}')
         diverged = run_all(candidates, seeds, output, write, chosen)

@@ -16,7 +16,6 @@ from absl import flags
 
 from mlm_jax.analysis import blimp_report, minimal_pairs
 from mlm_jax.config import ConfigError, command_line
-from mlm_jax.data import prepared_data
 from mlm_jax.files import buckets, paths
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading, sources
@@ -26,13 +25,13 @@ from mlm_jax.training import evaluation
 
 
 def held_out_metrics(model: Model, mesh) -> dict[str, float]:
-    """Loss in nats, and the other metrics, over the held-out rows at 15 % masks that never change.
+    """Loss in nats, and the other metrics, over the held-out rows, `evaluation.ratio` of them masked, always the same.
 
     Adds `unigram_entropy`, the loss of a model that knows nothing but how often each token occurs. Of a mixture, these
     are means by its weights, and the metrics of each source come as '<name>/<metric>'.
     """
     config, run = model.require_run()
-    data = prepared_data.load(config.data)
+    data = model.prepared_data()
     sharding = mesh_lib.batch_sharding(mesh)
     batch_size = config.batch_size // config.num_microbatches
     batch_size += -batch_size % mesh.size

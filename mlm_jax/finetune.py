@@ -43,7 +43,7 @@ def make_labels(models: Sequence[sources.Source]) -> list[str]:
 
 def origin(model: Model) -> dict[str, Any]:
     """What tells a model from others of its name: results of another one are not gone on with."""
-    return {'source': sources.pin(str(model.source)), 'step': model.step}
+    return {'source': sources.pin(str(model.source)), 'step': model.step, 'parameters': model.fingerprint()}
 
 
 def read_tasks(values) -> dict[str, TaskData]:

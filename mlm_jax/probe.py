@@ -48,9 +48,14 @@ from mlm_jax.pretrained import loading, sources
 
 def main_effective_rank(models: Sequence[sources.Source]) -> None:
     """Writes effective_rank.json and effective_rank.png, and prints a table."""
-    thresholds = sorted({float(t) for t in flags.FLAGS.thresholds})
-    if not all(0 < t <= 1 for t in thresholds):
-        raise ConfigError(f'--thresholds={",".join(flags.FLAGS.thresholds)} must lie above 0 and not above 1')
+    try:
+        thresholds = sorted({float(t) for t in flags.FLAGS.thresholds})
+    except ValueError:
+        thresholds = []
+    if not thresholds or not all(0 < t <= 1 for t in thresholds):
+        raise ConfigError(
+            f'--thresholds={",".join(flags.FLAGS.thresholds)} must be numbers above 0 and not above 1, such as 0.9'
+        )
     output, mesh = buckets.path(flags.FLAGS.output).expanduser(), mesh_lib.make_mesh()
     report: dict[str, dict] = {}
     output.mkdir(parents=True, exist_ok=True)

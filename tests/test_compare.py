@@ -6,6 +6,9 @@ import os
 import re
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -120,6 +123,31 @@ def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pai
         with pytest.raises(ConfigError, match=r'low.seed4 holds a run that read other rows of rows .* --output, or de'):
             compare.run_all(candidates, [4, 2], tmp_path, lambda *done: None)
 
+    run = tmp_path / 'low' / 'seed4'
+    position = run / 'checkpoints' / '8' / 'position' / 'metadata'
+    stored = json.loads(position.read_text())
+    assert stored['data']['readers'][0]['held_out'] == data.manifest.fingerprint_of('validation')
+    with monkeypatch.context() as patch:
+        splits = {**data.manifest.splits, 'validation': data.manifest.split('train')}
+        manifest = dataclasses.replace(data.manifest, splits=splits)
+        anew = dataclasses.replace(data, sources=(dataclasses.replace(data.sources[0], manifest=manifest),))
+        patch.setattr(compare.prepared_data, 'load', lambda data: anew)
+        with pytest.raises(ConfigError, match=r'low.seed4 holds a run that was evaluated on other held-out rows of ro'):
+            compare.run_all(candidates, [4, 2], tmp_path, lambda *done: None)
+
+    made_anew = [dataclasses.replace(c, label=f'{c.label}-of-three') for c in candidates]
+    assert [c.label for c in compare.labelled_as_before(made_anew, tmp_path)] == ['low', 'high'], 'as they are there'
+    assert [c.label for c in compare.labelled_as_before(candidates, tmp_path)] == ['low', 'high']
+    swapped = [dataclasses.replace(candidates[0], label='mlm'), dataclasses.replace(candidates[1], label='low')]
+    with pytest.raises(ConfigError, match='holds a run of another|labels others would now have'):
+        compare.run_all(compare.labelled_as_before(swapped, tmp_path), [4], tmp_path, lambda *done: None)
+
+    loaded, judge = [], types.SimpleNamespace(judge=lambda *of: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(compare.loading, 'load', lambda source, mesh: loaded.append((source.directory, source.step)))
+        compare._judge(compare.Work(candidates[0], 4, run, 1.0, judge), judge)
+    assert loaded == [(run, 8)], 'the checkpoint at the end, and no other if that one is damaged'
+
     pair[1].config.optimizer.learning_rate = 0.125
     changed = budgets.share_budget(pair, 'steps', tmp_path)
     with pytest.raises(ConfigError, match=r'(?s)high.seed4 holds.*learning_rate: 0.005 there, 0.125 now.*delete'):
@@ -178,7 +206,7 @@ def test_what_is_trained_is_judged_and_what_is_judged_is_not_judged_again(pair, 
     assert (table.name, other.name) == ('entropy', 'effective_rank')
     assert table.cell('share', 'low')[0]['by_seed'] == {'0': 0.0, '1': 10.0}
     assert other.cell('share', 'low')[0]['by_seed'] == {'1': 10.0}, 'what diverged is missing'
-    assert other.cell('share', 'high − low')[0] == {'value': 0.0, 'by_seed': {'1': 0.0}}
+    assert other.cell('share', 'high − low')[0] == {'value': 0.0, 'of': 2, 'by_seed': {'1': 0.0}}, 'which is said'
 
 
 def test_what_is_trained_under_the_first_seed_is_reported_at_once(pair, tmp_path, monkeypatch):
@@ -201,6 +229,19 @@ def test_equal_flops_and_equal_steps(pair, tmp_path):
     assert high.config.total_steps == round(1000 * ratio) and abs(low.cost / high.cost - 1) < 1e-3
     assert [c.config.total_steps for c in budgets.share_budget(pair, 'steps', tmp_path)] == [1000, 1000]
     assert pair[1].config.total_steps == 8, 'what was given stays as it was'
+
+
+def test_flops_are_those_of_the_run(prepared, tmp_path):
+    """Of the length that it has in the end, by the rows that there are: a ratio that changes by epochs costs so."""
+    names = [f'configs/mlm.py:{SMALL},data.directory={prepared}']
+    names += [f'{names[0]},masking.ratio=0.6,masking.final_ratio=0.1,masking.ratio_schedule=linear,{unit}' for unit in (
+        'masking.anneal_steps=100', 'masking.anneal_epochs=2')]  # fmt: skip
+    candidates = configurations.load_candidates(names, ['constant', 'steps', 'epochs'], ['total_steps=500'])
+    first, *others = budgets.share_budget(candidates, 'flops', tmp_path)
+    for candidate in others:
+        resolved, _ = prepared_data.resolve(candidate.config)
+        assert candidate.step_flops == step_flops.step_flops(resolved)
+        assert candidate.cost == pytest.approx(first.cost, rel=0.5 / candidate.config.total_steps)
 
 
 def test_a_budget_of_epochs_counts_the_rows_of_the_data(pair, tmp_path):
@@ -244,6 +285,60 @@ def test_times_are_measured_once_and_new_ones_beside_the_first(pair, tmp_path, m
 def test_seeds_are_different_whole_numbers(seeds):
     with pytest.raises(ConfigError, match='--seeds='):
         command_line.parse_seeds(seeds)
+
+
+def test_what_would_stop_a_later_run_is_said_first(pair):
+    compare.check(pair, '')
+    with pytest.raises(
+        ConfigError, match=r'low: --metric=masked_nl: the runs will have eval/accuracy, eval/loss, eval'
+    ):
+        compare.check(pair, 'masked_nl')
+    pair[1].config.accelerator = 'tpu'
+    with pytest.raises(ConfigError, match='high: .*tpu'):
+        compare.check(pair, '')
+    pair[0].config.init_from = 'runs/there_is_none'
+    with pytest.raises(ConfigError, match='low: .*runs/there_is_none'):
+        compare.check(pair, '')
+
+
+def test_all_seeds_begin_with_the_commit_of_the_first(pair, tmp_path, monkeypatch):
+    asked = []
+
+    def pinned(init_from, workdir):
+        asked.append(workdir)
+        return f'{init_from}@c0ffee'
+
+    monkeypatch.setattr(compare.warm_start, 'pinned', pinned)
+    pair[0].config.init_from = 'hf:organization/name'
+    (tmp_path / 'low' / 'seed3').mkdir(parents=True)
+    (low, _) = (compare.pinned(candidate, tmp_path) for candidate in pair)
+    assert low.config.init_from == 'hf:organization/name@c0ffee' and pair[0].config.init_from == 'hf:organization/name'
+    assert asked == [tmp_path / 'low' / 'seed3', tmp_path]
+
+
+def test_two_processes_train_and_one_reports(prepared, tmp_path):
+    """The report must not wait for the other process, which is at the next run already, or at its end."""
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        port = s.getsockname()[1]
+    names = [f'configs/mlm.py:{SMALL},data.directory={prepared}{more}' for more in ('', ',masking.ratio=0.4')]
+    command = [
+        sys.executable, '-m', 'mlm_jax.compare', '--budget=steps', '--seeds=3', f'--output={tmp_path}',
+        *(f'--config={name}' for name in names), '--label=low', '--label=high', '--set=total_steps=2',
+        f'--set=compilation_cache={tmp_path}/cache', f'--coordinator_address=localhost:{port}', '--num_processes=2',
+    ]  # fmt: skip
+    environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
+    processes = [
+        subprocess.Popen([*command, f'--process_id={i}'], env=environment, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert experiment.read(tmp_path).seeds == (3,)
 
 
 def test_a_wrong_command_line_ends_in_one_message(tmp_path):

@@ -1,5 +1,6 @@
 """The evaluation program on a model that has been prepared for, trained and saved like any other."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 
 from mlm_jax import evaluate
 from mlm_jax.config import ConfigError
+from mlm_jax.data import prepared_data
 from mlm_jax.pretrained import loading, sources
 from mlm_jax.pretrained.model import tokens_with_masks
 from mlm_jax.training.metrics import read_metrics
@@ -24,6 +26,18 @@ def test_held_out_loss_is_that_of_training(trained):
     assert metrics['loss'] == pytest.approx(last['eval/loss'], rel=1e-5)
     assert metrics['accuracy'] == pytest.approx(last['eval/accuracy'])
     assert metrics['loss'] < metrics['unigram_entropy'], 'context helps'
+
+
+def test_rows_of_another_tokenizer_are_refused(trained, monkeypatch):
+    """Prepared anew in the same directory: the ids would mean other tokens, and the loss nothing."""
+    _, mesh, model = trained
+    data = model.prepared_data()
+    manifest = dataclasses.replace(data.manifest, tokenizer_sha256='0' * 64)
+    anew = dataclasses.replace(data, sources=(dataclasses.replace(data.sources[0], manifest=manifest),))
+    monkeypatch.setattr(prepared_data, 'load', lambda of: anew)
+    for needs in (model.held_out_rows, lambda: evaluate.held_out_metrics(model, mesh)):
+        with pytest.raises(ConfigError, match='was trained with another tokenizer than that of .*, which was prepared'):
+            needs()
 
 
 def test_fill_mask_gives_the_word_that_was_learned(trained):

@@ -96,6 +96,25 @@ def test_another_recipe_in_the_same_place_is_refused(output):
     assert result.returncode == 1 and "  data: '" in result.stderr, result.stderr
 
 
+def test_another_model_of_the_same_name_is_refused(output):
+    """Trained anew, or exported into the same directory: its results would be mixed with those of the former one."""
+    where, arguments, _ = output
+    paths = list(where.rglob('result.json'))
+    kept = [path.read_text() for path in paths]
+    for path, text in zip(paths, kept, strict=True):
+        result = json.loads(text)
+        assert len(result['origin'].pop('parameters')) == 32
+        path.write_text(json.dumps(result))
+    assert programs.run('finetune', *arguments).returncode == 0, 'earlier versions did not know the parameters'
+    other = json.loads(kept[0])
+    other['origin']['parameters'] = 'x'
+    paths[0].write_text(json.dumps(other))
+    result = programs.run('finetune', *arguments)
+    assert result.returncode == 1 and "  parameters: 'x' there, '" in result.stderr, result.stderr
+    for path, text in zip(paths, kept, strict=True):
+        path.write_text(text)
+
+
 def test_settings():
     parsed = jobs.parse_settings(['epochs=3,1e1', 'learning_rate=1e-4', 'class_weights=balanced'], 'grid')
     assert parsed == {'epochs': (3, 10), 'learning_rate': (1e-4,), 'class_weights': ('balanced',)}

@@ -261,7 +261,9 @@ def test_wrong_command_lines_end_in_one_message(tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ('name', 'arguments', 'message'),
     [
-        ('effective_rank', ['--thresholds=0,2'], 'must lie above 0'),
+        ('effective_rank', ['--thresholds=0,2'], '--thresholds=0,2 must be numbers above 0 and not above 1'),
+        ('effective_rank', ['--thresholds=high'], 'must be numbers above 0'),
+        ('effective_rank', ['--thresholds='], 'must be numbers above 0'),
         ('entropy', ['--ratios=0.15,1'], 'above 0 and below 1'),
         ('entropy', ['--ratios=half'], 'above 0 and below 1'),
         ('dag', ['--model={run}@0'], 'one row of one checkpoint'),

@@ -23,6 +23,7 @@ from mlm_jax.training.workdir import read_json
 # Name of a budget → what it counts.
 UNITS = {'flops': 'FLOPs', 'steps': 'optimizer steps', 'time': 'seconds of training steps'}
 TIMING_FILE = 'timing.json'
+_ITERATIONS = 20
 
 
 def share_budget(candidates: Sequence[Candidate], budget: str, output: pathlib.Path) -> list[Candidate]:
@@ -36,16 +37,33 @@ def share_budget(candidates: Sequence[Candidate], budget: str, output: pathlib.P
     first = candidates[0].config
     total = config_lib.resolve(first, prepared_data.load(first.data)).total_steps
     if budget == 'flops':
-        costs = [step_flops.step_flops(candidate.config) for candidate in candidates]
-    elif budget == 'time':
-        costs = step_seconds(candidates, output)
-    else:
-        costs = [1.0] * len(candidates)
-    shared = []
-    for candidate, cost in zip(candidates, costs, strict=True):
-        config = candidate.config.copy_and_resolve_references()
-        config_lib.apply_overrides(config, {'total_steps': str(max(1, round(total * costs[0] / cost)))})
-        shared.append(dataclasses.replace(candidate, config=config, step_cost=cost))
+        return _equal_flops(candidates, total)
+    costs = step_seconds(candidates, output) if budget == 'time' else [1.0] * len(candidates)
+    return [
+        _with_length(candidate, max(1, round(total * costs[0] / cost)), cost)
+        for candidate, cost in zip(candidates, costs, strict=True)
+    ]
+
+
+def _with_length(candidate: Candidate, steps: int, cost: float | None = None) -> Candidate:
+    """The candidate with that many steps, whose FLOPs are counted as they run; `cost` of a step, None: its FLOPs."""
+    config = candidate.config.copy_and_resolve_references()
+    config_lib.apply_overrides(config, {'total_steps': str(steps)})
+    # Resolved, because open keys, such as the attention, and units, such as epochs, decide what a step costs.
+    flops = step_flops.step_flops(prepared_data.resolve(config)[0])
+    return dataclasses.replace(candidate, config=config, step_cost=flops if cost is None else cost, step_flops=flops)
+
+
+def _equal_flops(candidates: Sequence[Candidate], total: int) -> list[Candidate]:
+    shared = [_with_length(candidates[0], total)]
+    for candidate in candidates[1:]:
+        found = _with_length(candidate, total)
+        for _ in range(_ITERATIONS):  # where the mask ratio changes by steps, the cost of one depends on the length
+            steps = max(1, round(shared[0].cost / found.step_flops))
+            if steps == found.config.total_steps:
+                break
+            found = _with_length(candidate, steps)
+        shared.append(found)
     return shared
 
 
@@ -59,17 +77,17 @@ def step_seconds(candidates: Sequence[Candidate], output: pathlib.Path, rounds: 
     known = read_json(path, 'Delete it, and times are measured again') if path.exists() else {}
     first = candidates[0]
 
-    def is_known(candidate: Candidate) -> bool:
-        entry = known.get(candidate.label)
-        if not entry:
-            return False
-        return not configurations.differences(
-            ml_collections.ConfigDict(entry['config']), candidate.config, configurations.LENGTH_AND_SEED
-        )
+    def seconds_of(candidate: Candidate) -> float | None:
+        """Those measured before, under whatever label; None if there are none."""
+        for entry in known.values():
+            there = ml_collections.ConfigDict(entry['config'])
+            if not configurations.differences(there, candidate.config, configurations.LENGTH_AND_SEED):
+                return entry['seconds']
+        return None
 
-    if not is_known(first):
+    if seconds_of(first) is None:
         known = {}
-    new = [candidate for candidate in candidates if not is_known(candidate)]
+    new = [candidate for candidate in candidates if seconds_of(candidate) is None]
     if new:
         measured = [first, *(candidate for candidate in new if candidate is not first)]
         contestants = []
@@ -78,13 +96,15 @@ def step_seconds(candidates: Sequence[Candidate], output: pathlib.Path, rounds: 
                 print(f'measuring the step of {candidate.label}', file=sys.stderr, flush=True)
             contestants.append(speed.prepare(candidate.name, candidate.of_seed(0)))
         speed.measure(contestants, rounds, steps_per_round=2)
-        base = known[first.label]['seconds'] if first.label in known else float(np.median(contestants[0].seconds))
+        base = seconds_of(first) or float(np.median(contestants[0].seconds))
         for candidate, contestant in zip(measured, contestants, strict=True):
             ratio = np.median(np.array(contestant.seconds) / np.array(contestants[0].seconds))
             # Several processes must agree on the lengths of their common runs.
-            seconds = float(multihost_utils.broadcast_one_to_all(np.float32(base * ratio)))
-            known[candidate.label] = {'seconds': seconds, 'config': candidate.config.to_dict()}
+            taken = float(multihost_utils.broadcast_one_to_all(np.float32(base * ratio)))
+            if seconds_of(candidate) is None:
+                entry = {'label': candidate.label, 'seconds': taken, 'config': candidate.config.to_dict()}
+                known[configurations.digest(candidate.config)] = entry
         if jax.process_index() == 0:
             output.mkdir(parents=True, exist_ok=True)
             atomic.write_bytes(path, f'{json.dumps(known, indent=2)}\n'.encode())
-    return [known[candidate.label]['seconds'] for candidate in candidates]
+    return [seconds for candidate in candidates if (seconds := seconds_of(candidate)) is not None]

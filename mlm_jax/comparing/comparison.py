@@ -9,7 +9,7 @@ freedom.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,23 @@ def choose_metric(entry: Entry, wanted: str = '') -> str:
     return wanted
 
 
+def check_metric(wanted: str, names: Collection[str], has_average: bool) -> None:
+    """Raises ConfigError for a metric, as `choose_metric` takes it, that runs will not have.
+
+    Args:
+      wanted: the metric.
+      names: of the metrics of an evaluation, without 'eval/'.
+      has_average: whether moving averages of the parameters are evaluated, too.
+    """
+    group, _, name = wanted.partition('/') if wanted.startswith(_EVALUATIONS) else ('eval', '/', wanted)
+    base = name.rpartition('/')[2]  # of a mixture, each source has its own ones
+    base = 'blimp' if base.startswith('blimp_') else base  # and BLiMP one for each field
+    is_other = '/' in wanted and not wanted.startswith(_EVALUATIONS)
+    if is_other or base not in names or (group == 'eval_ema' and not has_average):
+        also = ', and the same of eval_ema/' if has_average else ''
+        raise ConfigError(f'--metric={wanted}: the runs will have {", ".join(f"eval/{name}" for name in names)}{also}')
+
+
 def final_values(label: str, entry: Entry, metric: str) -> dict[int, float]:
     """Seed → the metric at the end of its run; ConfigError when a log lacks it."""
     points = {
@@ -103,17 +120,23 @@ def final_values(label: str, entry: Entry, metric: str) -> dict[int, float]:
     return {seed: by_step[entry.total_steps] for seed, by_step in points.items()}
 
 
-def summary_cell(by_seed: Mapping[int, float]) -> dict[str, Any]:
-    """A cell with the mean, its standard error (not of a single seed), and the values of the seeds."""
+def summary_cell(by_seed: Mapping[int, float], num_seeds: int = 0) -> dict[str, Any]:
+    """A cell with the mean, its standard error (not of a single seed), and the values of the seeds.
+
+    Where these are fewer than `num_seeds`, as others diverged or have no number, the cell says of how many they are.
+    """
     mean, error = mean_and_error(list(by_seed.values()))
     shown = {'value': mean} if error is None else {'value': mean, 'error': error}
-    return {**shown, 'by_seed': {str(seed): value for seed, value in by_seed.items()}}
+    some = {'of': num_seeds} if len(by_seed) < num_seeds else {}
+    return {**shown, **some, 'by_seed': {str(seed): value for seed, value in by_seed.items()}}
 
 
-def difference_cell(by_seed: Mapping[int, float], first: Mapping[int, float]) -> dict[str, Any] | None:
+def difference_cell(
+    by_seed: Mapping[int, float], first: Mapping[int, float], num_seeds: int = 0
+) -> dict[str, Any] | None:
     """As `summary_cell`, of the differences on the seeds that both have; None if there are none."""
     shared = {seed: value - first[seed] for seed, value in by_seed.items() if seed in first}
-    return summary_cell(shared) if shared else None
+    return summary_cell(shared, num_seeds) if shared else None
 
 
 def held_out_table(entries: Mapping[str, Entry], budget: str, metric: str = '') -> Table:
@@ -167,7 +190,8 @@ def judged_table(
       title: what was measured.
       unit: of its numbers.
       number_format: of its numbers, without a sign.
-      found: label → seed → name of a number → the number. What was not found leaves its cell empty.
+      found: label → seed → name of a number → the number. What was not found leaves its cell empty, and a cell of fewer
+        seeds than others says so.
     """
     labels = list(found)
     by_name: dict[str, dict[str, dict[int, float]]] = {}
@@ -178,13 +202,13 @@ def judged_table(
                     by_name.setdefault(key, {}).setdefault(label, {})[seed] = value
     columns = [Column(label, unit, number_format) for label in labels]
     columns += [Column(f'{label} − {labels[0]}', '', f'+{number_format}') for label in labels[1:]]
-    rows = []
+    rows, num_seeds = [], max(len(by_seed) for by_seed in found.values())
     for key, of_label in by_name.items():
-        cells = [summary_cell(of_label[label]) if label in of_label else None for label in labels]
+        cells = [summary_cell(of_label[label], num_seeds) if label in of_label else None for label in labels]
         first = of_label.get(labels[0], {})
-        cells += [difference_cell(of_label.get(label, {}), first) for label in labels[1:]]
+        cells += [difference_cell(of_label.get(label, {}), first, num_seeds) for label in labels[1:]]
         rows.append(Row(key, tuple(cells)))
-    cells_are = _sentence(_what_cells_are(max(len(by_seed) for by_seed in found.values())))
+    cells_are = _sentence(_what_cells_are(num_seeds))
     return Table(name, f'**{name}**: {title}. {cells_are}', tuple(columns), tuple(rows))
 
 

@@ -1,6 +1,8 @@
 """The configurations of a comparison: their names and labels, and whether they can be compared."""
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -8,7 +10,6 @@ from collections.abc import Sequence
 import ml_collections
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import step_flops
 from mlm_jax.data import prepared_data
 from mlm_jax.files.errors import ConfigError
 
@@ -31,17 +32,19 @@ class Candidate:
       name: as on the command line.
       config: the configuration, whose seed is replaced for each run; the budget decides its `total_steps`.
       step_cost: the cost of one step in the unit of the budget: its FLOPs, 1, or its seconds.
+      step_flops: the FLOPs of one step, a mean over the run where the mask ratio changes; `share_budget` counts them.
     """
 
     label: str
     name: str
     config: ml_collections.ConfigDict
     step_cost: float = 1.0
+    step_flops: float = 1.0
 
     @property
     def cost(self) -> float:
         """The expected cost of a run, its FLOPs, from which the remaining time is estimated."""
-        return self.config.total_steps * step_flops.step_flops(self.config)
+        return self.config.total_steps * self.step_flops
 
     def of_seed(self, seed: int) -> ml_collections.ConfigDict:
         """The configuration of the run with this seed."""
@@ -143,6 +146,13 @@ def _check_comparable(candidates: Sequence[Candidate]) -> None:
             raise ConfigError(f'{candidate.name}: {error}') from None
         if not resolved.evaluation.every_steps:
             raise ConfigError(f'{candidate.name} is never evaluated: set, for example, evaluation.every_percent=10')
+
+
+def digest(config: ml_collections.ConfigDict) -> str:
+    """A hash of what a run with this configuration learns from, but for its rows and its seed."""
+    ignored = (*WITHOUT_INFLUENCE, 'seed', 'data.directory')
+    keys = {key: value for key, value in config_lib.values(config).items() if not is_under(key, ignored)}
+    return hashlib.sha256(json.dumps(keys, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
 def differences(

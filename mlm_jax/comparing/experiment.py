@@ -28,7 +28,7 @@ from mlm_jax.files import atomic, json_lines
 from mlm_jax.files.errors import ConfigError
 
 EXPERIMENT, METRICS, CURVES, FIGURE = 'experiment.json', 'metrics.json', 'curves.jsonl', 'figure.png'
-_ENTRY = {'value', 'error', 'by_seed', 'low', 'high'}
+_ENTRY = {'value', 'error', 'by_seed', 'of', 'low', 'high'}
 # The keys of an entry that are shown, together.
 _SHOWN = ({'value'}, {'value', 'error'}, {'low', 'high'}, {'value', 'low', 'high'})
 
@@ -215,6 +215,8 @@ def format_cell(cell: Any, number_format: str = ',') -> str:
     shown = format_number(cell['value'], number_format) if 'value' in cell else ''
     if cell.get('error') is not None:
         shown += f' ± {format_number(cell["error"], number_format.lstrip("+"))}'
+    if 'of' in cell:
+        shown += f' ({len(cell["by_seed"])} of {cell["of"]} seeds)'
     if 'low' in cell:
         between = ' … '.join(format_number(cell[key], number_format) for key in ('low', 'high'))
         shown = f'{shown} ({between})' if shown else between

@@ -81,6 +81,7 @@ def _check_alike(pair: tuple[str, str], parts: Mapping[str, Experiment]) -> None
 def _join_tables(parts: Mapping[str, Experiment], name: str) -> Table:
     tables = {path: part.table(name) for path, part in parts.items()}
     first = next(iter(tables.values()))
+    num_seeds = sum(len(part.seeds) for part in parts.values())
     rows = []
     for row in dict.fromkeys(row.name for table in tables.values() for row in table.rows):
         cells = []
@@ -92,9 +93,8 @@ def _join_tables(parts: Mapping[str, Experiment], name: str) -> Table:
             if (name, column.name) == (comparison.HELD_OUT, comparison.TRAINING):
                 cells.append(_mean([(found[path], len(part.seeds)) for path, part in parts.items()]))
             else:
-                cells.append(_join_cells(found, f'{name}, {row}, {column.name}'))
+                cells.append(_join_cells(found, f'{name}, {row}, {column.name}', num_seeds))
         rows.append(Row(row, tuple(cells)))
-    num_seeds = sum(len(part.seeds) for part in parts.values())
     return Table(name, comparison.retitled(first.title, num_seeds), first.columns, tuple(rows))
 
 
@@ -103,12 +103,12 @@ def _mean(cells: Sequence[tuple[Any, int]]) -> float:
     return math.fsum(value * seeds for value, seeds in cells) / sum(seeds for _, seeds in cells)
 
 
-def _join_cells(found: Mapping[str, Any], where: str) -> Any:
+def _join_cells(found: Mapping[str, Any], where: str, num_seeds: int) -> Any:
     """A cell of each part as one: of the values of all seeds, or the value that all of them have."""
     known = [cell for cell in found.values() if cell is not None]
     if known and all(isinstance(cell, Mapping) and 'by_seed' in cell for cell in known):
         by_seed = {int(seed): value for cell in known for seed, value in cell['by_seed'].items()}
-        return comparison.summary_cell(by_seed)
+        return comparison.summary_cell(by_seed, num_seeds)
     (path, first), *others = found.items()
     for other, cell in others:
         if cell != first:

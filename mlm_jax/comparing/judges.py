@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mlm_jax.analysis import effective_rank_report, entropy_report, gradient_variance_report, minimal_pairs
@@ -42,9 +44,11 @@ class Judge(Protocol):
 
     Attributes:
       measure: what was asked for.
+      data: identifies what models are judged by besides their own rows, wherever it lies; '' if there is nothing.
     """
 
     measure: Measure
+    data: str
 
     def check(self, model: Model) -> None:
         """Raises ConfigError or ImportError for what would stop the judge, of a model without parameters."""
@@ -89,6 +93,17 @@ def stand_in(candidate: Candidate, mesh: Mesh) -> Model:
     return Model(source, run.objective, {}, tokenizer, mesh, config, None, run)
 
 
+def held_out_metrics(candidate: Candidate) -> list[str]:
+    """The names of the metrics of an evaluation during training; no device is used."""
+    resolved, data = prepared_data.resolve(candidate.config)
+    config = build.traceable(resolved)
+    run = build.make_run(config, data.vocabulary, config.batch_size, data.tables(config.masking))
+    params = jax.eval_shape(run.init).params
+    tokens_BxT = jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), jnp.int32)
+    found = jax.eval_shape(run.eval_step, params, tokens_BxT, jax.ShapeDtypeStruct((), jnp.int32))
+    return sorted((*found, *(['blimp'] if config.evaluation.blimp else [])))
+
+
 class FineTuning:
     """Fine-tunes on tasks with several seeds; where there are several settings, the best one by validation counts."""
 
@@ -100,6 +115,7 @@ class FineTuning:
         grid = {key: values for key, values in settings.items() if len(values) > 1}
         where = suites.directories(data)
         self._data = {name: suites.read(name, where) for name in measure.arguments}
+        self.data = ', '.join(f'{name} ({task.digest()[:10]})' for name, task in self._data.items())
         # Of no model yet; made here, since it hashes the data, and refuses values out of range.
         self._templates = jobs_lib.make_jobs(self._data, {'': {}}, settings, grid)
 
@@ -175,7 +191,7 @@ class Probe:
 
     def __init__(self, measure: Measure):
         """Reads nothing."""
-        self.measure = measure
+        self.measure, self.data = measure, ''
 
     def check(self, model: Model) -> None:
         """Also for held-out rows that are missing."""
@@ -191,11 +207,7 @@ class Probe:
 
     def is_done(self, candidate: Candidate, seed: int, workdir: pathlib.Path) -> bool:
         """Whether it was measured at the end of the run, with the same options."""
-        path = self._path(workdir)
-        if not path.exists():
-            return False
-        found = read_json(path, 'Delete it, and that model is measured again')
-        return (found.get('step'), found.get('request')) == (candidate.config.total_steps, self._request)
+        return self._found(candidate, workdir) is not None
 
     def judge(self, model: Model, candidate: Candidate, seed: int, workdir: pathlib.Path) -> None:
         """Measures, and writes the file."""
@@ -205,10 +217,16 @@ class Probe:
         atomic.write_bytes(self._path(workdir), f'{json.dumps(found, indent=1)}\n'.encode())
 
     def values(self, candidate: Candidate, seed: int, workdir: pathlib.Path) -> Values:
-        """Those of the file; none if it is not there."""
+        """Those of the file; none if it is not there, or of another step or other options."""
+        found = self._found(candidate, workdir)
+        return found['values'] if found else {}
+
+    def _found(self, candidate: Candidate, workdir: pathlib.Path) -> dict | None:
         if not self._path(workdir).exists():
-            return {}
-        return read_json(self._path(workdir), 'Delete it, and that model is measured again')['values']
+            return None
+        found = read_json(self._path(workdir), 'Delete it, and that model is measured again')
+        is_this = (found.get('step'), found.get('request')) == (candidate.config.total_steps, self._request)
+        return found if is_this else None
 
     @property
     def _request(self) -> dict[str, list]:
@@ -225,6 +243,8 @@ class Blimp(Probe):
         """Reads the pairs; ConfigError when that fails."""
         super().__init__(measure)
         self._pairs = blimp.read(measure.arguments[0], measure.value('percent'))
+        digest = blimp.digest(self._pairs)
+        self.data = f'{len(self._pairs):,} pairs ({digest[:10]})'
 
     def check(self, model: Model) -> None:
         """For a model that cannot take the sentences, or that gives single tokens no probability."""
@@ -244,7 +264,7 @@ class Blimp(Probe):
 
     @property
     def _request(self) -> dict[str, list]:
-        return {**super()._request, 'pairs': [len(self._pairs)]}
+        return {**super()._request, 'pairs': [self.data]}
 
     def _judge(self, model: Model) -> minimal_pairs.Blimp:
         within_word = self.measure.value('within_word')

@@ -102,7 +102,7 @@ class Measure:
             return option.default
         try:
             found = tuple(_parse(text, type(option.default[0])) for text in self.given[key].split('/'))
-        except ValueError:
+        except (ValueError, OverflowError):  # of what is no number, and of infinity as a whole one
             found = ()
         if not found or not all(map(option.holds, found)) or (len(found) > 1 and not option.takes_several):
             raise ConfigError(f'--then: {key}={self.given[key]} of {self.kind} must be {option.range}')

@@ -33,6 +33,7 @@ class Reader:
       window: how many blocks are mixed, if rows are read in blocks; a source keeps it when shares change, as its order
         depends on it.
       consumed: how many of its rows had been read at the start of the `Reading`.
+      held_out: the fingerprint of its held-out rows; '' in checkpoints of earlier versions.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Reader:
     number: int
     window: int = 1
     consumed: int = 0
+    held_out: str = ''
 
     def seed(self, seed: int) -> int:
         """The seed of the permutations of this source in a run with `seed`; that of source 0 is the run's own."""

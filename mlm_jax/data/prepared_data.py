@@ -151,6 +151,7 @@ class PreparedData:
             mixtures.Reader(
                 source.name, source.manifest.fingerprint, source.manifest.split('train').rows, source.share, number,
                 window=max(1, round(weight * window_blocks)),
+                held_out=source.manifest.fingerprint_of('validation'),
             )
             for number, (source, weight) in enumerate(zip(self.sources, self.weights.values(), strict=True))
         ]  # fmt: skip

@@ -42,7 +42,7 @@ class Job:
       task: its name.
       setting: what of the grid it has, as 'key=value,…'; 'default' without a grid.
       recipe: all of it.
-      origin: `source` and `step` of the model, `data`, a hash of the task.
+      origin: `source` and `step` of the model, `parameters`, a hash of them, and `data`, a hash of the task.
     """
 
     model: str
@@ -116,7 +116,7 @@ def make_jobs(
 
     Args:
       data: by name.
-      models: label → `source` and `step`.
+      models: label → what tells the model from others of its name, such as `source` and `step`.
       settings: key → its value, for all.
       grid: key → its values.
     """
@@ -144,6 +144,7 @@ def finished_seeds(job: Job, seeds: Sequence[int], output: pathlib.Path) -> dict
             continue
         result = read_json(path, 'Delete it, and that seed is fine-tuned again')
         there, wanted = {**result['recipe'], **result['origin']}, {**dataclasses.asdict(job.recipe), **job.origin}
+        there.setdefault('parameters', wanted.get('parameters'))  # earlier versions did not know them
         different = [f'  {k}: {there.get(k)!r} there, {v!r} now' for k, v in wanted.items() if there.get(k) != v]
         if different:
             raise ConfigError(

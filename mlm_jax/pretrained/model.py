@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -15,12 +16,13 @@ from jax.sharding import Mesh, PartitionSpec
 from mlm_jax.data import prepared_data, sequences
 from mlm_jax.data.rows import RowSource
 from mlm_jax.data.tokenizers import AnyTokenizer
-from mlm_jax.files import buckets
+from mlm_jax.files import atomic, buckets
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.progress import bar
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models import pooling as pooling_lib
 from mlm_jax.objectives.objective import Objective
+from mlm_jax.parallel.sharding import path_name
 from mlm_jax.pretrained import batches, exporting
 from mlm_jax.pretrained.pseudo_likelihood import PseudoLikelihood
 from mlm_jax.pretrained.sources import Source
@@ -60,6 +62,29 @@ class Model:
         if self.config is None or self.run is None:
             raise ConfigError(f'{self.source} is not a run, and has neither masks nor held-out rows: give a workdir')
         return self.config, self.run
+
+    def fingerprint(self) -> str:
+        """What tells the parameters from others under the same name: a hash of them, of `random:` of their shapes."""
+        found = hashlib.blake2b(digest_size=16)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            found.update(f'{path_name(path)} {leaf.dtype} {leaf.shape}'.encode())
+            if not self.source.is_random:
+                found.update(np.ascontiguousarray(leaf).data)
+        return found.hexdigest()
+
+    def prepared_data(self) -> prepared_data.PreparedData:
+        """The data that the run was trained on.
+
+        Raises:
+          ConfigError: when they are gone, or were prepared anew with another tokenizer, whose ids mean other tokens.
+        """
+        data, own = prepared_data.load(self.require_run()[0].data), self.source.directory / 'tokenizer.model'
+        if own.exists() and atomic.sha256(own) != data.manifest.tokenizer_sha256:
+            raise ConfigError(
+                f'{self.source} was trained with another tokenizer than that of {data.tokenizer.parent}, which was '
+                'prepared anew since. Put the former rows back, or give a model that was trained on these'
+            )
+        return data
 
     @property
     def objective_name(self) -> str:
@@ -211,7 +236,7 @@ class Model:
         Raises:
           ConfigError: when the data are gone, or there are no such rows.
         """
-        return prepared_data.load(self.require_run()[0].data).held_out_rows()
+        return self.prepared_data().held_out_rows()
 
     def check_has_head(self) -> None:
         """Raises ConfigError for an encoder of Hugging Face without a prediction head."""

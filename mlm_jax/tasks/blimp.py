@@ -6,6 +6,7 @@ score sentences by pseudo-log-likelihood (`analysis/minimal_pairs.py`). The accu
 """
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -67,6 +68,11 @@ def read(directory: str | pathlib.Path, percent: float = 100.0) -> list[Pair]:
         count = max(1, round(len(found) * percent / 100))
         pairs += [found[i * len(found) // count] for i in range(count)]
     return pairs
+
+
+def digest(pairs: Sequence[Pair]) -> str:
+    """A hash that identifies the pairs, wherever their files lie."""
+    return hashlib.blake2b(repr(list(pairs)).encode(), digest_size=16).hexdigest()
 
 
 def _read_file(path: pathlib.Path) -> Iterator[Pair]:

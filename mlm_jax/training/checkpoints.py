@@ -256,11 +256,14 @@ class Checkpoints:
         )
 
 
-def stored_config(directory: pathlib.Path) -> tuple[int, dict] | None:
-    """The step and the configuration of the newest checkpoint whose `Position` is undamaged; None if there is none."""
+def newest_position(directory: pathlib.Path) -> tuple[int, Position] | None:
+    """The step and the `Position` of the newest checkpoint in which that is undamaged; None if there is none.
+
+    Unlike the methods of `Checkpoints`, one process of several may call this alone.
+    """
     for step in sorted(_steps_in(directory), reverse=True):
         if not _damage(directory / str(step), POSITION):
-            return step, _read_position(directory / str(step))['config']
+            return step, Position(**_read_position(directory / str(step)))
     return None
 
 

@@ -63,9 +63,10 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     try:
         values = read_json(path, 'Start the training of that run again, with its command, which writes the file again')
     except ConfigError:
-        if (found := checkpoints.stored_config(workdir / 'checkpoints')) is None:
+        if (found := checkpoints.newest_position(workdir / 'checkpoints')) is None:
             raise
-        step, values = found
+        step, position = found
+        values = position.config
         print(f'{path} is damaged: the configuration is taken from the checkpoint of step {step}', file=sys.stderr)
     return config_lib.from_json(json.dumps(values))
 

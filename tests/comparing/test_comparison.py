@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mlm_jax.comparing import comparison
+from mlm_jax.comparing import comparison, experiment
 from mlm_jax.config import ConfigError
 
 
@@ -56,8 +56,11 @@ def test_judged_numbers_are_paired_where_both_have_them():
     assert [c.name for c in table.columns] == ['a', 'b', 'b − a'] and [r.name for r in table.rows] == ['x', 'y']
     assert table.cell('x', 'b')[0]['value'] == 5.5 and table.cell('x', 'b − a')[0] == {
         'value': 1.0,
+        'of': 3,
         'by_seed': {'0': 1.0},
     }
+    shown = experiment.format_cell(table.cell('x', 'b')[0], '.2f')
+    assert shown == '5.50 ± 3.50 (2 of 3 seeds)', 'a mean over the seeds that came to their end says so'
     assert table.cell('y', 'b')[0] is None and table.cell('y', 'b − a')[0] is None
 
 
@@ -69,6 +72,14 @@ def test_the_metric_that_compares_objectives_goes_first():
     assert comparison.choose_metric(both, 'loss') == 'eval/loss'
     with pytest.raises(ConfigError, match='accuracy: the runs of file.py have eval/loss'):
         comparison.choose_metric(entry({0: 1.0}), 'accuracy')
+
+
+def test_metrics_that_runs_will_not_have_are_refused_before():
+    for wanted in ('loss', 'eval/loss', 'eval/books/loss', 'eval/blimp_syntax', 'eval_ema/loss'):
+        comparison.check_metric(wanted, ['blimp', 'loss'], has_average=True)
+    for wanted, has_average in (('los', True), ('train/loss', True), ('books/loss', True), ('eval_ema/loss', False)):
+        with pytest.raises(ConfigError, match=f'--metric={wanted}: the runs will have eval/blimp, eval/loss'):
+            comparison.check_metric(wanted, ['blimp', 'loss'], has_average)
 
 
 def test_a_log_that_lacks_its_end_is_named():

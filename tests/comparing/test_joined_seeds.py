@@ -100,6 +100,7 @@ def test_the_program_writes_the_joined_report(tmp_path):
         ([0, 1], {}, 'a and b both have seed 0: run each seed in one of them only'),
         ([1], {'settings': {'rows': '5 (abd)'}}, r'rows: 5 \(abc\) in a, 5 \(abd\) in b'),
         ([1], {'settings': {'rows': '5 (abc)', 'all': '`x=1`'}}, 'all: None in a, `x=1` in b'),
+        ([1], {'settings': {'rows': '5 (abc)', 'mlm': '`mlm.py` (01)'}}, r'mlm: None in a, `mlm.py` \(01\) in b'),
         ([1], {'tables': ()}, 'a has held_out, and b does not: run the command of b with the same --then'),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import pytest
@@ -82,8 +83,14 @@ def test_minimal_pairs_of_what_was_learned_are_right(candidate, trained, minimal
     assert set(found['%']) == {'all', 'semantics', 'syntax'} and found['%']['all'] > 75
     assert json.loads((tmp_path / 'then' / 'blimp.json').read_text())['report']['pairs'] == 30
     assert not make(f'blimp:{minimal_pairs},percent=50').is_done(candidate, 0, tmp_path)
+    other = shutil.copytree(minimal_pairs, tmp_path / 'pairs')
+    assert make(f'blimp:{other}').is_done(candidate, 0, tmp_path), 'wherever they lie'
+    path = next(iter(sorted(other.glob('*.jsonl'))))
+    path.write_text(path.read_text().replace('the ', 'a ', 1))
+    assert not make(f'blimp:{other}').is_done(candidate, 0, tmp_path), 'as many pairs, but others'
     candidate.config.total_steps = 7
     assert not judge.is_done(candidate, 0, tmp_path), 'of a run that was trained anew'
+    assert judge.values(candidate, 0, tmp_path) == {}
 
 
 def test_probes_find_numbers(candidate, trained, tmp_path):

@@ -45,6 +45,7 @@ def test_names_are_of_files_and_tell_options_apart(tmp_path):
         ('entropy,rows=1/2', 'rows=1/2 of entropy must be a whole number, 1 or more'),
         ('entropy,rows=2.5', 'must be a whole number'),
         ('entropy,rows=many', 'must be a whole number'),
+        ('effective_rank,rows=inf', 'must be a whole number'),
         ('finetune:glue/rte,seeds=0', 'seeds=0 of finetune must be a whole number, 1 or more'),
         ('blimp', 'needs the directory of its'),
         ('blimp:.,within_word=maybe', 'must be true or false'),

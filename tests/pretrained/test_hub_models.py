@@ -120,7 +120,10 @@ def test_a_run_keeps_the_commit(server, bert, tmp_path, monkeypatch):
 def test_results_of_fine_tuning_keep_the_commit(server, bert):
     """Begun again when the name has another commit, the program does not mix the two."""
     _, commit = server
-    assert finetune.origin(loading.load(f'hf:{NAME}')) == {'source': f'hf:{NAME}@{commit}', 'step': None}
+    model = loading.load(f'hf:{NAME}')
+    assert finetune.origin(model) == {
+        'source': f'hf:{NAME}@{commit}', 'step': None, 'parameters': model.fingerprint(),
+    }  # fmt: skip
     assert finetune.origin(loading.load(f'hf:{bert}'))['source'] == f'hf:{bert}'
 
 
