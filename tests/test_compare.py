@@ -75,7 +75,7 @@ def test_a_signal_that_no_run_hears_ends_the_comparison(pair, tmp_path, monkeypa
     assert len(finished) == listens and signal.getsignal(number) == before
 
 
-def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pair, tmp_path, monkeypatch):
+def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pair, tmp_path, monkeypatch, capsys):
     candidates, train = budgets.share_budget(pair, 'steps', tmp_path), compare.train.train
     calls, reported = [], []
 
@@ -112,6 +112,13 @@ def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pai
     written.write_text(written.read_text().replace('"notes": ""', '"notes": "Mine."'))
     assert '\n\nMine.\n\n' in compare.write_report(candidates, [4], tmp_path, VALUES), 'words of a person stay'
     assert experiment.read(tmp_path).commit == made.commit, 'that of the other runs'
+    written.write_text(written.read_text().replace('"Mine."', '"Mine: {entropy|share|low}."'))
+    capsys.readouterr()
+    of_flops = types.SimpleNamespace(**{**vars(VALUES), 'budget': 'flops'})
+    text = compare.write_report(candidates, [4], tmp_path, of_flops)
+    assert 'Mine' not in text and "no table 'entropy'" in capsys.readouterr().err, 'not after hours of training'
+    assert experiment.read(tmp_path).notes == 'Mine: {entropy|share|low}.'
+    assert 'at equal FLOPs?' in text, 'no words of a person'
 
     data = prepared_data.load(pair[0].config.data)
     assert made.settings['rows'] == data.identity()

@@ -21,7 +21,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mlm_jax.files import atomic, json_lines
@@ -185,8 +185,13 @@ def write(experiment: Experiment, directory: pathlib.Path) -> None:
         atomic.write_bytes(directory / CURVES, _encoded(lines))
 
 
-def with_words_of(made: Experiment, directory: pathlib.Path) -> Experiment:
+def with_words_of(made: Experiment, directory: pathlib.Path, generated: Collection[str] = ()) -> Experiment:
     """The experiment with the texts of an earlier one in `directory`, if there is one: a person may have written them.
+
+    Args:
+      made: the experiment.
+      directory: of the earlier one.
+      generated: texts that no person has written.
 
     Raises:
       ConfigError: when the earlier one is damaged.
@@ -194,7 +199,8 @@ def with_words_of(made: Experiment, directory: pathlib.Path) -> Experiment:
     if not (directory / EXPERIMENT).exists():
         return made
     old = read(directory)
-    return dataclasses.replace(made, **{key: getattr(old, key) for key in _TEXTS if getattr(old, key)})
+    texts = {key: getattr(old, key) for key in _TEXTS}
+    return dataclasses.replace(made, **{key: text for key, text in texts.items() if text and text not in generated})
 
 
 def format_cell(cell: Any, number_format: str = ',') -> str:

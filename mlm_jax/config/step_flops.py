@@ -7,9 +7,11 @@ and in attention both operands are activations. Exceptions are noted where they 
 There are two counts. The FLOPs that an objective *needs* are the measure for comparisons and for MFU: full rows, padded
 or packed; the head only on masked positions; the encoder of MAE-LM on kept tokens and that of ExLM on expanded rows; no
 unused slots. The FLOPs of its *slots* have the static shapes in place of the means; they are what XLA compiles, up to a
-few per mille. Attention counts over whole rows, since every backend computes whole rows and masks the scores; the count
-for attention within documents takes `document_share`. Windows lower the count only with the attention backend splash,
-whose kernel skips blocks that lie outside; xla and cudnn compute whole rows and mask them.
+few per mille. An expanded row has the anchors of one document; where it holds several documents, and `exlm.alignments`
+lets each have its own, it needs some per cent more than is counted. Attention counts over whole rows, since every
+backend computes whole rows and masks the scores; the count for attention within documents takes `document_share`.
+Windows lower the count only with the attention backend splash, whose kernel skips blocks that lie outside; xla and
+cudnn compute whole rows and mask them.
 """
 
 import ml_collections
