@@ -332,9 +332,10 @@ def test_two_processes_train_and_one_reports(prepared, tmp_path):
     command = [
         sys.executable, '-m', 'mlm_jax.compare', '--budget=steps', '--seeds=3', f'--output={tmp_path}',
         *(f'--config={name}' for name in names), '--label=low', '--label=high', '--set=total_steps=2',
-        f'--set=compilation_cache={tmp_path}/cache', f'--coordinator_address=localhost:{port}', '--num_processes=2',
+        f'--coordinator_address=localhost:{port}', '--num_processes=2',
     ]  # fmt: skip
-    environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
+    flags = re.sub(r'device_count=\d+', 'device_count=1', os.environ['XLA_FLAGS'])
+    environment = {**os.environ, 'XLA_FLAGS': flags}
     processes = [
         subprocess.Popen([*command, f'--process_id={i}'], env=environment, stderr=subprocess.PIPE, text=True)
         for i in range(2)
