@@ -54,10 +54,7 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
     if not (workdir / 'config.json').exists():
         return 0
     data = prepared_data.load(config.data)
-    steps_per_epoch = data.split('train').rows / config.batch_size
-    old = config_lib.in_steps(read_config(workdir), steps_per_epoch)
-    different = configurations.differences(old, config_lib.resolve(config, data))
-    if different:
+    if different := _differences(workdir, config, data, configurations.WITHOUT_INFLUENCE):
         lines = (f'  {key}: {a!r} there, {b!r} now' for key, (a, b) in different.items())
         raise ConfigError(
             f'{workdir} holds a run of another configuration:\n' + '\n'.join(lines) + '\n'
@@ -69,6 +66,14 @@ def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> in
     step, position = found
     _check_rows(position.data, data, workdir)
     return step
+
+
+def _differences(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, data: prepared_data.PreparedData, ignored: Sequence[str]
+) -> dict[str, tuple]:
+    """Key → (value in `workdir`, value in `config`), but for the `ignored` keys; durations in steps."""
+    old = config_lib.in_steps(read_config(workdir), data.split('train').rows / config.batch_size)
+    return configurations.differences(old, config_lib.resolve(config, data), ignored)
 
 
 def _check_rows(before: dict, data: prepared_data.PreparedData, workdir: pathlib.Path) -> None:
@@ -421,14 +426,13 @@ def labelled_as_before(candidates: Sequence[Candidate], output: pathlib.Path) ->
       ConfigError: when a label of before is now made for another one.
     """
     made = [candidate.label for candidate in candidates]
-    left = {path.parent.parent.name: path.parent for path in output.glob('*/seed*/config.json')}
-    left = {label: workdir for label, workdir in left.items() if label not in made}
-    found = []
+    there = {path.parent.parent.name: path.parent for path in output.glob('*/seed*/config.json')}
+    unknown, found = {label: workdir for label, workdir in there.items() if label not in made}, []
     for candidate in candidates:
-        for label, workdir in left.items() if not (output / candidate.label).exists() else ():
-            resolved, data = prepared_data.resolve(candidate.config)
-            there = config_lib.in_steps(read_config(workdir), data.split('train').rows / resolved.batch_size)
-            if not configurations.differences(there, resolved, (*configurations.WITHOUT_INFLUENCE, 'seed')):
+        is_new, data = candidate.label not in there, prepared_data.load(candidate.config.data)
+        ignored = (*configurations.WITHOUT_INFLUENCE, 'seed')
+        for label, workdir in unknown.items():
+            if is_new and not _differences(workdir, candidate.config, data, ignored):
                 _note(f'{candidate.label} is {label} in {output}')
                 candidate = dataclasses.replace(candidate, label=label)
                 break
