@@ -14,7 +14,7 @@ curves.jsonl is the horizontal axis ("step"), and `x_from` is where that begins.
 
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,11 +57,19 @@ def draw(entry: Experiment, path: pathlib.Path) -> None:
         axes.grid(axis='y' if kind == 'bars' else 'both', alpha=0.3)
     legends = [axes.get_legend_handles_labels() for axes in grid[: len(kinds)]]
     if len(legends) > 1 and all(labels == legends[0][1] for _, labels in legends):
-        figure.legend(*legends[0], loc='outside lower center', ncols=len(legends[0][1]))
+        columns = _legend_columns(legends[0][1], figure.get_figwidth())
+        more_lines = math.ceil(len(legends[0][1]) / columns) - 1
+        figure.set_figheight(figure.get_figheight() + 0.25 * more_lines)
+        figure.legend(*legends[0], loc='outside lower center', ncols=columns)
     else:
         for axes in grid[: len(kinds)]:
             axes.legend(fontsize=8)
     pictures.save(figure, path)
+
+
+def _legend_columns(labels: Sequence[str], inches: float) -> int:
+    """How many columns of a legend surely fit side by side: 0.09 inches a character, and 0.8 for its line."""
+    return max(1, min(len(labels), int(inches / (0.8 + 0.09 * max(map(len, labels))))))
 
 
 def kind_of(panel: Mapping[str, Any]) -> str:

@@ -81,6 +81,19 @@ def test_figures_are_drawn_from_the_data(tmp_path):
             figures.draw(dataclasses.replace(MADE, figure=(panel,)), tmp_path / 'figure.png')
 
 
+def test_a_legend_of_many_lines_is_whole(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures.pictures, 'save', lambda figure, path: drawn.append(figure))
+    names = [f'width {256 * i:,}, learning rate {i}e-3' for i in range(1, 12)]
+    table = Table('loss', '', tuple(Column(f'{x}', x=x) for x in (0.0, 1.0)), tuple(Row(n, (1, 2)) for n in names))
+    figures.draw(dataclasses.replace(MADE, tables=(table,), figure=({'lines': 'loss'},) * 2), tmp_path / 'figure.png')
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    place = legend.get_window_extent().get_points() / figure.bbox.size
+    assert place.min() >= 0 and place.max() <= 1 and len(legend.get_texts()) == 11
+
+
 @pytest.mark.parametrize(
     ('file', 'old', 'new', 'message'),
     [
