@@ -46,6 +46,10 @@ class Manifest(Protocol):
     def vocabulary(self) -> Vocabulary:
         """The special ids and the number of ids."""
 
+    @property
+    def prepare_command(self) -> str:
+        """How to call `prepare` for its corpus."""
+
     def split(self, name: str) -> Split:
         """The split 'train' or 'validation'."""
 

@@ -93,6 +93,11 @@ class PreparedData:
         return self.sources[0].directory / self.manifest.tokenizer
 
     @property
+    def prepare_command(self) -> str:
+        """How to call `prepare` for the corpus of the first source."""
+        return self.manifest.prepare_command
+
+    @property
     def weights(self) -> dict[str, float]:
         """Name of a source → its share of the training rows, which add up to 1."""
         total = sum(source.share for source in self.sources)
