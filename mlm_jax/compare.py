@@ -15,7 +15,6 @@ Seeds can be run apart, each machine with its own --output; --join then makes on
 """
 
 import dataclasses
-import math
 import pathlib
 import shlex
 import signal
@@ -26,12 +25,10 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import jax
-import ml_collections
 from absl import flags
 
-from mlm_jax import config as config_lib
 from mlm_jax import train
-from mlm_jax.comparing import budgets, comparison, configurations, experiment, joining, judges, report, then
+from mlm_jax.comparing import budgets, comparison, configurations, existing, experiment, joining, judges, report, then
 from mlm_jax.comparing.configurations import Candidate
 from mlm_jax.comparing.experiment import Table
 from mlm_jax.comparing.judges import Judge
@@ -40,60 +37,9 @@ from mlm_jax.data import prepared_data
 from mlm_jax.files import buckets, paths
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading, sources, warm_start
-from mlm_jax.training import checkpoints, runtime
+from mlm_jax.training import runtime
 from mlm_jax.training.metrics import read_metrics
-from mlm_jax.training.workdir import held, read_config
-
-
-def updates_done(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> int:
-    """The steps that are done, and saved, of the run in `workdir`; 0 where there is none.
-
-    Raises:
-      ConfigError: when the run is not that of `config`, or has read other rows than those that are there now.
-    """
-    if not (workdir / 'config.json').exists():
-        return 0
-    data = prepared_data.load(config.data)
-    if different := _differences(workdir, config, data, configurations.WITHOUT_INFLUENCE):
-        lines = (f'  {key}: {a!r} there, {b!r} now' for key, (a, b) in different.items())
-        raise ConfigError(
-            f'{workdir} holds a run of another configuration:\n' + '\n'.join(lines) + '\n'
-            'Ask for what is there, choose another --output, or delete that directory to train it again'
-        )
-    # Of a run that is over, the report reads the position only; one that is not is looked at when it goes on.
-    if not (found := checkpoints.newest_position(workdir / 'checkpoints')):
-        return 0
-    step, position = found
-    _check_rows(position.data, data, workdir)
-    return step
-
-
-def _differences(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, data: prepared_data.PreparedData, ignored: Sequence[str]
-) -> dict[str, tuple]:
-    """Key → (value in `workdir`, value in `config`), but for the `ignored` keys; durations in steps."""
-    old = config_lib.in_steps(read_config(workdir), data.split('train').rows / config.batch_size)
-    return configurations.differences(old, config_lib.resolve(config, data), ignored)
-
-
-def _check_rows(before: dict, data: prepared_data.PreparedData, workdir: pathlib.Path) -> None:
-    """Raises ConfigError where a run has read other rows than those of `data`: results would be of two corpora.
-
-    Args:
-      before: from where the run has read (`checkpoints.Position.data`); {} where that is not known.
-      data: the data now.
-      workdir: of the run.
-    """
-    read = {reader['name']: reader for reader in before.get('readers', ()) if reader['share']}
-    for now in data.reading(1).readers:
-        rows = read.get(now.name, {})
-        for kind, words in (('fingerprint', 'read other rows'), ('held_out', 'was evaluated on other held-out rows')):
-            if rows.get(kind) and rows[kind] != getattr(now, kind):
-                raise ConfigError(
-                    f'{workdir} holds a run that {words} of {now.name} than those that lie there now, which were '
-                    'prepared anew. Put the former ones back, choose another --output, or delete that directory to '
-                    'train it again'
-                )
+from mlm_jax.training.workdir import held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +120,7 @@ def missing_work(
     work = []
     for seed in seeds:
         runs = [(candidate, _workdir(output, candidate, seed)) for candidate in candidates]
-        left = [1 - updates_done(workdir, c.of_seed(seed)) / c.config.total_steps for c, workdir in runs]
+        left = [1 - existing.updates_done(workdir, c.of_seed(seed)) / c.config.total_steps for c, workdir in runs]
         work += [Work(c, seed, at, c.cost * share) for (c, at), share in zip(runs, left, strict=True) if share > 0]
         for (candidate, workdir), share in zip(runs, left, strict=True):
             missing = [judge for judge in chosen if share > 0 or not judge.is_done(candidate, seed, workdir)]
@@ -280,8 +226,7 @@ def collect(candidates: Sequence[Candidate], seeds: Sequence[int], output: pathl
         for seed in seeds:
             workdir = _workdir(output, candidate, seed)
             runs[seed] = read_metrics(workdir / 'metrics.jsonl')
-            found = checkpoints.newest_position(workdir / 'checkpoints')
-            seconds[seed] = found[1].train_seconds if found else math.nan
+            seconds[seed] = existing.train_seconds(workdir)
         entries[candidate.label] = comparison.Entry(
             name=candidate.name,
             total_steps=config.total_steps,
@@ -417,31 +362,6 @@ def check(candidates: Sequence[Candidate], metric: str) -> None:
             raise ConfigError(f'{candidate.label}: {error}') from None
 
 
-def labelled_as_before(candidates: Sequence[Candidate], output: pathlib.Path) -> list[Candidate]:
-    """The candidates under the labels of their runs in `output`.
-
-    Labels are made of what tells configurations apart, so that a further one may change those of all.
-
-    Raises:
-      ConfigError: when a label of before is now made for another one.
-    """
-    made = [candidate.label for candidate in candidates]
-    there = {path.parent.parent.name: path.parent for path in output.glob('*/seed*/config.json')}
-    unknown, found = {label: workdir for label, workdir in there.items() if label not in made}, []
-    for candidate in candidates:
-        is_new, data = candidate.label not in there, prepared_data.load(candidate.config.data)
-        ignored = (*configurations.WITHOUT_INFLUENCE, 'seed')
-        for label, workdir in unknown.items():
-            if is_new and not _differences(workdir, candidate.config, data, ignored):
-                _note(f'{candidate.label} is {label} in {output}')
-                candidate = dataclasses.replace(candidate, label=label)
-                break
-        found.append(candidate)
-    if len({candidate.label for candidate in found}) < len(found):
-        raise ConfigError(f'{output} holds runs whose labels others would now have: name each with --label=NAME')
-    return found
-
-
 def compare(values: flags.FlagValues) -> None:
     """The program, in this process and those that it works with."""
     if values.join:
@@ -466,7 +386,7 @@ def compare(values: flags.FlagValues) -> None:
     with held(output):
         candidates = budgets.share_budget(candidates, values.budget, output)
         if not values.label:
-            candidates = labelled_as_before(candidates, output)
+            candidates = existing.labelled_as_before(candidates, output, _note)
         for candidate in candidates:
             _note(f'{candidate.label}: {candidate.config.total_steps:,} steps    {candidate.name}')
         diverged = run_all(candidates, seeds, output, write, chosen)

@@ -26,8 +26,9 @@ learned; ema:WORKDIR; or average:SOURCE,SOURCE,…
 """
 
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from absl import flags
@@ -48,14 +49,8 @@ from mlm_jax.pretrained import loading, sources
 
 def main_effective_rank(models: Sequence[sources.Source]) -> None:
     """Writes effective_rank.json and effective_rank.png, and prints a table."""
-    try:
-        thresholds = sorted({float(t) for t in flags.FLAGS.thresholds})
-    except ValueError:
-        thresholds = []
-    if not thresholds or not all(0 < t <= 1 for t in thresholds):
-        raise ConfigError(
-            f'--thresholds={",".join(flags.FLAGS.thresholds)} must be numbers above 0 and not above 1, such as 0.9'
-        )
+    holds, words = (lambda threshold: 0 < threshold <= 1), 'above 0 and not above 1, such as 0.9'
+    thresholds = _numbers('thresholds', flags.FLAGS.thresholds or [''], holds, words)  # at least one
     output, mesh = buckets.path(flags.FLAGS.output).expanduser(), mesh_lib.make_mesh()
     report: dict[str, dict] = {}
     output.mkdir(parents=True, exist_ok=True)
@@ -152,13 +147,18 @@ def mask_ratios(texts: Sequence[str]) -> list[float]:
     Raises:
       ConfigError: for one that is no number above 0 and below 1.
     """
+    return _numbers('ratios', texts, lambda ratio: 0 < ratio < 1, 'above 0 and below 1, such as 0.15,0.5')
+
+
+def _numbers(flag: str, texts: Sequence[str], holds: Callable[[float], bool], words: str) -> list[float]:
+    """The different values of a flag, ascending; ConfigError, with `words`, where one does not hold."""
     try:
-        ratios = sorted({float(text) for text in texts})
+        found = sorted({float(text) for text in texts})
     except ValueError:
-        ratios = [0.0]
-    if not all(0 < ratio < 1 for ratio in ratios):
-        raise ConfigError(f'--ratios={",".join(texts)} must be numbers above 0 and below 1, such as 0.15,0.5')
-    return ratios
+        found = [math.nan]
+    if not all(map(holds, found)):
+        raise ConfigError(f'--{flag}={",".join(texts)} must be numbers {words}')
+    return found
 
 
 def _main(name: str) -> None:

@@ -16,7 +16,7 @@ import programs
 import pytest
 
 from mlm_jax import compare
-from mlm_jax.comparing import budgets, configurations, experiment, then
+from mlm_jax.comparing import budgets, configurations, existing, experiment, then
 from mlm_jax.config import ConfigError, command_line, step_flops
 from mlm_jax.data import prepared_data
 from mlm_jax.training import runtime
@@ -143,11 +143,13 @@ def test_an_interrupted_comparison_goes_on_and_a_finished_one_trains_nothing(pai
             compare.run_all(candidates, [4, 2], tmp_path, lambda *done: None)
 
     made_anew = [dataclasses.replace(c, label=f'{c.label}-of-three') for c in candidates]
-    assert [c.label for c in compare.labelled_as_before(made_anew, tmp_path)] == ['low', 'high'], 'as they are there'
-    assert [c.label for c in compare.labelled_as_before(candidates, tmp_path)] == ['low', 'high']
+    assert [c.label for c in existing.labelled_as_before(made_anew, tmp_path, print)] == ['low', 'high'], (
+        'as they are there'
+    )
+    assert [c.label for c in existing.labelled_as_before(candidates, tmp_path, print)] == ['low', 'high']
     swapped = [dataclasses.replace(candidates[0], label='mlm'), dataclasses.replace(candidates[1], label='low')]
     with pytest.raises(ConfigError, match='holds a run of another|labels others would now have'):
-        compare.run_all(compare.labelled_as_before(swapped, tmp_path), [4], tmp_path, lambda *done: None)
+        compare.run_all(existing.labelled_as_before(swapped, tmp_path, print), [4], tmp_path, lambda *done: None)
 
     loaded, judge = [], types.SimpleNamespace(judge=lambda *of: None)
     with monkeypatch.context() as patch:
@@ -187,7 +189,7 @@ def test_what_is_trained_is_judged_and_what_is_judged_is_not_judged_again(pair, 
     candidates, judged, order = budgets.share_budget(pair, 'steps', tmp_path), [], []
     monkeypatch.setattr(compare.loading, 'load', lambda workdir, mesh: None)
     monkeypatch.setattr(compare, '_train', lambda candidate, seed, workdir: order.append((candidate.label, seed)))
-    monkeypatch.setattr(compare, 'updates_done', lambda workdir, config: 0 if 'seed1' in str(workdir) else 8)
+    monkeypatch.setattr(compare.existing, 'updates_done', lambda workdir, config: 0 if 'seed1' in str(workdir) else 8)
     chosen = [Judge('entropy', judged), Judge('effective_rank', judged, fails_at=('effective_rank', 'low', 0))]
     judged.append(('entropy', 'high', 0))
 

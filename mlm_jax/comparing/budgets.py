@@ -35,34 +35,37 @@ def share_budget(candidates: Sequence[Candidate], budget: str, output: pathlib.P
       output: where times of steps are kept: measured again, they would ask for other lengths.
     """
     first = candidates[0].config
-    total = config_lib.resolve(first, prepared_data.load(first.data)).total_steps
+    data = prepared_data.load(first.data)  # those of all
+    total = config_lib.resolve(first, data).total_steps
     if budget == 'flops':
-        return _equal_flops(candidates, total)
+        return _equal_flops(candidates, total, data)
     costs = step_seconds(candidates, output) if budget == 'time' else [1.0] * len(candidates)
     return [
-        _with_length(candidate, max(1, round(total * costs[0] / cost)), cost)
+        _with_length(candidate, max(1, round(total * costs[0] / cost)), data, cost)
         for candidate, cost in zip(candidates, costs, strict=True)
     ]
 
 
-def _with_length(candidate: Candidate, steps: int, cost: float | None = None) -> Candidate:
+def _with_length(
+    candidate: Candidate, steps: int, data: prepared_data.PreparedData, cost: float | None = None
+) -> Candidate:
     """The candidate with that many steps, whose FLOPs are counted as they run; `cost` of a step, None: its FLOPs."""
     config = candidate.config.copy_and_resolve_references()
     config_lib.apply_overrides(config, {'total_steps': str(steps)})
     # Resolved, because open keys, such as the attention, and units, such as epochs, decide what a step costs.
-    flops = step_flops.step_flops(prepared_data.resolve(config)[0])
+    flops = step_flops.step_flops(config_lib.resolve(config, data))
     return dataclasses.replace(candidate, config=config, step_cost=flops if cost is None else cost, step_flops=flops)
 
 
-def _equal_flops(candidates: Sequence[Candidate], total: int) -> list[Candidate]:
-    shared = [_with_length(candidates[0], total)]
+def _equal_flops(candidates: Sequence[Candidate], total: int, data: prepared_data.PreparedData) -> list[Candidate]:
+    shared = [_with_length(candidates[0], total, data)]
     for candidate in candidates[1:]:
-        found = _with_length(candidate, total)
+        found = _with_length(candidate, total, data)
         for _ in range(_ITERATIONS):  # where the mask ratio changes by steps, the cost of one depends on the length
             steps = max(1, round(shared[0].cost / found.step_flops))
             if steps == found.config.total_steps:
                 break
-            found = _with_length(candidate, steps)
+            found = _with_length(candidate, steps, data)
         shared.append(found)
     return shared
 

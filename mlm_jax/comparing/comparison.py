@@ -83,10 +83,14 @@ def choose_metric(entry: Entry, wanted: str = '') -> str:
     held_out = sorted(name for name in names if name.startswith(_EVALUATIONS))
     if not wanted:
         return 'eval/masked_nll' if 'eval/masked_nll' in held_out else 'eval/loss'
-    wanted = wanted if '/' in wanted else f'eval/{wanted}'
+    wanted = _full_name(wanted)
     if wanted not in held_out:
         raise ConfigError(f'--metric={wanted}: the runs of {entry.name} have {", ".join(held_out)}')
     return wanted
+
+
+def _full_name(metric: str) -> str:
+    return metric if '/' in metric else f'eval/{metric}'
 
 
 def check_metric(wanted: str, names: Collection[str], has_average: bool) -> None:
@@ -97,11 +101,10 @@ def check_metric(wanted: str, names: Collection[str], has_average: bool) -> None
       names: of the metrics of an evaluation, without 'eval/'.
       has_average: whether moving averages of the parameters are evaluated, too.
     """
-    group, _, name = wanted.partition('/') if wanted.startswith(_EVALUATIONS) else ('eval', '/', wanted)
+    group, _, name = _full_name(wanted).partition('/')
     base = name.rpartition('/')[2]  # of a mixture, each source has its own ones
     base = 'blimp' if base.startswith('blimp_') else base  # and BLiMP one for each field
-    is_other = '/' in wanted and not wanted.startswith(_EVALUATIONS)
-    if is_other or base not in names or (group == 'eval_ema' and not has_average):
+    if group not in (('eval', 'eval_ema') if has_average else ('eval',)) or base not in names:
         also = ', and the same of eval_ema/' if has_average else ''
         raise ConfigError(f'--metric={wanted}: the runs will have {", ".join(f"eval/{name}" for name in names)}{also}')
 
