@@ -33,9 +33,7 @@ def get_config(argument: str = '') -> ml_collections.ConfigDict:
         )
     given = source.removeprefix(PREFIX)
     path = buckets.path(given).expanduser()
-    directory, pinned = hub.model(path), hub.pinned_model(path)
-    if pinned:
-        source = f'{PREFIX}{pinned}'
+    directory = hub.model(path)
     config = config_lib.default_config()
     try:
         checkpoint = checkpoint_lib.describe(directory)
@@ -44,10 +42,11 @@ def get_config(argument: str = '') -> ml_collections.ConfigDict:
     encoder = dict(vars(checkpoint.encoder))
     config.vocab_size = encoder.pop('vocab_size')
     config.sequence_length = min(encoder.pop('max_length'), LENGTH)
+    del encoder['init_stddev']  # which is no key: nothing is drawn at random
     config.model.update(encoder)
     config.init_from = source
     tokenizer = checkpoint_lib.tokenizer_file(directory)
-    place = source if pinned else given
+    place = given if directory == path else source
     config.tokenizer.model = f'{place}/{tokenizer.name if tokenizer else checkpoint_lib.TOKENIZERS[0]}'
     config.optimizer.learning_rate = 1e-4
     _, overrides = config_lib.parse_argument(rest, {'': {}})

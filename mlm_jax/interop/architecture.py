@@ -19,6 +19,7 @@ BERT_RECIPE: dict[str, Any] = {
     'tied_head': True, 'head': 'dense', 'zeroed_token': -1,
 }  # fmt: skip
 
+_POSITION_IDS = 'embeddings.position_ids'  # 0, 1, 2 … in checkpoints that transformers before 4.31 wrote
 HEAD_KEYS = ('tied_head', 'head')
 Encoder = types.SimpleNamespace  # with the attributes of EncoderConfig, which needs JAX
 
@@ -45,9 +46,10 @@ class Constant:
     is_written: bool = True
 
     def holds(self, stored: np.ndarray) -> bool:
-        """Whether a stored weight is this, as far as float32 tells."""
-        stored, array = stored[: self.rows].astype(np.float64), self.array[: self.rows]
-        return stored.shape == array.shape and np.allclose(stored, array, rtol=1e-5, atol=1e-6)
+        """Whether a stored weight is this, as far as float32 tells, or the dtype of the weight if that is coarser."""
+        stored, array = stored[: self.rows], self.array[: self.rows]
+        rounded = array.astype(stored.dtype).astype(np.float64)
+        return stored.shape == array.shape and np.allclose(stored.astype(np.float64), rounded, rtol=1e-5, atol=1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +206,7 @@ class Architecture:
 
     def ignored(self, name: str) -> bool:
         """Whether a weight holds nothing of the encoder and its prediction head."""
-        return name.startswith(self.left_out)
+        return name.startswith(self.left_out) or name.endswith(_POSITION_IDS)
 
     def modern_name(self, name: str) -> str:
         """The name here of a weight that some checkpoints call otherwise: gamma and beta of a LayerNorm in old ones."""

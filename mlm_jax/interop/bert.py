@@ -24,7 +24,7 @@ class Bert(Architecture):
     title, model_type, prefix = 'BERT', 'bert', 'bert'
     masked_lm, base, also_read = 'BertForMaskedLM', 'BertModel', ('BertForPreTraining',)
     fixed = FIXED
-    left_out = ('bert.pooler.', 'pooler.', 'cls.seq_relationship.', 'bert.embeddings.position_ids')
+    left_out = ('bert.pooler.', 'pooler.', 'cls.seq_relationship.')
 
     def read(self, d: Description, pad_id: int) -> dict[str, Any]:
         return architecture.bert_sizes(d, d.whole('max_position_embeddings'))
@@ -47,7 +47,6 @@ class DistilBert(Architecture):
     fixed: ClassVar = {'activation': 'gelu', 'sinusoidal_pos_embds': False, 'tie_word_embeddings': True}
     recipe: ClassVar = architecture.recipe(norm_epsilon=1e-12)
     head = Head('vocab_transform', 'vocab_layer_norm', 'vocab_projector.bias', 'vocab_projector')
-    left_out = ('distilbert.embeddings.position_ids', 'embeddings.position_ids')
 
     def read(self, d: Description, pad_id: int) -> dict[str, Any]:
         return {

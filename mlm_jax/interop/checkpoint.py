@@ -145,7 +145,7 @@ def write(
       params: `encoder`, and `head` where the class has one.
       directory: that exists; files of these names are replaced.
       special_ids: keys of config.json besides `pad_token_id`, such as `mask_token_id`.
-      dtype: of the weights in the files.
+      dtype: of the weights in the files; numbers that follow from the configuration are float32.
       shard_bytes: the size of the largest file.
 
     Raises:
@@ -153,7 +153,9 @@ def write(
       ValueError: as `arrays_of`.
     """
     arrays = arrays_of(checkpoint, params)
-    weights.write(directory, arrays.items(), dtype, shard_bytes)
+    # Frequencies of rotary positions that are rounded to bfloat16 turn late tokens by wrong angles.
+    exact = checkpoint.architecture.constants(checkpoint.encoder, checkpoint.prefix())
+    weights.write(directory, arrays.items(), dtype, shard_bytes, exact)
     config = config_json(checkpoint, dtype) | dict(special_ids or {})
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
 

@@ -19,7 +19,7 @@ class MPNet(Architecture):
     head = LM_HEAD
     fixed: ClassVar = {'hidden_act': 'gelu', 'tie_word_embeddings': True, 'relative_attention_num_buckets': BUCKETS}
     recipe: ClassVar = architecture.recipe(relative_buckets=BUCKETS, relative_max_distance=128, relative_bucketing='t5')
-    left_out = ('mpnet.pooler.', 'pooler.', 'mpnet.embeddings.position_ids', 'embeddings.position_ids')
+    left_out = ('mpnet.pooler.', 'pooler.')
 
     def pad_id(self, d: Description) -> int:
         return d.pad_id(PAD_ID)

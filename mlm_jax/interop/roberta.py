@@ -16,7 +16,7 @@ class Roberta(Architecture):
     masked_lm, base = 'RobertaForMaskedLM', 'RobertaModel'
     head = LM_HEAD
     fixed = FIXED
-    left_out = ('roberta.pooler.', 'pooler.', 'roberta.embeddings.position_ids')
+    left_out = ('roberta.pooler.', 'pooler.')
 
     def pad_id(self, d: Description) -> int:
         return d.pad_id(1, places=self.title)
@@ -64,7 +64,7 @@ class RobertaPreLayerNorm(Roberta):
     title, model_type, prefix = 'RoBERTa-PreLayerNorm', 'roberta-prelayernorm', 'roberta_prelayernorm'
     masked_lm, base = 'RobertaPreLayerNormForMaskedLM', 'RobertaPreLayerNormModel'
     recipe: ClassVar = architecture.recipe(norm='pre')
-    left_out = ('roberta_prelayernorm.pooler.', 'pooler.', 'roberta_prelayernorm.embeddings.position_ids')
+    left_out = ('roberta_prelayernorm.pooler.', 'pooler.')
 
     def layers(self, e: Encoder, prefix: str) -> list[Rule]:
         layers = architecture.bert_layers(

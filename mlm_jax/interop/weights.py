@@ -6,7 +6,7 @@ Needs the package safetensors (extra `huggingface`). Nothing in these files is e
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -56,6 +56,7 @@ def write(
     arrays: Iterable[tuple[str, np.ndarray]],
     dtype: str = 'float32',
     shard_bytes: int = SHARD_BYTES,
+    exact: Collection[str] = (),
 ) -> None:
     """Writes `model.safetensors`; if that would exceed `shard_bytes`, shards of at most that size, and their index.
 
@@ -64,12 +65,16 @@ def write(
       arrays: names and float arrays.
       dtype: of the weights in the file: a key of `DTYPES`.
       shard_bytes: the size of the largest file; an array that is larger has a file of its own.
+      exact: the names of arrays that are written in float32, whatever the others are.
 
     Raises:
       ImportError: without the extra `huggingface`.
     """
     # safetensors writes the memory of an array as it lies: transposed views must be copied first.
-    shards = _shards({name: np.ascontiguousarray(array, DTYPES[dtype]) for name, array in arrays}, shard_bytes)
+    stored = {
+        name: np.ascontiguousarray(array, np.float32 if name in exact else DTYPES[dtype]) for name, array in arrays
+    }
+    shards = _shards(stored, shard_bytes)
     if len(shards) == 1:
         _save(shards[0], directory / WEIGHTS_FILE)
         return

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_parity import ENCODERS, VOCABULARY, make
@@ -157,7 +158,9 @@ def test_a_configuration_follows_from_a_checkpoint(name, tmp_path):
     _, checkpoint = written(name, tmp_path / 'a')
     config = config_lib.load(f'continue:hf:{tmp_path / "a"},total_steps=7')
     assert config.init_from == f'hf:{tmp_path / "a"}' and config.total_steps == 7 and config.sequence_length == 24
-    here = build.encoder_config(config_lib.resolve(config))
+    resolved = config_lib.resolve(config)
+    assert config_lib.from_json(config_lib.to_json(resolved)).to_dict() == resolved.to_dict()  # so a run can resume
+    here = build.encoder_config(resolved)
     assert deciding(here) == deciding(checkpoint.encoder) and here.vocab_size == 61
 
 
@@ -186,6 +189,43 @@ def test_a_configuration_of_no_checkpoint_is_refused(tmp_path):
             checkpoint_lib.write(make({})[2], make({})[1], tmp_path)
         with pytest.raises(ConfigError, match=message):
             config_lib.load(f'continue:{argument}')
+
+
+@pytest.mark.parametrize('name', ['bert', 'mpnet', 'pre_learned'])
+@pytest.mark.parametrize('has_head', [True, False])
+def test_positions_that_old_checkpoints_hold_are_left_out(name, has_head, tmp_path):
+    _, params, checkpoint = make(ENCODERS[name][0], has_head=has_head)
+    checkpoint_lib.write(checkpoint, params, tmp_path)
+    arrays = safetensors_numpy.load_file(tmp_path / 'model.safetensors')
+    positions = {f'{checkpoint.prefix()}embeddings.position_ids': np.arange(24, dtype=np.int64)[None]}
+    safetensors_numpy.save_file(arrays | positions, tmp_path / 'model.safetensors')
+    _, read = checkpoint_lib.read(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+
+
+def rotary(kind):
+    """The name of an encoder whose class holds tables of rotary positions."""
+    return next(name for name, (_, class_name) in ENCODERS.items() if class_name == kind)
+
+
+@pytest.mark.parametrize('kind', ['EsmForMaskedLM', 'RoFormerForMaskedLM'])
+def test_rotary_tables_are_exact_in_half_precision(kind, tmp_path):
+    _, params, checkpoint = make(ENCODERS[rotary(kind)][0])
+    checkpoint_lib.write(checkpoint, params, tmp_path, dtype='bfloat16')
+    path = tmp_path / 'model.safetensors'
+    arrays = safetensors_numpy.load_file(path)
+    names = [
+        name for name in checkpoint.architecture.constants(checkpoint.encoder, checkpoint.prefix()) if name in arrays
+    ]
+    assert names and all(arrays[name].dtype == np.float32 for name in names)
+    assert {array.dtype.name for name, array in arrays.items() if name not in names} == {'bfloat16'}
+    checkpoint_lib.read(tmp_path)
+    rounded = {name: arrays[name].astype(jnp.bfloat16) for name in names}  # as versions before wrote them
+    safetensors_numpy.save_file(arrays | rounded, path)
+    checkpoint_lib.read(tmp_path)
+    safetensors_numpy.save_file(arrays | {name: array * 1.01 for name, array in rounded.items()}, path)
+    with pytest.raises(ValueError, match='have other numbers in'):
+        checkpoint_lib.read(tmp_path)
 
 
 def test_half_precision_and_shards_are_read(tmp_path):
