@@ -1,6 +1,7 @@
 """Access to the values of a configuration by dotted keys."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import ml_collections
@@ -32,3 +33,9 @@ def parent_of(config: ml_collections.ConfigDict, key: str) -> tuple[ml_collectio
     """The part of the configuration that holds a dotted key, and the name of the key in that part."""
     parent, _, name = key.rpartition('.')
     return get(config, parent) if parent else config, name
+
+
+def unknown(key: str, known: Collection[str]) -> str:
+    """The message that a key is none of those that exist; it names close ones."""
+    close = difflib.get_close_matches(key, known, n=3)
+    return f'unknown configuration key {key!r}' + (f'; did you mean {" or ".join(close)}?' if close else '')

@@ -9,7 +9,6 @@ A value with a comma is given by `--set`. One argument of the file is no key: `r
 """
 
 import ast
-import difflib
 import importlib.machinery
 import math
 import pathlib
@@ -19,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import ml_collections
 
-from mlm_jax.config.access import leaves, parent_of
+from mlm_jax.config.access import leaves, parent_of, unknown
 from mlm_jax.config.durations import DURATION_UNITS, is_duration
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
@@ -138,9 +137,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
     known = {key for key, _ in leaves(config)}
     for key, text in overrides.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=3)
-            hint = f'; did you mean {" or ".join(close)}?' if close else ''
-            raise ConfigError(f'unknown configuration key {key!r}{hint}')
+            raise ConfigError(unknown(key, known))
         node, name = parent_of(config, key)
         old = node.get_type(name)
         prefix = name.rpartition('_')[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from mlm_jax.config.access import values
+from mlm_jax.config.access import unknown, values
 from mlm_jax.config.defaults import Kind, kinds
 from mlm_jax.config.durations import MAX_STEPS, is_duration
 from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS
@@ -148,13 +148,14 @@ RANGES = {
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
-    """Checks each key by itself: that it exists, and that its value has the right type and is a possible one.
+    """Checks each key by itself: that there is such a key, and that its value has the right type and is possible.
 
     Raises:
       ConfigError: with all problems found, a line each.
     """
     given = values(config)
     problems = [f'the key {key} is missing' for key in kinds() if key not in given]
+    problems += [unknown(key, kinds()) for key in given if key not in kinds()]
     problems += [
         f'{key}={given[key]!r} {problem}'
         for key, kind in kinds().items()

@@ -289,6 +289,16 @@ def test_keys_that_disagree_are_refused_with_the_cure(argument, message):
         config_lib.check(load('mlm.py', argument))
 
 
+def test_a_key_that_a_file_adds_is_refused():
+    config = load('mlm.py', 'mini')
+    config.update(total_step=50)
+    config.model.depth = 2
+    with pytest.raises(
+        ConfigError, match=r"unknown configuration key 'model.depth'(.|\n)*'total_step'; did you mean total_steps"
+    ):
+        config_lib.resolve(config)
+
+
 @pytest.mark.parametrize('masking', ['unit=word', 'ratio_schedule=cosine', 'strategy=bernoulli'])
 def test_mae_lm_needs_slots_for_every_token_where_the_masked_count_varies(masking):
     with pytest.raises(ConfigError, match='set mae_lm.kept_margin=1'):
