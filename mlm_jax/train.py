@@ -80,6 +80,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
                 position.config, config, lambda text: print(text, file=sys.stderr), len(train_rows) / config.batch_size
             )
             reading = resuming.resumed_reading(position, reading, lambda text: print(text, file=sys.stderr))
+        first_step = position.examples // config.batch_size
+        resuming.check_length(first_step, run.total_steps)
         position.data = reading.to_json()
         order = data.order(config, reading)
         batches = Batches(train_rows, order, config.batch_size, sharding)
@@ -89,7 +91,6 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
             step_flops.step_flops(config),
             peaks.peak_flops_per_second(mesh.devices.flat[0].device_kind, config.model.dtype), clock,
         )  # fmt: skip
-        first_step = position.examples // config.batch_size
         if resumed:
             with clock.phase('restore'):
                 state = saver.restore(abstract_state(run.init, mesh, config.sharding))

@@ -1,5 +1,6 @@
 """The training program, as its users run it: files, resumption, kills, signals, several processes, transfers."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -234,6 +235,21 @@ def test_a_changed_model_is_refused_and_a_changed_schedule_named(tiny_config, fo
     tiny_config.model.ffn_width = 32
     with pytest.raises(ConfigError, match='model.ffn_width: 64 in the checkpoint, 32 now'):
         train_lib.train(tiny_config, workdir)
+
+
+@pytest.mark.usefixtures('one_device_here')
+def test_less_than_has_been_done_and_another_order_of_the_rows_are_refused(tiny_config, four_steps, tmp_path):
+    workdir = pathlib.Path(shutil.copytree(four_steps[1], tmp_path / 'run'))
+    for key, value, message in [
+        ('total_steps', 3, 'this run has done 4 steps, and total_steps=3 asks for less'),
+        ('seed', 1, 'seed: 0 in the checkpoint, 1 now\nThe order of the rows depends on it'),
+    ]:
+        config = copy.deepcopy(tiny_config)
+        config[key] = value
+        with pytest.raises(ConfigError, match=message):
+            train_lib.train(config, workdir)
+    for name in ('config.json', 'metrics.jsonl'):
+        assert (workdir / name).read_bytes() == (four_steps[1] / name).read_bytes()
 
 
 def test_another_decoder_is_refused_too():

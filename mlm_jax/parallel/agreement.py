@@ -33,3 +33,19 @@ def of_leader(action: Callable[[], None]) -> None:
         raise error
     if told:
         raise ConfigError(told)
+
+
+def from_leader(value: Callable[[], str]) -> str:
+    """What `value` returns on process 0, on all processes; raises errors as `of_leader` does."""
+    found = ['']
+
+    def find() -> None:
+        found[0] = value()
+
+    of_leader(find)
+    if jax.process_count() == 1:
+        return found[0]
+    text = np.frombuffer(found[0].encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    told = multihost_utils.broadcast_one_to_all(text if jax.process_index() == 0 else np.zeros(size, np.uint8))
+    return bytes(np.asarray(told)).decode()

@@ -21,7 +21,7 @@ import hashlib
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mlm_jax.files import buckets, hub, paths
 from mlm_jax.files.errors import ConfigError
@@ -109,25 +109,48 @@ def parse(text: str) -> Source:
     return Source(text, directory, int(digits) if has_step else None, is_hugging_face, is_random, is_ema)
 
 
-def pin(text: str, stored: str = '') -> str:
-    """The name with a commit in those of models on the hub, such as hf:ORGANIZATION/NAME@COMMIT.
+def pin(text: str, newest_step: Callable[[Source], int | None] = lambda run: None) -> str:
+    """The name with what it means at this time: the step of a run, and the commit of a model on the hub.
 
     Args:
-      text: a name.
-      stored: what this function has returned before; if that can be the same, it is returned, and nothing is asked.
+      text: a name, such as runs/mlm or hf:ORGANIZATION/NAME.
+      newest_step: returns the step of a run that has none in its name; None, as by default, leaves the name as it is.
+
+    Returns:
+      Such as runs/mlm@1000 or hf:ORGANIZATION/NAME@COMMIT.
 
     Raises:
       ConfigError: as `parse`; and if there is no such model, or the hub cannot be reached.
     """
-    if text == re.sub(f'@{hub.COMMIT.pattern}(?=$|[:,])', '', stored):
-        return stored
     if text.startswith(AVERAGE):
         parts = text.removeprefix(AVERAGE).split(',')
         named = [_parse_part(part, text)[0].text for part in parts]
-        return AVERAGE + ','.join(part.replace(name, pin(name), 1) for part, name in zip(parts, named))
+        return AVERAGE + ','.join(part.replace(name, pin(name, newest_step), 1) for part, name in zip(parts, named))
     source = parse(text)
-    pinned = hub.pinned_model(source.directory) if source.is_hugging_face else None
-    return text if pinned is None else text[: text.index(HUGGING_FACE)] + HUGGING_FACE + pinned
+    if source.is_hugging_face:
+        pinned = hub.pinned_model(source.directory)
+        return text if pinned is None else text[: text.index(HUGGING_FACE)] + HUGGING_FACE + pinned
+    step = newest_step(source) if source.step is None and not source.is_random else None
+    return text if step is None else f'{text}@{step}'
+
+
+def can_mean(text: str, pinned: str) -> bool:
+    """Whether a name can have been given for one that `pin` has returned, whatever it would mean at this time."""
+    if not text or not pinned or text == pinned:
+        return text == pinned
+    now, then = parse(text), parse(pinned)
+    if [weight for _, weight in now.members] != [weight for _, weight in then.members]:
+        return False
+    return all(_can_mean(one, other) for (one, _), (other, _) in zip(now.members, then.members))
+
+
+def _can_mean(now: Source, then: Source) -> bool:
+    if any(getattr(now, kind) != getattr(then, kind) for kind in ('is_hugging_face', 'is_random', 'is_ema')):
+        return False
+    if now.directory == then.directory or not now.is_hugging_face or now.directory.exists():
+        return now.directory == then.directory and now.step in (None, then.step)
+    name, _, revision = str(now.directory).partition('@')
+    return name == str(then.directory).partition('@')[0] and not hub.COMMIT.fullmatch(revision)
 
 
 def _parse_average(text: str) -> Source:

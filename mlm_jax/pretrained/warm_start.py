@@ -26,6 +26,7 @@ from mlm_jax.interop.architecture import deciding
 from mlm_jax.interop.checkpoint import TOKENIZERS, tokenizer_file
 from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.registry import OBJECTIVES
+from mlm_jax.parallel import agreement
 from mlm_jax.parallel.mesh import replicated
 from mlm_jax.parallel.sharding import path_name
 from mlm_jax.pretrained import averaging, huggingface, sources
@@ -39,11 +40,25 @@ _COUNT_PIECES = ('encoder/token_embedding/embedding', 'head/output_embedding/emb
 
 
 def pinned(init_from: str, workdir: pathlib.Path) -> str:
-    """`init_from` with the commits of models on the hub: those of the run in `workdir`, if it began with the same."""
-    if sources.HUGGING_FACE not in init_from:
-        return init_from
-    is_there = (workdir / 'config.json').exists()
-    return sources.pin(init_from, read_config(workdir).init_from if is_there else '')
+    """`init_from` with what it means, for all processes and all times: steps of runs, commits of models on the hub.
+
+    Where the run in `workdir` can have begun with the same name, that is what it has begun with.
+
+    Raises:
+      ConfigError: as `sources.pin`.
+    """
+    if not init_from:
+        return ''
+
+    def found() -> str:
+        stored = read_config(workdir).init_from if (workdir / 'config.json').exists() else ''
+        return stored if sources.can_mean(init_from, stored) else sources.pin(init_from, _newest_step)
+
+    return agreement.from_leader(found)
+
+
+def _newest_step(run: sources.Source) -> int | None:
+    return checkpoints.newest_step(run.directory / 'checkpoints', checkpoints.EMA if run.is_ema else checkpoints.PARAMS)
 
 
 def check_source(config: ml_collections.ConfigDict, manifest: Manifest) -> None:
@@ -99,7 +114,7 @@ def start_from(source: str, state: TrainState, tokenizer: pathlib.Path) -> Train
     than those of `source`, a table of positions goes on from its start, as in Longformer (arXiv 2004.05150, section 5).
 
     Args:
-      source: what `check_source` has found fitting; of a workdir without a step, the newest checkpoint is read.
+      source: what `check_source` has found fitting, `pinned`; without a step, the newest checkpoint is read.
       state: fresh, on the mesh.
       tokenizer: of the data, or of the run that starts here.
 

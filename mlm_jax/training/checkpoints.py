@@ -256,15 +256,19 @@ class Checkpoints:
         )
 
 
-def newest_position(directory: pathlib.Path) -> tuple[int, Position] | None:
-    """The step and the `Position` of the newest checkpoint in which that is undamaged; None if there is none.
+def newest_step(directory: pathlib.Path, item: str) -> int | None:
+    """The step of the newest checkpoint with an undamaged part `item`, such as `PARAMS`; None if there is none.
 
     Unlike the methods of `Checkpoints`, one process of several may call this alone.
     """
-    for step in sorted(_steps_in(directory), reverse=True):
-        if not _damage(directory / str(step), POSITION):
-            return step, Position(**_read_position(directory / str(step)))
-    return None
+    steps = sorted(_steps_in(directory), reverse=True)
+    return next((step for step in steps if not _damage(directory / str(step), item)), None)
+
+
+def newest_position(directory: pathlib.Path) -> tuple[int, Position] | None:
+    """The step and the `Position` of the newest checkpoint in which that is undamaged; as `newest_step`."""
+    step = newest_step(directory, POSITION)
+    return None if step is None else (step, Position(**_read_position(directory / str(step))))
 
 
 def _steps_in(directory: pathlib.Path) -> list[int]:
@@ -279,10 +283,15 @@ def _damage(checkpoint: pathlib.Path, item: str) -> str | None:
     """What is damaged in one part of a checkpoint, in words; None if nothing is."""
     if damage := integrity.damage(checkpoint, (item,)):
         return damage
-    fields = {field.name for field in dataclasses.fields(Position)} if item == POSITION else set()
-    if fields and (missing := fields - _read_position(checkpoint).keys()):
-        return f'{POSITION} lacks {", ".join(sorted(missing))}'
+    if item == POSITION:
+        needed = {field.name for field in dataclasses.fields(Position) if _has_no_default(field)}  # earlier versions
+        if missing := needed - _read_position(checkpoint).keys():
+            return f'{POSITION} lacks {", ".join(sorted(missing))}'
     return None
+
+
+def _has_no_default(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _read_position(checkpoint: pathlib.Path) -> dict:

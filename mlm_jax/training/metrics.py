@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import pathlib
+import secrets
 import sys
 import threading
 import time
@@ -16,7 +17,8 @@ import jax
 from mlm_jax.files import atomic, progress
 from mlm_jax.files.mirror import Mirror
 
-_FILE = 'metrics.jsonl'  # in a workdir
+_FILE, _WANDB_ID = 'metrics.jsonl', 'wandb_id'  # in a workdir
+_NAME_PARTS = 3  # of the path of a workdir: `compare` trains in OUTPUT/LABEL/seed0
 
 
 class MetricsWindow:
@@ -62,7 +64,7 @@ class MetricsWriter:
     def __init__(self, workdir: pathlib.Path, start_step: int, tensorboard: bool, wandb_project: str, config: dict):
         """Opens the log of a run that starts or resumes at `start_step`; lines of later steps are removed."""
         self._tensorboard, self._wandb = None, None
-        self._mirror, name, shown = Mirror(workdir), workdir.name, workdir / _FILE
+        self._mirror, name, shown = Mirror(workdir), '/'.join(workdir.parts[-_NAME_PARTS:]), workdir / _FILE
         self._mirror.fetch(_FILE)
         workdir = self._mirror.here
         if tensorboard:
@@ -71,13 +73,21 @@ class MetricsWriter:
         if wandb_project:
             wandb = _import_extra('wandb', 'wandb', 'logging.wandb_project')
             self._wandb = wandb.init(
-                project=wandb_project, name=name, id=name, resume='allow', dir=workdir, config=config
+                project=wandb_project, name=name, id=self._wandb_id(), resume='allow', dir=workdir, config=config
             )
         self._path = workdir / _FILE
         self.earlier = _truncate(self._path, start_step, shown)
         self._file = self._path.open(
             'a', buffering=1, encoding='utf-8'
         )  # written line by line, so that a kill loses nothing
+
+    def _wandb_id(self) -> str:
+        """The name by which W&B knows the run, drawn at its start: workdirs in other places may have the same names."""
+        self._mirror.fetch(_WANDB_ID)
+        path = self._mirror.here / _WANDB_ID
+        if not path.exists():
+            atomic.write_bytes(path, secrets.token_hex(8).encode())
+        return path.read_text().strip()
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one line; a number that is not finite becomes null, as JSON has no NaN and no infinity."""
@@ -112,7 +122,7 @@ class _TensorBoard:
         self._directory = directory
         self._error: OSError | None = None
         self._hook, threading.excepthook = threading.excepthook, self._keep
-        self._writer = summaries.SummaryWriter(str(directory), purge_step=start_step)
+        self._writer = summaries.SummaryWriter(str(directory), purge_step=start_step + 1 if start_step else 0)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():

@@ -67,7 +67,7 @@ def check_resume(
       steps_per_epoch: rows / batch_size, to compare durations in steps, whatever their units.
 
     Raises:
-      ConfigError: if the shapes of the state, or the batch size, have changed.
+      ConfigError: if the shapes of the state, the batch size, or the order of the rows have changed.
     """
     # Keys that did not exist when the checkpoint was written count as having their defaults.
     before = config_lib.from_json(json.dumps(stored))
@@ -84,7 +84,8 @@ def check_resume(
             + '\n'.join(fatal)
             + '\nUse the configuration of the checkpoint, or another workdir'
         )
-    reordered = [key for key in different if key in _ORDER_KEYS and config.data.block_kib + before.data.block_kib]
+    in_blocks = config.data.block_kib + before.data.block_kib
+    reordered = [key for key in different if key == 'seed' or (key in _ORDER_KEYS and in_blocks)]
     if reordered:
         raise ConfigError(
             '\n'.join(lines[key] for key in reordered) + '\nThe order of the rows depends on it, and a run keeps its '
@@ -98,6 +99,15 @@ def check_resume(
         )
     if lines:
         note('the configuration changed since the checkpoint:\n' + '\n'.join(lines.values()))
+
+
+def check_length(first_step: int, total_steps: int) -> None:
+    """Raises ConfigError where a run that is to end after `total_steps` has already done more."""
+    if first_step > total_steps:
+        raise ConfigError(
+            f'this run has done {first_step:,} steps, and total_steps={total_steps:,} asks for less: give the length '
+            'that it had, or a greater one; or train in another workdir'
+        )
 
 
 def resumed_reading(position: Position, now: Reading, note: Callable[[str], None]) -> Reading:

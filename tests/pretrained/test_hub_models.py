@@ -113,7 +113,8 @@ def test_a_run_keeps_the_commit(server, bert, tmp_path, monkeypatch):
     (tmp_path / 'config.json').write_text(config_lib.to_json(config))
     begin_again(monkeypatch)  # the run resumes, and the hub is gone, or has another commit
     served.requests.clear()
-    assert warm_start.pinned(f'hf:{NAME}', tmp_path) == pinned == config.init_from
+    for name in (NAME, f'{NAME}@main'):
+        assert warm_start.pinned(f'hf:{name}', tmp_path) == pinned == config.init_from
     assert not served.requests
 
 
@@ -139,8 +140,9 @@ def test_accuracies_keep_the_commit(server, minimal_pairs, monkeypatch):
 def test_a_configuration_that_goes_on_from_a_model(server, bert, tmp_path):
     _, commit = server
     config, local = (config_lib.load(f'continue:hf:{name},total_steps=7') for name in (NAME, bert))
-    assert config.init_from == f'hf:{NAME}@{commit}' and local.init_from == f'hf:{bert}'
-    assert config.tokenizer.model == f'hf:{NAME}@{commit}/tokenizer.json'
+    assert config.init_from == f'hf:{NAME}' and local.init_from == f'hf:{bert}'
+    assert warm_start.pinned(config.init_from, tmp_path) == f'hf:{NAME}@{commit}'  # by the run, which stays with it
+    assert config.tokenizer.model == f'hf:{NAME}/tokenizer.json'
     assert (config.vocab_size, config.sequence_length, config.total_steps) == (64, 40, 7)
     config_lib.check(config)
     assert config.model == local.model

@@ -88,6 +88,37 @@ def test_an_average_has_parts_with_weights(tmp_path):
     assert parse(f'average:{tmp_path}/run:2:3').parts == ((parse(f'{tmp_path}/run:2'), 3.0),)
 
 
+def test_a_name_is_pinned_to_what_it_means_now_and_stays_with_it(tmp_path):
+    def pin(text):
+        return sources.pin(text, lambda run: {'a': 7, 'b': 9}.get(run.directory.name))
+
+    for text, pinned in [
+        ('runs/a', 'runs/a@7'),
+        ('runs/a@3', 'runs/a@3'),
+        ('ema:runs/b', 'ema:runs/b@9'),
+        ('runs/new', 'runs/new'),
+        ('average:runs/a:0.5,runs/b@2:2', 'average:runs/a@7:0.5,runs/b@2:2'),
+        (f'hf:{tmp_path}', f'hf:{tmp_path}'),
+        ('random:runs/a', 'random:runs/a'),
+    ]:
+        assert pin(text) == pinned and sources.can_mean(text, pinned) and sources.can_mean(pinned, pinned)
+    commit, other = 'a' * 40, 'b' * 40
+    for text in ('hf:x/y', 'hf:x/y@main', f'hf:x/y@{commit}'):
+        assert sources.can_mean(text, f'hf:x/y@{commit}')
+    for text, pinned in [
+        ('', 'runs/a@7'),
+        ('runs/a', ''),
+        ('runs/a@3', 'runs/a@7'),
+        ('runs/b', 'runs/a@7'),
+        ('ema:runs/a', 'runs/a@7'),
+        ('average:runs/a:0.5,runs/b@2:1', 'average:runs/a@7:0.5,runs/b@2:2'),
+        ('average:runs/a', 'average:runs/a@7,runs/b@9'),
+        (f'hf:x/y@{other}', f'hf:x/y@{commit}'),
+        ('hf:x/z', f'hf:x/y@{commit}'),
+    ]:
+        assert not sources.can_mean(text, pinned)
+
+
 def test_programs_that_read_rows_take_runs_only():
     assert [s.step for s in sources.parse_runs(['a', 'a@3', 'random:a'], 'probe dag')] == [None, 3, None]
     with pytest.raises(

@@ -43,6 +43,16 @@ def test_a_run_starts_where_another_ended(trained, continued, tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+def test_a_run_keeps_the_step_that_it_started_from(trained, continued, tmp_path):
+    workdir, step = trained[0], trained[2].step
+    pinned = warm_start.pinned(str(workdir), tmp_path)
+    assert pinned == f'{workdir}@{step}' and warm_start.pinned('', tmp_path) == ''
+    continued.init_from = f'{workdir}@{step - 1}'  # of a run that has gone on since
+    (tmp_path / 'config.json').write_text(config_lib.to_json(continued))
+    assert warm_start.pinned(str(workdir), tmp_path) == continued.init_from
+    assert warm_start.pinned(str(tmp_path / 'none'), tmp_path) == str(tmp_path / 'none')
+
+
 def test_another_model_or_tokenizer_is_refused(trained, continued, tmp_path):
     manifest = manifest_lib.load(continued.data.directory)
     warm_start.check_source(continued, manifest)

@@ -137,6 +137,19 @@ def test_a_run_goes_on_from_before_the_damage_to_the_same_curve_and_state(config
     assert {path.name for path in (copy / 'checkpoints_damaged').iterdir()} == {'4', '6'}
 
 
+def test_a_checkpoint_from_before_there_were_mixtures_is_whole(config, copy):
+    for step in (2, 4, 6):
+        path = copy / 'checkpoints' / str(step) / 'position' / 'metadata'
+        position = json.loads(path.read_text())
+        del position['data']
+        path.write_text(json.dumps(position))
+        (copy / 'checkpoints' / str(step) / integrity.CHECKSUMS_FILE).unlink()
+    step, position = checkpoints.newest_position(copy / 'checkpoints')
+    assert (step, position.data) == (6, {})
+    train_lib.train(config, copy)  # finds that all is done
+    assert not (copy / 'checkpoints_damaged').exists()
+
+
 def test_without_a_whole_checkpoint_a_run_is_refused_and_nothing_touched(config, copy):
     for step in (2, 4, 6):
         flip(largest(copy / 'checkpoints' / str(step), 'params'))

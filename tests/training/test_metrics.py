@@ -54,6 +54,15 @@ def test_tensorboard_receives_the_scalars(tmp_path):
     assert b'train/loss' in events.read_bytes()
 
 
+def test_tensorboard_keeps_what_was_written_at_the_step_of_the_checkpoint(tmp_path, monkeypatch):
+    started = []
+    writer = types.SimpleNamespace(SummaryWriter=lambda _, **options: started.append(options) or io.StringIO())
+    monkeypatch.setitem(sys.modules, 'tensorboardX', writer)
+    for step in (0, 4):
+        MetricsWriter(tmp_path, step, tensorboard=True, wandb_project='', config={}).close()
+    assert [options['purge_step'] for options in started] == [0, 5]
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -75,7 +84,7 @@ def test_the_progress_line_is_rewritten_on_a_terminal_and_now_and_then_appended_
     assert 'step 1,000/1,000 (100 %)' in last
 
 
-def test_wandb_receives_the_scalars_under_the_name_of_the_run(tmp_path, monkeypatch):
+def test_wandb_receives_the_scalars_of_each_run_apart(tmp_path, monkeypatch):
     calls = []
 
     class Run:
@@ -87,12 +96,16 @@ def test_wandb_receives_the_scalars_under_the_name_of_the_run(tmp_path, monkeypa
 
     module = types.SimpleNamespace(init=lambda **kwargs: calls.append(kwargs) or Run())
     monkeypatch.setitem(sys.modules, 'wandb', module)
-    writer = MetricsWriter(tmp_path, 0, tensorboard=False, wandb_project='encoders', config={'seed': 1})
-    writer.write(3, {'train/loss': 1.5})
-    writer.close()
-    started, logged, finished = calls
-    assert (started['project'], started['id'], started['resume']) == ('encoders', tmp_path.name, 'allow')
+    for label, step in (('low', 0), ('high', 0), ('low', 2)):
+        workdir = tmp_path / 'rates' / label / 'seed0'
+        workdir.mkdir(parents=True, exist_ok=True)
+        writer = MetricsWriter(workdir, step, tensorboard=False, wandb_project='encoders', config={'seed': 1})
+        writer.write(3, {'train/loss': 1.5})
+        writer.close()
+    (low, logged, finished), high, again = calls[:3], calls[3], calls[6]
+    assert (low['project'], low['name'], low['resume']) == ('encoders', 'rates/low/seed0', 'allow')
     assert logged == (3, {'train/loss': 1.5}) and finished == 'finished'
+    assert low['id'] == again['id'] != high['id'] and len(low['id']) == 16
 
 
 @pytest.mark.parametrize(
