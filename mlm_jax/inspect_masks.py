@@ -169,7 +169,7 @@ def main() -> None:
             pages.append(text_of(tokenizer, tokens_T, inputs_T, kinds_BxT[row], paint_html))
     masking = _run(config, data).masking
     ratio = mask_ratio.of_batches(masking, batches, values.step)
-    figures = statistics.summary() | {'asked share of the tokens': ratio.asked}
+    figures = statistics.summary() | {'asked share of the tokens to predict': ratio.asked}
     for name, value in figures.items():
         print(f'{_number(value):>12}  {name}')
     if ratio.is_missed:

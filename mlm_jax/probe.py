@@ -77,16 +77,17 @@ def main_gradient_variance(models: Sequence[sources.Source]) -> None:
     values, mesh, report = flags.FLAGS, mesh_lib.make_mesh(), {}
     output = buckets.path(values.output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
-    gradients = {}  # by the run: its checkpoints share a program
+    gradients = {}  # by the run and the ratio of its masks: checkpoints share a program
     with jax.set_mesh(mesh):
         for source, label in zip(models, sources.labels(models), strict=True):
             model = loading.load(source, mesh)
-            masking = model.require_run()[1].masking
+            masking = model.require_run()[1].masking.at_step(model.step or 0)
             again = (1.0,) if masking.mask_fraction < 1 else ()
             design = Design(values.segments, values.draws, (*OVERLAPS, *again))
-            if source.directory not in gradients:
-                gradients[source.directory] = make_sketched_gradients(model.objective, masking, design, mesh)
-            measured = gradient_variance_report.measure(model, mesh, values.texts, design, gradients[source.directory])
+            place = source.directory, masking.ratio_schedule
+            if place not in gradients:
+                gradients[place] = make_sketched_gradients(model.objective, masking, design, mesh)
+            measured = gradient_variance_report.measure(model, mesh, values.texts, design, gradients[place])
             report[label] = measured
             print(gradient_variance_report.describe(label, measured), flush=True)
     (output / 'gradient_variance.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')

@@ -68,7 +68,8 @@ def test_statistics_count_what_there_is():
     assert statistics.runs.tolist() == [0, 1, 0, 0, 1] + [0] * (MAX_RUN - 4)
     assert statistics.words.tolist() == [3, 3]
     summary = statistics.summary()
-    assert summary['chosen share of the tokens'] == pytest.approx(5 / 6)
+    assert summary['chosen share of the tokens'] == pytest.approx(4 / 6 + 1 / 6)
+    assert summary['predicted share of the tokens'] == pytest.approx(3 / 6), 'one was replaced and is no target'
     assert summary['of the tokens chosen at first: without a slot'] == pytest.approx(1 / 6)
 
 

@@ -1,6 +1,7 @@
 """The analyses, on checkpoints of every objective."""
 
 import copy
+import dataclasses
 import json
 import shutil
 import types
@@ -91,6 +92,23 @@ def test_each_token_is_counted_once_in_its_group(trained, mae_lm, exlm):
     assert exlm_unmasked == real < copies, 'a token is counted at its first copy alone; masked tokens have several'
 
 
+def test_repeated_mlm_reads_each_token_several_times_in_every_curve(trained):
+    _, mesh, model = trained
+    model, config = copy.copy(model), copy.deepcopy(model.config)
+    config.masking.repeats = 2
+    params = jax.tree.map(np.asarray, model.params)
+    table = params['encoder']['position_embedding']
+    table['embedding'] = np.tile(table['embedding'], (2, 1))
+    objective = model.objective.clone(config=dataclasses.replace(model.objective.config, max_length=64))
+    for name, value in (('config', config), ('objective', objective), ('params', params)):
+        object.__setattr__(model, name, value)
+    tokens = Shards(config.data.directory, 'validation').read(np.arange(NUM_ROWS))
+    real = int((tokens != model.tokenizer.vocabulary.pad_id).sum())
+    with jax.set_mesh(mesh):
+        *_, everything, unmasked = effective_rank_report.rank_sums(model, mesh, NUM_ROWS).count_G
+    assert everything == unmasked == 2 * real
+
+
 def test_layers_of_expanded_rows_are_read_where_their_tokens_are(exlm):
     model = exlm[1]
     params = jax.device_get(model.params)
@@ -172,6 +190,8 @@ def test_entropy_of_every_objective(trained, mae_lm, exlm, tmp_path):
                 assert values['nll'][0] == pytest.approx(np.log2(trained[2].config.vocab_size), abs=0.5), 'untrained'
     assert (tmp_path / 'entropy.png').stat().st_size > 10_000
     assert 'prior, mixture' in shown and 'mae_lm' in shown
+    of_no_step = report['run@0'] | {'step': None}  # as that of an average, or of random parameters
+    assert entropy_report.describe('random-run', of_no_step).startswith('random-run (mlm): bits per masked token')
 
 
 def test_checkpoints_of_other_text_do_not_compare(trained, exlm):

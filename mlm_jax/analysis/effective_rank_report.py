@@ -52,8 +52,9 @@ def rank_sums(model: Model, mesh, max_rows: int) -> GramSums:
         masked, (_, slots_BxS, is_masked_BxS) = layer_outputs(model, params, batch, method='encode_masked')
         present = slots_BxS > 0
         member = jnp.stack([present & ~is_masked_BxS, present & is_masked_BxS, present])
-        plain, _ = layer_outputs(model, params, tokens_BxT, segments_BxT, method='encode')
-        parts = gram_sums_of_devices(masked, member, mesh), gram_sums_of_devices(plain, (segments_BxT > 0)[None], mesh)
+        unmasked = tuple(jnp.repeat(x, model.repeats, axis=1) for x in (tokens_BxT, segments_BxT))
+        plain, _ = layer_outputs(model, params, *unmasked, method='encode')
+        parts = gram_sums_of_devices(masked, member, mesh), gram_sums_of_devices(plain, (unmasked[1] > 0)[None], mesh)
         # Behind the devices, groups are the first dimension of counts, and the second of sums and Gram matrices.
         return [jnp.concatenate(pair, axis) for pair, axis in zip(zip(*parts, strict=True), (1, 2, 2), strict=True)]
 

@@ -85,8 +85,9 @@ def measure(model: Model, mesh: jax.sharding.Mesh, ratios: Sequence[float], max_
 
 def describe(label: str, entry: dict) -> str:
     """The table of one checkpoint: bits per masked token with their standard errors."""
+    step = '' if entry['step'] is None else f', step {entry["step"]:,}'
     lines = [
-        f'{label} ({entry["objective"]}, step {entry["step"]:,}): bits per masked token, {entry["rows"]:,} rows',
+        f'{label} ({entry["objective"]}{step}): bits per masked token, {entry["rows"]:,} rows',
         f'    {"masked":>6}  {"definition":20}{"entropy":>16}{"NLL":>17}{"NLL − entropy":>18}',
     ]
     for ratio, summary in entry['ratios'].items():

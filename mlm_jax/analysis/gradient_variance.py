@@ -103,7 +103,8 @@ def window_starts(size: jax.Array, design: Design) -> jax.Array:
 def window_batches(key: jax.Array, tokens_T: jax.Array, masking: Masking, design: Design) -> MaskedBatch:
     """The masks of one draw: a MaskedBatch of M rows with the same text, corrupted as `masking` corrupts it."""
     order_key, corrupt_key = jax.random.split(key)
-    segments_1xT = segment_ids(tokens_T[None], masking.vocabulary)
+    segments_1xT = jnp.repeat(segment_ids(tokens_T[None], masking.vocabulary), masking.repeats, axis=1)
+    tokens_T = jnp.repeat(tokens_T, masking.repeats)
     eligible_T = eligible_positions(tokens_T[None], segments_1xT, masking.vocabulary)[0]
     size = eligible_T.sum(dtype=jnp.int32) // design.segments
     selected_MxT = window_masks(order_key, eligible_T, size, window_starts(size, design))
@@ -135,6 +136,7 @@ def make_sketched_gradients(objective: Objective, masking: Masking, design: Desi
     Returns:
       The function. It returns sketches of the gradients of mean losses, without dropout: float32[B, P, M, k] for the
       windows of each draw, and float32[B, P, k] for P draws of `masking` itself, which may make several rows of a text.
+      A ratio that changes during a run is that of its start; `Masking.at_step` gives that of another step.
     """
     sketch_key, texts_key = jax.random.split(jax.random.key(design.seed))
 
@@ -160,8 +162,7 @@ def make_sketched_gradients(objective: Objective, masking: Masking, design: Desi
         def of_masking(draw):
             key = jax.random.fold_in(text_key, design.draws + draw)
             # Some maskings depend on how often a row was visited and not on the key: each draw is another visit.
-            by_visit = masking.cycle > 1 or masking.static_masks > 1
-            step = draw * max(masking.num_rows, 1) if by_visit else 0
+            step = draw * max(masking.num_rows, 1) if masking.by_visit else 0
             batch = masking(key, tokens_T[None], segment_ids(tokens_T[None], masking.vocabulary), step)
             sum_Rxk, weight_R = of_rows(params, batch)  # sketches are linear: their sum is the sketch of the sum
             return sum_Rxk.sum(0) / jnp.maximum(weight_R.sum(), 1e-6)

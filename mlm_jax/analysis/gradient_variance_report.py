@@ -67,6 +67,7 @@ def measure(
         'mask_size': float(size_S.mean()),
         'sketch_size': design.sketch_size,
         'masking': model.config.masking.to_dict(),
+        'asked_ratio': model.require_run()[1].masking.asked_ratio(model.step or 0, model.config.batch_size),
         'overlap': overlap_O,
         'hamming_distance': [2 * (float(size_S.mean()) - overlap) for overlap in overlap_O],
         **summary,
@@ -131,7 +132,7 @@ def describe(label: str, entry: dict) -> str:
         f'variance of the mean over {k} disjoint masks / over {k} independent masks': 'disjoint_over_independent',
         f'variance of a step on {k} disjoint masks per text / on distinct texts': 'disjoint_over_distinct_texts',
         '(c_0 + D) / σ²': 'c0_plus_between_over_variance',
-        f"σ² of the run's masks ({masking['strategy']}, {masking['ratio']:g})": 'own_variance',
+        f"σ² of the run's masks ({masking['strategy']}, {entry['asked_ratio']:.3g})": 'own_variance',
         "D of the run's masks": 'own_between_texts',
     }
     width = max(map(len, named))

@@ -89,12 +89,13 @@ class MaskStatistics:
 
     def summary(self) -> dict[str, float]:
         """The statistics over all rows, by a description of each."""
-        chosen = int(self.kinds[1:].sum())
+        chosen, predicted = int(self.kinds[1:].sum()), int(self.kinds[1:4].sum())
         lengths = np.arange(MAX_RUN + 1)
         return {
             'rows': len(self.ratios),
             'chosen share of the tokens': chosen / max(1, int(self.kinds.sum())),
-            'standard deviation of it over rows': float(np.std(self.ratios)) if self.ratios else 0.0,
+            'predicted share of the tokens': predicted / max(1, int(self.kinds.sum())),
+            'standard deviation of the chosen share over rows': float(np.std(self.ratios)) if self.ratios else 0.0,
             **{f'of the chosen: {name}': int(n) / max(1, chosen) for name, n in zip(KINDS[1:], self.kinds[1:])},
             'mean length of runs of chosen tokens': float(self.runs @ lengths / max(1, self.runs.sum())),
             'of the words touched: wholly chosen': float(self.words[1] / max(1, self.words[0])),

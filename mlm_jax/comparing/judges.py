@@ -321,7 +321,7 @@ class GradientVariance(Probe):
 
     def measure_model(self, model: Model) -> tuple[Values, Any]:
         """The ratios of variances that decide whether disjoint masks help."""
-        masking = model.require_run()[1].masking
+        masking = model.require_run()[1].masking.at_step(model.step or 0)
         again = (1.0,) if masking.mask_fraction < 1 else ()
         design = Design(self.measure.value('segments'), self.measure.value('draws'), (*OVERLAPS, *again))
         gradients = make_sketched_gradients(model.objective, masking, design, model.mesh)

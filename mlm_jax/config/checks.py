@@ -142,7 +142,7 @@ def _mixture_problems(c: ml_collections.ConfigDict) -> list[str]:
         )
     if len(sources) == 1:
         return problems
-    if STRATEGIES[k.strategy].cycle(_largest_ratio(k), k.fully_explored) > 1 or k.static_masks > 1:
+    if STRATEGIES[k.strategy].by_visit(k.fully_explored) or k.static_masks > 1:
         problems.append(
             'masks that follow the visits of a row need rows that all come equally often, and those of a mixture do '
             'not: use another masking.strategy or masking.fully_explored.schedule, masking.static_masks=0 or 1, or '
@@ -167,6 +167,17 @@ def _optimizer_problems(c: ml_collections.ConfigDict) -> list[str]:
         'updates would remove most of what the model has learned. Leave optimizer.weight_decay unset, for the default '
         f'of {WEIGHT_DECAYS[o.name]}, or set it to at most {LARGEST_SHARE}'
     ]
+
+
+def check_steps(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError where durations disagree; `config` gives all of them in steps."""
+    k = config.masking
+    if k.ratio_schedule == 'staged' and k.anneal_steps is not None and k.anneal_steps >= config.total_steps:
+        raise ConfigError(
+            f'masking.ratio_schedule=staged uses masking.final_ratio={k.final_ratio} in the part '
+            'masking.anneal_percent at the end of the run, and that is all of it, so that '
+            f'masking.ratio={k.ratio} is never used: set masking.anneal_percent to less, such as 50'
+        )
 
 
 def _objective_problems(c: ml_collections.ConfigDict) -> list[str]:
@@ -205,10 +216,16 @@ def _masking_problems(c: ml_collections.ConfigDict) -> list[str]:
     strategy = STRATEGIES[k.strategy]
     if k.mask_fraction + k.random_fraction > 1 + 1e-9:
         problems.append('masking.mask_fraction + masking.random_fraction must not exceed 1')
-    if k.ratio_schedule == 'diffusion' and not 0 < k.final_ratio <= k.ratio:
+    if k.ratio_schedule == 'diffusion' and not 0 < k.final_ratio < k.ratio:
         problems.append(
             f'masking.ratio_schedule=diffusion draws ratios between masking.final_ratio={k.final_ratio} and '
             f'masking.ratio={k.ratio}: set masking.ratio=1.0 and a smaller masking.final_ratio above 0, such as 0.001'
+        )
+    elif k.ratio_schedule != 'constant' and k.final_ratio == k.ratio:
+        problems.append(
+            f'masking.ratio_schedule={k.ratio_schedule} changes masking.ratio={k.ratio} to masking.final_ratio, which '
+            'is the same: set masking.final_ratio to the ratio at the end of the run, or '
+            'masking.ratio_schedule=constant'
         )
     if _largest_ratio(k) > strategy.max_ratio:
         problems.append(
@@ -216,7 +233,7 @@ def _masking_problems(c: ml_collections.ConfigDict) -> list[str]:
             f'and masking.final_ratio to at most {strategy.max_ratio}'
         )
     problems += strategy.problems(k)
-    if k.static_masks and strategy.cycle(_largest_ratio(k), k.fully_explored) > 1:
+    if k.static_masks and strategy.by_visit(k.fully_explored):
         problems.append('masks that depend on earlier visits of a row cannot be static: set masking.static_masks=0')
     return problems
 

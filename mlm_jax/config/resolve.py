@@ -67,10 +67,13 @@ def resolve(config: ml_collections.ConfigDict, manifest: Manifest | None = None)
     possible_values.check_values(config)
     config = decided(config)
     checks.check_together(config)
-    if manifest is None:
-        return in_steps(config, NOMINAL_STEPS_PER_EPOCH)
-    _check_data(config, manifest)
-    return in_steps(config, manifest.split('train').rows / config.batch_size)
+    steps_per_epoch = NOMINAL_STEPS_PER_EPOCH
+    if manifest is not None:
+        _check_data(config, manifest)
+        steps_per_epoch = manifest.split('train').rows / config.batch_size
+    config = in_steps(config, steps_per_epoch)
+    checks.check_steps(config)
+    return config
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -174,8 +174,8 @@ class Tokenizer:
         return self._processor.decode(np.asarray(ids).tolist())
 
     def id_to_piece(self, token: int) -> str:
-        """The piece of an id, as the model writes it; ▁ is a space."""
-        return self._processor.id_to_piece(int(token))
+        """The piece of an id, as the model writes it; ▁ is a space. '' for an id that only pads the vocabulary."""
+        return self._processor.id_to_piece(int(token)) if token < self.vocabulary.size else ''
 
     def text_of(self, token: int) -> bytes:
         """The text of an id in UTF-8, which may be a partial character; b'' for a special id."""

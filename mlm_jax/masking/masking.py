@@ -99,6 +99,24 @@ class Masking:
         """The number of visits of a row that depend on each other; 1 if the masks of all visits are independent."""
         return self._strategy.cycle(self.ratio_schedule.largest, self.fully_explored)
 
+    @property
+    def by_visit(self) -> bool:
+        """Whether the mask of a row follows from the number of its visit, and not from the random key."""
+        return self.static_masks > 0 or self._strategy.by_visit(self.fully_explored)
+
+    def at_step(self, step: int) -> 'Masking':
+        """The masking that draws at every step the ratios of one step."""
+        return dataclasses.replace(self, schedule=self.ratio_schedule.frozen(step))
+
+    def asked_ratio(self, step: ArrayLike, batch_size: int) -> float:
+        """The mean ratio of the rows of a batch, as the strategy is asked for it."""
+        if self._changes_by_visit and self.ratio_schedule.name != 'diffusion':
+            visit_B = ratio_schedules.visits(step, batch_size, self.num_rows)
+            ratio_B = self._visit_ratios(visit_B, visit_B)(visit_B % self.cycle)  # no keys are needed
+        else:
+            ratio_B, _ = self.ratio_schedule(jax.random.key(0), step, batch_size)
+        return self._strategy.ratio(float(jnp.mean(ratio_B)), self.fully_explored)
+
     def max_masked(self, length: int) -> int:
         """M, the static number of slots for predicted positions in a row of `length` tokens of text."""
         return self._max_predicted(self.repeats * length)
@@ -174,14 +192,8 @@ class Masking:
         turn_B, ratios = visit_B % self.cycle, None
         if self.cycle > 1:  # the units of a row must not change while its masks depend on each other
             noise_BxT = candidates_lib.row_uniform(_fold_in(row_key_B, _ROW_UNIT_STREAM), length)
-            if self.num_rows and self.ratio_schedule.name != 'constant':
-                ratios = ratio_schedules.VisitRatios(
-                    visit_B - turn_B,
-                    _fold_in(row_key_B, _ROW_RATIO_STREAM),
-                    self.ratio_schedule,
-                    batch_size,
-                    self.num_rows,
-                )
+            if self._changes_by_visit:
+                ratios = self._visit_ratios(visit_B, _fold_in(row_key_B, _ROW_RATIO_STREAM))
                 ratio_B = ratios(turn_B)
                 weight_B = self.ratio_schedule.weights(ratio_B)
         else:
@@ -200,6 +212,15 @@ class Masking:
             single=unit.longest == 1,
         )
         return candidates, weight_B
+
+    @property
+    def _changes_by_visit(self) -> bool:
+        """Whether the ratio of a row follows from the number of its visit, and changes with it."""
+        return self.cycle > 1 and self.num_rows > 0 and self.ratio_schedule.name != 'constant'
+
+    def _visit_ratios(self, visit_B: jax.Array, key_B: jax.Array) -> ratio_schedules.VisitRatios:
+        first_B = visit_B - visit_B % self.cycle
+        return ratio_schedules.VisitRatios(first_B, key_B, self.ratio_schedule, len(visit_B), self.num_rows)
 
     def _max_predicted(self, length: int) -> int:
         return registry.max_predicted(self.predicted_fraction, self._max_corrupted(length))

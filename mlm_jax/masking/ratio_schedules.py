@@ -45,6 +45,13 @@ class RatioSchedule:
             return ratio_B, self.weights(ratio_B)
         return one_B * self.at(step), one_B
 
+    def frozen(self, step: int) -> 'RatioSchedule':
+        """The schedule that draws at all steps what this one draws at one."""
+        if self.name == 'diffusion':
+            return self
+        ratio = float(self.at(step))
+        return RatioSchedule('constant', ratio, ratio)
+
     def weights(self, ratio_B: jax.Array) -> jax.Array:
         """float32[B]: the loss weights of rows with the ratios `ratio_B`."""
         return 1 / ratio_B if self.name == 'diffusion' else jnp.ones_like(ratio_B)

@@ -48,14 +48,14 @@ class Unit:
     Attributes:
       function: (random numbers, tokens, eligible positions, tables) → where units start (`masking/units.py`); the
         function itself, or its name as 'module:name'.
-      longest: a length in tokens that few units exceed.
+      longest: a length in tokens that few units exceed; with 1, each token is a unit.
       spread: an upper estimate of E[ℓ²]/E[ℓ], where ℓ is the number of tokens of a unit: the factor by which the
         variance of the count of chosen tokens grows when units are chosen instead of tokens.
       tables: attributes of `masking.tables.Tables` that the function reads.
     """
 
     function: str | Callable
-    longest: int = 1
+    longest: int
     spread: float = 1.0
     tables: tuple[str, ...] = ()
 
@@ -99,6 +99,10 @@ class Strategy:
         """The number of visits of a row that depend on each other; 1 if the masks of all visits are independent."""
         return 1
 
+    def by_visit(self, options: FullyExplored) -> bool:
+        """Whether the mask of a row follows from the number of its visit, and not from the random key of the step."""
+        return False
+
     def problems(self, masking: Any) -> list[str]:
         """The problems that this strategy has with the keys of `config.masking`; each message says what to do."""
         return []
@@ -131,6 +135,9 @@ class LeastMasked(Strategy):
     def cycle(self, ratio: float, options: FullyExplored) -> int:
         return max(1, round(1 / ratio)) if ratio else 1
 
+    def by_visit(self, options: FullyExplored) -> bool:
+        return True
+
 
 class Complementary(Strategy):
     """Two disjoint masks."""
@@ -161,7 +168,10 @@ class FullyExploredStrategy(Strategy):
         return unit.longest > 1
 
     def cycle(self, ratio: float, options: FullyExplored) -> int:
-        return options.segments if options.schedule == 'successive' else 1
+        return options.segments if self.by_visit(options) else 1
+
+    def by_visit(self, options: FullyExplored) -> bool:
+        return options.schedule == 'successive'
 
     def problems(self, masking: Any) -> list[str]:
         explored, found = masking.fully_explored, []
@@ -178,7 +188,7 @@ class FullyExploredStrategy(Strategy):
 
 
 UNITS = {
-    'token': Unit('mlm_jax.masking.units:token'),
+    'token': Unit('mlm_jax.masking.units:token', 1),
     'word': Unit('mlm_jax.masking.units:word', 8, 2.5, ('word_starts', 'word_marks')),
     'span': Unit('mlm_jax.masking.units:span', 24, 9.0, ('word_starts', 'word_marks')),
     'ngram': Unit('mlm_jax.masking.units:ngram', 3, 2.34),

@@ -74,6 +74,8 @@ def pmi(noise_BxT: jax.Array, tokens_BxT: jax.Array, eligible_BxT: jax.Array, ta
     """
     words_BxT = word(noise_BxT, tokens_BxT, eligible_BxT, tables)
     listed = jnp.asarray(_required(tables, 'collocations', 'pmi'))
+    if not len(listed):  # a small corpus may have none
+        return words_BxT
     row_length = tokens_BxT.shape[1]
     hashes = span_hashes(tokens_BxT)
     next_BxT = next_boundary(words_BxT, eligible_BxT)

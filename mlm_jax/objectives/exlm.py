@@ -83,7 +83,7 @@ class ExLM(Objective):
         weight_B = jnp.sum(batch.weights, axis=1)
         if not self.options.weigh_by_count:
             weight_B /= jnp.maximum(used_BxM.sum(1), 1)
-        feasible_B = log_z_B > -jnp.inf
+        feasible_B = ~jnp.isneginf(log_z_B)  # NaN is no missing alignment: it shall show in the loss
         weight_B = jnp.where(feasible_B, weight_B, 0.0)
         loss_B = jnp.where(feasible_B, -log_z_B, 0.0) / jnp.maximum(rows.num_targets, 1)
 

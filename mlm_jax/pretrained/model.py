@@ -179,7 +179,8 @@ class Model:
         positions_1xM[0, : len(masked)] = masked
         special_ids = tuple(v.padded(self.objective.config.vocab_size).special_ids)
         with jax.set_mesh(self.mesh):
-            found = _fill(self.objective, special_ids, v.pad_id, repeats, top, self.params, tokens_1xT, positions_1xM)
+            objective = self.objective.at_any_ratio()  # a text may have more masks than rows of the run
+            found = _fill(objective, special_ids, v.pad_id, repeats, top, self.params, tokens_1xT, positions_1xM)
             probability, token = (x[: len(masked) // repeats] for x in jax.device_get(found))
         return [
             [(self.tokenizer.id_to_piece(t), float(p)) for t, p in zip(tokens, ps, strict=True)]

@@ -240,6 +240,13 @@ def _read_tfds(source: _Source, name: str, names: Sequence[str]) -> list[Example
 
 
 def _tfds_examples(source: _Source, rows: Sequence[Mapping[str, Any]], split: str) -> Iterator[Example]:
+    if split.startswith('test'):  # submissions have the numbers of the benchmark, and TFDS mixes the examples
+        rows = sorted(rows, key=lambda row: int(row['idx']))
+        if [int(row['idx']) for row in rows] != list(range(len(rows))):
+            raise ConfigError(
+                f'{source.task.name}, {split}: the {len(rows)} examples that TFDS holds are not numbered from 0 on: '
+                'prepare the data set again, or give the files of the benchmark'
+            )
     for i, row in enumerate(rows):
         where = f'example {i} of {source.task.name}, {split}'
         texts = tuple(row[key].decode() for key in source.tfds_texts or source.texts)

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from mlm_jax.data.rows import RowSource
-from mlm_jax.masking import registry
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.masking.masking import Masking
 from mlm_jax.training.step import draw_masks
@@ -34,13 +33,6 @@ class MaskRatio:
         return self.predicted + _STANDARD_ERRORS * self.standard_error < LEAST * self.asked
 
 
-def asked_ratio(masking: Masking, step: int) -> float:
-    """The share of the eligible tokens that should be predicted at a step, according to the settings."""
-    ratio_B, _ = masking.ratio_schedule(jax.random.key(0), step, ROWS)
-    strategy = registry.STRATEGIES[masking.strategy]
-    return masking.predicted_fraction * strategy.ratio(float(np.mean(ratio_B)), masking.fully_explored)
-
-
 def of_batches(masking: Masking, batches: list[MaskedBatch], step: int) -> MaskRatio:
     """The ratio in batches that `masking` has masked at `step` or soon after."""
     special = masking.vocabulary.special_ids
@@ -51,7 +43,8 @@ def of_batches(masking: Masking, batches: list[MaskedBatch], step: int) -> MaskR
     total = max(1, eligible_R.sum())
     ratio = predicted_R.sum() / total
     error = np.sqrt(np.sum((predicted_R - ratio * eligible_R) ** 2)) / total
-    return MaskRatio(float(ratio), asked_ratio(masking, step), float(error))
+    asked = masking.predicted_fraction * masking.asked_ratio(step, len(batches[0].tokens) // masking.num_views)
+    return MaskRatio(float(ratio), asked, float(error))
 
 
 def warning(masking: Masking, rows: RowSource, seed: int, step: int = 0) -> str:

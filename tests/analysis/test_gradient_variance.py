@@ -78,6 +78,16 @@ def test_every_window_is_a_uniform_mask():
     assert np.abs(frequency - size / 12).max() < 4.5 * np.sqrt(1 / 3 * 2 / 3 / 4000)
 
 
+def test_windows_of_repeated_mlm_lie_over_all_copies():
+    masking, design = Masking(VOCABULARY, repeats=2), Design(segments=3, draws=3, overlaps=())
+    tokens_T = SyntheticRows(1, LENGTH, VOCABULARY).read(np.arange(1))[0]
+    batch = gradient_variance.window_batches(jax.random.key(0), jnp.asarray(tokens_T), masking, design)
+    assert np.array_equal(batch.tokens[0], np.repeat(tokens_T, 2)) and batch.segments.shape == batch.tokens.shape
+    covered = np.sort(np.asarray(batch.positions[:3]).ravel())
+    eligible = 2 * (LENGTH - 2)
+    assert np.count_nonzero(covered < 2 * LENGTH) == eligible - eligible % 3
+
+
 def test_estimates_have_no_bias():
     """Averages over many texts lie within their error; an estimate around a mean with the draw itself would not."""
     rng, size, segments, draws, overlaps = np.random.default_rng(0), 4, 3, 3, (1, 2, 4)

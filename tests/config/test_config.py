@@ -247,6 +247,10 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,mesh.data=0', 'must be -1'),
         ('mini,batch_size=10000000,sequence_length=512', 'more than 2³¹ tokens'),
         ('mini,masking.ratio_schedule=diffusion,masking.ratio=0.1', 'set masking.ratio=1.0'),
+        ('mini,masking.ratio_schedule=diffusion', 'set masking.ratio=1.0'),
+        ('mini,masking.ratio_schedule=linear', 'masking.final_ratio, which is the same: set masking.final_ratio'),
+        ('mini,masking.ratio_schedule=staged,masking.ratio=0.3', 'masking.ratio=0.3 is never used: set masking.anneal'),
+        ('mini,masking.strategy=least_masked,masking.ratio=0.8,masking.static_masks=3', 'cannot be static'),
         ('mini,masking.strategy=complementary,masking.ratio=0.6', 'would overlap'),
         ('mini,masking.strategy=fully_explored,masking.fully_explored.segments=1', 'at least 2'),
         (

@@ -105,6 +105,7 @@ def test_a_given_model_keeps_its_ids(tmp_path):
     v = tokenizer.vocabulary
     assert (v.cls_id, v.sep_id, v.pad_id) == (1, 2, 3)
     assert tokenizer.id_to_piece(v.mask_id) == '<mask>'
+    assert tokenizer.pieces([v.size, v.size + 1023]) == ['', ''], 'ids that only pad the vocabulary'
     assert tokenizer.unknown_id == 0 and 0 in v.special_ids  # <unk>
 
 

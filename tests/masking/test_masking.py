@@ -1,5 +1,6 @@
 """Properties of masking, over every strategy and unit in the registries."""
 
+import dataclasses
 import hashlib
 
 import hypothesis
@@ -403,6 +404,32 @@ def test_random_replacement_draws_every_ordinary_id_equally_and_no_special():
 def test_the_registries_hold_functions_that_are_there():
     for entry in (*registry.STRATEGIES.values(), *registry.UNITS.values()):
         assert callable(registry.function_of(entry))
+
+
+def test_without_collocations_each_word_is_a_unit():
+    none = dataclasses.replace(TABLES, collocations=np.zeros(0, np.uint32))
+    words, listed = (
+        mask(Masking(VOCABULARY, ratio=0.3, unit=unit, tables=none), jax.random.key(0), rows(0))
+        for unit in ('word', 'pmi')
+    )
+    jax.tree.map(np.testing.assert_array_equal, words, listed)
+
+
+@pytest.mark.parametrize(('name', 'expected'), [('linear', 0.2), ('staged', 0.1), ('constant', 0.3)])
+def test_the_masks_of_one_step_can_be_drawn_at_any(name, expected):
+    schedule = ratio_schedules.RatioSchedule(name, 0.3, 0.1, 0, 100)
+    masking = make(ratio=0.3, schedule=schedule)
+    for step in (0, 77):
+        masked = masked_positions(mask(masking.at_step(50), jax.random.key(1), full_rows(200, 102), step))[:, 1:-1]
+        assert masked.mean() == pytest.approx(expected, abs=0.005)
+    random = make(ratio=1.0, schedule=ratio_schedules.RatioSchedule('diffusion', 1.0, 0.01))
+    assert random.at_step(50).ratio_schedule is random.ratio_schedule
+
+
+def test_masks_by_visit_are_known_as_such():
+    assert make('least_masked', ratio=0.9).by_visit and make(static_masks=1).by_visit and not make().by_visit
+    explored = [registry.FullyExplored(schedule=schedule) for schedule in registry.SCHEDULES]
+    assert [make('fully_explored', fully_explored=options).by_visit for options in explored] == [False, True, False]
 
 
 @pytest.mark.parametrize(

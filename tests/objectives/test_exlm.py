@@ -255,6 +255,13 @@ def test_rows_without_an_alignment_are_counted_and_weigh_nothing():
     assert metric(train(anchored, params, batch), 'infeasible') == 0
 
 
+def test_parameters_that_are_not_finite_show_in_the_loss():
+    """And do not read as rows without an alignment, which weigh nothing."""
+    module, params = initialised()
+    terms = train(module, jax.tree.map(lambda x: x * jnp.nan, params), make_batch())
+    assert np.isnan(terms.loss_sum) and float(terms.weight_sum) > 0
+
+
 def test_a_row_weighs_what_its_masked_positions_do():
     batch = make_batch()
     module, params = initialised()

@@ -235,6 +235,14 @@ def test_copies_of_a_mask_are_filled_together(doubled):
     assert len(found) == 4 and [p for _, p in found] == sorted((p for _, p in found), reverse=True)
 
 
+def test_each_mask_is_filled_from_all_tokens_however_many_are_masked(model):
+    """The last words of the text are read, which the few slots of MAE-LM's encoder would leave out."""
+    words = WORDS if model.config else ['w5', 'w6', 'w7']
+    masks = ' '.join([words[0], *['[MASK]'] * 9])
+    found = [model.fill_mask(f'{masks} {last} {last}')[0] for last in words[1:3]]
+    assert found[0] != found[1]
+
+
 def test_likelihoods_are_sums_over_single_masks(model):
     """Those of the definition; and the same alone and in company."""
     texts = [text for text in random_texts(model, 6) if text]

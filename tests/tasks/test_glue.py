@@ -2,7 +2,9 @@
 
 import json
 import math
+import types
 
+import numpy as np
 import pytest
 
 from mlm_jax.config import ConfigError
@@ -158,3 +160,21 @@ def test_names_of_tasks_and_where_they_lie(download):
     assert suites.read('glue/rte', where).task.name == 'glue/rte'
     with pytest.raises(ConfigError, match='no directory is given for glue/rte'):
         suites.read('glue/rte', {})
+
+
+def rte_of_tfds(monkeypatch, numbers):
+    """The examples of test as TFDS holds them: in the order of a hash of their numbers."""
+    rows = [
+        {'idx': np.int32(i), 'sentence1': f'text {i}'.encode(), 'sentence2': b'b', 'label': np.int64(-1)}
+        for i in numbers
+    ]
+    builder = types.SimpleNamespace(info=types.SimpleNamespace(splits=['test']), as_data_source=lambda split: rows)
+    monkeypatch.setattr(glue.tfds_sets, 'prepared_builder', lambda name: builder)
+    return glue._read_tfds(glue.SOURCES['rte'], 'rte', ['test'])
+
+
+def test_tests_of_tfds_have_the_numbers_of_the_benchmark(monkeypatch):
+    examples = rte_of_tfds(monkeypatch, [2, 0, 3, 1])
+    assert [(e.id, e.texts[0]) for e in examples] == [(str(i), f'text {i}') for i in range(4)]
+    with pytest.raises(ConfigError, match='glue/rte, test: the 3 examples that TFDS holds are not numbered from 0 on'):
+        rte_of_tfds(monkeypatch, [2, 0, 3])

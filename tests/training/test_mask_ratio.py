@@ -67,11 +67,14 @@ def test_weights_of_nothing_are_named():
         (dict(strategy='fully_explored', fully_explored=FullyExplored(5)), 0.2),
         (dict(schedule=RatioSchedule('linear', 0.4, 0.2, 0, 100)), 0.3),
         (dict(schedule=RatioSchedule('diffusion', 0.8, 0.2)), 0.5),
+        # Its ratio is the mean of the epoch: the first of two, of 100 batches each.
+        (dict(strategy='least_masked', num_rows=25_600, schedule=RatioSchedule('linear', 0.4, 0.2, 0, 200)), 0.35),
     ],
 )
 def test_the_ratio_asked_for_is_that_of_the_settings(keys, expected):
     masking = Masking(VOCABULARY, **keys)
-    assert mask_ratio.asked_ratio(masking, 50) == pytest.approx(expected, abs=2e-3)
+    asked = masking.predicted_fraction * masking.asked_ratio(50, 256)
+    assert asked == pytest.approx(expected, abs=2e-3)
     tokens = rows().read(np.arange(256))
     batch = jax.jit(lambda tokens: masking(jax.random.key(0), tokens, (tokens > 0).astype(np.int32), 50))(tokens)
     ratio = mask_ratio.of_batches(masking, [jax.device_get(batch)], 50)
