@@ -5,7 +5,8 @@
 Without @REVISION, they are the files into which the hub itself converts each data set (its branch
 refs/convert/parquet), if these hold all of it: of those above 5 GB, it converts the beginning. Otherwise, and with
 @REVISION, they are the Parquet files of the repository. Which files belong to which configuration and split is said by
-its README.md, or else by the names of directories and files, as in CONFIG/train-00000-of-00002.parquet.
+the directories CONFIG/SPLIT of the hub's own files; in a repository, by its README.md, or else by words in the names of
+directories and files, as in CONFIG/train-00000-of-00002.parquet.
 
 `pin` makes of a name another one with the commit in place of the revision, which stands in the manifest of a prepared
 directory; with that, the same files are read again. The bytes are those that the hub serves for ranges of a file
@@ -28,7 +29,9 @@ _NAME = re.compile(r'([^/@:]+/[^/@:]+)(?:/([^@:]+))?(?:@([^:]+))?(?::(\w[\w.-]*)
 # How files and directories name the splits that are used here.
 _SPLITS = {'train': ('train', 'training'), 'validation': ('validation', 'valid', 'val', 'dev'), 'test': ('test',)}
 _BY_WORD = {word: split for split, words in _SPLITS.items() for word in words}
-_PARTIAL = 'partial'  # begins the directory of a split that the hub has converted in part
+_PARTIAL = 'partial-'  # begins the directory of a split that the hub has converted in part
+# A file that the hub has converted. A split has a directory for each 10,000 files; no name of a split has a hyphen.
+_CONVERTED_FILE = re.compile(rf'([^/]+)/((?:{_PARTIAL})?[^/-]+)(?:-part\d)?/\d{{4}}\.parquet')
 _CONTAINERS = ('data',)  # directories that name no configuration
 DEFAULT = 'default'  # the configuration of a data set that has one
 Splits = dict[str, list[pathlib.Path]]  # split → files
@@ -89,8 +92,7 @@ def pin(text: str, stored: str, split: str | None) -> str:
     commit, layout = _commit_and_layout(name)
     config = _chosen(name, layout)
     splits = layout[config]
-    if name.split and name.split not in splits:
-        raise ConfigError(f'hf:{text} has no split {name.split!r}; it has {", ".join(splits)}')
+    _check_split(name, splits)
     chosen = name.split or (split if split in splits else None)
     return str(Name(name.repository, config, commit, chosen))
 
@@ -99,10 +101,12 @@ def open_splits(text: str) -> dict[str, list[pathlib.Path]]:
     """The files of a pinned name: of its split, as `train`; or of `train`, and of `validation` if there is that split.
 
     Raises:
-      ConfigError: if they cannot be listed.
+      ConfigError: if they cannot be listed, or there is no such configuration or split.
     """
     name = parse(text)
-    splits = _layout(name.repository, name.revision or '')[name.config or DEFAULT]
+    layout = _layout(name.repository, name.revision or '')
+    splits = layout[_chosen(name, layout)]
+    _check_split(name, splits)
     if name.split:
         return {'train': splits[name.split]}
     if 'train' not in splits:
@@ -128,8 +132,10 @@ def _commit_and_layout(name: Name) -> tuple[str, Layout]:
     find = functools.partial(hub.commit, name.repository, 'dataset', offline_cure=cure)
     if name.revision is None and (converted := find(revision=CONVERTED)):
         layout = _layout(name.repository, converted)
-        if name.config in (None, *layout) and not any(_PARTIAL in split for split in layout[_chosen(name, layout)]):
-            return converted, layout
+        if name.config in (None, *layout):
+            splits = layout[_chosen(name, layout)]
+            if not any(split.startswith(_PARTIAL) for split in splits):
+                return converted, layout
     commit = find(revision=name.revision)
     if commit is None:
         raise ConfigError(f'the data set {name.repository} has no revision {name.revision!r}: check its name')
@@ -155,6 +161,12 @@ def _chosen(name: Name, layout: Mapping[str, Any]) -> str:
     return config
 
 
+def _check_split(name: Name, splits: Splits) -> None:
+    """Raises ConfigError if a name has a split that is not there."""
+    if name.split and name.split not in splits:
+        raise ConfigError(f'hf:{name} has no split {name.split!r}; it has {", ".join(splits)}')
+
+
 # ---- What a commit holds ---------------------------------------------------------------------------------------------
 
 
@@ -167,23 +179,40 @@ def _layout(repository: str, commit: str) -> Layout:
         card = _card(root)
     except OSError as error:
         raise ConfigError(f'cannot list {root}: {error.strerror or error}') from error
-    return _of_card(root, files, card) or _of_names(root, files)
+    if card is None and (layout := _of_conversion(root, files)):
+        return layout
+    return _of_card(root, files, card or {}) or _of_names(root, files)
 
 
-def _card(root: pathlib.Path) -> dict[str, Any]:
-    """What stands between the lines `---` at the beginning of README.md."""
+def _card(root: pathlib.Path) -> dict[str, Any] | None:
+    """What stands between the lines `---` at the beginning of README.md; None without that file."""
     import yaml  # comes with huggingface_hub
 
     try:
         text = (root / 'README.md').read_bytes().decode(errors='replace')
     except FileNotFoundError:
-        return {}
+        return None
     found = re.match(r'---\r?\n(.*?)\r?\n---', text, re.DOTALL)
     try:
         card = yaml.safe_load(found[1]) if found else {}
     except yaml.YAMLError:
         return {}
     return card if isinstance(card, dict) else {}
+
+
+def _of_conversion(root: pathlib.Path, files: list[pathlib.Path]) -> Layout:
+    """The layout of files that the hub has converted, whose directories are CONFIG/SPLIT; {} if others are among them.
+
+    The hub leaves no README.md among its files, and names them as in github.com/huggingface/dataset-viewer,
+    services/worker/src/worker/job_runners/config/parquet_and_info.py, `ParquetFile.path_in_repo`.
+    """
+    layout: Layout = {}
+    for file in files:
+        found = _CONVERTED_FILE.fullmatch(file.relative_to(root).as_posix())
+        if not found:
+            return {}
+        layout.setdefault(found[1], {}).setdefault(found[2], []).append(file)
+    return layout
 
 
 def _of_card(root: pathlib.Path, files: list[pathlib.Path], card: Mapping[str, Any]) -> Layout:
@@ -249,5 +278,4 @@ def _names_of(root: pathlib.Path, file: pathlib.Path) -> tuple[str, str]:
 def _split_of(part: str) -> str:
     """The split that a directory or a file is named after; ''."""
     words = re.split(r'[^a-z]+', part.lower())
-    split = next((_BY_WORD[word] for word in words if word in _BY_WORD), '')
-    return f'{_PARTIAL}-{split}' if split and _PARTIAL in words else split
+    return next((_BY_WORD[word] for word in words if word in _BY_WORD), '')

@@ -76,6 +76,19 @@ configs:
             ('de/train/0000.parquet', 'de/train/0001.parquet', 'en/partial-train/0000.parquet', 'en/test/0000.parquet'),
             {'de': {'train': [0, 1]}, 'en': {'partial-train': [2], 'test': [3]}},
         ),
+        (  # the hub's own files: directories are the names themselves, whatever words are in them
+            ('a/train_gen/0000.parquet', 'a/train_sft/0000.parquet', 'a/validation_mismatched/0000.parquet'),
+            {'a': {'train_gen': [0], 'train_sft': [1], 'validation_mismatched': [2]}},
+        ),
+        (
+            ('auxiliary_train/train/0000.parquet', 'data/test/0000.parquet', 'plain_text/unsupervised/0000.parquet'),
+            {'auxiliary_train': {'train': [0]}, 'data': {'test': [1]}, 'plain_text': {'unsupervised': [2]}},
+        ),
+        (
+            ('a/partial-dev-part0/9999.parquet', 'a/train-part0/9999.parquet', 'a/train-part1/0000.parquet'),
+            {'a': {'partial-dev': [0], 'train': [1, 2]}},
+        ),
+        (('data/dev/0000.parquet', 'data/train/0.parquet'), {'default': {'validation': [0], 'train': [1]}}),
         (
             ('data/train-00000-of-00002.parquet', 'data/train-00001-of-00002.parquet', 'data/val-00000-of-1.parquet'),
             {'default': {'train': [0, 1], 'validation': [2]}},
@@ -106,6 +119,20 @@ def test_files_are_found_by_card_or_by_name(hub, files, expected):
     assert {config: names(splits, root) for config, splits in layout.items()} == wanted
 
 
+def test_directories_of_a_repository_with_a_readme_are_no_names(hub):
+    files = ('README.md', 'data/train_a/0000.parquet', 'data/train_b/0000.parquet')
+    commit = hub.put('datasets', NAME, dict.fromkeys(files, b'# Stories'))
+    assert {config: [*splits] for config, splits in hub_sets._layout(NAME, commit).items()} == {'default': ['train']}
+
+
+def test_a_pinned_name_of_what_is_not_there_is_refused(hub):
+    commit = hub.put('datasets', NAME, {'a/train_sft/0000.parquet': b'PAR1'}, hub_sets.CONVERTED)
+    with pytest.raises(ConfigError, match="no configuration 'default'; it has a"):
+        hub_sets.open_splits(f'{NAME}/default@{commit}')
+    with pytest.raises(ConfigError, match="no split 'train'; it has train_sft"):
+        hub_sets.open_splits(f'{NAME}/a@{commit}:train')
+
+
 def test_a_card_in_an_unknown_form_is_refused(hub):
     files = {'a.parquet': b'PAR1', 'README.md': b'---\nconfigs:\n- data_files: [[a.parquet]]\n---\n'}
     hub.put('datasets', 'a/odd', files)
@@ -116,12 +143,12 @@ def test_a_card_in_an_unknown_form_is_refused(hub):
 def test_names_are_pinned_to_commits(hub):
     main = hub.put('datasets', NAME, {'data/train.parquet': b'PAR1', 'data/test.parquet': b'PAR1'})
     assert hub_sets.pin(NAME, '', None) == f'{NAME}/default@{main}'
-    converted = hub.put('datasets', NAME, {'default/train/0.parquet': b'PAR1'}, hub_sets.CONVERTED)
+    converted = hub.put('datasets', NAME, {'default/train/0000.parquet': b'PAR1'}, hub_sets.CONVERTED)
     pinned = hub_sets.pin(NAME, '', None)
     assert pinned == f'{NAME}/default@{converted}' == hub_sets.pin(NAME, '', 'validation')
     assert hub_sets.pin(f'{NAME}@main:test', '', 'train') == f'{NAME}/default@{main}:test'
     assert hub_sets.pin(f'{NAME}@{main}', '', 'train') == f'{NAME}/default@{main}:train'
-    partial = {'default/partial-train/0.parquet': b'PAR1', 'default/test/0.parquet': b'PAR1'}
+    partial = {'default/partial-train/0000.parquet': b'PAR1', 'default/test/0000.parquet': b'PAR1'}
     hub.put('datasets', NAME, partial, hub_sets.CONVERTED)
     assert hub_sets.pin(NAME, '', None) == f'{NAME}/default@{main}'
     hub.requests.clear()
