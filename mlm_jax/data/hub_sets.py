@@ -132,7 +132,7 @@ def _commit_and_layout(name: Name) -> tuple[str, Layout]:
     find = functools.partial(hub.commit, name.repository, 'dataset', offline_cure=cure)
     if name.revision is None and (converted := find(revision=CONVERTED)):
         layout = _layout(name.repository, converted)
-        if name.config in (None, *layout):
+        if layout and name.config in (None, *layout):
             splits = layout[_chosen(name, layout)]
             if not any(split.startswith(_PARTIAL) for split in splits):
                 return converted, layout

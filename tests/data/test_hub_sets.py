@@ -151,6 +151,8 @@ def test_names_are_pinned_to_commits(hub):
     partial = {'default/partial-train/0000.parquet': b'PAR1', 'default/test/0000.parquet': b'PAR1'}
     hub.put('datasets', NAME, partial, hub_sets.CONVERTED)
     assert hub_sets.pin(NAME, '', None) == f'{NAME}/default@{main}'
+    hub.put('datasets', NAME, {'.gitattributes': b''}, hub_sets.CONVERTED)  # without a Parquet file yet
+    assert hub_sets.pin(NAME, '', None) == f'{NAME}/default@{main}'
     hub.requests.clear()
     assert hub_sets.pin(NAME, pinned, None) == hub_sets.pin(f'{NAME}/default@{converted}', pinned, None) == pinned
     assert not hub.requests  # what is known is not asked again
