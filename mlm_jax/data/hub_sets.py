@@ -8,9 +8,9 @@ refs/convert/parquet), if these hold all of it: of those above 5 GB, it converts
 the directories CONFIG/SPLIT of the hub's own files; in a repository, by its README.md, or else by words in the names of
 directories and files, as in CONFIG/train-00000-of-00002.parquet.
 
-`pin` makes of a name another one with the commit in place of the revision, which stands in the manifest of a prepared
-directory; with that, the same files are read again. The bytes are those that the hub serves for ranges of a file
-(`files/buckets.py`), so only the column of texts is transferred.
+`pin` makes of a name another one with the commit, as @COMMIT, or behind a branch or a tag as @REVISION@COMMIT, which
+stands in the manifest of a prepared directory; with that, the same files are read again. The bytes are those that the
+hub serves for ranges of a file (`files/buckets.py`), so only the column of texts is transferred.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from mlm_jax.files.errors import ConfigError
 
 CONVERTED = 'refs/convert/parquet'
 KIND = 'parquet'  # of all files
-_NAME = re.compile(r'([^/@:]+/[^/@:]+)(?:/([^@:]+))?(?:@([^:]+))?(?::(\w[\w.-]*))?')
+_NAME = re.compile(rf'([^/@:]+/[^/@:]+)(?:/([^@:]+))?(?:@([^:]+?))??(?:@({hub.COMMIT.pattern}))?(?::(\w[\w.-]*))?')
 # How files and directories name the splits that are used here.
 _SPLITS = {'train': ('train', 'training'), 'validation': ('validation', 'valid', 'val', 'dev'), 'test': ('test',)}
 _BY_WORD = {word: split for split, words in _SPLITS.items() for word in words}
@@ -45,21 +45,26 @@ class Name:
     Attributes:
       repository: ORGANIZATION/NAME.
       config: the configuration, or None.
-      revision: a branch, a tag, or a commit, or None.
+      revision: a branch or a tag, or None.
+      commit: the commit that is read, or None for the latest one.
       split: the split that is read alone, or None.
     """
 
     repository: str
     config: str | None
     revision: str | None
+    commit: str | None
     split: str | None
+
+    @property
+    def place(self) -> str | None:
+        """The commit, branch or tag that is read; None if that is left to the hub."""
+        return self.commit or self.revision
 
     def __str__(self) -> str:
         """As users write it, behind hf:."""
-        config, revision, split = (
-            sign + part if part else '' for sign, part in (('/', self.config), ('@', self.revision), (':', self.split))
-        )
-        return f'{self.repository}{config}{revision}{split}'
+        parts = (('/', self.config), ('@', self.revision), ('@', self.commit), (':', self.split))
+        return self.repository + ''.join(sign + part for sign, part in parts if part)
 
 
 def parse(text: str) -> Name:
@@ -74,12 +79,12 @@ def parse(text: str) -> Name:
 
 
 def pin(text: str, stored: str, split: str | None) -> str:
-    """The name with its configuration and a commit in place of the revision.
+    """The name with its configuration and a commit.
 
     Args:
       text: the name, behind hf:.
-      stored: '', or the name to which it was pinned before; that is returned if it is of the same data, without
-        asking the hub.
+      stored: '', or the name to which it was pinned before; that is returned if it is of the same data: without asking
+        the hub, if it has the same branch or tag, to whatever commit that leads now.
       split: the split if `text` names none, and if there is one of that name; None leaves the choice to `open_splits`.
 
     Raises:
@@ -87,14 +92,16 @@ def pin(text: str, stored: str, split: str | None) -> str:
         cannot be reached.
     """
     name = parse(text)
-    if stored and _is_same(name, parse(stored)):
+    known = parse(stored) if stored else None
+    if known and _is_same(name, known):
         return stored
     commit, layout = _commit_and_layout(name)
     config = _chosen(name, layout)
     splits = layout[config]
     _check_split(name, splits)
     chosen = name.split or (split if split in splits else None)
-    return str(Name(name.repository, config, commit, chosen))
+    pinned = Name(name.repository, config, name.revision, commit, chosen)
+    return stored if known and _is_same(pinned, known) else str(pinned)
 
 
 def open_splits(text: str) -> dict[str, list[pathlib.Path]]:
@@ -104,7 +111,7 @@ def open_splits(text: str) -> dict[str, list[pathlib.Path]]:
       ConfigError: if they cannot be listed, or there is no such configuration or split.
     """
     name = parse(text)
-    layout = _layout(name.repository, name.revision or '')
+    layout = _layout(name.repository, name.place or '')
     splits = layout[_chosen(name, layout)]
     _check_split(name, splits)
     if name.split:
@@ -117,9 +124,13 @@ def open_splits(text: str) -> dict[str, list[pathlib.Path]]:
 
 
 def _is_same(name: Name, stored: Name) -> bool:
-    """Whether a name can be the one that was pinned."""
-    return name.repository == stored.repository and all(
-        getattr(name, key) in (None, getattr(stored, key)) for key in ('config', 'revision', 'split')
+    """Whether a name can be the one that was pinned: of the same commit, or without one of the same branch or tag."""
+    is_read_there = name.commit == stored.commit if name.commit else name.revision == stored.revision
+    return (
+        is_read_there
+        and name.repository == stored.repository
+        and name.config in (None, stored.config)
+        and name.split in (None, stored.split)
     )
 
 
@@ -130,19 +141,19 @@ def _commit_and_layout(name: Name) -> tuple[str, Layout]:
         'copies it; then write parquet:DIRECTORY/**/*.parquet, with the directories and files that you want'
     )
     find = functools.partial(hub.commit, name.repository, 'dataset', offline_cure=cure)
-    if name.revision is None and (converted := find(revision=CONVERTED)):
+    if name.place is None and (converted := find(revision=CONVERTED)):
         layout = _layout(name.repository, converted)
         if layout and name.config in (None, *layout):
             splits = layout[_chosen(name, layout)]
             if not any(split.startswith(_PARTIAL) for split in splits):
                 return converted, layout
-    commit = find(revision=name.revision)
+    commit = find(revision=name.place)
     if commit is None:
-        raise ConfigError(f'the data set {name.repository} has no revision {name.revision!r}: check its name')
+        raise ConfigError(f'the data set {name.repository} has no revision {name.place!r}: check its name')
     layout = _layout(name.repository, commit)
     if not layout:
         raise ConfigError(
-            f'the data set {name.repository} has no Parquet files at {name.revision or "main"}, and the hub has not '
+            f'the data set {name.repository} has no Parquet files at {name.place or "main"}, and the hub has not '
             'converted all of it: download it, and name its files as a corpus, such as jsonl:DIRECTORY/*.jsonl.gz'
         )
     return commit, layout

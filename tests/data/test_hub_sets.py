@@ -146,7 +146,7 @@ def test_names_are_pinned_to_commits(hub):
     converted = hub.put('datasets', NAME, {'default/train/0000.parquet': b'PAR1'}, hub_sets.CONVERTED)
     pinned = hub_sets.pin(NAME, '', None)
     assert pinned == f'{NAME}/default@{converted}' == hub_sets.pin(NAME, '', 'validation')
-    assert hub_sets.pin(f'{NAME}@main:test', '', 'train') == f'{NAME}/default@{main}:test'
+    assert hub_sets.pin(f'{NAME}@main:test', '', 'train') == f'{NAME}/default@main@{main}:test'
     assert hub_sets.pin(f'{NAME}@{main}', '', 'train') == f'{NAME}/default@{main}:train'
     partial = {'default/partial-train/0000.parquet': b'PAR1', 'default/test/0000.parquet': b'PAR1'}
     hub.put('datasets', NAME, partial, hub_sets.CONVERTED)
@@ -156,9 +156,37 @@ def test_names_are_pinned_to_commits(hub):
     hub.requests.clear()
     assert hub_sets.pin(NAME, pinned, None) == hub_sets.pin(f'{NAME}/default@{converted}', pinned, None) == pinned
     assert not hub.requests  # what is known is not asked again
-    assert hub_sets.pin(f'{NAME}@main', pinned, None) == f'{NAME}/default@{main}'
+    assert hub_sets.pin(f'{NAME}@main', pinned, None) == f'{NAME}/default@main@{main}'
     several = hub.put('datasets', 'a/b', {'de/train.parquet': b'PAR1', 'en/train.parquet': b'PAR1'})
     assert hub_sets.pin('a/b/de', '', None) == f'a/b/de@{several}'
+
+
+@pytest.mark.parametrize('config', ['', '/de'])
+@pytest.mark.parametrize('revision', ['', '@main', '@refs/convert/parquet', '@a@b'])
+@pytest.mark.parametrize('commit', ['', '@' + '0a' * 20])
+@pytest.mark.parametrize('split', ['', ':train_sft'])
+def test_names_are_read_as_they_are_written(config, revision, commit, split):
+    text = f'{NAME}{config}{revision}{commit}{split}'
+    name = hub_sets.parse(text)
+    assert str(name) == text
+    assert name.place == ((commit or revision)[1:] or None) and name.revision == (revision[1:] or None)
+
+
+def test_a_branch_stays_at_its_commit(hub):
+    first, second = (hub.put('datasets', NAME, {'train.parquet': data}, 'v2') for data in (b'PAR1', b'PAR1 '))
+    hub.put('datasets', NAME, {'train.parquet': b'PAR1'}, 'v1')
+    stored, earlier = f'{NAME}/default@v2@{first}', f'{NAME}/default@{first}'  # as earlier versions have stored it
+    hub.requests.clear()
+    assert hub_sets.pin(f'{NAME}@v2', stored, None) == hub_sets.pin(f'{NAME}@{first}', stored, None) == stored
+    assert hub_sets.pin(stored, earlier, None) == earlier and hub_sets.pin(earlier, stored, None) == stored
+    assert not hub.requests
+    # Another branch, or a directory that knows none, is asked for, and is the same if it leads to the same commit.
+    assert hub_sets.pin(f'{NAME}@v1', stored, None) == stored
+    assert hub_sets.pin(f'{NAME}@v1', earlier, None) == earlier
+    hub.put('datasets', NAME, {'train.parquet': b'PAR1 '}, 'main')
+    assert hub_sets.pin(f'{NAME}@main', stored, None) == f'{NAME}/default@main@{second}'
+    assert hub_sets.pin(NAME, stored, None) == f'{NAME}/default@{second}'
+    assert hub_sets.pin(f'{NAME}@{second}', stored, None) == f'{NAME}/default@{second}'
 
 
 @pytest.mark.parametrize(
@@ -230,10 +258,12 @@ def test_prepare_makes_the_same_bytes_as_of_a_copy(hub, tmp_path, monkeypatch):
         prepare.run(make_config(tmp_path / 'there', f'hf:{NAME}@{hub_sets.CONVERTED}'), num_workers=1)
 
 
-def test_a_preparation_is_resumed_at_its_commit(hub, tmp_path, monkeypatch):
+@pytest.mark.parametrize('revision', ['', '@main'])
+def test_a_preparation_is_resumed_at_its_commit(hub, tmp_path, monkeypatch, revision):
     monkeypatch.setattr('mlm_jax.data.slices.SLICE_BYTES', 1_000_000)
     commit = hub.put('datasets', NAME, {'train-0.parquet': parquet(0), 'test-0.parquet': parquet(1)})
-    config = make_config(tmp_path / 'rows', f'hf:{NAME}', **{'data.validation_corpus': f'hf:{NAME}:test'})
+    name = f'hf:{NAME}{revision}'
+    config = make_config(tmp_path / 'rows', name, **{'data.validation_corpus': f'{name}:test'})
     run, begun = prepare.encoding.SliceJob.run, []
 
     def killed(job):
@@ -246,12 +276,14 @@ def test_a_preparation_is_resumed_at_its_commit(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare.encoding.SliceJob, 'run', run)
     hub.put('datasets', NAME, {'train-0.parquet': parquet(5), 'test-0.parquet': parquet(1)})
     manifest = prepare.run(config, num_workers=1)
-    assert manifest.settings['data.corpus'] == f'hf:{NAME}/default@{commit}:train'
-    assert manifest.settings['data.validation_corpus'] == f'hf:{NAME}/default@{commit}:test'
+    pinned = f'hf:{NAME}/default{revision}@{commit}'
+    assert manifest.settings['data.corpus'] == f'{pinned}:train'
+    assert manifest.settings['data.validation_corpus'] == f'{pinned}:test'
     stored = json.loads((tmp_path / 'rows' / manifest_lib.FILE).read_text())['sources']
-    ((name, state),) = stored[f'hf:{NAME}/default@{commit}:train'].items()
-    assert name == f'hf://datasets/{NAME}@{commit}/train-0.parquet'
+    ((file, state),) = stored[f'{pinned}:train'].items()
+    assert file == f'hf://datasets/{NAME}@{commit}/train-0.parquet'
     assert {*state.get('parts', [state.get('sha256')])} == {f'blob {hub_server.oid(parquet(0))}'}
+    assert prepare.run(config, num_workers=1) == manifest
 
 
 def test_a_file_that_the_hub_serves_short_is_noticed(hub):
