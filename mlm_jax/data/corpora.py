@@ -20,9 +20,10 @@ Text files may be compressed (gzip, xz, bzip2, zstandard) or encoded in UTF-16 w
 of a file determine its format (`streams.py`). If a file of exactly the given name exists, the name is not read as a
 glob. Files may lie in a bucket, as in jsonl:gs://BUCKET/corpus/*.jsonl (`files/buckets.py`).
 
-Held-out text comes from `data.validation_corpus` if that is given. Otherwise it is the validation split of a data set
-by name, if it has one. From other corpora, `data.validation_percent` of the documents are held out: those whose text
-has a low hash, so that equal documents are in the same split.
+Held-out text comes from `data.validation_corpus` if that is given; of a data set by name, it is the validation split,
+or else the train split. Otherwise it is the validation split of a data set by name, if it has one. From other corpora,
+`data.validation_percent` of the documents are held out: those whose text has a low hash, so that equal documents are in
+the same split.
 """
 
 import collections
@@ -38,7 +39,8 @@ from mlm_jax.data import demo_corpus, hub_sets, slices, tfds_sets
 from mlm_jax.files import atomic, progress, text_files
 from mlm_jax.files.errors import ConfigError
 
-KINDS = ('demo', *text_files.KINDS, 'tfds', 'hf')
+_BY_NAME = ('tfds', 'hf')  # data sets that have splits
+KINDS = ('demo', *text_files.KINDS, *_BY_NAME)
 MAX_DOCUMENT_CHARACTERS = 1_000_000  # longer documents are split, because SentencePiece's memory use is proportional
 INVALID_UTF8 = 'documents with invalid UTF-8, replaced by �'
 EMPTY = 'empty documents, dropped'
@@ -95,11 +97,30 @@ def open_corpus(data: ml_collections.ConfigDict, working: pathlib.Path) -> Corpu
     """
     train = _open(data.corpus, data.text_key, working)
     if data.validation_corpus:
-        other = _open(data.validation_corpus, data.text_key, working)
-        return Corpus(train['train'], other.get('validation', other['train']), 0)
+        return Corpus(train['train'], _held_out(data, train['train'], working), 0)
     if 'validation' in train:
         return Corpus(train['train'], train['validation'], 0)
     return Corpus(train['train'], [], data.validation_percent)
+
+
+def _held_out(data: ml_collections.ConfigDict, train: list[slices.Slice], working: pathlib.Path) -> list[slices.Slice]:
+    """The slices of `data.validation_corpus`; says if they are a train split that the user has not named.
+
+    Raises:
+      ConfigError: if they are the split of a data set by name that is trained on, whose slices are `train`.
+    """
+    spec = data.validation_corpus
+    splits, (kind, name) = _open(spec, data.text_key, working), parse(spec)
+    held_out = splits.get('validation', splits['train'])
+    if kind in _BY_NAME and held_out == train:
+        raise ConfigError(
+            f'data.validation_corpus={spec} is the very split that is trained on: leave it out, and a part of '
+            'data.corpus is held out; or name another corpus, such as hf:ORGANIZATION/NAME:test'
+        )
+    is_named = kind == 'hf' and hub_sets.parse(name).split
+    if kind in _BY_NAME and 'validation' not in splits and not is_named:
+        print(f'held-out   the split train of {spec}, which has no split validation')
+    return held_out
 
 
 def _open(spec: str, text_key: str, working: pathlib.Path) -> dict[str, list[slices.Slice]]:

@@ -360,6 +360,15 @@ def test_a_tfds_data_set_is_divided_where_it_has_no_validation_split(tfds_direct
         read('tfds:my_texts', tmp_path / 'unused', text_key='body')
 
 
+def test_a_train_split_is_held_out_aloud_and_not_if_it_is_trained_on(tfds_directory, tmp_path, capsys):
+    write_jsonl(tmp_path / 'a.jsonl', ['Other text.'])
+    splits = read(f'jsonl:{tmp_path}/a.jsonl', tmp_path / 'cache', validation_corpus='tfds:my_texts')
+    assert sorted(splits['validation']) == sorted(TEXTS)
+    assert 'held-out   the split train of tfds:my_texts, which has no split validation' in capsys.readouterr().out
+    with pytest.raises(ConfigError, match='corpus=tfds:my_texts is the very split that is trained on: leave it out'):
+        read('tfds:my_texts', tmp_path / 'cache', validation_corpus='tfds:my_texts')
+
+
 def test_a_tfrecord_data_set_is_refused_with_the_cure(tfds_directory, tmp_path):
     tfds_directory.write_text(tfds_directory.read_text().replace('array_record', 'tfrecord'))
     with pytest.raises(ConfigError, match=r'stored as tfrecord, which only TensorFlow can read(.|\n)*convert_format'):

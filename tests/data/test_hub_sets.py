@@ -286,6 +286,21 @@ def test_a_preparation_is_resumed_at_its_commit(hub, tmp_path, monkeypatch, revi
     assert prepare.run(config, num_workers=1) == manifest
 
 
+def test_only_a_split_that_is_not_trained_on_is_held_out(hub, tmp_path, capsys):
+    hub.put('datasets', NAME, {'train.parquet': parquet(0), 'test.parquet': parquet(1, 30)})
+    hub.put('datasets', 'a/b', {'train.parquet': parquet(2), 'val.parquet': parquet(3, 30)})
+    for name in (NAME, f'{NAME}:train'):
+        config = make_config(tmp_path / 'rows', f'hf:{NAME}', **{'data.validation_corpus': f'hf:{name}'})
+        with pytest.raises(ConfigError, match='is the very split that is trained on: leave it out'):
+            prepare.run(config, num_workers=1)
+    aloud = f'held-out   the split train of hf:{NAME}/default@'
+    for corpus, held_out, says in (('a/b', NAME, True), ('a/b', f'{NAME}:train', False), (NAME, 'a/b', False)):
+        directory = tmp_path / f'{corpus} {held_out}'.replace('/', '_')
+        capsys.readouterr()
+        prepare.run(make_config(directory, f'hf:{corpus}', **{'data.validation_corpus': f'hf:{held_out}'}), 1)
+        assert (aloud in capsys.readouterr().out) == says
+
+
 def test_a_file_that_the_hub_serves_short_is_noticed(hub):
     commit = hub.put('datasets', NAME, {'train.parquet': parquet(0)})
     path = buckets.path(f'hf://datasets/{NAME}@{commit}/train.parquet')
