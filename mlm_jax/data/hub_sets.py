@@ -138,7 +138,8 @@ def _commit_and_layout(name: Name) -> tuple[str, Layout]:
     """The commit that is read, and what it holds."""
     cure = (
         f'on a machine that reaches it, `hf download {name.repository} --repo-type=dataset --local-dir=DIRECTORY` '
-        'copies it; then write parquet:DIRECTORY/**/*.parquet, with the directories and files that you want'
+        'copies it; then name the files of each split, as in data.corpus=parquet:DIRECTORY/**/train*.parquet and '
+        'data.validation_corpus=parquet:DIRECTORY/**/validation*.parquet'
     )
     find = functools.partial(hub.commit, name.repository, 'dataset', offline_cure=cure)
     if name.place is None and (converted := find(revision=CONVERTED)):
@@ -154,7 +155,8 @@ def _commit_and_layout(name: Name) -> tuple[str, Layout]:
     if not layout:
         raise ConfigError(
             f'the data set {name.repository} has no Parquet files at {name.place or "main"}, and the hub has not '
-            'converted all of it: download it, and name its files as a corpus, such as jsonl:DIRECTORY/*.jsonl.gz'
+            'converted all of it: download it, and name the files of its training split, such as '
+            'jsonl:DIRECTORY/train*.jsonl.gz'
         )
     return commit, layout
 
@@ -239,7 +241,7 @@ def _of_card(root: pathlib.Path, files: list[pathlib.Path], card: Mapping[str, A
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(
             f'{root}/README.md names the files of its configurations in an unknown form ({error!r}): download the data '
-            'set, and name its files, as in parquet:DIRECTORY/*.parquet'
+            'set, and name the files of its training split, as in parquet:DIRECTORY/train*.parquet'
         ) from error
     return layout
 

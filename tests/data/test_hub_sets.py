@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import hub_server
@@ -13,7 +14,7 @@ from mlm_jax import prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.data import hub_sets
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.files import buckets
+from mlm_jax.files import buckets, text_files
 
 pytest.importorskip('huggingface_hub', reason='needs the extra hub')
 pyarrow = pytest.importorskip('pyarrow')
@@ -211,12 +212,19 @@ def test_what_is_not_there_is_explained(hub, name, message):
         hub_sets.pin(name, '', None)
 
 
-def test_without_the_hub_the_cure_is_to_download(monkeypatch):
+def test_without_the_hub_the_cure_is_to_download(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
-    with pytest.raises(ConfigError, match=r'cannot be reached for the data set a/b \(.*hf download a/b .* parquet:DIR'):
+    with pytest.raises(ConfigError, match=r'cannot be reached for the data set a/b \(.*hf download a/b ') as raised:
         hub_sets.pin('a/b', '', None)
+    # What is advised reads each split by itself.
+    advised = dict(re.findall(r'data\.(\w+)=parquet:DIRECTORY/(\S+\.parquet)', str(raised.value)))
+    (tmp_path / 'data').mkdir()
+    for split in ('train', 'validation', 'test'):
+        (tmp_path / 'data' / f'{split}-00000-of-00001.parquet').touch()
+    found = {key: [file.name[:5] for file in text_files.find(f'{tmp_path}/{glob}')] for key, glob in advised.items()}
+    assert found == {'corpus': ['train'], 'validation_corpus': ['valid']}
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     with pytest.raises(ConfigError, match=r"hf:a/b needs the package huggingface_hub: pip install 'mlm_jax\[hub\]'"):
         hub_sets.pin('a/b', '', None)
