@@ -240,15 +240,19 @@ environment_key() {
 
 # ------------------------------------------------------------------------------------------------ arguments of programs
 
-# Those of the arguments that change the configuration: prepare takes them as train does, and refuses a spelling that
-# there was once.
+# Those of the arguments that change the configuration, in one word (--set=KEY=VALUE) or in two (--set KEY=VALUE):
+# prepare takes them as train does, and refuses a spelling that there was once.
 config_arguments() {
   configuration=()
-  local argument
-  for argument in "$@"; do
-    if [[ $argument == --set=* || $argument == --config[.=]* ]]; then
-      configuration+=("$argument")
+  while (($#)); do
+    if [[ $1 =~ ^--?(set|config(\.[^=]*)?)(=|$) ]]; then
+      configuration+=("$1")
+      if [[ $1 != *=* ]] && (($# > 1)); then
+        configuration+=("$2")
+        shift
+      fi
     fi
+    shift
   done
 }
 
@@ -274,13 +278,13 @@ bucket_extras() { # ARGUMENT…
 
 # check_slices COUNT ARGUMENT…: a configuration that is fitted to slices (slice=2xv5e-16) is for as many as there are.
 check_slices() {
-  local count=$1 word fitted of_several='[:,=]slice=([0-9]+)x([^,]*)' of_one='[:,=]slice=([a-z][^,]*)'
+  local count=$1 word fitted of_several='(^|[:,=])slice=([0-9]+)x([^,]*)' of_one='(^|[:,=])slice=([a-z][^,]*)'
   shift
   for word in "$@"; do
     if [[ $word =~ $of_several ]]; then
-      fitted=${BASH_REMATCH[1]} name_of_slice=${BASH_REMATCH[2]}
+      fitted=${BASH_REMATCH[2]} name_of_slice=${BASH_REMATCH[3]}
     elif [[ $word =~ $of_one ]]; then
-      fitted=1 name_of_slice=${BASH_REMATCH[1]}
+      fitted=1 name_of_slice=${BASH_REMATCH[2]}
     else
       continue
     fi

@@ -155,6 +155,7 @@ def test_dry_run_prints_the_commands_and_touches_nothing(checkout, monkeypatch, 
             'fitted to 2 slices (mlm:base,slice=2xv5e-16), and --slices=1: give --slices=2, or slice=v5e-16',
         ),
         (['gke', 'run', *GKE_TPU, '--slices=2', '--config=mlm:base,slice=v5e-16'], 'or slice=2xv5e-16'),
+        (['gke', 'run', *GKE_TPU, '--', '--set', 'slice=2xv5e-16'], 'give --slices=2, or slice=v5e-16'),
         (['gke', 'run', *GKE, '--gpu=nvidia-l4', '--slices=2'], '--slices goes with --tpu'),
         (['tpu_pod', 'run', *TPU_POD, *RUN, '--data=gs://rows/books'], "on each worker's own disk"),
         (['gke', 'run', *GKE_TPU, '--cpu=3'], 'unknown option --cpu=3'),
@@ -211,6 +212,22 @@ def test_demo_installs_once_and_hands_arguments_on(checkout, environment, tmp_pa
     modules = lines(tmp_path / 'modules')[7:]
     assert [m.split()[1] for m in modules] == ['pip', 'pytest', 'pytest', 'pip', 'pytest']
     assert modules[0].endswith('--editable .[test]')
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['--set', 'data.corpus=text:two words/*.txt', '--config.batch_size', '8'],
+        ['-set=data.corpus=text:a,b', '--config.batch_size=8', '--config', 'configs/mlm.py:mini'],
+    ],
+)
+def test_prepare_is_given_settings_of_one_word_and_of_two(checkout, environment, tmp_path, arguments):
+    environment(checkout / '.venv')
+    launch(checkout, 'gpu_local', *RUN, '--cuda=12', '--', '--verbosity', '1', *arguments, '--note=--set')
+    _, prepare, train = lines(tmp_path / 'modules')
+    given = ' '.join(arguments)
+    assert prepare == f'-m mlm_jax.prepare --config=configs/mlm.py:base {given}'
+    assert train.endswith(f'--set=accelerator=gpu --verbosity 1 {given} --note=--set')
 
 
 def test_a_failing_step_ends_the_program(checkout, stand_in):
