@@ -256,6 +256,16 @@ config_arguments() {
   done
 }
 
+# Whether data.directory names a mixture in these arguments, of which the last counts (mlm_jax/config/mixture.py). Each
+# of its directories was prepared by itself before, and prepare refuses all of them at once.
+names_mixture() { # ARGUMENT…
+  local word directory=''
+  for word in "$@"; do
+    [[ ! $word =~ ^(--?set=)?data\.directory=(.*)$ ]] || directory=${BASH_REMATCH[2]}
+  done
+  [[ $directory == *,* && ! -d $directory ]]
+}
+
 # bucket_path gs://BUCKET/PATH DIRECTORY: where the object lies when BUCKET is mounted at DIRECTORY/BUCKET.
 bucket_path() {
   case $1 in

@@ -230,6 +230,35 @@ def test_prepare_is_given_settings_of_one_word_and_of_two(checkout, environment,
     assert train.endswith(f'--set=accelerator=gpu --verbosity 1 {given} --note=--set')
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'prepares'),
+    [
+        (['--set=data.directory=data/en:0.7,data/de:0.3'], False),
+        (['--set', 'data.directory=data/en,gs://rows/de'], False),
+        (['--set=data.directory=data/en', '--set=data.directory=data/en,data/de'], False),
+        (['--set=data.directory=data/en,data/de', '--set=data.directory=data/en'], True),
+        (['--set=data.directory=data/one, with a comma'], True),
+        (['--set=data.corpus=text:a,b'], True),
+    ],
+)
+def test_mixtures_are_trained_on_and_not_prepared(checkout, environment, stand_in, tmp_path, arguments, prepares):
+    environment(checkout / '.venv')
+    (checkout / 'data' / 'one, with a comma').mkdir(parents=True)
+    stand_in('sbatch')
+    stand_in('srun', 'while [[ $1 == -* ]]; do shift; done; "$@"')
+    launch(checkout, 'gpu_local', *RUN, '--cuda=12', '--', *arguments)
+    launch(checkout, 'slurm', *RUN, '--nodes=2', '--', *arguments)
+    subprocess.run(
+        ['bash', str(checkout / 'runs/base/train.sbatch')],
+        check=True,
+        env={**os.environ, 'SLURM_NTASKS': '2', 'SLURM_PROCID': '0'},
+    )
+    modules = lines(tmp_path / 'modules')
+    programs = [m.split()[1].removeprefix('mlm_jax.') for m in modules]
+    assert programs == ['pip', *['prepare'] * prepares, 'train', *['prepare'] * 2 * prepares, 'train']
+    assert all(m.endswith(' '.join(arguments)) for m in modules if ' mlm_jax.train ' in m)
+
+
 def test_a_failing_step_ends_the_program(checkout, stand_in):
     body = f'[[ $2 != pytest ]] || exit 3; [[ $1 == -m ]] || exec {shlex.quote(sys.executable)} "$@"'
     stand_in('python', body, checkout / 'v/bin/python')
