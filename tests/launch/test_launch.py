@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 
 import cloud_commands
 import pytest
@@ -401,6 +402,33 @@ def test_tpu_pod_copies_installs_and_trains(checkout, environment, stand_in, tmp
     launch(checkout, 'tpu_pod', 'stop', *TPU_POD)
     assert running.wait(timeout=10) == -15
     launch(checkout, 'tpu_pod', 'run', *TPU_POD, *ON_BUCKETS)
+
+
+TARS = {
+    # Of macOS: it drops the ./ of what it is to leave out, and looks for it at every level.
+    'like_bsdtar': 'words=(); for word; do words+=("${word/#--exclude=.\\//--exclude=}"); done; exec %s "${words[@]}"',
+    'bsdtar': 'exec %s "$@"',
+    'tar': 'exec %s "$@"',
+}
+
+
+@pytest.mark.parametrize('kind', TARS)
+def test_tpu_pod_copies_all_but_data_runs_and_environments(checkout, stand_in, tmp_path, kind):
+    real = shutil.which('tar' if kind == 'like_bsdtar' else kind)
+    if real is None:
+        pytest.skip(f'{kind} is not installed')
+    stand_in('tar', TARS[kind] % shlex.quote(real))
+    stand_in('gcloud', f'[[ $4 != scp ]] || cp "$5" {tmp_path}/archive.tar.gz')
+    kept = ['.git/HEAD', 'mlm_jax/data/rows.py', 'tests/data/runs/test_rows.py', "my file's notes", '--note']
+    left = ['data/rows', 'runs/base/x', '.venv/x', '.venv-3.12/x', 'mine/pyvenv.cfg', 'mlm_jax/__pycache__/rows.pyc']
+    for name in kept + left:
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).touch()
+    there = {path.relative_to(checkout).as_posix() for path in checkout.rglob('*') if path.is_file()}
+    launch(checkout, 'tpu_pod', 'run', *TPU_POD, *ON_BUCKETS)
+    with tarfile.open(tmp_path / 'archive.tar.gz') as archive:
+        files = {member.name.removeprefix('./') for member in archive if member.isfile()}
+    assert files == there - set(left)
 
 
 def test_tpu_pod_creates_a_preempted_tpu_anew(checkout, stand_in, tmp_path):
