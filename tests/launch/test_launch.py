@@ -137,6 +137,7 @@ def test_dry_run_prints_the_commands_and_touches_nothing(checkout, monkeypatch, 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
+        (['demo', '--workdir', 'runs/other'], 'written --workdir=VALUE'),
         (['gpu_local', *RUN, '--gpus=2'], 'unknown option --gpus=2'),
         (['gpu_local', RUN[0], '--workdir=http://host/base'], 'give a directory, gs://BUCKET/PATH or s3://'),
         (['slurm', RUN[0], '--workdir=http://host/base'], 'use letters, digits'),
@@ -213,6 +214,17 @@ def test_demo_installs_once_and_hands_arguments_on(checkout, environment, tmp_pa
     modules = lines(tmp_path / 'modules')[7:]
     assert [m.split()[1] for m in modules] == ['pip', 'pytest', 'pytest', 'pip', 'pytest']
     assert modules[0].endswith('--editable .[test]')
+
+
+@pytest.mark.parametrize('workdir', ['runs/other', '/tmp/other', 'gs://bucket/other'])
+def test_demo_trains_evaluates_and_reports_in_one_workdir(checkout, environment, tmp_path, workdir):
+    environment(checkout / '.venv')
+    text = launch(checkout, 'demo', f'--workdir={workdir}', '--set=total_steps=3')
+    _, _, train, evaluate = lines(tmp_path / 'modules')
+    assert train == f'-m mlm_jax.train --config=configs/demo.py --workdir={workdir} --set=total_steps=3'
+    assert f' --model={workdir} ' in evaluate
+    place = checkout / workdir if workdir.startswith('runs') else workdir
+    assert text.endswith(f'The run is in {place}.\nThe loss curve: {place}/loss_curve.png\n')
 
 
 @pytest.mark.parametrize(
