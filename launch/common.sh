@@ -286,6 +286,15 @@ bucket_extras() { # ARGUMENT…
   [[ $* != *s3://* ]] || printf ',s3'
 }
 
+# extras_of_run ACCELERATOR EXTRAS ARGUMENT…: the extras of setup.py for a run with these arguments, divided by commas:
+# that of the accelerator, unless --extras names another; those of --extras; and what its buckets need.
+extras_of_run() {
+  local extras=$2
+  [[ ,$extras, =~ ,(tpu|cuda12|cuda13), ]] || extras=$1${extras:+,$extras}
+  shift 2
+  printf %s "$extras$(bucket_extras "$@")"
+}
+
 # check_slices COUNT ARGUMENT…: a configuration that is fitted to slices (slice=2xv5e-16) is for as many as there are.
 check_slices() {
   local count=$1 word fitted of_several='(^|[:,=])slice=([0-9]+)x([^,]*)' of_one='(^|[:,=])slice=([a-z][^,]*)'

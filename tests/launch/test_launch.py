@@ -87,6 +87,10 @@ DRY_RUNS = {
         '--output=runs/base/',
         '--workdir=gs://bucket/runs/base',
     ],
+    ('tpu_pod', 'run', *TPU_POD, *ON_BUCKETS, '--extras=huggingface,hub', '--', '--set=init_from=s3://models/base'): [
+        "'.[tpu,huggingface,hub,s3]'",
+        '--set=init_from=s3://models/base',
+    ],
     ('gke', 'run', *GKE_TPU): ['kubectl apply', 'kind: JobSet', 'mlm_jax.train --distributed'],
     ('gke', 'logs', '--name=bert'): ['kubectl logs', 'completion-index=0'],
     ('gke', 'down', '--name=bert'): ['kubectl delete jobset bert'],
@@ -527,6 +531,21 @@ def test_gke_reaches_buckets_as_it_is_told(checkout, stand_in, tmp_path, access,
     assert ("'.[tpu,gcs]'" in script) == (access[0] == 'direct')
     annotations = spec['template']['metadata']['annotations']
     assert ('gke-gcsfuse/ephemeral-storage-limit' in annotations) == (access[1] == 'mount')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'extras'),
+    [
+        ([*GKE_TPU], 'tpu'),
+        ([*GKE_TPU, '--extras=huggingface,hub'], 'tpu,huggingface,hub'),
+        ([*GKE_TPU, '--config=continue:gs://models/base'], 'tpu,gcs'),
+        ([*GKE, '--gpu=nvidia-l4', '--extras=smiles', '--', '--set=init_from=s3://models/base'], 'cuda12,smiles,s3'),
+        ([*GKE, '--gpu=nvidia-l4', '--extras=cuda13', '--workdir-access=direct'], 'cuda13,gcs'),
+    ],
+)
+def test_gke_installs_the_extras_that_a_run_needs(checkout, stand_in, tmp_path, arguments, extras):
+    _, pod = job_set(checkout, stand_in, tmp_path, *arguments)
+    assert f"--editable '.[{extras}]'\n" in pod['containers'][0]['args'][0]
 
 
 def test_gke_on_gpus_tells_every_process_its_place(checkout, stand_in, tmp_path):
