@@ -14,16 +14,18 @@ and a row of 16-bit ids takes 256 bytes, compared with 324 (one row per record) 
 import concurrent.futures
 import pathlib
 import re
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from mlm_jax.data import manifest as manifest_lib
-from mlm_jax.files import atomic, buckets
+from mlm_jax.files import atomic, buckets, maps
 from mlm_jax.files.errors import ConfigError
 
 _THREADS = 16  # that look at files
+_MAPS = maps.RecentMaps()
 
 
 def row_dtype(vocab_size: int) -> np.dtype:
@@ -180,16 +182,18 @@ class Shards:
         self._directory, self._shards, self._verify = directory, shards, verify
         self._dtype, self._vocabulary = np.dtype(manifest.dtype), manifest.vocabulary
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # on a network file system, each may take long
-            list(pool.map(self._offset, range(len(shards))))
+            self._offsets = list(pool.map(self._offset, range(len(shards))))
         self._ends = np.cumsum([shard.rows for shard in shards])
-        self._maps: dict[int, np.ndarray | _Remote] = {}
+        self._verified: set[int] = set()
+        weakref.finalize(self, _MAPS.forget, id(self))
 
     def __len__(self) -> int:
         """The number of rows."""
         return int(self._ends[-1])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_maps': {}}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        weakref.finalize(self, _MAPS.forget, id(self))
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Reads rows.
@@ -212,9 +216,7 @@ class Shards:
         shard_n = np.searchsorted(self._ends, indices, side='right')
         for shard in np.unique(shard_n):
             chosen = shard_n == shard
-            mapped = self._open(int(shard))
-            first = self._ends[shard] - len(mapped)
-            numbers = indices[chosen] - first
+            numbers = indices[chosen] - (self._ends[shard] - self._shards[shard].rows)
             rows[chosen] = self._checked(int(shard), self._some(int(shard), numbers), numbers)
         return rows
 
@@ -244,20 +246,19 @@ class Shards:
 
     def _read_into(self, shard: int, start: int, rows: np.ndarray) -> None:
         """Fills `rows` with rows of one file, from its row `start` on."""
-        mapped = self._open(shard)
-        if isinstance(mapped, _Remote):
+        if isinstance(self._directory, buckets.BucketPath):
             rows[:] = self._some(shard, slice(start, start + len(rows)))
             return
-        assert isinstance(mapped, np.memmap)  # only files without rows are not mapped
+        self._verify_once(shard)
         left = memoryview(rows.data).cast('B')
         try:
             # Opened anew for each block: thousands of shards would need as many descriptors.
             with open(self._directory / self._shards[shard].file, 'rb', buffering=0) as file:
-                file.seek(mapped.offset + start * rows[0].nbytes)
+                file.seek(self._offsets[shard] + start * rows[0].nbytes)
                 while left and (count := file.readinto(left)):
                     left = left[count:]
         except OSError as error:
-            raise self._damaged(shard, error.strerror or str(error)) from error
+            raise self._unreadable(shard, error) from error
         if left:
             raise self._damaged(shard, 'was truncated while this program ran')
 
@@ -286,30 +287,33 @@ class Shards:
 
     def _some(self, shard: int, which: np.ndarray | slice) -> np.ndarray:
         """[n, T]: some rows of one file."""
+        self._verify_once(shard)
+        path, shape = self._directory / self._shards[shard].file, (self._shards[shard].rows, self.sequence_length)
+        if not shape[0]:  # which cannot be mapped
+            return np.empty(shape, self._dtype)[which]
         try:
-            return self._open(shard)[which]
-        except OSError as error:  # of a bucket
-            raise self._damaged(shard, f'cannot be read: {error.strerror or error}') from error
+            if isinstance(path, buckets.BucketPath):
+                return _Remote(path, self._dtype.newbyteorder('<'), self._offsets[shard], shape)[which]
+            return _MAPS.get(id(self), shard, lambda: self._map(shard))[which]
+        except OSError as error:
+            raise self._unreadable(shard, error) from error
 
-    def _open(self, shard: int) -> np.ndarray | _Remote:
-        if shard not in self._maps:
-            name, count, known = (getattr(self._shards[shard], key) for key in ('file', 'rows', 'sha256'))
-            path, offset, shape = self._directory / name, self._offset(shard), (count, self.sequence_length)
-            try:
-                if self._verify and known and atomic.sha256(path) != known:
-                    raise self._damaged(shard, manifest_lib.CHANGED)
-                dtype = self._dtype.newbyteorder('<')
-                mapped: np.ndarray | _Remote
-                if not count:
-                    mapped = np.empty(shape, self._dtype)
-                elif isinstance(path, buckets.BucketPath):
-                    mapped = _Remote(path, dtype, offset, shape)
-                else:
-                    mapped = np.memmap(path, dtype, 'r', offset, shape)
-            except OSError as error:  # the file existed when its header was read
-                raise self._damaged(shard, error.strerror or str(error)) from error
-            self._maps[shard] = mapped
-        return self._maps[shard]
+    def _map(self, shard: int) -> np.memmap:
+        """The memory map of a file, which may have changed since its header was read."""
+        path, shape = self._directory / self._shards[shard].file, (self._shards[shard].rows, self.sequence_length)
+        return np.memmap(path, self._dtype.newbyteorder('<'), 'r', self._offset(shard), shape)
+
+    def _verify_once(self, shard: int) -> None:
+        known = self._shards[shard].sha256
+        if not self._verify or not known or shard in self._verified:
+            return
+        try:
+            is_same = atomic.sha256(self._directory / self._shards[shard].file) == known
+        except OSError as error:
+            raise self._unreadable(shard, error) from error
+        if not is_same:
+            raise self._damaged(shard, manifest_lib.CHANGED)
+        self._verified.add(shard)
 
     def _offset(self, shard: int) -> int:
         """The offset of the rows in a file; raises ConfigError if the file differs from the manifest."""
@@ -318,6 +322,14 @@ class Shards:
         if wrong:
             raise self._damaged(shard, wrong)
         return offset
+
+    def _unreadable(self, shard: int, error: OSError) -> ConfigError:
+        if error.errno in maps.TOO_MANY_OPEN:
+            return ConfigError(
+                f'cannot open {self._directory / self._shards[shard].file}: {error.strerror}. This process may have '
+                f'{maps.open_files_limit():,} files open: raise that with `ulimit -n 16384`, or close other programs'
+            )
+        return self._damaged(shard, f'cannot be read: {error.strerror or error}')
 
     def _damaged(self, shard: int, wrong: str) -> ConfigError:
         return ConfigError(
