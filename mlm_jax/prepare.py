@@ -188,8 +188,10 @@ def run(
     engine = engine or workers.Processes(num_workers or workers.num_cores())
     place = _Place(directory, engine, task)
     config = _pinned(config, directory)
-    specs = list(filter(None, (config.data.corpus, config.data.validation_corpus)))
-    intent = {'settings': claim.settings(config), 'sources': {spec: sources.describe(spec) for spec in specs}}
+    files = corpora.files_of(config.data, print)
+    specs = {key: config.data[key] for key in ('corpus', 'validation_corpus') if config.data[key]}
+    described = {spec: sources.describe(spec, files.get(key, ())) for key, spec in specs.items()}
+    intent = {'settings': claim.settings(config), 'sources': described}
     with _explained_errors(directory, intent['sources']):
         directory.mkdir(parents=True, exist_ok=True)
         with claim.locked(directory, shared=task is not None):

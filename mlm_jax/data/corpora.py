@@ -31,7 +31,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import ml_collections
 
@@ -95,26 +95,65 @@ def open_corpus(data: ml_collections.ConfigDict, working: pathlib.Path) -> Corpu
     Raises:
       ConfigError: if text is missing or cannot be read; the message says what to do.
     """
-    train = _open(data.corpus, data.text_key, working)
+    files = files_of(data)
+    train = _open(data.corpus, files.get('corpus', []), data.text_key, working)
     if data.validation_corpus:
-        return Corpus(train['train'], _held_out(data, train['train'], working), 0)
+        return Corpus(train['train'], _held_out(data, files.get('validation_corpus', []), train['train'], working), 0)
     if 'validation' in train:
         return Corpus(train['train'], train['validation'], 0)
     return Corpus(train['train'], [], data.validation_percent)
 
 
-def _held_out(data: ml_collections.ConfigDict, train: list[slices.Slice], working: pathlib.Path) -> list[slices.Slice]:
+def files_of(
+    data: ml_collections.ConfigDict, note: Callable[[str], None] = lambda text: None
+) -> dict[str, list[pathlib.Path]]:
+    """The files that `corpus` and `validation_corpus` name, as far as these keys of `config.data` name files.
+
+    Each file is there once, and those that are held out are not trained on.
+
+    Args:
+      data: `config.data`.
+      note: receives a line of text for names of files that are left out.
+
+    Raises:
+      ConfigError: if there are no files of a name, or all are held out.
+    """
+    found = {}
+    for key in ('corpus', 'validation_corpus'):
+        kind, rest = parse(data[key]) if data[key] else ('', '')
+        if kind in text_files.KINDS:
+            names = text_files.names(rest)
+            found[key] = text_files.distinct(names)
+            if others := len(names) - len(found[key]):
+                note(f'once       {others:,} of {len(names):,} names that match data.{key} are of files named before')
+    if len(found) < 2:
+        return found
+    training = text_files.without(found['corpus'], found['validation_corpus'])
+    if not training:
+        raise ConfigError(
+            f'all files of data.corpus={data.corpus} are held out by data.validation_corpus={data.validation_corpus}, '
+            'so nothing is left to train on: name other files, or leave data.validation_corpus out, and a part of the '
+            'documents is held out (data.validation_percent)'
+        )
+    if held_out := len(found['corpus']) - len(training):
+        note(f'held-out   {held_out:,} of the {len(found["corpus"]):,} files of data.corpus, by data.validation_corpus')
+    return found | {'corpus': training}
+
+
+def _held_out(
+    data: ml_collections.ConfigDict, files: list[pathlib.Path], train: list[slices.Slice], working: pathlib.Path
+) -> list[slices.Slice]:
     """The slices of `data.validation_corpus`; says if they are a train split that the user has not named.
 
     Raises:
-      ConfigError: if they are the split of a data set by name that is trained on, whose slices are `train`.
+      ConfigError: if they are what is trained on, whose slices are `train`.
     """
     spec = data.validation_corpus
-    splits, (kind, name) = _open(spec, data.text_key, working), parse(spec)
+    splits, (kind, name) = _open(spec, files, data.text_key, working), parse(spec)
     held_out = splits.get('validation', splits['train'])
-    if kind in _BY_NAME and held_out == train:
+    if held_out == train:
         raise ConfigError(
-            f'data.validation_corpus={spec} is the very split that is trained on: leave it out, and a part of '
+            f'data.validation_corpus={spec} is the very text that is trained on: leave it out, and a part of '
             'data.corpus is held out; or name another corpus, such as hf:ORGANIZATION/NAME:test'
         )
     is_named = kind == 'hf' and hub_sets.parse(name).split
@@ -123,7 +162,8 @@ def _held_out(data: ml_collections.ConfigDict, train: list[slices.Slice], workin
     return held_out
 
 
-def _open(spec: str, text_key: str, working: pathlib.Path) -> dict[str, list[slices.Slice]]:
+def _open(spec: str, files: list[pathlib.Path], text_key: str, working: pathlib.Path) -> dict[str, list[slices.Slice]]:
+    """Split → slices of a corpus; `files` are those that it names, if it names files."""
     kind, rest = parse(spec)
     if kind == 'tfds':
         return {
@@ -133,10 +173,10 @@ def _open(spec: str, text_key: str, working: pathlib.Path) -> dict[str, list[sli
         }
     if kind == 'hf':
         splits = hub_sets.open_splits(rest)
-        return {split: slices.divide_files(hub_sets.KIND, files, text_key) for split, files in splits.items()}
+        return {split: slices.divide_files(hub_sets.KIND, some, text_key) for split, some in splits.items()}
     if kind == 'demo':
         return {'train': slices.divide_files('jsonl', [_demo_file(working)], 'text')}
-    return {'train': slices.divide_files(kind, text_files.find(rest), text_key)}
+    return {'train': slices.divide_files(kind, files, text_key)}
 
 
 def _demo_file(working: pathlib.Path) -> pathlib.Path:

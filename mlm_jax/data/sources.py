@@ -14,26 +14,27 @@ or of its SHA-256.
 import concurrent.futures
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlm_jax.data import corpora, hub_sets, slices
-from mlm_jax.files import atomic, buckets, progress, text_files
+from mlm_jax.files import atomic, buckets, progress
 from mlm_jax.files.errors import ConfigError
 
 
-def describe(spec: str) -> dict[str, Any]:
+def describe(spec: str, files: Sequence[pathlib.Path] = ()) -> dict[str, Any]:
     """The files of a corpus, if it has any, each with its size as `bytes`.
 
+    Args:
+      spec: the corpus.
+      files: those that it names (`corpora.files_of`); the files of a data set of the hub are found here.
+
     Raises:
-      ConfigError: if `spec` is not valid, no file matches, or a file cannot be read.
+      ConfigError: if `spec` is not valid, or a file cannot be read.
     """
     kind, rest = corpora.parse(spec)
     try:
-        files: list[pathlib.Path] = []
-        if kind in text_files.KINDS:
-            files = text_files.find(rest)
-        elif kind == 'hf':
+        if kind == 'hf':
             files = [file for some in hub_sets.open_splits(rest).values() for file in some]
         return {str(file): {'bytes': file.stat().st_size} for file in files}
     except OSError as error:

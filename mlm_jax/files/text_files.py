@@ -11,9 +11,10 @@ A document is returned as the bytes in the file; `corpora.clean` decodes it.
 import codecs
 import glob
 import itertools
+import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from mlm_jax.files import buckets, columnar, delimited, json_lines, streams
@@ -22,12 +23,19 @@ from mlm_jax.files.errors import ConfigError
 # A longer block of text without a blank line is split, so that memory use is bounded.
 MAX_BLOCK_BYTES = 64 << 20
 _LOOK_BACK_BYTES = 4096
+_LONGEST_PATH = 4096  # characters; PATH_MAX of Linux
 
 
 def find(patterns: str) -> list[pathlib.Path]:
+    """The files of `names`, each once."""
+    return distinct(names(patterns))
+
+
+def names(patterns: str) -> list[pathlib.Path]:
     """The files, sorted, that match any of several globs separated by ';' (`**` matches directories at any depth).
 
-    If a file of exactly the given name exists, that file is meant, even if its name has wildcards or a ';'.
+    If a file of exactly the given name exists, that file is meant, even if its name has wildcards or a ';'. A file may
+    have several names, through symbolic links and `..`.
 
     Raises:
       ConfigError: if a glob matches no file.
@@ -48,15 +56,54 @@ def find(patterns: str) -> list[pathlib.Path]:
     return sorted(files)
 
 
+def distinct(files: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """The files without those that are other names of files before them; hard links are files of their own."""
+    found: dict[str, pathlib.Path] = {}
+    for file, identity in _identities(files):
+        found.setdefault(identity, file)
+    return list(found.values())
+
+
+def without(files: Iterable[pathlib.Path], others: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """The files that are not among others, whatever their names."""
+    known = {identity for _, identity in _identities(others)}
+    return [file for file, identity in _identities(files) if identity not in known]
+
+
+def _identities(files: Iterable[pathlib.Path]) -> Iterator[tuple[pathlib.Path, str]]:
+    """Each file with its path without symbolic links, of which directories are asked once."""
+    real: dict[str, str] = {}
+    for file in files:
+        if isinstance(file, buckets.BucketPath):
+            yield file, str(file)
+        elif os.path.islink(file):
+            yield file, os.path.realpath(file)
+        else:
+            directory, name = os.path.split(file)
+            if directory not in real:
+                real[directory] = os.path.realpath(directory)
+            yield file, os.path.join(real[directory], name)
+
+
 def _separated(patterns: str) -> Iterator[str]:
     """The globs between semicolons; a semicolon in the name of an existing file does not separate globs."""
     parts = patterns.split(';')
+    if all(glob.has_magic(part) or _is_file(part.strip()) for part in parts) and not _is_file(patterns):
+        yield from map(str.strip, parts)
+        return
     while parts:
-        joined = (';'.join(parts[:count]) for count in range(len(parts), 1, -1))
+        longest = _names_up_to(parts)
+        joined = (';'.join(parts[:count]) for count in range(longest, 1, -1))
         pattern = next((name for name in joined if _is_file(name) or _is_file(name.strip())), parts[0])
         parts = parts[pattern.count(';') + 1 :]
         if pattern.strip():
             yield pattern if _is_file(pattern) else pattern.strip()
+
+
+def _names_up_to(parts: Sequence[str]) -> int:
+    """How many of the first parts can be the path of one file; asking for longer ones would take long."""
+    lengths = itertools.accumulate(len(part) + 1 for part in parts)
+    return max(1, sum(1 for _ in itertools.takewhile(lambda length: length <= _LONGEST_PATH, lengths)))
 
 
 def _matches(pattern: str) -> list[pathlib.Path]:

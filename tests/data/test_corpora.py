@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -229,10 +230,53 @@ def test_a_file_of_any_name_can_be_named(tmp_path, monkeypatch):
         text_files.find('b,c.txt;a [2].txt')
 
 
+def test_a_file_of_several_names_is_read_once(tmp_path, monkeypatch):
+    """Through links to a file and to a directory, even a cyclic one, and by its relative path; hard links are files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'x.txt').write_text('x')
+    (tmp_path / 'a' / 'y.txt').write_text('y')
+    (tmp_path / 'a' / 'again').symlink_to('.')
+    (tmp_path / 'a' / 'z.txt').symlink_to('y.txt')
+    os.link(tmp_path / 'a' / 'x.txt', tmp_path / 'a' / 'hard.txt')
+    patterns, notes = f'a/**/*.txt; {tmp_path}/a/x.txt;./a/../a/y.txt', []
+    assert len(text_files.names(patterns)) > 40
+    assert sorted(file.name for file in text_files.find(patterns)) == ['hard.txt', 'x.txt', 'y.txt']
+    corpora.files_of(settings(corpus=f'text:{patterns}'), notes.append)
+    assert len(notes) == 1 and re.fullmatch(r'once +\d+ of \d+ names that match data.corpus are of .*', notes[0])
+
+
+def test_many_names_are_told_apart_in_one_pass(tmp_path, monkeypatch):
+    asked, is_file = [], text_files._is_file
+    monkeypatch.setattr(text_files, '_is_file', lambda name: asked.append(name) or is_file(name))
+    names = [f'{tmp_path}/{i}.txt' for i in range(300)]
+    for name in names:
+        pathlib.Path(name).touch()
+    assert text_files.find(';'.join(names)) == sorted(map(pathlib.Path, names))
+    assert len(asked) < 700
+    asked.clear()
+    with pytest.raises(ConfigError, match='no file matches .*none.txt'):
+        text_files.find(';'.join([f'{tmp_path}/none.txt', *names]))
+    assert max(map(len, asked[:-1])) <= 4096 + len(';'.join(names)) and len(asked) < 1000
+
+
+def test_files_that_are_held_out_are_not_trained_on(tmp_path, capsys):
+    for name in ('a', 'b', 'c'):
+        write_jsonl(tmp_path / f'{name}.jsonl', [f'{name} {i}' for i in range(20)])
+    (tmp_path / 'link.jsonl').symlink_to('c.jsonl')
+    spec, notes = f'jsonl:{tmp_path}/?.jsonl', []
+    splits = read(spec, tmp_path / 'cache', validation_corpus=f'jsonl:{tmp_path}/link.jsonl')
+    assert {text[0] for text in splits['train']} == {'a', 'b'} and {text[0] for text in splits['validation']} == {'c'}
+    corpora.files_of(settings(corpus=spec, validation_corpus=f'jsonl:{tmp_path}/link.jsonl'), notes.append)
+    assert notes == ['held-out   1 of the 3 files of data.corpus, by data.validation_corpus']
+    with pytest.raises(ConfigError, match='are held out by .* nothing is left to train on: name other files, or leave'):
+        read(spec, tmp_path / 'cache', validation_corpus=f'lines:{tmp_path}/*')
+
+
 def test_a_corpus_is_known_by_its_bytes(tmp_path):
     path, spec = tmp_path / 'a.txt', f'text:{tmp_path}/a.txt'
     path.write_text('some text')
-    assert sources.describe(spec) == {str(path): {'bytes': 9}}
+    assert sources.describe(spec, [path]) == {str(path): {'bytes': 9}}
     whole = {'bytes': 9, 'sha256': hashlib.sha256(b'some text').hexdigest()}
     divided = {'bytes': 9, 'parts': [hashlib.sha256(part).hexdigest() for part in (b'some', b' text')]}
     os.utime(path, (1, 1))
@@ -243,7 +287,7 @@ def test_a_corpus_is_known_by_its_bytes(tmp_path):
     assert sources.content_changes({str(path): whole}) == changed
     assert sources.content_changes({str(path): divided}) == changed
     assert sources.content_changes({str(path): 9}) == [], 'an earlier version knew the size alone'
-    now = sources.describe(spec)
+    now = sources.describe(spec, [path])
     assert sources.changes({str(path): 9}, now) == sources.changes({str(path): whole}, now) == []
     assert sources.changes({str(path): 8}, now) == [f'{path}: 8 bytes then, 9 now']
     assert sources.changes({}, now) == [f'{path}: no bytes then, 9 now']
@@ -365,7 +409,7 @@ def test_a_train_split_is_held_out_aloud_and_not_if_it_is_trained_on(tfds_direct
     splits = read(f'jsonl:{tmp_path}/a.jsonl', tmp_path / 'cache', validation_corpus='tfds:my_texts')
     assert sorted(splits['validation']) == sorted(TEXTS)
     assert 'held-out   the split train of tfds:my_texts, which has no split validation' in capsys.readouterr().out
-    with pytest.raises(ConfigError, match='corpus=tfds:my_texts is the very split that is trained on: leave it out'):
+    with pytest.raises(ConfigError, match='corpus=tfds:my_texts is the very text that is trained on: leave it out'):
         read('tfds:my_texts', tmp_path / 'cache', validation_corpus='tfds:my_texts')
 
 

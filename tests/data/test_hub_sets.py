@@ -299,7 +299,7 @@ def test_only_a_split_that_is_not_trained_on_is_held_out(hub, tmp_path, capsys):
     hub.put('datasets', 'a/b', {'train.parquet': parquet(2), 'val.parquet': parquet(3, 30)})
     for name in (NAME, f'{NAME}:train'):
         config = make_config(tmp_path / 'rows', f'hf:{NAME}', **{'data.validation_corpus': f'hf:{name}'})
-        with pytest.raises(ConfigError, match='is the very split that is trained on: leave it out'):
+        with pytest.raises(ConfigError, match='is the very text that is trained on: leave it out'):
             prepare.run(config, num_workers=1)
     aloud = f'held-out   the split train of hf:{NAME}/default@'
     for corpus, held_out, says in (('a/b', NAME, True), ('a/b', f'{NAME}:train', False), (NAME, 'a/b', False)):

@@ -148,6 +148,9 @@ def test_the_configuration_divides_a_corpus(tmp_path):
     data.validation_percent = 25.0
     corpus = corpora.open_corpus(data, tmp_path)
     assert corpus.has_held_out and corpus.threshold == 2**62
-    data.validation_corpus = data.corpus
+    write(tmp_path / 'b.jsonl', map(str, range(100)))
+    data.validation_corpus = f'jsonl:{tmp_path}/b.jsonl'
     corpus = corpora.open_corpus(data, tmp_path)
-    assert corpus.threshold == 0 and corpus.held_out == corpus.train
+    assert corpus.threshold == 0 and [part.path for each in corpus.held_out for part in each.parts] == [
+        f'{tmp_path}/b.jsonl'
+    ]

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -161,9 +162,14 @@ def test_names_behind_smiles_are_left_out(tmp_path):
 
 
 def make_config(directory, corpus, **overrides):
+    """The same molecules are trained on and held out."""
     config = config_lib.default_config()
+    kind, _, file = corpus.partition(':')
+    if file:
+        shutil.copy(file, directory.parent / 'held_out')
     keys = {
-        'data.directory': str(directory), 'data.corpus': corpus, 'data.validation_corpus': corpus,
+        'data.directory': str(directory), 'data.corpus': corpus,
+        'data.validation_corpus': f'{kind}:{directory.parent / "held_out"}' if file else corpus,
         'tokenizer.model': 'smiles', 'vocab_size': '64', 'sequence_length': '64',
     }  # fmt: skip
     config_lib.apply_overrides(config, keys | overrides)
