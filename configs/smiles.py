@@ -22,8 +22,8 @@ than their own, as one of two such runs did. At `tiny`, with `batch_size=16`, 80
 token, at 0.82 on rows prepared anew, and at 1.33 where that happened; MLM had 0.79 (ea51583 and e32480e, one core of an
 AMD EPYC; docs/results.md, "ExLM's states on molecules" and the section behind it). At the FLOPs of 1,000 steps of ExLM,
 0.77 nats, MLM had 0.59 and MAE-LM with one decoder layer 0.62 (e32480e; "Fine-tuning on molecules with a grid"). `mlm`
-of size `mini` left the frequencies of tokens within 20 steps, and had 1.37 after 100; `mae_lm` had 1.71 (e32480e and
-841d9f8; "The size mini, as it is shipped"). `exlm` of this size, and `base`, have not been run yet.
+of size `mini` left the frequencies of tokens within 20 steps, and had 1.37 after 100; `mae_lm` had 1.71, and `exlm`
+1.89 (e32480e and 841d9f8; "The size mini, as it is shipped"). `base` has not been run yet.
 Muon's rate of 5e-3 is the best of three for `exlm` at widths of 128 and 256, and nearly that for `mae_lm` ("Learning
 rates of MAE-LM and ExLM, and the width").
 """
