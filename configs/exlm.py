@@ -5,14 +5,14 @@
 
 Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the encoder of
 the released code: pre-LN, two-dimensional rotary positions, no LayerNorm on the embeddings. `base` and `large` have the
-short recipe of the released code: 23,000 steps of 4096 × 128 tokens. `tiny` and `mini` are trained by Muon, unless
-`recipe=roberta`, which is AdamW here, or another recipe is given.
+short recipe of the released code: 23,000 steps of 4096 × 128 tokens, 6 % warm-up. `tiny` and `mini` are trained by
+Muon, unless `recipe=roberta`, which is AdamW here, or another recipe is given.
 
 Arguments for ablations: `exlm.num_states=2`; `exlm.transitions=sparse` (only to states of later tokens) or `none`;
 `exlm.transition_heads=1` (the paper's formula); `model.positions=rotary` (the copies of a token share one position);
 `exlm.alignments=1` (one through all documents of a row, as in the paper); `exlm.anchors=false` (which also means one
 through all documents). `objective=mlm` trains the baseline of the paper: the same encoder, without expansion. Other
-arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/exlm.py:base,batch_size=256`.
+arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/exlm.py:base,num_microbatches=8`.
 
 On text, dense transitions, those of the paper, hardly leave the frequencies of words if they begin from random weights:
 they spread the signal of a target over the states of several tokens. At `tiny` and `mini`, the first half of a run
@@ -51,7 +51,8 @@ def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
         config.model.dtype = 'bfloat16'
         config.optimizer.learning_rate = 2e-3
         config_lib.apply_rate_of_size(config, size)
-        config_lib.apply_overrides(config, {'total_steps': '23000', 'schedule.warmup_steps': '1380'})
+        config.optimizer.decay_mask = 'all'
+        config_lib.apply_overrides(config, {'total_steps': '23000', 'schedule.warmup_percent': '6'})
     if 'recipe' in overrides:
         config_lib.apply_recipe(config, overrides.pop('recipe'))
         config.model.positions = 'rotary_2d'

@@ -6,7 +6,8 @@
 Sizes: tiny (2×128), mini (4×256), small (4×512), medium (8×512), base (12×768), large (24×1024), with the relative
 position bias of the paper and, from `small` on, its post-LN encoder; `tiny` and `mini` have the recipe `muon` of
 configs/mlm.py, with which small models learn sooner, unless `recipe=roberta`, the paper's, is given. `base` is the
-paper's recipe for 125,000 steps of 2048 × 512 tokens; `base++` and `large++` are its recipes for 2,000,000 steps. The
+paper's recipe for 125,000 steps of 2048 × 512 tokens, of which 10,000 are warm-up (8 %, whatever the length); `base++`
+and `large++` are its recipes for 2,000,000 steps. The
 released code does not contain the learning rate of `large++`; here, it is that of `base++`.
 
 Arguments for ablations:
@@ -16,7 +17,8 @@ Arguments for ablations:
   the encoder reads a part of the [MASK] tokens: `mae_lm.masked_in_encoder=0.4`
   the encoder reads random tokens: `mae_lm.masked_in_encoder=1.0,masking.mask_fraction=0.0,masking.random_fraction=1.0`
   positions: `mae_lm.renumber_positions=true` or `model.relative_buckets=0`
-Other arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/mae_lm.py:base,batch_size=256`.
+Other arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/mae_lm.py:base,num_microbatches=8`.
+`objective=mlm` trains the paper's baseline, the same encoder on all tokens.
 
 `tiny` as it stands had 3.99 nats per masked token after 1,000 steps, 4.1 M tokens of text, of 2,048 pieces in rows of
 64, as MLM had; frequencies alone give 6.19 (38b5fd4, one core of an AMD EPYC, 17 minutes beside other work). The
@@ -47,10 +49,10 @@ def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
     if size.startswith(('base', 'large')):  # for accelerators
         config.update(sequence_length=512, batch_size=2048, vocab_size=32768)
         config.model.dtype = 'bfloat16'
-        config_lib.apply_overrides(config, {'total_steps': '125000', 'schedule.warmup_steps': '10000'})
+        config_lib.apply_overrides(config, {'total_steps': '125000', 'schedule.warmup_percent': '8'})
     config_lib.apply_rate_of_size(config, size)
     if size.endswith('++'):
-        config.total_steps = 2_000_000
+        config_lib.apply_overrides(config, {'total_steps': '2000000', 'schedule.warmup_percent': '0.5'})
         config.optimizer.learning_rate = 2e-4
         config.model.relative_buckets = 64 if size == 'base++' else 128
         config.model.relative_max_distance = 128 if size == 'base++' else 256

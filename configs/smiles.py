@@ -58,6 +58,6 @@ def get_config(argument: str = 'exlm') -> ml_collections.ConfigDict:
         config.model.dtype = 'bfloat16'
         config.optimizer.update(learning_rate=5e-4, clip_norm=0.1)
         config_lib.apply_rate_of_size(config, size)
-        config_lib.apply_overrides(config, {'total_steps': '120000', 'schedule.warmup_steps': '10000'})
+        config_lib.apply_overrides(config, {'total_steps': '120000', 'schedule.warmup_percent': f'{100 / 12}'})
     config_lib.apply_overrides(config, overrides)
     return config

@@ -151,7 +151,8 @@ def _check_comparable(candidates: Sequence[Candidate]) -> None:
 def digest(config: ml_collections.ConfigDict) -> str:
     """A hash of what a run with this configuration learns from, but for its rows and its seed."""
     ignored = (*WITHOUT_INFLUENCE, 'seed', 'data.directory')
-    keys = {key: value for key, value in config_lib.values(config).items() if not is_under(key, ignored)}
+    decided = config_lib.decided(config)  # a slice, for instance, decides whether attention has dropout
+    keys = {key: value for key, value in config_lib.values(decided).items() if not is_under(key, ignored)}
     return hashlib.sha256(json.dumps(keys, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 

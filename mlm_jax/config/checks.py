@@ -96,6 +96,13 @@ def remarks(config: ml_collections.ConfigDict, num_rows: int) -> list[str]:
             f'and the product is too small to have an effect. The default of {o.name} is {WEIGHT_DECAYS[o.name]}; 0 '
             'turns weight decay off'
         )
+    m = config.model
+    if config.slice and m.dropout and not m.attention_dropout:
+        lines.append(
+            f'attention has no dropout, but the rest of the model has {m.dropout}: the kernel that is chosen for '
+            f'slice={config.slice} has none. model.attention_backend=xla,model.attention_dropout={m.dropout} is slower '
+            'and has it'
+        )
     steps_per_epoch = num_rows / config.batch_size
     epochs = (resolve_steps(config, 'total', steps_per_epoch=steps_per_epoch) or 0) / steps_per_epoch
     follows_visits = STRATEGIES[k.strategy].cycle(min(k.ratio, k.final_ratio), k.fully_explored) > 1
@@ -177,6 +184,11 @@ def check_steps(config: ml_collections.ConfigDict) -> None:
             f'masking.ratio_schedule=staged uses masking.final_ratio={k.final_ratio} in the part '
             'masking.anneal_percent at the end of the run, and that is all of it, so that '
             f'masking.ratio={k.ratio} is never used: set masking.anneal_percent to less, such as 50'
+        )
+    if (warmup := config.schedule.warmup_steps or 0) >= config.total_steps > 1:
+        raise ConfigError(
+            f'the learning rate would rise for {warmup:,} steps, the warm-up, in a run of {config.total_steps:,}: set '
+            'schedule.warmup_percent, such as 6, which follows the length of the run'
         )
 
 

@@ -186,10 +186,11 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
       recipe: 'roberta' (post-LN, learned positions, GELU, dropout 0.1, AdamW: the defaults), 'modern' (as ModernBERT:
         pre-LN, without a norm between the embedding norm and the first attention, RoPE, GeGLU, no biases, no dropout,
         StableAdamW without weight decay of norms, 1 − √ decay of the learning rate), or 'muon' (as modern, but with
-        Muon). Under 'modern', models narrower than 512 have a higher peak learning rate than `config`: 512 / width
-        times as high, up to four times. By muP, too, Adam's rate of matrices falls as the width grows (arXiv
-        2203.03466); at 128 and 256, this rate was the best that was tried, and twice as much was too much
-        (docs/results.md).
+        Muon). ModernBERT itself has dropout of 0.1 behind attention, layers that write into the residual stream with
+        smaller weights at the start, and no clipping of gradients. Under 'modern', models narrower than 512 have a
+        higher peak learning rate than `config`: 512 / width times as high, up to four times. By muP, too, Adam's rate
+        of matrices falls as the width grows (arXiv 2203.03466); at 128 and 256, this rate was the best that was tried,
+        and twice as much was too much (docs/results.md).
 
     Raises:
       ConfigError: for another recipe.
@@ -215,10 +216,11 @@ def apply_muon(config: ml_collections.ConfigDict) -> None:
     """Sets Muon as the optimizer, with a peak learning rate for the width of the model, which must be set.
 
     Up to a width of 256 it is 5e-3, within a factor of two of the best (docs/results.md); twice as much was too much at
-    128 and 256. Beyond, where nothing has been tried, it falls with the square root of the width, which gives 2.9e-3
-    for base: by the rule of arXiv 2502.16982, an update as large as AdamW's at 5e-4 takes 0.2·√768 · 5e-4 = 2.8e-3.
+    128 and 256. Beyond, where nothing has been tried, it falls as the width grows, as AdamW's best rate did from 128 to
+    256, and so stays about three times that rate: 1.7e-3 for base, where AdamW has 5e-4. By arXiv 2502.16982, whose
+    updates are as large as AdamW's, as they are here, Muon takes AdamW's rate as it is.
     """
-    rate = 5e-3 * min(1.0, 256 / config.model.width) ** 0.5
+    rate = 5e-3 * min(1.0, 256 / config.model.width)
     config.optimizer.update(name='muon', learning_rate=float(f'{rate:.2g}'))
 
 
@@ -226,7 +228,7 @@ def apply_rate_of_size(config: ml_collections.ConfigDict, size: str) -> None:
     """Lowers the peak learning rate of a recipe for `base` to that for `large`.
 
     The ratio is that of RoBERTa's rates (arXiv 1907.11692, table 9), 6e-4 for base and 4e-4 for large, and nearly that
-    of ModernBERT's, 8e-4 and 5e-4 (arXiv 2412.13663).
+    of ModernBERT's, 8e-4 and 5e-4 (arXiv 2412.13663). Muon's rate follows the width instead.
     """
     if size == 'large':
         config.optimizer.learning_rate = float(f'{config.optimizer.learning_rate * 4 / 6:.2g}')

@@ -24,7 +24,8 @@ def collocations(
 
     The mutual information of n words is log p(w₁…wₙ) − max Σ log p(part), where the maximum is over all ways to divide
     them into two or more parts. So "the United States of" does not become a collocation merely because it contains
-    "United States". The paper does not say how many n-grams to keep; `MIN_PMI` decides that here.
+    "United States". The authors keep 800,000 n-grams, with quotas for each length, so that about half of all tokens lie
+    in one (github.com/AI21Labs/pmi-masking); here, `MIN_PMI` decides alone, for corpora of any size.
 
     Args:
       blocks: packed rows, int[R, T] each; reading stops after `MAX_TOKENS`.

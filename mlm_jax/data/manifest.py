@@ -38,8 +38,8 @@ class Split:
       rows: the number of rows of T tokens.
       real_tokens: the number of tokens that are not padding, including [CLS] and [SEP].
       text_tokens: the number of tokens of the text, without [CLS] and [SEP].
-      documents: the number of documents that are not empty; parts of one that was split, and copies of a molecule, count
-        each.
+      documents: the number of documents that are not empty; the parts of one that was split count each, and copies of
+        molecules, too.
       words: the number of runs of characters other than ASCII whitespace.
       bytes: the size of the text in UTF-8.
       unigram_entropy_nats: −Σ p ln p over the text tokens of this split, in nats per token: the loss of a model that

@@ -7,7 +7,7 @@ from mlm_jax.models.pooling import POOLINGS
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a task is fine-tuned. The defaults are in the middle of the grids that BERT, RoBERTa and MAE-LM use at base.
+    """How a task is fine-tuned. Rate and batch are the largest of the grids that BERT and MAE-LM use at base.
 
     Attributes:
       learning_rate: the peak; small encoders need a higher one, for example 3e-4.
@@ -24,7 +24,7 @@ class Recipe:
       pooling: the vector of a row that the head reads: 'cls', the state of [CLS], or 'mean', the mean over the tokens.
         In pretraining, a packed row has one [CLS] for each document, so a short pretraining teaches [CLS] little.
       layer_decay: the learning rate of each layer is that of the layer above it times this factor, and the rate of the
-        embeddings is the lowest (ELECTRA).
+        embeddings is the lowest (ELECTRA, whose code gives all of them this factor once more).
       max_length: maximal number of tokens in a row; 0 means the length that the model was trained on.
       evaluations_per_epoch: how often the validation split is scored.
       patience: a run ends after this number of evaluations without improvement; 0 means that it never ends early.
@@ -33,7 +33,8 @@ class Recipe:
       target_scale: divisor of the targets of a regression; 0 standardizes the targets by the train split.
       max_train_examples: size of a random subset of the train split, the same for all seeds; 0 takes all examples.
       max_validation_examples: size of such a subset of the validation split; 0 takes all examples.
-      stride: for SQuAD, tokens from the start of one window of the context to the start of the next.
+      stride: for SQuAD, tokens from the start of one window of the context to the start of the next; at most half a
+        window, so that each answer that is short enough lies whole in one.
       max_query: for SQuAD, the maximal number of tokens of a question; the rest of a longer question is dropped.
       max_answer: for SQuAD, the maximal number of tokens of an answer.
       null_threshold: for SQuAD 2.0, the prediction is "no answer" where the odds of "no answer" are above this value.

@@ -149,7 +149,7 @@ def features(
 
 def window_bounds(length: int, room: int, stride: int) -> list[tuple[int, int]]:
     """The windows of a context of `length` tokens, as pairs (start, stop); an empty context has one empty window."""
-    stride = min(stride, room)  # a larger stride would leave out the tokens between two windows
+    stride = min(stride, max(1, room // 2))  # a larger one would cut answers at the borders of windows
     starts = range(0, max(0, length - room) + stride, stride)
     return [(start, min(start + room, length)) for start in starts]
 

@@ -228,7 +228,7 @@ def simple_features(question, tokenizer, max_length, stride, max_query):
         windows.append((start, start + size))
         if start + size == len(ids):
             break
-        start += min(stride, size)
+        start += min(stride, max(1, size // 2))
 
     def context_in(window, token):
         start, stop = window
