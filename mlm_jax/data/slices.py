@@ -9,6 +9,7 @@ are a random sample of the corpus.
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -91,17 +92,25 @@ def divide_files(
       ConfigError: if a file cannot be read, or a large file is not of this kind.
     """
     try:
-        sizes = [file.stat().st_size for file in files]
+        sizes = [buckets.size(file) for file in files]
         slice_bytes = slice_bytes or max(SLICE_BYTES, -(-sum(sizes) // MAX_SLICES))
+        counts = _counts(kind, files, sizes, slice_bytes)
         parts = (
             Part(str(file), index, count, size)
-            for file, size in zip(files, sizes)
-            for count in [text_files.num_parts(file, kind, slice_bytes)]
+            for file, size, count in zip(files, sizes, counts)
             for index in range(count)
         )
         return _mixed([Slice(kind, text_key, group) for group in _grouped(parts, slice_bytes)])
     except OSError as error:
         raise ConfigError(f'cannot read {error.filename}: {error.strerror or error}') from error
+
+
+def _counts(kind: str, files: Sequence[pathlib.Path], sizes: Sequence[int], slice_bytes: int) -> list[int]:
+    """The numbers of parts of files; only those of more than `slice_bytes` bytes are opened."""
+    large = [file for file, size in zip(files, sizes) if size > slice_bytes]
+    ask = functools.partial(text_files.num_parts, kind=kind, part_bytes=slice_bytes)
+    known = dict(zip(large, buckets.ask_each(ask, large)))
+    return [known.get(file, 1) for file in files]
 
 
 def divide_examples(examples: tfds_sets.Examples, text_key: str) -> list[Slice]:

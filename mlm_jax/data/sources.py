@@ -36,7 +36,7 @@ def describe(spec: str, files: Sequence[pathlib.Path] = ()) -> dict[str, Any]:
     try:
         if kind == 'hf':
             files = [file for some in hub_sets.open_splits(rest).values() for file in some]
-        return {str(file): {'bytes': file.stat().st_size} for file in files}
+        return {str(file): {'bytes': buckets.size(file)} for file in files}
     except OSError as error:
         raise ConfigError(f'cannot read {error.filename}: {error.strerror or error}') from error
 

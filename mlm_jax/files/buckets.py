@@ -35,7 +35,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mlm_jax.files import scratch
 from mlm_jax.files.errors import ConfigError
@@ -61,7 +61,9 @@ _ESCAPED = str.maketrans({character: f'[{character}]' for character in '*?['})
 # What tells one content of an object from another: its generation (gs), its ETag (s3), its hash (hf), or when it was
 # written.
 _IDENTITIES = ('generation', 'blob_id', 'ETag', 'etag', 'LastModified', 'mtime', 'created')
-_THREADS = 8  # files that are copied at the same time
+_THREADS = 8  # requests, or files that are copied, at the same time
+_Thing = TypeVar('_Thing')
+_Answer = TypeVar('_Answer')
 
 
 def is_bucket(path: str | os.PathLike) -> bool:
@@ -72,6 +74,17 @@ def is_bucket(path: str | os.PathLike) -> bool:
 def path(text: str | os.PathLike) -> pathlib.Path:
     """The path that a text names, in a bucket or on a disk; in place of `pathlib.Path` for what users have written."""
     return BucketPath(text) if is_bucket(text) else pathlib.Path(text)
+
+
+def size(path: pathlib.Path) -> int:
+    """The size of a file in bytes; of an object that a listing has found the size from there, without a request."""
+    listed = path.listed_size if isinstance(path, BucketPath) else None
+    return path.stat().st_size if listed is None else listed
+
+
+def ask_each(ask: Callable[[pathlib.Path], _Answer], paths: Sequence[pathlib.Path]) -> list[_Answer]:
+    """What `ask` returns for each path; several are asked at the same time if some lie in a bucket, which is far."""
+    return _at_once(ask, paths) if any(map(is_bucket, paths)) else list(map(ask, paths))
 
 
 def remove_tree(directory: pathlib.Path, ignore_errors: bool = False) -> None:
@@ -113,10 +126,9 @@ def settle_for_others() -> None:
     fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
 
 
-def _at_once(copy_one: Callable[[str], None], names: Sequence[str]) -> None:
+def _at_once(do: Callable[[_Thing], _Answer], things: Iterable[_Thing]) -> list[_Answer]:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(copy_one, names):
-            pass
+        return list(pool.map(do, things))
 
 
 def local(directory: pathlib.Path) -> pathlib.Path:
@@ -147,7 +159,13 @@ class BucketPath(pathlib.PosixPath):
 
     Methods raise OSError as those of `pathlib.Path` do, whatever fsspec and its packages raise; and ConfigError if the
     package that reads the bucket is not installed.
+
+    Attributes:
+      listed_size: the size in bytes if a listing has found this path, which told it; the object may have been written
+        again since then. Otherwise None, as for paths that are made of this one, and for its copies in other processes.
     """
+
+    listed_size: int | None = None
 
     def __str__(self) -> str:
         return super().__str__().replace(':/', '://', 1)  # pathlib makes one slash of two
@@ -192,8 +210,10 @@ class BucketPath(pathlib.PosixPath):
         """Whether its content cannot change, so that `identity` is a checksum of it."""
         return self.scheme in READ_ONLY
 
-    def _named(self, name: str) -> 'BucketPath':
-        return BucketPath(f'{self.parts[0]}//{name.lstrip("/")}')
+    def _named(self, name: str, info: Mapping[str, Any] | None = None) -> 'BucketPath':
+        named = BucketPath(f'{self.parts[0]}//{name.lstrip("/")}')
+        named.listed_size = info['size'] if info else None
+        return named
 
     def _info(self) -> dict[str, Any]:
         with self._storage() as storage:
@@ -232,6 +252,14 @@ class BucketPath(pathlib.PosixPath):
         """Whether there is an object of that name."""
         return self._is('file')
 
+    def found(self) -> 'BucketPath | None':
+        """This path with the size of its object as `listed_size`; None if there is no object of that name."""
+        try:
+            info = self._info()
+        except FileNotFoundError:
+            return None
+        return self._named(self._key, info) if info['type'] == 'file' else None
+
     def is_dir(self, *args: Any, **kwargs: Any) -> bool:
         """Whether there is an object below that name."""
         return self._is('directory')
@@ -263,8 +291,8 @@ class BucketPath(pathlib.PosixPath):
                 names = storage.ls(self._key, detail=False)
         except FileNotFoundError:
             return
-        found = map(self._named, names)
-        yield from (entry for entry in found if entry != self)  # an empty object may stand for the directory
+        entries = map(self._named, names)
+        yield from (entry for entry in entries if entry != self)  # an empty object may stand for the directory
 
     def glob(self, pattern: str, **kwargs: Any) -> Iterator['BucketPath']:  # type: ignore[override]
         """The objects below the directory whose names match a pattern; no directories."""
@@ -275,7 +303,7 @@ class BucketPath(pathlib.PosixPath):
         return self.glob(f'**/{pattern}')
 
     def matches(self) -> Iterator['BucketPath']:
-        """The objects whose names match this path, read as a glob."""
+        """The objects whose names match this path, read as a glob, each with its size as `listed_size`."""
         return self._matching(self._key)
 
     def _matching(self, pattern: str) -> Iterator['BucketPath']:
@@ -284,7 +312,7 @@ class BucketPath(pathlib.PosixPath):
                 found = storage.glob(pattern, detail=True)
         except FileNotFoundError:  # as the hub says of a directory that there is not
             return
-        yield from (self._named(name) for name, info in found.items() if info['type'] == 'file')
+        yield from (self._named(name, info) for name, info in found.items() if info['type'] == 'file')
 
     def listing(self) -> dict[str, Stored]:
         """The objects below a directory, by their names from there; a request for each thousand of them."""

@@ -122,7 +122,8 @@ def _objects(pattern: str) -> list[pathlib.Path]:
     """The objects in a bucket that match a glob, or the one of exactly that name."""
     exact = buckets.BucketPath(pattern)
     try:
-        return [exact] if exact.is_file() else list(exact.matches())
+        found = exact.found()
+        return [found] if found else list(exact.matches())
     except OSError as error:
         raise ConfigError(f'cannot read {pattern}: {error.strerror or error}') from error
 
@@ -143,7 +144,7 @@ def num_parts(path: pathlib.Path, kind: str, part_bytes: int) -> int:
       ConfigError: if the file is too large for one part and is not of this kind.
       OSError: if the file cannot be read.
     """
-    wanted = -(-path.stat().st_size // part_bytes)
+    wanted = -(-buckets.size(path) // part_bytes)
     if wanted <= 1:
         return 1
     if kind in columnar.KINDS:

@@ -1,17 +1,20 @@
 """Corpora, tokenizers and rows in a bucket: prepare makes the same bytes as on a disk, and training reads them."""
 
 import json
+import threading
 
+import fsspec
 import numpy as np
 import pytest
 from preparations import contents_of_any_corpus, made_up_texts, make_config
 
 from mlm_jax import doctor, prepare
 from mlm_jax.config import ConfigError
-from mlm_jax.data import encoding, prepared_data, verification
+from mlm_jax.data import corpora, encoding, prepared_data, reading, slices, sources, verification
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.rows import Batches
 from mlm_jax.data.shards import Shards
+from mlm_jax.files import buckets, text_files
 from mlm_jax.parallel import mesh as mesh_lib
 
 
@@ -84,6 +87,61 @@ def test_tasks_share_a_bucket_and_damage_is_mended(in_bucket, finished, monkeypa
     (root / 'corpus' / 'a.jsonl').write_bytes((root / 'corpus' / 'b.jsonl').read_bytes())
     with pytest.raises(ConfigError, match='gs://bucket/corpus/a.jsonl: '):
         prepare.run(config, 1)
+
+
+@pytest.fixture
+def asked(bucket, monkeypatch):
+    """The name and the path of each request."""
+    found, storage = [], fsspec.get_filesystem_class('gs')
+    for name in ('info', 'ls', 'cat_file'):
+        original = getattr(storage, name)
+
+        def recorded(self, path, *args, name=name, original=original, **kwargs):
+            found.append((name, self._strip_protocol(path)))
+            return original(self, path, *args, **kwargs)
+
+        monkeypatch.setattr(storage, name, recorded)
+    return found
+
+
+@pytest.mark.parametrize('is_listed', [True, False])
+def test_the_objects_of_a_corpus_are_not_asked_one_by_one(bucket, asked, tmp_path, is_listed):
+    root, counts = bucket[0], []
+    for count in (3, 30):
+        names = [f'{root}/corpus/{number}.jsonl' for number in range(count)]
+        for name in names:
+            buckets.path(name).write_text('{"text": "text"}\n')
+        spec = f'jsonl:{root}/corpus/*.jsonl' if is_listed else f'jsonl:{";".join(names)}'
+        asked.clear()
+        assert sources.describe(spec) == {name: {'bytes': 17} for name in names}
+        corpus = corpora.open_corpus(make_config('', '', **{'data.corpus': spec}).data, tmp_path)
+        assert len(corpus.train[0].parts) == count
+        counts.append(len(asked))
+    # What is named without a glob is looked for by its name, in each of the two steps.
+    assert counts[1] == (counts[0] if is_listed else 2 * 30)
+
+
+def test_large_objects_are_asked_at_the_same_time(bucket, monkeypatch):
+    for number in range(4):
+        (bucket[0] / f'{number}.txt').write_text('text\n' * 100)
+    together, num_parts = threading.Barrier(4, timeout=30), text_files.num_parts
+
+    def waiting(*args, **kwargs):
+        together.wait()
+        return num_parts(*args, **kwargs)
+
+    monkeypatch.setattr(text_files, 'num_parts', waiting)
+    assert len(slices.divide_files('lines', text_files.find('gs://bucket/*.txt'), '', 100)) == 4 * 5
+
+
+def test_an_object_that_has_grown_since_it_was_listed_is_noticed(bucket):
+    path = bucket[0] / 'a.txt'
+    path.write_text('text\n')
+    files = text_files.find('gs://bucket/*.txt')
+    path.write_text('text\n' * 2)
+    (divided,) = slices.divide_files('lines', files, '')
+    with pytest.raises(ConfigError, match=r'gs://bucket/a\.txt has changed since this preparation'):
+        reading.Reading(divided, 0)
 
 
 def test_a_corpus_that_changes_meanwhile_is_noticed(in_bucket, monkeypatch):

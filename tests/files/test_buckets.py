@@ -1,5 +1,6 @@
 """Paths in buckets behave as paths on disks do, and what cannot be done there fails; nothing named `gs:` is made."""
 
+import copy
 import gzip
 import io
 import os
@@ -147,6 +148,28 @@ def test_globs_find_objects(bucket, tmp_path):
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r'no object matches gs://bucket/z\*'):
         text_files.find('gs://bucket/z*')
+
+
+def test_a_path_keeps_the_size_that_its_listing_told_and_is_the_same_path(bucket):
+    root, _ = bucket
+    (root / 'a' / '1.txt').write_text('text')
+    ((listed,),) = {tuple((root / 'a').glob('*')), tuple((root / 'a').rglob('*')), tuple((root / '*' / '*').matches())}
+    (root / 'a' / '1.txt').write_text('longer text')
+    for path in (listed, listed.expanduser().absolute()):
+        assert (path.listed_size, buckets.size(path), path.stat().st_size, path.identity()[0]) == (4, 4, 11, 11)
+    plain = buckets.path('gs://bucket/a/1.txt')
+    assert (plain, hash(plain), str(plain), repr(plain)) == (listed, hash(listed), str(listed), repr(listed))
+    others = [
+        plain,
+        pickle.loads(pickle.dumps(listed)),
+        copy.copy(listed),
+        listed.parent / '1.txt',
+        buckets.path(listed),
+    ]
+    assert all(path == listed and path.listed_size is None and buckets.size(path) == 11 for path in others)
+    assert {listed.parent.listed_size, listed.with_suffix('.b').listed_size, (listed / 'b').listed_size} == {None}
+    assert plain.found() == plain and plain.found().listed_size == 11
+    assert plain.parent.found() is None and (root / 'b').found() is None
 
 
 def test_what_the_packages_raise_is_told_in_words(bucket, monkeypatch):
