@@ -231,7 +231,7 @@ def _prepare(config: ml_collections.ConfigDict, place: _Place, intent: dict) -> 
     held_out_jobs = []
     if corpus.has_held_out:
         count = encoding.num_held_out_shards(texts.counts['validation']['bytes'])
-        held_out_jobs = _held_out_jobs(config, corpus, place, count, texts.held_out)
+        held_out_jobs = _held_out_jobs(config, corpus, place, count, texts)
         place.engine.run(held_out_jobs, 'held-out', unit=' shards')
     train, counts = totals.of_split('train', texts, [job for job in jobs if job.writes_rows], tokenizer.vocabulary)
     splits = {'train': train}
@@ -336,15 +336,16 @@ def _slice_jobs(config: ml_collections.ConfigDict, corpus: corpora.Corpus, place
 
 
 def _held_out_jobs(
-    config: ml_collections.ConfigDict, corpus: corpora.Corpus, place: _Place, count: int, checksum: str
+    config: ml_collections.ConfigDict, corpus: corpora.Corpus, place: _Place, count: int, texts: totals.Texts
 ) -> list[encoding.HeldOutJob]:
-    """The second phase: one job for each of `count` shards of held-out rows."""
+    """The second phase: one job for each of `count` shards of held-out rows; `texts` are the sums of the first."""
     output = _output(config, place)
+    encoding.write_runs(output, texts.runs)
     if corpus.held_out:
         threshold, first_phase = corpora.ALL_HASHES, ('validation', len(corpus.held_out))
     else:
         threshold, first_phase = corpus.threshold, ('train', len(corpus.train))
-    return [encoding.HeldOutJob(output, index, count, threshold, first_phase, checksum) for index in range(count)]
+    return [encoding.HeldOutJob(output, index, count, threshold, first_phase, texts.held_out) for index in range(count)]
 
 
 # ---- Finished directories ------------------------------------------------------------------------------------
@@ -430,7 +431,7 @@ def _make_shards_again(
     ]
     place.engine.run(jobs, 'rows')
     if wrong.intersection(validation):
-        held_out_jobs = _held_out_jobs(config, corpus, place, len(validation), '')
+        held_out_jobs = _held_out_jobs(config, corpus, place, len(validation), totals.of_texts(jobs))
         place.engine.run([job for job in held_out_jobs if job.name in wrong], 'held-out', ' shards')
 
 

@@ -283,6 +283,27 @@ def test_damaged_shards_of_many_slices_are_made_again(divided, capsys):
         assert contents(directory) == before
 
 
+def test_shards_of_held_out_rows_are_made_without_the_records_of_slices(divided, monkeypatch):
+    directory = pathlib.Path(divided.data.directory)
+    before, read = contents(directory), []
+    run, read_bytes = encoding.HeldOutJob.run, pathlib.Path.read_bytes
+
+    def watched(job):
+        with monkeypatch.context() as patch:
+            patch.setattr(pathlib.Path, 'read_bytes', lambda path: read.append(path.name) or read_bytes(path))
+            return run(job)
+
+    monkeypatch.setattr(encoding.HeldOutJob, 'run', watched)
+    held_out = sorted(directory.glob('validation-*.npy'))
+    for path in held_out:  # made again in a finished directory, and then in a new one
+        flip(path)
+    prepare.run(divided, num_workers=1)
+    assert contents(directory) == before and read == ['held_out_runs.json'] * len(held_out) and len(held_out) > 1
+    shutil.rmtree(directory)
+    prepare.run(divided, num_workers=1)
+    assert contents(directory) == before and read == ['held_out_runs.json'] * 2 * len(held_out)
+
+
 def test_a_file_that_changed_after_it_was_read_is_refused(finished, tmp_path, small_slices, monkeypatch):
     copy = tmp_path / 'corpus.jsonl'
     shutil.copy(finished / 'corpus.jsonl', copy)

@@ -27,6 +27,7 @@ PIECE_BYTES = 16 << 20  # bytes of text whose tokens are packed together
 _BATCH_BYTES = 4 << 20  # bytes of text that are encoded at a time
 HELD_OUT = 'held_out'  # the key of the file of held-out documents in a record
 _COUNTS = ('documents', 'words', 'bytes', 'text_tokens')
+Runs = Sequence[Sequence[int]]  # of a file of held-out documents, as `held_out.write_run` returns them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,9 +278,8 @@ class HeldOutJob(_Encoding):
         hashes: list[int] = []
         documents: list[np.ndarray] = []
         split, count = self.first_phase
-        for number in range(count):
+        for number, runs in zip(range(count), _read_runs(self.output), strict=True):
             path = held_out_path(self.output, split, number, count)
-            runs = sealed.loads(path.with_suffix('.json').read_bytes())['runs']
             found = held_out.read(path, runs, low, high, self.output.dtype)
             hashes += found[0]
             documents += found[1]
@@ -297,6 +297,23 @@ def num_held_out_shards(num_bytes: int) -> int:
 def held_out_path(output: Output, split: str, index: int, count: int) -> pathlib.Path:
     """The file of the held-out documents of a slice, beside the record of its job."""
     return buckets.path(output.working) / f'{_slice_name(split, index, count)}.held_out'
+
+
+def write_runs(output: Output, runs: Sequence[Runs]) -> None:
+    """Writes the runs of the slices that have held-out documents, in order, where the jobs of the second phase look.
+
+    They are in the records of the slices, too, each of which also has the states of all files of its slice: too much to
+    be read by each of these jobs.
+    """
+    atomic.write_bytes(_runs_path(output), sealed.dumps({'runs': list(runs)}), buckets.path(output.scratch))
+
+
+def _read_runs(output: Output) -> list[Runs]:
+    return sealed.loads(_runs_path(output).read_bytes())['runs']
+
+
+def _runs_path(output: Output) -> pathlib.Path:
+    return buckets.path(output.working) / 'held_out_runs.json'
 
 
 def _slice_name(split: str, index: int, count: int) -> str:

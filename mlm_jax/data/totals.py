@@ -37,6 +37,7 @@ class Texts:
       repairs: split → repair → how many times it was made.
       checksums: file → the SHA-256 of each of its parts.
       held_out: the checksum of all held-out documents.
+      runs: the runs of the slices that have held-out documents, in order.
     """
 
     read: collections.Counter[str]
@@ -44,6 +45,7 @@ class Texts:
     repairs: dict[str, collections.Counter[str]]
     checksums: dict[str, list[str]]
     held_out: str
+    runs: list[encoding.Runs]
 
 
 def of_texts(jobs: Iterable[encoding.SliceJob]) -> Texts:
@@ -52,7 +54,7 @@ def of_texts(jobs: Iterable[encoding.SliceJob]) -> Texts:
     counts: dict[str, collections.Counter[str]] = {split: collections.Counter() for split in reading.SPLITS}
     repairs: dict[str, collections.Counter[str]] = {split: collections.Counter() for split in reading.SPLITS}
     parts: dict[str, dict[int, str]] = collections.defaultdict(dict)
-    held_out = []
+    held_out, runs = [], []
     for job in jobs:
         record = job.record()
         if job.split == 'train':
@@ -64,8 +66,10 @@ def of_texts(jobs: Iterable[encoding.SliceJob]) -> Texts:
             if state:
                 parts[part.path][part.index] = state['sha256']
         held_out.append(record['files'].get(encoding.HELD_OUT, ''))
+        if job.threshold:
+            runs.append(record['runs'])
     checksums = {path: [by_index[index] for index in sorted(by_index)] for path, by_index in parts.items()}
-    return Texts(read, counts, repairs, checksums, encoding.checksum(held_out))
+    return Texts(read, counts, repairs, checksums, encoding.checksum(held_out), runs)
 
 
 def of_split(
