@@ -35,6 +35,7 @@ import pathlib
 import re
 import shlex
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -449,6 +450,12 @@ def _explained_errors(directory: pathlib.Path, sources: dict) -> Iterator[None]:
         number = getattr(error, 'errno', None)
         # Errors of libraries in C++ can only be recognized by their text.
         if number in (errno.ENOSPC, errno.EDQUOT) or re.search('No space left|quota exceeded', str(error)):
+            if buckets.is_bucket(directory):
+                raise config_lib.ConfigError(
+                    f'the disk of {tempfile.gettempdir()} is full, where each worker collects the file that it writes '
+                    'to the bucket: free some space, or name a directory of another disk in TMPDIR, and run the same '
+                    'command, which resumes from here'
+                ) from error
             text = sum(state['bytes'] for files in sources.values() for state in files.values())
             need = f' ({text / 1e6:,.0f} MB in its files, and more if they are compressed)' if text else ''
             raise config_lib.ConfigError(

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import os
 import pathlib
 import re
@@ -11,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+from mlm_jax.files import scratch as scratch_lib
 from mlm_jax.files.buckets import BucketPath
 
 _CHUNK_BYTES = 1 << 20
@@ -27,12 +27,14 @@ def opened(path: pathlib.Path, scratch: pathlib.Path | None = None) -> Iterator[
       scratch: the directory of the temporary file, on the same disk as `path`; by default the directory of `path`.
         No two temporary files have the same name, whatever the machines that share the disk.
         When the program is killed, the temporary file stays there until `remove_leftovers` deletes it. The content
-        of an object in a bucket is collected in memory instead.
+        of an object in a bucket is collected where the temporary files of this machine are (TMPDIR) instead.
     """
     if isinstance(path, BucketPath):
-        content = io.BytesIO()
-        yield content
-        path.write_bytes(content.getvalue())
+        with scratch_lib.directory() as directory:
+            content = directory / 'content'
+            with open(content, 'wb') as file:
+                yield file
+            path.put(content)
         return
     temporary = (scratch or path.parent) / f'{path.name}.{secrets.randbits(64)}.tmp'
     try:
@@ -54,8 +56,11 @@ def write(path: pathlib.Path, fill: Callable[[BinaryIO], object], scratch: pathl
 
 
 def write_bytes(path: pathlib.Path, content: bytes, scratch: pathlib.Path | None = None) -> None:
-    """Writes bytes as `write` does."""
-    write(path, lambda file: file.write(content), scratch)
+    """Writes bytes as `write` does; those of an object in a bucket without a temporary file."""
+    if isinstance(path, BucketPath):
+        path.write_bytes(content)
+    else:
+        write(path, lambda file: file.write(content), scratch)
 
 
 def remove_leftovers(directory: pathlib.Path) -> None:

@@ -12,7 +12,7 @@ AWS_ENDPOINT_URL.
 
 What is different in a bucket:
 
-* An object appears when it is written whole, or not at all. It is collected in memory until then.
+* An object appears when it is written whole, or not at all. `atomic.opened` collects it on a disk until then.
 * There are no directories: one exists if there is an object below it, and `mkdir` does nothing.
 * Renaming is copying, and then deleting: it can end halfway.
 * There are no locks (but `lease.py`), no appending (but `mirror.py`), and no memory maps. What needs one asks

@@ -1,6 +1,8 @@
 """Corpora, tokenizers and rows in a bucket: prepare makes the same bytes as on a disk, and training reads them."""
 
+import errno
 import json
+import tempfile
 import threading
 
 import fsspec
@@ -10,7 +12,7 @@ from preparations import contents_of_any_corpus, made_up_texts, make_config
 
 from mlm_jax import doctor, prepare
 from mlm_jax.config import ConfigError
-from mlm_jax.data import corpora, encoding, prepared_data, reading, slices, sources, verification
+from mlm_jax.data import corpora, encoding, packing, prepared_data, reading, slices, sources, verification
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.rows import Batches
 from mlm_jax.data.shards import Shards
@@ -87,6 +89,20 @@ def test_tasks_share_a_bucket_and_damage_is_mended(in_bucket, finished, monkeypa
     (root / 'corpus' / 'a.jsonl').write_bytes((root / 'corpus' / 'b.jsonl').read_bytes())
     with pytest.raises(ConfigError, match='gs://bucket/corpus/a.jsonl: '):
         prepare.run(config, 1)
+
+
+def test_a_full_disk_on_the_way_to_a_bucket_is_named(in_bucket, tmp_path, monkeypatch):
+    root, config = in_bucket
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=rf'the disk of {tmp_path} is full.*TMPDIR'):
+        patch.setattr(packing, 'pack', full)
+        prepare.run(config, 1)
+    prepare.run(config, 1)
+    assert (root / 'rows' / manifest_lib.FILE).exists() and list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import io
 import os
 import pathlib
 import pickle
+import tempfile
+import tracemalloc
 
 import fsspec
 import pyarrow
@@ -209,3 +211,24 @@ def test_an_object_is_written_whole_or_not_at_all(bucket):
     assert path.read_bytes() == b'the whole' and [str(p) for p in root.rglob('*')] == [str(path)]
     assert atomic.sha256(path, 4, 9) == atomic.hashlib.sha256(b'whole').hexdigest()
     atomic.remove_leftovers(root)
+
+
+def test_what_is_written_to_an_object_is_never_in_memory_as_a_whole(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    sizes, piece, open_files = [], bytes(1 << 20), len(os.listdir('/dev/fd'))
+    storage = fsspec.get_filesystem_class('gs')
+    monkeypatch.setattr(storage, 'put_file', lambda self, source, target: sizes.append(os.path.getsize(source)))
+    monkeypatch.setattr(storage, 'pipe_file', None)
+    tracemalloc.start()
+    for _ in range(3):
+        atomic.write(bucket[0] / 'a', lambda file: [file.write(piece) for _ in range(32)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sizes == [32 << 20] * 3 and peak < 4 << 20
+    assert list(tmp_path.iterdir()) == [] and len(os.listdir('/dev/fd')) == open_files
+
+
+def test_an_object_of_few_bytes_is_written_without_a_disk(bucket, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', '/nowhere')
+    atomic.write_bytes(bucket[0] / 'a', b'record')
+    assert (bucket[0] / 'a').read_bytes() == b'record'

@@ -19,6 +19,22 @@ def temporary(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_lock_that_another_process_deletes_before_it_is_locked_is_made_anew(temporary, monkeypatch):
+    made, mkstemp = [], tempfile.mkstemp
+
+    def deleted_once(*args):
+        descriptor, lock = mkstemp(*args)
+        made.append(lock)
+        if len(made) == 1:
+            os.unlink(lock)
+        return descriptor, lock
+
+    monkeypatch.setattr(tempfile, 'mkstemp', deleted_once)
+    with scratch.directory() as ours:
+        assert len(made) == 2 and {path.name for path in temporary.iterdir()} == {ours.name, f'{ours.name}.lock'}
+    assert list(temporary.iterdir()) == []
+
+
 def test_what_a_killed_process_left_is_deleted_and_nothing_else(temporary):
     (temporary / 'mlm_jax_test_cache_0').mkdir()
     (temporary / 'mlm_jax_other').mkdir()
