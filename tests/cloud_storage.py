@@ -283,7 +283,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _more(self, body, bucket, name, condition, content):
         content += body
         given = re.fullmatch(r'bytes (?:\d+-\d+|\*)/(\d+|\*)', self.headers.get('Content-Range', ''))
-        if given and given[1] == '*':
+        if given and (given[1] == '*' or len(content) < int(given[1])):
             return self._answer(308, Range=f'bytes=0-{len(content) - 1}')
         return self._store(bucket, name, content, condition)
 

@@ -3,7 +3,7 @@
 import cloud_storage
 import pytest
 
-from mlm_jax.files import buckets
+from mlm_jax.files import atomic, buckets
 
 pytest.importorskip('gcsfs')
 
@@ -29,6 +29,12 @@ def test_an_object_is_created_once(root):
     (root / 'lock').unlink()
     (root / 'lock').create(b'\nlast\r\n')
     assert (root / 'lock').read_bytes() == b'\nlast\r\n'
+
+
+@pytest.mark.filterwarnings('ignore:Sending a large body')  # of aiohttp, about each piece
+def test_a_large_object_is_sent_in_pieces_and_appears_once(root):
+    atomic.write(root / 'large', lambda file: [file.write(bytes(1 << 20)) for _ in range(51)])  # a piece has 50 MiB
+    assert (root / 'large').identity() == (51 << 20, '1')
 
 
 def test_listings_copies_and_moves(root, tmp_path):
