@@ -19,6 +19,7 @@ behind a lone --. A directory holds
     train-00000-of-00012.npy, …       packed rows, uint16 or uint32 [rows, T]
     validation-00000-of-00001.npy
     .prepare/                         temporary files; exists only until the preparation is finished
+    .prepare.lock                     keeps a second `prepare` away; removed in the end, but not by tasks
 
 The corpus and the directory may lie in buckets (gs://, s3://: extras `gcs`, `s3`).
 """
@@ -195,10 +196,11 @@ def run(
     intent = {'settings': claim.settings(config), 'sources': described}
     with _explained_errors(directory, intent['sources']):
         directory.mkdir(parents=True, exist_ok=True)
-        with claim.locked(directory, shared=task is not None):
+        with claim.locked(directory, shared=task is not None) as is_locked, _unless_finished_by_another(directory):
             if task:
                 return _do_task(config, place, intent, task)
-            atomic.remove_leftovers(directory)
+            if is_locked:
+                atomic.remove_leftovers(directory)
             if (directory / manifest_lib.FILE).exists():
                 return _bring_up_to_date(config, place, intent)
             return _prepare(config, place, intent)
@@ -439,6 +441,21 @@ def _make_shards_again(
 def _print_words(config: ml_collections.ConfigDict, directory: pathlib.Path, manifest: manifest_lib.Manifest) -> None:
     if line := masking_tables.describe_words(config.masking, directory, manifest):
         print(line)
+
+
+@contextlib.contextmanager
+def _unless_finished_by_another(directory: pathlib.Path) -> Iterator[None]:
+    """Says so if files are gone because another `prepare`, which no lock kept away, has finished the directory."""
+    finished = directory / manifest_lib.FILE
+    was_finished = finished.exists()
+    try:
+        yield
+    except FileNotFoundError as error:
+        if was_finished or not finished.exists():
+            raise
+        raise config_lib.ConfigError(
+            f'another prepare has finished {directory} in the meantime: the same command verifies it'
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """prepare: the same bytes however it got there; refusals with both values; the numbers of the manifest."""
 
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -185,6 +186,41 @@ def test_two_at_once_are_refused(finished, tmp_path):
     (tmp_path / 'rows').mkdir()
     with claim.locked(tmp_path / 'rows'), pytest.raises(ConfigError, match=r'another prepare is running'):
         prepare.run(make_config(tmp_path / 'rows', finished / 'corpus.jsonl'))
+
+
+def without_locks(monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, 'flock', unsupported)
+
+
+def test_temporary_files_of_others_stay_without_locks(copied, monkeypatch):
+    directory, config = copied
+    leftover = directory / 'manifest.json.8.tmp'
+    leftover.write_text('half')
+    with monkeypatch.context() as patch:
+        without_locks(patch)
+        prepare.run(config)
+    assert leftover.exists()
+    prepare.run(config)
+    assert not leftover.exists()
+
+
+def test_another_that_finishes_the_directory_first_is_named(finished, tmp_path, monkeypatch):
+    config, of_texts = make_config(tmp_path / 'rows', finished / 'corpus.jsonl'), totals.of_texts
+    without_locks(monkeypatch)
+
+    def late(jobs):
+        monkeypatch.setattr(totals, 'of_texts', of_texts)
+        prepare.run(config, num_workers=1)
+        return of_texts(jobs)
+
+    monkeypatch.setattr(totals, 'of_texts', late)
+    with pytest.raises(ConfigError, match=r'another prepare has finished .*rows in the meantime: the same command ver'):
+        prepare.run(config, num_workers=1)
+    prepare.run(config, num_workers=1)
+    assert contents(tmp_path / 'rows') == contents(finished / 'rows')
 
 
 def test_a_corpus_of_blanks_is_refused(tmp_path):

@@ -6,9 +6,6 @@ appears complete or not at all, and has the same content whoever makes it.
 """
 
 import contextlib
-import errno
-import fcntl
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -18,16 +15,15 @@ import ml_collections
 from mlm_jax import config as config_lib
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import sources
-from mlm_jax.files import atomic, buckets, sealed
+from mlm_jax.files import atomic, buckets, file_lock, sealed
 from mlm_jax.files.errors import ConfigError
 
 WORKING_DIRECTORY = '.prepare'
+_LOCK_FILE = '.prepare.lock'  # beside that directory, which does not exist all the time
 VERSION = 2  # of the way in which a corpus is divided into shards; `manifest.Manifest.preparation`
 WAIT_SECONDS = 4 * 3600.0  # for task 0; training a tokenizer takes minutes, up to an hour for gigabytes of text
 _POLL_SECONDS = 2.0
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # of file systems without locks
 _MARK = 'settings.json'
-_held: set[int] = set()  # the descriptors of directories that this process has locked
 # Keys of `data` that say where rows lie and how training reads them, not what they are.
 _ABOUT_READING = ('directory', 'mixture_temperature', 'block_kib', 'window_blocks')
 
@@ -47,7 +43,7 @@ def claim(directory: pathlib.Path, working: pathlib.Path, intent: dict) -> None:
         refuse_other_claim(working, intent)
         print(f'resuming   the unfinished preparation in {directory}')
         return
-    others = sorted(f.name for f in directory.iterdir() if f.name != WORKING_DIRECTORY)
+    others = sorted(f.name for f in directory.iterdir() if f.name not in (WORKING_DIRECTORY, _LOCK_FILE))
     if others:
         raise ConfigError(
             f'{directory} holds {", ".join(others[:3])}{" …" * (len(others) > 3)} but no prepared data: set '
@@ -139,43 +135,28 @@ def refuse(directory: pathlib.Path, changed: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: pathlib.Path, shared: bool = False) -> Iterator[None]:
+def locked(directory: pathlib.Path, shared: bool = False) -> Iterator[bool]:
     """Locks the directory against a second `prepare`; the lock is released when this process ends, even if killed.
 
-    On file systems without locks, and in buckets, nothing is locked: two at once then do some work twice.
+    On file systems without locks, in buckets, and where nothing can be written, nothing is locked: two at once then do
+    some work twice, and neither may remove temporary files, which may be those of the other.
 
     Args:
       directory: the directory.
       shared: whether others may hold the lock, too, that want to share it: the tasks of one `prepare`.
 
+    Yields:
+      Whether the directory is locked.
+
     Raises:
       ConfigError: if another process holds the lock.
     """
     if buckets.is_bucket(directory):
-        yield
+        yield False
         return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(f'another prepare is running in {directory}; wait until it ends, or stop it') from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            os.close(descriptor)
-            raise
-    _held.add(descriptor)
-    try:
-        yield
-    finally:
-        _held.remove(descriptor)
-        os.close(descriptor)
-
-
-def _release_in_fork() -> None:
-    """A forked worker must not hold the lock: it may outlive a killed parent for a moment, and another would wait."""
-    while _held:
-        os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_release_in_fork)
+    with contextlib.ExitStack() as stack:
+        try:
+            is_locked = stack.enter_context(file_lock.held(directory / _LOCK_FILE, shared))
+        except BlockingIOError:
+            raise ConfigError(f'another prepare is running in {directory}; wait until it ends, or stop it') from None
+        yield is_locked

@@ -1,8 +1,6 @@
 """Locks a directory so that only one program writes into it at a time."""
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -12,14 +10,13 @@ import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from mlm_jax.files import atomic, lease
+from mlm_jax.files import atomic, file_lock, lease
 from mlm_jax.files.buckets import BucketPath
 from mlm_jax.files.errors import ConfigError
 
 LOCK_FILE = '.lock'
 _PROBE_FILE = '.probe'
 _PROBE_BYTES = 65536
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # errors of file systems without locks
 
 
 @contextlib.contextmanager
@@ -51,21 +48,18 @@ def sole_writer(directory: pathlib.Path) -> Iterator[None]:
 
 def _lock(file: BinaryIO, directory: pathlib.Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        has_locks = file_lock.take(file.fileno())
     except BlockingIOError:
         raise ConfigError(
             f'{directory} is in use by {_describe(_holder(file))}: wait until that process ends, or stop it. Two '
             "programs would overwrite each other's files"
         ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        holder = _holder(file)
-        if holder and not _is_over(holder):
-            raise ConfigError(
-                f'{directory} seems to be in use by {_describe(holder)}; its file system has no locks, so this cannot '
-                f'be checked. If that process has ended, delete {directory / LOCK_FILE}'
-            ) from None
+    holder = None if has_locks else _holder(file)
+    if holder and not _is_over(holder):
+        raise ConfigError(
+            f'{directory} seems to be in use by {_describe(holder)}; its file system has no locks, so this cannot be '
+            f'checked. If that process has ended, delete {directory / LOCK_FILE}'
+        )
 
 
 def _holder(file: BinaryIO) -> dict | None:
