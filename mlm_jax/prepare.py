@@ -62,6 +62,7 @@ from mlm_jax.data import (
 )  # fmt: skip
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.files import atomic, buckets, hub
+from mlm_jax.files.errors import TransientError
 
 _INTERRUPTED = 130  # by convention, the exit status of a program that was interrupted by Ctrl-C
 
@@ -258,8 +259,8 @@ def _begin(config: ml_collections.ConfigDict, place: _Place) -> corpora.Corpus:
     try:
         corpus = corpora.open_corpus(config.data, place.working)
         tokenizer_making.make(config, corpus, place.tokenizer, place.engine)
-    except config_lib.ConfigError:
-        if not place.tokenizer.exists():
+    except config_lib.ConfigError as error:
+        if not isinstance(error, TransientError) and not place.tokenizer.exists():
             # No permanent file depends on the settings yet, so the user may change them.
             buckets.remove_tree(place.working)
         raise
@@ -274,10 +275,11 @@ def _discarding(config: ml_collections.ConfigDict, place: _Place) -> Iterator[No
     """
     try:
         yield
-    except config_lib.ConfigError:
+    except config_lib.ConfigError as error:
         model = config.tokenizer.model
         is_trained = model in tokenizers.TRAINED or model.startswith(tokenizers.EXTEND)
-        if not is_trained and not any(place.directory.glob('*.npy')):
+        is_lasting = not isinstance(error, TransientError)
+        if is_lasting and not is_trained and not any(place.directory.glob('*.npy')):
             buckets.remove_tree(place.working)
             place.tokenizer.unlink(missing_ok=True)
         raise
@@ -450,7 +452,7 @@ def _unless_finished_by_another(directory: pathlib.Path) -> Iterator[None]:
     was_finished = finished.exists()
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, TransientError) as error:  # the latter of pipelines, which miss the files elsewhere
         if was_finished or not finished.exists():
             raise
         raise config_lib.ConfigError(

@@ -23,6 +23,8 @@ from mlm_jax.config import ConfigError
 from mlm_jax.data import claim, corpora, demo_corpus, encoding, packing, slices, tokenizers, totals
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.shards import Shards
+from mlm_jax.files import text_files
+from mlm_jax.files.errors import TransientError
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 WIKIPEDIA = REPOSITORY.parent / 'shared' / 'data' / 'wiki' / 'enwiki_valid.jsonl.xz'
@@ -390,6 +392,32 @@ def test_a_given_tokenizer_and_a_wrong_key_may_be_followed_by_the_right_key(fini
         prepare.run(config, 1)
     config.data.text_key = 'text'
     prepare.run(config, 1)
+
+
+@pytest.mark.parametrize('number, is_kept', [(errno.EIO, True), (errno.ETIMEDOUT, True), (errno.ENOENT, False)])
+def test_samples_outlive_errors_of_the_surroundings(finished, tmp_path, small_slices, monkeypatch, number, is_kept):
+    config, read, begun = make_config(tmp_path / 'rows', finished / 'corpus.jsonl'), text_files.READERS['jsonl'], []
+
+    def failing(*args):
+        begun.append(args)
+        if len(begun) == 2:
+            raise OSError(number, os.strerror(number))
+        return read(*args)
+
+    monkeypatch.setitem(text_files.READERS, 'jsonl', failing)
+    with pytest.raises(ConfigError, match=f'cannot read .*corpus.jsonl: {os.strerror(number)}'):
+        prepare.run(config, num_workers=1)
+    assert (tmp_path / 'rows' / '.prepare' / 'sample-00000.json').exists() == is_kept
+
+
+def test_a_given_tokenizer_and_rows_outlive_errors_of_the_surroundings(finished, tmp_path, monkeypatch):
+    given = finished / 'rows' / 'tokenizer.model'
+    config = make_config(tmp_path / 'rows', finished / 'corpus.jsonl', **{'tokenizer.model': given})
+    with monkeypatch.context() as patch, pytest.raises(TransientError):
+        patch.setattr(encoding.SliceJob, 'run', lambda job: (_ for _ in ()).throw(TransientError('no network')))
+        prepare.run(config, num_workers=1)
+    assert (tmp_path / 'rows' / '.prepare').exists() and (tmp_path / 'rows' / 'tokenizer.model').exists()
+    assert prepare.run(config, num_workers=1).splits == manifest_lib.load(finished / 'rows').splits
 
 
 def test_the_first_rows_of_held_out_text_are_from_everywhere(tmp_path, small_slices):

@@ -20,7 +20,7 @@ from typing import Any
 
 from mlm_jax.data import workers
 from mlm_jax.files import atomic, buckets
-from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.errors import ConfigError, TransientError
 
 _DONE, _ERROR = 'pipeline.json', 'pipeline_error.json'
 
@@ -45,7 +45,8 @@ class Pipelines:
         """As `workers.run`.
 
         Raises:
-          ConfigError: of a job; and if the pipeline fails, or its machines do not see the directory of the jobs.
+          ConfigError: of a job; and if its machines do not see the directory of the jobs.
+          TransientError: if the pipeline fails.
         """
         if not jobs:
             return
@@ -59,7 +60,7 @@ class Pipelines:
         except Exception as error:  # each runner has errors of its own
             _raise_error_of_job(working)
             reason = _last_line(str(error)) or type(error).__name__
-            raise ConfigError(
+            raise TransientError(
                 f'the pipeline of Apache Beam failed: {reason}\nThe log of the runner may say more. Finished work is '
                 'kept: the same command goes on from here'
             ) from error
@@ -119,7 +120,8 @@ def _do(job: workers.Job, working: str) -> dict[str, Any]:
         try:
             was_begun, num_bytes = workers.do(job)
         except ConfigError as reason:
-            atomic.write_bytes(error, json.dumps(str(reason)).encode())
+            told = {'message': str(reason), 'is_transient': isinstance(reason, TransientError)}
+            atomic.write_bytes(error, json.dumps(told).encode())
         else:
             is_damaged = was_begun and num_bytes is not None
             return {'bytes': num_bytes or 0, 'damaged': [job.name] if is_damaged else []}
@@ -143,7 +145,8 @@ def _write_done(total: dict[str, Any], working: str) -> None:
 
 def _raise_error_of_job(working: pathlib.Path) -> None:
     with contextlib.suppress(FileNotFoundError):
-        raise ConfigError(json.loads((working / _ERROR).read_bytes()))
+        told = json.loads((working / _ERROR).read_bytes())
+        raise (TransientError if told['is_transient'] else ConfigError)(told['message'])
 
 
 def _read_done(working: pathlib.Path) -> dict[str, Any]:

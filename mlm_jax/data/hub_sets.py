@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlm_jax.files import buckets, hub
-from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.errors import ConfigError, unreadable
 
 CONVERTED = 'refs/convert/parquet'
 KIND = 'parquet'  # of all files
@@ -191,7 +191,7 @@ def _layout(repository: str, commit: str) -> Layout:
         files = sorted(root.rglob('*.parquet'), key=str)
         card = _card(root)
     except OSError as error:
-        raise ConfigError(f'cannot list {root}: {error.strerror or error}') from error
+        raise unreadable(root, error) from error
     if card is None and (layout := _of_conversion(root, files)):
         return layout
     return _of_card(root, files, card or {}) or _of_names(root, files)

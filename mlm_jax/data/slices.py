@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from mlm_jax.data import tfds_sets
 from mlm_jax.files import buckets, columnar, text_files
-from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.errors import unreadable
 
 SLICE_BYTES = 16 << 20  # ~4 million tokens, about a second of work
 MAX_SLICES = 4096  # a larger corpus has larger slices; up to twice as many can result, because files are not merged
@@ -102,7 +102,7 @@ def divide_files(
         )
         return _mixed([Slice(kind, text_key, group) for group in _grouped(parts, slice_bytes)])
     except OSError as error:
-        raise ConfigError(f'cannot read {error.filename}: {error.strerror or error}') from error
+        raise unreadable(error.filename, error) from error
 
 
 def _counts(kind: str, files: Sequence[pathlib.Path], sizes: Sequence[int], slice_bytes: int) -> list[int]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from mlm_jax.data import corpora, hub_sets, slices
 from mlm_jax.files import atomic, buckets, progress
-from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.errors import ConfigError, unreadable
 
 
 def describe(spec: str, files: Sequence[pathlib.Path] = ()) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def describe(spec: str, files: Sequence[pathlib.Path] = ()) -> dict[str, Any]:
             files = [file for some in hub_sets.open_splits(rest).values() for file in some]
         return {str(file): {'bytes': buckets.size(file)} for file in files}
     except OSError as error:
-        raise ConfigError(f'cannot read {error.filename}: {error.strerror or error}') from error
+        raise unreadable(error.filename, error) from error
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -127,7 +127,7 @@ def _sha256(part: slices.Part) -> str:
             return f'blob {path.identity()[1]}'
         return atomic.sha256(path, *part.range)
     except OSError as error:
-        raise ConfigError(f'cannot read {part.path}: {error.strerror or error}') from error
+        raise unreadable(part.path, error) from error
 
 
 def _stamp(part: slices.Part) -> list[Any]:
@@ -140,7 +140,7 @@ def _stamp(part: slices.Part) -> list[Any]:
             status = os.stat(path)
             size, stamp = status.st_size, [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
     except OSError as error:
-        raise ConfigError(f'cannot read {part.path}: {error.strerror or error}') from error
+        raise unreadable(part.path, error) from error
     if size != part.bytes:
         raise _changed(part)
     return stamp

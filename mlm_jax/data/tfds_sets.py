@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.errors import ConfigError, TransientError
 
 _TFDS_HOST = 'https://storage.googleapis.com'
 _BATCH_BYTES = 4 << 20  # bytes of text that are read at a time, because each read has a fixed cost
@@ -120,7 +120,7 @@ def _check_reachable(name: str, directory: Any) -> None:
     except urllib.error.HTTPError:
         pass  # the host answered
     except OSError as error:
-        raise ConfigError(
+        raise TransientError(
             f'the data set {name} is not in {directory}, and {_TFDS_HOST} cannot be reached to download it '
             f'({error}). Run this on a machine with network access, or copy the directory here from a machine that '
             'has it (stored as array_record), or set the environment variable TFDS_DATA_DIR to the directory that '

@@ -24,7 +24,7 @@ import sentencepiece
 from mlm_jax.data import offsets, residues, sentencepiece_proto, smiles
 from mlm_jax.data.tokenizer_json import JSONTokenizer, looks_like_json
 from mlm_jax.files import buckets, git_lfs, hub
-from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.errors import ConfigError, unreadable
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
 SENTENCEPIECE = ('unigram', 'bpe')
@@ -102,11 +102,11 @@ class Tokenizer:
         try:
             model = buckets.path(path).expanduser().read_bytes()
         except OSError as error:
-            raise ConfigError(
-                f'cannot read the tokenizer {path}: {error.strerror}. Set tokenizer.model to '
-                f'{", ".join(TRAINED[:-1])} or {TRAINED[-1]} to train a tokenizer on the corpus, or to the path of a '
-                'SentencePiece model or of a Hugging Face tokenizer.json'
-            ) from error
+            cure = (
+                f'Set tokenizer.model to {", ".join(TRAINED[:-1])} or {TRAINED[-1]} to train a tokenizer on the '
+                'corpus, or to the path of a SentencePiece model or of a Hugging Face tokenizer.json'
+            )
+            raise unreadable(f'the tokenizer {path}', error, cure) from error
         if git_lfs.is_pointer(model):
             raise ConfigError(f'{path} is not a tokenizer: {git_lfs.REASON}')
         if looks_like_json(model):

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from mlm_jax.files import atomic, progress, sealed
-from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.errors import TransientError
 
 _TASKS = '/proc/self/task'  # lists the threads of this process, on Linux
 _NOT_SHARED = {'fsspec', 'tensorflow_datasets', 'jax'}  # they keep connections and open files, or start threads
@@ -108,7 +108,7 @@ def run(jobs: Sequence[Job], num_workers: int, title: str, unit: str = 'B') -> N
       unit: the unit of `num_bytes`, if these are no bytes.
 
     Raises:
-      ConfigError: if a worker was killed; and everything that a job raises.
+      TransientError: if a worker was killed; and everything that a job raises.
     """
     start, total = time.monotonic(), 0
     num_workers = min(num_workers, len(jobs))
@@ -168,7 +168,7 @@ def _each(jobs: Sequence[Job], num_workers: int) -> Iterator[tuple[Job, tuple[bo
         try:
             yield from _in_pool(pool, jobs, 2 * num_workers)
         except concurrent.futures.process.BrokenProcessPool:
-            raise ConfigError(
+            raise TransientError(
                 'a worker was killed, probably because memory ran out: run this again with a smaller --num_workers; '
                 'finished work is kept'
             ) from None

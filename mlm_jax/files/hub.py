@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.errors import ConfigError, TransientError
 
 COMMIT = re.compile('[0-9a-f]{40}')
 # Kind of a repository → its name in sentences.
@@ -126,7 +126,8 @@ def _explain(error: Exception, errors: Any, name: str, kind: str, offline_cure: 
     if isinstance(error, errors.HFValidationError):
         raise ConfigError(f'{name!r} is no name of a {kind} on the hub: write ORGANIZATION/NAME') from error
     reason = (str(error).splitlines() or [''])[0].strip() or type(error).__name__
-    raise ConfigError(f'{nowhere}the hub cannot be reached for the {kind} {name} ({reason}): {offline_cure}') from error
+    said = f'{nowhere}the hub cannot be reached for the {kind} {name} ({reason}): {offline_cure}'
+    raise TransientError(said) from error
 
 
 def package(what: str) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from mlm_jax.files import buckets, columnar, delimited, json_lines, streams
-from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.errors import ConfigError, unreadable
 
 # A longer block of text without a blank line is split, so that memory use is bounded.
 MAX_BLOCK_BYTES = 64 << 20
@@ -125,7 +125,7 @@ def _objects(pattern: str) -> list[pathlib.Path]:
         found = exact.found()
         return [found] if found else list(exact.matches())
     except OSError as error:
-        raise ConfigError(f'cannot read {pattern}: {error.strerror or error}') from error
+        raise unreadable(pattern, error) from error
 
 
 def _is_file(name: str) -> bool:
@@ -183,7 +183,7 @@ def read(path: pathlib.Path, kind: str, text_key: str, index: int = 0, count: in
         start, stop = bounds(path.stat().st_size, index, count)
         yield from READERS[kind](path, text_key, start, None if count == 1 else stop)
     except OSError as error:
-        raise ConfigError(f'cannot read {path}: {error.strerror or error}') from error
+        raise unreadable(path, error) from error
 
 
 def _lines(path: pathlib.Path, start: int, stop: int | None) -> Iterator[bytes]:

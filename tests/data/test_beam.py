@@ -13,8 +13,9 @@ from preparations import contents, made_up_texts, make_config
 
 from mlm_jax import prepare
 from mlm_jax.config import ConfigError
-from mlm_jax.data import beam, encoding
+from mlm_jax.data import beam, encoding, sampling
 from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.files.errors import TransientError
 
 PROCESSES = ('--direct_running_mode=multi_processing', '--direct_num_workers=2')
 THREADS = ('--direct_running_mode=multi_threading', '--direct_num_workers=2')
@@ -149,6 +150,24 @@ def test_the_error_of_a_job_arrives_and_stops_the_others(folder, tmp_path, monke
     with pytest.raises(ConfigError, match='b.jsonl.gz is damaged or truncated: .* Copy it again'):
         prepare.run(config, engine=beam.Pipelines())
     (tmp_path / 'b.jsonl.gz').write_bytes(content)
+    assert prepare.run(config, engine=beam.Pipelines()).splits['train'].rows
+
+
+@pytest.mark.usefixtures('in_place_of_beam')
+@pytest.mark.parametrize('error', [TransientError('no network'), RuntimeError('no machines')])
+def test_samples_outlive_a_pipeline_that_fails(folder, tmp_path, monkeypatch, error):
+    config, run, begun = make_config(tmp_path / 'rows', f'text:{folder}/*.txt'), sampling.Job.run, []
+
+    def failing(job):
+        begun.append(job)
+        if len(begun) == 2:
+            raise error
+        return run(job)
+
+    monkeypatch.setattr(sampling.Job, 'run', failing)
+    with pytest.raises(TransientError, match=str(error)):
+        prepare.run(config, engine=beam.Pipelines())
+    assert begun[0].is_done()
     assert prepare.run(config, engine=beam.Pipelines()).splits['train'].rows
 
 

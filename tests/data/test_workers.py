@@ -5,6 +5,7 @@ import dataclasses
 import multiprocessing.queues
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from mlm_jax.data import encoding, totals, workers
+from mlm_jax.files.errors import TransientError
 from mlm_jax.masking.vocabulary import standard_vocabulary
 
 
@@ -76,6 +78,19 @@ def test_few_jobs_are_with_the_workers_at_a_time(tmp_path):
         for done, (job, _) in enumerate(workers._in_pool(pool, jobs, 4), start=1):
             assert pool.submitted <= done + 4 and job.files['square'].exists()
     assert done == pool.submitted == 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Killed(Squared):
+    """Ends as a process for which memory runs out."""
+
+    def run(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_no_error_of_the_configuration(tmp_path):
+    with pytest.raises(TransientError, match='a worker was killed.*finished work is kept'):
+        workers.run([Killed(number, str(tmp_path)) for number in range(2)], 2, 'squares')
 
 
 def test_nothing_of_the_pool_is_left_where_work_ends_early(tmp_path, monkeypatch):
