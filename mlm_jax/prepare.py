@@ -196,6 +196,8 @@ def run(
     described = {spec: sources.describe(spec, files.get(key, ())) for key, spec in specs.items()}
     intent = {'settings': claim.settings(config), 'sources': described}
     with _explained_errors(directory, intent['sources']):
+        if not claim.known_settings(directory):
+            tokenizer_making.refuse_unread(config.tokenizer)
         directory.mkdir(parents=True, exist_ok=True)
         with claim.locked(directory, shared=task is not None) as is_locked, _unless_finished_by_another(directory):
             if task:

@@ -14,8 +14,10 @@ def make_config(directory, corpus, **overrides):
     config = config_lib.default_config()
     keys = {
         'data.directory': str(directory), 'data.corpus': str(corpus), 'vocab_size': '100', 'sequence_length': '32',
-        'tokenizer.byte_fallback': 'False', 'data.validation_percent': '10.0',
+        'data.validation_percent': '10.0',
     }  # fmt: skip
+    if 'tokenizer.model' not in overrides:  # it is trained
+        keys['tokenizer.byte_fallback'] = 'False'
     config_lib.apply_overrides(config, keys | {key: str(value) for key, value in overrides.items()})
     return config
 

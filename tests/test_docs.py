@@ -242,7 +242,10 @@ def made_tiny(name: str, arguments: list[str]) -> list[str]:
         arguments = [*arguments, '--set=epochs=1']
     # The last one counts; these sizes of a vocabulary are given by other things.
     given = re.search(r'configs/smiles\.py|vocab_size=420', text)
-    return arguments + [o for o in OVERRIDES.get(key, []) if not (given and o.startswith('--set=vocab_size='))]
+    left_out = ['vocab_size='] * bool(given)
+    if name == 'prepare' and re.search(r'configs/smiles\.py|tokenizer\.model=(?!extend:)|continue:', text):
+        left_out.append('tokenizer.byte_fallback=')  # which only training a SentencePiece tokenizer reads
+    return arguments + [o for o in OVERRIDES.get(key, []) if not o.startswith(tuple(f'--set={k}' for k in left_out))]
 
 
 class Site:

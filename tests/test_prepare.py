@@ -20,7 +20,7 @@ from preparations import contents
 from mlm_jax import config as config_lib
 from mlm_jax import prepare
 from mlm_jax.config import ConfigError
-from mlm_jax.data import claim, corpora, demo_corpus, encoding, packing, slices, tokenizers, totals
+from mlm_jax.data import claim, corpora, demo_corpus, encoding, packing, slices, tokenizer_making, tokenizers, totals
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.shards import Shards
 from mlm_jax.files import text_files
@@ -392,6 +392,38 @@ def test_a_given_tokenizer_and_a_wrong_key_may_be_followed_by_the_right_key(fini
         prepare.run(config, 1)
     config.data.text_key = 'text'
     prepare.run(config, 1)
+
+
+@pytest.mark.parametrize(
+    'model, settings, refused',
+    [
+        (
+            'given',
+            {'normalization': 'nfkc', 'training_megabytes': 5},
+            'normalization=nfkc, tokenizer.training_megabytes=5',
+        ),
+        ('smiles', {'byte_fallback': False, 'training_megabytes': 5}, 'byte_fallback=False'),
+        ('smiles', {'character_coverage': 0.9}, 'character_coverage=0.9'),
+        ('extend:given', {'normalization': 'identity', 'byte_fallback': False}, 'normalization=identity'),
+    ],
+)
+def test_settings_without_effect_are_refused(finished, tmp_path, model, settings, refused):
+    name = model.replace('given', str(finished / 'rows' / 'tokenizer.model'))
+    keys = {f'tokenizer.{key}': value for key, value in settings.items()} | {'tokenizer.model': name}
+    with pytest.raises(ConfigError, match=f'^tokenizer.{refused} would have no effect.*the default'):
+        prepare.run(make_config(tmp_path / 'rows', finished / 'corpus.jsonl', **keys))
+    assert not (tmp_path / 'rows').exists()
+
+
+def test_recorded_settings_without_effect_stay(finished, tmp_path, monkeypatch, capsys):
+    """Earlier versions took them, and what they recorded must not change."""
+    keys = {'tokenizer.model': finished / 'rows' / 'tokenizer.model', 'tokenizer.byte_fallback': False}
+    config = make_config(tmp_path / 'rows', finished / 'corpus.jsonl', **keys)
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer_making, 'refuse_unread', lambda settings: None)
+        prepare.run(config, num_workers=1)
+    prepare.run(config, num_workers=1)
+    assert 'is up to date' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('number, is_kept', [(errno.EIO, True), (errno.ETIMEDOUT, True), (errno.ENOENT, False)])

@@ -9,13 +9,41 @@ from typing import TypeVar
 
 import ml_collections
 
+from mlm_jax import config as config_lib
 from mlm_jax.data import claim, corpora, sampling, tokenizers, workers
 from mlm_jax.files import atomic, buckets
 from mlm_jax.files.errors import ConfigError
 
 FILE = 'tokenizer.model'  # in a prepared directory, whatever its format
 THREAD = 'tokenizer'  # the name of the thread in which SentencePiece runs
+_OF_SENTENCEPIECE = ('normalization', 'byte_fallback', 'character_coverage')  # how it trains
 Result = TypeVar('Result')
+
+
+def refuse_unread(settings: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for values in the part `tokenizer` of a configuration that its `model` leaves without effect.
+
+    It is for new directories only: earlier versions recorded such values, and those must not change any more.
+    """
+    defaults = config_lib.default_config().tokenizer
+    keys, reason = _unread(settings.model)
+    if found := [key for key in keys if settings[key] != defaults[key]]:
+        given, cure = (', '.join(f'tokenizer.{key}={of[key]}' for key in found) for of in (settings, defaults))
+        raise ConfigError(
+            f'{given} would have no effect, because tokenizer.model={settings.model} {reason}: set {cure} (the '
+            'default), or set tokenizer.model to unigram or bpe'
+        )
+
+
+def _unread(model: str) -> tuple[tuple[str, ...], str]:
+    """The keys of the part `tokenizer` that have no effect with a value of `tokenizer.model`, and the reason."""
+    if model in tokenizers.SENTENCEPIECE:
+        return (), ''
+    if model in tokenizers.TRAINED:
+        return _OF_SENTENCEPIECE, 'collects the atoms, bonds and ring closures of the corpus as they are'
+    if model.startswith(tokenizers.EXTEND):
+        return ('normalization',), 'keeps the normalization of the tokenizer that is extended'
+    return (*_OF_SENTENCEPIECE, 'training_megabytes'), 'is a finished tokenizer'
 
 
 def make(config: ml_collections.ConfigDict, corpus: corpora.Corpus, path: pathlib.Path, engine: workers.Engine) -> None:
