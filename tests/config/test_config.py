@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlm_jax import config as config_lib
+from mlm_jax.comparing import configurations
 from mlm_jax.config import ConfigError, checks, possible_values, slice_fitting, step_flops
 from mlm_jax.masking import tables
 from mlm_jax.masking.vocabulary import standard_vocabulary
@@ -251,6 +252,10 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,masking.ratio_schedule=linear', 'masking.final_ratio, which is the same: set masking.final_ratio'),
         ('mini,masking.ratio_schedule=staged,masking.ratio=0.3', 'masking.ratio=0.3 is never used: set masking.anneal'),
         ('mini,masking.strategy=least_masked,masking.ratio=0.8,masking.static_masks=3', 'cannot be static'),
+        (
+            'mini,schedule.warmup_steps=500,total_steps=500',
+            'for 500 steps, the warm-up, in a run of 500: set schedule.w',
+        ),
         ('mini,masking.strategy=complementary,masking.ratio=0.6', 'would overlap'),
         ('mini,masking.strategy=fully_explored,masking.fully_explored.segments=1', 'at least 2'),
         (
@@ -303,7 +308,9 @@ def test_a_key_that_a_file_adds_is_refused():
         config_lib.resolve(config)
 
 
-@pytest.mark.parametrize('masking', ['unit=word', 'ratio_schedule=cosine,masking.final_ratio=0.1', 'strategy=bernoulli'])
+@pytest.mark.parametrize(
+    'masking', ['unit=word', 'ratio_schedule=cosine,masking.final_ratio=0.1', 'strategy=bernoulli']
+)
 def test_mae_lm_needs_slots_for_every_token_where_the_masked_count_varies(masking):
     with pytest.raises(ConfigError, match='set mae_lm.kept_margin=1'):
         config_lib.check(load('mae_lm.py', f'tiny,masking.{masking}'))
@@ -540,6 +547,16 @@ def test_a_run_may_go_on_with_other_transitions_but_not_without(new, refused):
 def test_a_checkpoint_of_any_configuration_goes_on_or_is_refused_in_words(stored):
     with contextlib.suppress(ConfigError):
         resuming.check_resume(stored, load('mlm.py', 'mini'), note=str)
+
+
+def test_a_slice_says_that_attention_has_no_dropout_and_is_another_configuration():
+    plain, on_slice = load('mlm.py', 'base'), load('mlm.py', 'base,slice=v5e-16')
+    assert not checks.remarks(config_lib.resolve(plain), 10**9)
+    (remark,) = checks.remarks(config_lib.resolve(on_slice), 10**9)
+    assert 'attention has no dropout, but the rest of the model has 0.1' in remark
+    assert configurations.digest(plain) != configurations.digest(on_slice)
+    alike = load('mlm.py', 'base,slice=v5e-16,model.attention_backend=xla,model.attention_dropout=0.1')
+    assert configurations.digest(plain) == configurations.digest(alike)
 
 
 @pytest.mark.parametrize(

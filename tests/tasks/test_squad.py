@@ -277,6 +277,8 @@ def test_each_token_has_one_best_window(length, room, stride):
         assert stop - start <= room and len(best) == stop - start
         times[start:stop] += best
     assert (times == 1).all() and bounds[-1][1] == length
+    short = max(1, room - max(1, room // 2))  # an answer of so many tokens lies whole in a window
+    assert all(any(b <= s and s + short <= e for b, e in bounds) for s in range(length - short + 1))
 
 
 def test_a_longer_window_gives_more_context():
