@@ -17,6 +17,7 @@ _FREE = (
 _ALLOCATES = 'custom_call_target="AllocateBuffer"'
 # The TPU compiler writes a reduce-scatter as the fusion of an all-reduce with the slice that a device keeps of it.
 _SCATTERING = 'all-reduce-scatter'
+_CHANNEL = re.compile(r'channel_id=(\d+)')
 # What leaves a slice of TPUs goes through the host, and the runtime of several slices does what this attribute says.
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
@@ -34,19 +35,37 @@ def describe_collectives(compiled: jax.stages.Compiled) -> Totals:
     """
     program, totals = hlo.of_compiled(compiled), Totals()
     scattering = {i.name for name, body in program.computations.items() if name.startswith(_SCATTERING) for i in body}
+    in_kernels = {i.name for name in program.kernels for i in program.computations[name]}
+    seen: set[str] = set()
     for times, instruction in program.executed():
         name = instruction.operation.removesuffix('-start')
         if name not in COLLECTIVES:
             continue
-        arrays = instruction.arrays
-        if name == 'reduce-scatter':
-            arrays = tuple(a for operand in instruction.operands for a in program.instructions[operand].arrays)
-        sizes = [array.num_bytes for array in arrays]
-        # The result of an asynchronous start contains its operand as well, except for an all-reduce.
-        is_both = instruction.operation.endswith('-start') and name not in ('all-reduce', 'reduce-scatter')
-        size = max(sizes) if is_both else sum(sizes)
-        _add(totals, 'reduce-scatter' if instruction.name in scattering else name, times, size)
+        channel = _CHANNEL.search(instruction.rest)
+        if channel and instruction.name in in_kernels:  # start, body and end of one, each in a fusion of its own
+            if channel[1] in seen:
+                continue
+            seen.add(channel[1])
+        _add(
+            totals,
+            'reduce-scatter' if instruction.name in scattering else name,
+            times,
+            _num_bytes(program, instruction),
+        )
     return {name: totals[name] for name in COLLECTIVES if name in totals}
+
+
+def _num_bytes(program: hlo.Program, instruction: hlo.Instruction) -> int:
+    """The bytes that `describe_collectives` counts for an instruction."""
+    name = instruction.operation.removesuffix('-start')
+    results = [array.num_bytes for array in instruction.arrays]
+    operands = [a.num_bytes for operand in instruction.operands for a in program.instructions[operand].arrays]
+    if name == 'reduce-scatter':
+        return sum(operands)
+    # The result of an asynchronous start contains its operands as well, except for an all-reduce.
+    if name == 'all-reduce' or not instruction.operation.endswith('-start'):
+        return sum(results)
+    return sum(results) - sum(operands) if name == 'all-gather' else max(results)
 
 
 def between_slices(compiled: jax.stages.Compiled) -> Totals:

@@ -74,6 +74,47 @@ def test_only_products_with_real_inputs_count_in_a_convolution(window):
     assert collectives.matmul_flops(program) == 2 * 4 * 32 * 64 * int(taps.sum())
 
 
+def test_gathers_that_are_started_together_count_with_all_their_results():
+    program = Program(
+        """HloModule f, is_scheduled=true
+
+ENTRY %main (p: f32[64], q: f32[16]) -> f32[512] {
+  %p = f32[64]{0} parameter(0)
+  %q = f32[16]{0} parameter(1)
+  %gather = ((f32[64]{0}, f32[16]{0}), (f32[512]{0}, f32[128]{0})) all-gather-start(%p, %q), dimensions={0}
+  %done = (f32[512]{0}, f32[128]{0}) all-gather-done(%gather)
+  ROOT %first = f32[512]{0} get-tuple-element(%done), index=0
+}
+"""
+    )
+    assert collectives.describe_collectives(program) == {'all-gather': (1, (512 + 128) * 4)}
+
+
+def test_a_gather_whose_start_and_end_are_fused_counts_once():
+    def fused(name):
+        return f"""
+%{name} (x.{name}: f32[64]) -> f32[512] {{
+  %x.{name} = f32[64]{{0}} parameter(0)
+  ROOT %g.{name} = f32[512]{{0}} all-gather(%x.{name}), channel_id=5, dimensions={{0}}
+}}
+"""
+
+    program = Program(
+        'HloModule f, is_scheduled=true\n'
+        + ''.join(map(fused, ('start', 'body', 'end')))
+        + """
+ENTRY %main (p: f32[64]) -> f32[512] {
+  %p = f32[64]{0} parameter(0)
+  %a = f32[512]{0} fusion(%p), kind=kCustom, calls=%start
+  %b = f32[512]{0} fusion(%p), kind=kCustom, calls=%body
+  %c = f32[512]{0} fusion(%p), kind=kCustom, calls=%end
+  ROOT %other = f32[512]{0} all-gather(%p), channel_id=6, dimensions={0}
+}
+"""
+    )
+    assert collectives.describe_collectives(program) == {'all-gather': (2, 2 * 512 * 4)}
+
+
 def test_an_asynchronous_collective_counts_once():
     program = Program(CONVOLUTION.replace('WINDOW', 'size=12'))
     assert collectives.describe_collectives(program) == {'all-gather': (1, 8 * 12 * 64 * 2)}
