@@ -13,15 +13,17 @@ from collections.abc import Sequence
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 
 from mlm_jax.analysis import blimp_report, minimal_pairs
-from mlm_jax.config import ConfigError, command_line
+from mlm_jax.config import ConfigError, command_line, row_length
 from mlm_jax.files import buckets, paths
+from mlm_jax.masking.vocabulary import Vocabulary
 from mlm_jax.parallel import mesh as mesh_lib
-from mlm_jax.pretrained import loading, sources
+from mlm_jax.pretrained import batches, loading, sources
 from mlm_jax.pretrained.model import MASK, Model
 from mlm_jax.tasks import blimp
-from mlm_jax.training import evaluation
+from mlm_jax.training import build, evaluation
 
 
 def held_out_metrics(model: Model, mesh) -> dict[str, float]:
@@ -32,15 +34,21 @@ def held_out_metrics(model: Model, mesh) -> dict[str, float]:
     """
     config, run = model.require_run()
     data = model.prepared_data()
-    sharding = mesh_lib.batch_sharding(mesh)
-    batch_size = config.batch_size // config.num_microbatches
-    batch_size += -batch_size % mesh.size
     held_out = evaluation.HeldOutSources(
-        data.shards('validation', verify=True), data.weights, config.evaluation.rows, batch_size,
-        data.vocabulary.pad_id, sharding,
+        data.shards('validation', verify=True), data.weights, config.evaluation.rows,
+        _batch_size(model, data.vocabulary, mesh), data.vocabulary.pad_id, mesh_lib.batch_sharding(mesh),
     )  # fmt: skip
     metrics = held_out.evaluate(jax.jit(run.eval_step), model.params)
     return {**metrics, 'unigram_entropy': data.split('validation').unigram_entropy_nats}
+
+
+def _batch_size(model: Model, vocabulary: Vocabulary, mesh: Mesh) -> int:
+    """How many held-out rows go through a model at a time: by this machine, not by the one that trained the model."""
+    config, _ = model.require_run()
+    length, masking = row_length(config), build.evaluation_masking(config, vocabulary)
+    max_masked = masking.max_masked(config.sequence_length)
+    most = batches.rows_at_once(model.objective, length, max_masked, vocabulary.size)
+    return batches.batch_size(mesh, length, config.evaluation.rows, most=most)
 
 
 def judge_minimal_pairs(

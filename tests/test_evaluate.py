@@ -11,8 +11,10 @@ import pytest
 from mlm_jax import evaluate
 from mlm_jax.config import ConfigError
 from mlm_jax.data import prepared_data
-from mlm_jax.pretrained import loading, sources
+from mlm_jax.parallel.mesh import make_mesh
+from mlm_jax.pretrained import batches, loading, sources
 from mlm_jax.pretrained.model import tokens_with_masks
+from mlm_jax.training import evaluation
 from mlm_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures('one_device')
@@ -26,6 +28,30 @@ def test_held_out_loss_is_that_of_training(trained):
     assert metrics['loss'] == pytest.approx(last['eval/loss'], rel=1e-5)
     assert metrics['accuracy'] == pytest.approx(last['eval/accuracy'])
     assert metrics['loss'] < metrics['unigram_entropy'], 'context helps'
+
+
+def test_the_machine_decides_how_many_rows_go_through_a_model_at_a_time(all_devices, trained, monkeypatch):
+    """The run may have been trained on a pod, with batches that one host cannot hold; its masks are those of the rows."""
+    workdir, sizes, make = trained[0], [], evaluation.HeldOutSources
+
+    def record(rows, weights, max_rows, batch_size, *rest):
+        sizes.append(batch_size)
+        return make(rows, weights, max_rows, batch_size, *rest)
+
+    def metrics(num_devices, tokens, largest_logits):
+        monkeypatch.setattr(batches, 'CPU_TOKENS', tokens)
+        monkeypatch.setattr(batches, 'LARGEST_LOGITS', largest_logits)
+        mesh = make_mesh(devices=jax.devices()[:num_devices])
+        model = loading.load(workdir, mesh)
+        model.config.batch_size = 2**20
+        with jax.set_mesh(mesh):
+            return evaluate.held_out_metrics(model, mesh)
+
+    monkeypatch.setattr(evaluation, 'HeldOutSources', record)
+    whole = metrics(1, 1024, batches.LARGEST_LOGITS)
+    for other in (metrics(8, 64, batches.LARGEST_LOGITS), metrics(2, 1024, 1)):
+        assert other == pytest.approx(whole, rel=1e-5)
+    assert sizes == [32, 16, 2], 'rows of 32 tokens; 20 are held out'
 
 
 def test_rows_of_another_tokenizer_are_refused(trained, monkeypatch):
