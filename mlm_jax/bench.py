@@ -51,6 +51,8 @@ from mlm_jax.performance.speed import measure, prepare
 from mlm_jax.training import build
 from mlm_jax.training.metrics import ProgressLine
 
+_MEASURING = ('rows', 'rounds', 'steps', 'peer', 'peer_variants', 'profile')  # flags of what runs
+
 
 def report(contestants: list[speed.Contestant], matmuls: dict[str, speed.LargeMatmul] | None = None) -> list[dict]:
     """Medians, quartiles, rates, and ratios to the first contestant.
@@ -231,10 +233,11 @@ def main() -> None:
     """Prints tables, and writes JSON where asked."""
     values, configs = flags.FLAGS, command_line.configurations()
     if values.topology:
-        if values.rows or values.peer or values.profile:
-            raise ConfigError('--topology runs nothing: leave out --rows, --peer and --profile')
+        if given := [f'--{name}' for name in _MEASURING if command_line.is_given(name)]:
+            raise ConfigError(f'--topology runs nothing: leave out {" and ".join(given)}')
         _write(predict(configs, values.topology, values.full_effort))
         return
+    command_line.check_companions({'full_effort': 'topology', 'peer_variants': 'peer'})
     if len(set(values.config)) < len(values.config):
         raise ConfigError('a --config is given twice; measured beside itself, it would say nothing')
     if values.peer:

@@ -110,6 +110,9 @@ def main() -> None:
     values, mesh = flags.FLAGS, mesh_lib.make_mesh()
     if values.output and not values.blimp:
         raise ConfigError('--output is for the report of --blimp=DIRECTORY; the other results are printed')
+    if values.blimp and values.fill_mask:
+        raise ConfigError('--blimp and --fill_mask ask for different results: give one, and the other afterwards')
+    command_line.check_companions({'top': 'fill_mask', 'blimp_percent': 'blimp', 'blimp_within_word': 'blimp'})
     if values.blimp or values.fill_mask:
         models = [sources.parse(name) for name in values.model]
     else:

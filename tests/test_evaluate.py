@@ -31,7 +31,7 @@ def test_held_out_loss_is_that_of_training(trained):
 
 
 def test_the_machine_decides_how_many_rows_go_through_a_model_at_a_time(all_devices, trained, monkeypatch):
-    """The run may have been trained on a pod, with batches that one host cannot hold; its masks are those of the rows."""
+    """The run may have been trained on a pod, with batches that no host can hold; its masks depend on the row."""
     workdir, sizes, make = trained[0], [], evaluation.HeldOutSources
 
     def record(rows, weights, max_rows, batch_size, *rest):
@@ -147,6 +147,21 @@ def test_the_program_lays_models_side_by_side(trained, minimal_pairs, tmp_path):
     rows = [line.split() for line in (tmp_path / 'out' / 'blimp.md').read_text().splitlines() if '| all ' in line]
     assert rows == [['|', 'all', '|', shown, '|', shown, '|', '—', '|']]
     assert (tmp_path / 'out' / 'blimp.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--blimp=data', '--fill_mask=a [MASK].'], '--blimp and --fill_mask ask for different results: give one'),
+        (['--top=3'], '--top means nothing without --fill_mask: add --fill_mask, or leave out --top'),
+        (['--top=3', '--blimp=data'], '--top means nothing without --fill_mask'),
+        (['--blimp_percent=10'], '--blimp_percent means nothing without --blimp: add --blimp'),
+        (['--blimp_within_word', '--fill_mask=a [MASK].'], '--blimp_within_word means nothing without --blimp'),
+    ],
+)
+def test_flags_that_would_be_ignored_are_refused(arguments, message):
+    result = programs.run('evaluate', '--model=runs/none', *arguments)
+    assert result.returncode == 1 and result.stderr.startswith(f'error: {message}')
 
 
 def test_flags_and_directories_that_do_not_fit_are_refused(trained, minimal_pairs, tmp_path):

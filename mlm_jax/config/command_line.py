@@ -120,6 +120,18 @@ def run(
         raise
 
 
+def is_given(name: str) -> bool:
+    """Whether a flag is on the command line, with a value."""
+    return bool(flags.FLAGS[name].present) and flags.FLAGS[name].value != ''
+
+
+def check_companions(companions: Mapping[str, str]) -> None:
+    """Raises ConfigError for a flag that is given without the one that it says more about: flag → that one."""
+    for name, other in companions.items():
+        if is_given(name) and not flags.FLAGS[other].value:
+            raise ConfigError(f'--{name} means nothing without --{other}: add --{other}, or leave out --{name}')
+
+
 def _leave(status: Sequence[int]) -> None:
     """Ends this process at once where there is a status."""
     if status:

@@ -60,7 +60,11 @@ def test_a_configuration_that_cannot_run_there_is_an_error():
     ('arguments', 'message'),
     [
         (['--topology=v5e-17'], "unknown topology 'v5e-17'"),
-        (['--topology=v5e-16', '--profile=somewhere'], '--topology runs nothing: leave out'),
+        (['--topology=v5e-16', '--profile=somewhere'], '--topology runs nothing: leave out --profile\n'),
+        (['--topology=v5e-16', '--rounds=3', '--steps=1'], '--topology runs nothing: leave out --rounds and --steps'),
+        (['--topology=v5e-16', '--peer_variants=eager-float32'], '--topology runs nothing: leave out --peer_variants'),
+        (['--full_effort'], '--full_effort means nothing without --topology: add --topology, or leave out'),
+        (['--peer_variants=eager-float32'], '--peer_variants means nothing without --peer: add --peer'),
     ],
 )
 def test_the_program_says_in_one_line_what_is_wrong(arguments, message):
