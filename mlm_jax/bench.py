@@ -21,8 +21,8 @@ that `prepare` wrote.
   input, stall          with --rows: tokens/s that reading could deliver, and the share of a step spent waiting for it.
 
 --peer=huggingface puts the model, the batch, the masks and the optimizer of the first configuration into PyTorch
-(`transformers.BertForMaskedLM`; mlm_jax/performance/pytorch_peer.py; extra `peer`), on a CPU or one CUDA device, and
-prints how many times as many tokens each configuration has taken per second.
+(`transformers.BertForMaskedLM`; mlm_jax/performance/pytorch_peer.py; extra `peer`), on the kind of device that JAX
+uses, a CPU or one GPU, and prints how many times as many tokens each configuration has taken per second.
 --profile traces 3 steps of each configuration (mlm_jax/performance/step_profile.py); TensorBoard reads the traces too.
 --topology runs nothing: it compiles the steps for a TPU slice that is not here (extra `tpu`), as `doctor` does, and
 prints the memory of a device, products, bytes moved, collectives (those between slices, too, if there are several, as
@@ -242,7 +242,7 @@ def main() -> None:
         raise ConfigError('a --config is given twice; measured beside itself, it would say nothing')
     if values.peer:
         os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # two frameworks share the memory of a GPU
-        pytorch_peer.import_torch()
+        pytorch_peer.device_type()
     contestants = []
     for number, (name, config) in enumerate(configs, 1):
         _note(f'compiling {name} ({number} of {len(configs)})')

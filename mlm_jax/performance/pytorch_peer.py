@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -105,6 +106,28 @@ def import_torch() -> tuple[Any, Any]:
     return torch, transformers
 
 
+def device_type() -> str:
+    """'cpu' or 'cuda', as PyTorch calls the kind of device on which JAX computes: both sides run on the same kind.
+
+    Raises:
+      ConfigError: when PyTorch cannot use this kind.
+      ImportError: without the extra `peer`.
+    """
+    torch, _ = import_torch()
+    platform = jax.devices()[0].platform
+    if platform == 'cpu':
+        return 'cpu'
+    cure = 'or compare both on the CPU, with the environment variable JAX_PLATFORMS=cpu'
+    if platform != 'gpu':
+        raise ConfigError(f'the peer runs on a CPU or a GPU, and JAX runs on a {platform}: leave out --peer, {cure}')
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f'JAX runs on a GPU, which this PyTorch ({torch.__version__}) cannot use: install one built for the '
+            f'CUDA version of the driver (pytorch.org/get-started/locally), {cure}'
+        )
+    return 'cuda'
+
+
 class PyTorchStep:
     """A training step of BertForMaskedLM: a Contestant of `performance.speed`.
 
@@ -148,6 +171,7 @@ class PyTorchStep:
 
         Raises:
           CannotCompile: when torch.compile fails.
+          ConfigError: when PyTorch cannot use the kind of device on which JAX computes.
         """
         torch, transformers = import_torch()
         self.name, self.dtype = name, variant.dtype
@@ -157,7 +181,7 @@ class PyTorchStep:
         self.parts: dict[str, list[float]] = {}
         self.memory_bytes: int | None = None
         self._torch = torch
-        self._device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        self._device = torch.device(device_type())
         if self._device.type == 'cuda':
             torch.set_float32_matmul_precision('high')
         held = self._reset_memory()

@@ -137,6 +137,31 @@ def test_a_variant_that_cannot_be_compiled_is_left_out_with_the_reason(ours, mon
     assert ours.contestant.flops_per_step == found[0].flops_per_step
 
 
+@pytest.mark.parametrize(
+    ('platform', 'has_cuda', 'found'),
+    [
+        ('cpu', True, 'cpu'), ('cpu', False, 'cpu'), ('gpu', True, 'cuda'),
+        ('gpu', False, 'JAX runs on a GPU, which this PyTorch .* cannot use: install one .*JAX_PLATFORMS=cpu'),
+        ('tpu', True, 'JAX runs on a tpu: leave out --peer, or compare both on the CPU, .*JAX_PLATFORMS=cpu'),
+    ],
+)  # fmt: skip
+def test_both_sides_run_on_the_same_kind_of_device(platform, has_cuda, found, monkeypatch):
+    torch, _ = pytorch_peer.import_torch()
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: has_cuda)
+    monkeypatch.setattr(jax, 'devices', lambda: [types.SimpleNamespace(platform=platform)])
+    if found in ('cpu', 'cuda'):
+        assert pytorch_peer.device_type() == found
+        return
+    with pytest.raises(ConfigError, match=found):
+        pytorch_peer.device_type()
+
+
+def test_on_a_cpu_the_peer_leaves_a_gpu_alone(ours, monkeypatch):
+    torch, _ = pytorch_peer.import_torch()
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert {p.device.type for p in peer(ours, 'eager-float32').model.parameters()} == {'cpu'}
+
+
 def test_several_devices_are_refused(ours, monkeypatch):
     monkeypatch.setattr(speed.TrainStep, 'num_devices', 8)
     with pytest.raises(ConfigError, match='CUDA_VISIBLE_DEVICES=0'):
