@@ -3,8 +3,15 @@
 All peaks are for dense operands (without structured sparsity) and at boost clocks. Their sources follow. Only the
 numbers of TPU v5e and v6e were compared with the sources when this table was written, so check a number before you base
 a claim on it.
-  NVIDIA H100, H200: the whitepaper of the H100 architecture, and the data sheets of the SXM, PCIe and NVL boards.
-  NVIDIA A100: the data sheet of the 40 GB and 80 GB boards. NVIDIA L40S, L4, A10: their data sheets.
+  NVIDIA H100, H200: the whitepaper of the H100 architecture, and the data sheets of the SXM, PCIe and NVL boards. The
+    page of the H200 (nvidia.com/en-us/data-center/h200) gives 1,671 and 835 TFLOP/s with sparsity for the NVL board;
+    half of them is dense. Its NVLink bridge is optional, and is left out.
+  NVIDIA GH200: the data sheet of the Grace Hopper superchip (nvdam.widen.net/s/rrgqqnpbz8), which has dense numbers.
+  NVIDIA B200: the specifications of one GPU of the HGX B200, 4.5 and 2.2 PFLOP/s with sparsity; half of them is dense.
+  NVIDIA A100: the data sheet of the 40 GB and 80 GB boards. NVIDIA L40S, L40, L4, A10: their data sheets.
+  NVIDIA A10G: its data sheet, which Amazon published for the instances G5, and which has dense numbers.
+  The numbers of H200 NVL, GH200, B200, L40 and A10G were compared with what others quote from these sources.
+  NVIDIA V100 and T4 are left out: their tensor cores know neither bfloat16 nor TF32.
   TPU: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, per chip. The pages give 'bidirectional' bandwidths of links;
     half of them is the bandwidth in each direction. The bandwidth of the data-center network is published per chip for
     v5p (50 Gbit/s), and per pod of 256 chips for v5e (6.4 Tbit/s) and v6e (25.6 Tbit/s), which is that of the network
@@ -40,34 +47,47 @@ class Peak:
     network: float | None = None
 
 
-# By the beginning of `device_kind`; the longest beginning that fits counts.
+_H100_SXM = Peak(989.4, 494.7, 66.9, 3350, 450)
+_A100_SXM_80GB = Peak(312, 156, 19.5, 2039, 300)
+_GH200_96GB = Peak(990, 494, 67, 4000)
+_V5E = Peak(197, 197, None, 819, 200, 3.125)
+_V5P = Peak(459, 459, None, 2765, 600, 6.25)
+_V6E = Peak(918, 918, None, 1640, 400, 12.5)
+
+# By the whole `device_kind`: what begins alike may be a slower board (A10G, H200 NVL), or a part of one (MIG, vGPU).
 PEAKS = {
+    'NVIDIA B200': Peak(2250, 1100, 75, 7700, 900),
+    'NVIDIA GH200 144G HBM3e': Peak(990, 494, 67, 4900),
+    'NVIDIA GH200 480GB': _GH200_96GB,  # 480GB and 120GB are of the memory of the CPU
+    'NVIDIA GH200 120GB': _GH200_96GB,
     'NVIDIA H200': Peak(989.4, 494.7, 66.9, 4800, 450),
+    'NVIDIA H200 NVL': Peak(835.5, 417.5, 60, 4800),
+    'NVIDIA H100 80GB HBM3': _H100_SXM,
     'NVIDIA H100 PCIe': Peak(756, 378, 51, 2000),
     'NVIDIA H100 NVL': Peak(835, 417.5, 60, 3900),
-    'NVIDIA H100': Peak(989.4, 494.7, 66.9, 3350, 450),
     'NVIDIA A100-SXM4-40GB': Peak(312, 156, 19.5, 1555, 300),
+    'NVIDIA A100-SXM4-80GB': _A100_SXM_80GB,
+    'NVIDIA A100-SXM-80GB': _A100_SXM_80GB,
     'NVIDIA A100-PCIE-40GB': Peak(312, 156, 19.5, 1555),
     'NVIDIA A100 80GB PCIe': Peak(312, 156, 19.5, 1935),
-    'NVIDIA A100': Peak(312, 156, 19.5, 2039, 300),
     'NVIDIA L40S': Peak(362, 183, 91.6, 864),
+    'NVIDIA L40': Peak(181.05, 90.5, 90.5, 864),
     'NVIDIA L4': Peak(121, 60, 30.3, 300),
     'NVIDIA A10': Peak(125, 62.5, 31.2, 600),
+    'NVIDIA A10G': Peak(70, 35, 35, 600),
     'TPU v4': Peak(275, 275, None, 1228, 150),
-    'TPU v5 lite': Peak(197, 197, None, 819, 200, 3.125),
-    'TPU v5e': Peak(197, 197, None, 819, 200, 3.125),
-    'TPU v5': Peak(459, 459, None, 2765, 600, 6.25),  # v5p: 'TPU v5' or 'TPU v5p'
-    'TPU v6 lite': Peak(918, 918, None, 1640, 400, 12.5),
-    'TPU v6e': Peak(918, 918, None, 1640, 400, 12.5),
+    'TPU v5 lite': _V5E,
+    'TPU v5e': _V5E,
+    'TPU v5': _V5P,
+    'TPU v5p': _V5P,
+    'TPU v6 lite': _V6E,
+    'TPU v6e': _V6E,
 }
 
 
 def peak_of(device_kind: str) -> Peak | None:
-    """The published peaks of a kind of device; None for a kind without published peaks, such as a CPU."""
-    kinds = sorted((kind for kind in PEAKS if device_kind.startswith(kind)), key=len)
-    if not kinds or device_kind[len(kinds[-1]) :][:1].isdigit():  # an L40 is not an L4, and an A1000 is not an A100
-        return None
-    return PEAKS[kinds[-1]]
+    """The published peaks of a kind of device; None for one that is not in `PEAKS`: a CPU, or a part of a GPU."""
+    return PEAKS.get(device_kind)
 
 
 def peak_flops_per_second(device_kind: str, dtype: str = 'bfloat16') -> float | None:

@@ -116,8 +116,29 @@ def test_peaks_are_those_of_the_kind_and_of_the_dtype():
     assert peaks.peak_flops_per_second('TPU v5 lite') == pytest.approx(197e12)
     assert peaks.peak_flops_per_second('TPU v5') == peaks.peak_flops_per_second('TPU v5p')
     assert peaks.peak_flops_per_second('TPU v6 lite', 'float32') == pytest.approx(918e12)
-    for unknown in ('cpu', 'NVIDIA L40', 'NVIDIA A1000', 'TPU v9'):
-        assert peaks.peak_flops_per_second(unknown) is None
+
+
+@pytest.mark.parametrize(
+    ('kind', 'bfloat16', 'float32'),
+    [
+        ('NVIDIA A10', 125, 62.5), ('NVIDIA A10G', 70, 35), ('NVIDIA L40', 181.05, 90.5), ('NVIDIA L40S', 362, 183),
+        ('NVIDIA H200 NVL', 835.5, 417.5), ('NVIDIA GH200 480GB', 990, 494), ('NVIDIA B200', 2250, 1100),
+    ],
+)  # fmt: skip
+def test_boards_whose_names_begin_alike_have_peaks_of_their_own(kind, bfloat16, float32):
+    assert peaks.peak_flops_per_second(kind, 'bfloat16') == pytest.approx(bfloat16 * 1e12)
+    assert peaks.peak_flops_per_second(kind, 'float32') == pytest.approx(float32 * 1e12)
+
+
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'cpu', 'NVIDIA A1000', 'NVIDIA A10-24Q', 'NVIDIA A100-SXM4-40GB MIG 1g.5gb', 'NVIDIA H200 MIG 1g.18gb',
+        'NVIDIA A100-SXM-64GB', 'NVIDIA H100 96GB HBM3', 'NVIDIA GB200', 'TPU v4 lite', 'TPU v9',
+    ],
+)  # fmt: skip
+def test_parts_of_a_gpu_and_unknown_boards_have_no_peak(kind):
+    assert peaks.peak_flops_per_second(kind) is None
 
 
 def test_float32_as_such_has_a_peak_of_its_own():
