@@ -14,7 +14,7 @@ The exit status is 1 when a check fails. Each line that starts with ✗ tells wh
 """
 
 import functools
-import os
+import math
 import pathlib
 import shutil
 import sys
@@ -25,7 +25,7 @@ import ml_collections
 from absl import flags
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import ConfigError, command_line, step_flops
+from mlm_jax.config import ConfigError, command_line, host_memory, step_flops
 from mlm_jax.data import prepared_data, verification
 from mlm_jax.data.prepared_data import PreparedData, Source
 from mlm_jax.files import buckets, paths
@@ -129,23 +129,33 @@ def _check_files(source: Source, verify: bool) -> str:
     return f'files: {count} have the sizes that prepare recorded{notes}; --verify compares their checksums, too'
 
 
+def _most_checkpoints(config: ml_collections.ConfigDict) -> int:
+    """How many checkpoints of a run with a resolved configuration are on the disk at the same time, at most."""
+    options, total = config.checkpoint, config.total_steps
+    kept = total // math.lcm(options.every_steps or total, options.keep_steps) if options.keep_steps else 0
+    return kept + options.keep_last + 1  # a new checkpoint is written before the oldest is deleted
+
+
 def _check_disk(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> str:
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(build.state_shapes(config)))
-    needed = state * (config.checkpoint.keep_last + 1)  # a new checkpoint is written before the oldest is deleted
+    number = _most_checkpoints(config)
+    needed, what = state * number, f'{number:,} checkpoints'
     if isinstance(workdir, BucketPath):
         try:
             workdir.exists()
         except OSError as error:
             raise ConfigError(f'bucket: {workdir} cannot be read: {error.strerror}') from None
-        return f'bucket: checkpoints take {needed / MIB:,.0f} MiB in {workdir}'
+        return f'bucket: {what} take {needed / MIB:,.0f} MiB in {workdir}'
     existing = next(parent for parent in (workdir.absolute(), *workdir.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
+        keep = config.checkpoint.keep_steps
         raise ConfigError(
-            f'disk: checkpoints take {needed / MIB:,.0f} MiB, but {existing} has {free / MIB:,.0f} MiB free; '
+            f'disk: {what} take {needed / MIB:,.0f} MiB, but {existing} has {free / MIB:,.0f} MiB free; '
             'choose another workdir, or lower checkpoint.keep_last'
+            + (f', or keep fewer with a checkpoint.keep_steps above {keep:,}' if keep else '')
         )
-    return f'disk: checkpoints take {needed / MIB:,.0f} MiB of the {free / MIB:,.0f} MiB free at {existing}'
+    return f'disk: {what} take {needed / MIB:,.0f} MiB of the {free / MIB:,.0f} MiB free at {existing}'
 
 
 def _check_step(
@@ -207,7 +217,7 @@ def _check_attention(config: ml_collections.ConfigDict) -> tuple[bool, str]:
 def _memory_limit(devices: list[jax.Device]) -> int | None:
     """Bytes of memory that one device has for a program; None where they are not known."""
     if devices[0].platform == 'cpu':
-        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(devices)
+        return host_memory.usable_bytes() // len(devices)
     if limit := tpu_slices.memory_bytes(devices[0].device_kind):
         return limit
     return (devices[0].memory_stats() or {}).get('bytes_limit')

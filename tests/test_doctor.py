@@ -36,7 +36,7 @@ def test_a_run_that_can_start_has_no_problem(all_devices, tiny_config, tmp_path)
     for part in (
         'configuration: 21,408 parameters',
         ' rows in train',
-        'disk: checkpoints take',
+        'disk: 4 checkpoints take',
         '8 × cpu',
         'memory per device: ',
     ):
@@ -59,6 +59,28 @@ def test_each_problem_comes_with_its_cure(all_devices, tiny_config, tmp_path, mo
     assert 'python -m mlm_jax.prepare' in text
     assert 'choose another workdir, or lower checkpoint.keep_last' in text
     assert 'does not fit 8 devices' in text
+
+
+@pytest.mark.parametrize(
+    ('settings', 'number'),
+    [
+        ({'keep_last': 3}, 4),
+        ({'keep_last': 1, 'every_steps': 50, 'keep_steps': 100}, 10 + 2),
+        ({'keep_last': 1, 'every_steps': 200, 'keep_steps': 300}, 1 + 2),  # the one of step 600
+        ({'keep_last': 1, 'every_steps': 0, 'keep_steps': 100}, 1 + 2),  # the last
+    ],
+)
+def test_the_disk_needs_room_for_all_checkpoints_that_are_kept(tiny_config, tmp_path, monkeypatch, settings, number):
+    for name, value in settings.items():
+        config_lib.apply_overrides(tiny_config, {f'checkpoint.{name}': str(value)})
+    config_lib.apply_overrides(tiny_config, {'total_steps': '1000'})
+    config = config_lib.resolve(tiny_config)
+    found = doctor._check_disk(config, tmp_path)
+    assert found.startswith(f'disk: {number} checkpoints take ')
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
+    cure = f'a checkpoint.keep_steps above {settings["keep_steps"]}$' if 'keep_steps' in settings else 'keep_last$'
+    with pytest.raises(config_lib.ConfigError, match=cure):
+        doctor._check_disk(config, tmp_path)
 
 
 def test_a_bucket_is_asked_whether_it_can_be_read(tiny_config, bucket, monkeypatch):

@@ -1,10 +1,28 @@
-"""The memory of the process, where steps are computed on CPU devices and the C library is glibc."""
+"""The memory of the host: how much of it this process may use, and what glibc keeps where CPU devices compute."""
 
 import ctypes
+import math
+import os
+import pathlib
 import platform
 import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
+CONTROL_GROUPS = pathlib.Path('/sys/fs/cgroup')  # of a container, which sees its own limits there
+
+
+def usable_bytes() -> int:
+    """The memory of the host, or of the container that this process runs in, if that has less."""
+    host = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return int(min(host, _limit('memory.max'), _limit('memory/memory.limit_in_bytes')))  # of versions 2 and 1
+
+
+def _limit(name: str) -> float:
+    """The bytes in a file of `CONTROL_GROUPS`; infinity where there is none, or it holds another word, such as max."""
+    try:
+        return int((CONTROL_GROUPS / name).read_text())
+    except (OSError, ValueError):
+        return math.inf
 
 
 def keep_freed_memory() -> None:
