@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import mlm_jax
+from mlm_jax import config as config_lib
 from mlm_jax import export
 from mlm_jax.config import ConfigError
 from mlm_jax.data import fast_tokenizer
+from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.interop import card
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.objectives.registry import OBJECTIVES
@@ -80,6 +82,27 @@ def test_the_card_holds_the_numbers_of_the_run_and_no_others(exported, model):
     assert '`eval/loss`' in text and 'commit of mlm_jax' in text and 'documents' in text and 'BLiMP' not in text
     assert '## What it is not good for' in text and 'None' not in text.split('## Configuration')[0]
     assert text.startswith('---\nlibrary_name: transformers\npipeline_tag: fill-mask\n')
+
+
+def test_the_card_names_the_corpus_that_was_prepared_whatever_the_run_says(model, tmp_path):
+    config, workdir = config_lib.from_json(config_lib.to_json(model.config)), model.source.directory
+    config.data.corpus = 'demo'
+    rows = dict(card._data(workdir, model.step, config))
+    assert rows['corpus'] == model.config.data.corpus and 'documents' in rows['training text']
+    config.data.directory = str(tmp_path / 'gone')
+    assert card._data(workdir, model.step, config) == [('rows', f'gone: {tmp_path}/gone holds none that can be read')]
+    config.data.corpus = 'text:mine'
+    assert card._data(workdir, model.step, config)[0] == ('corpus', 'text:mine')
+
+
+@pytest.mark.parametrize('change', [{'tokenizer_sha256': '0' * 64}, {'sequence_length': 33}])
+def test_the_card_does_not_describe_rows_that_have_taken_the_place_of_those_of_the_run(change, model, tmp_path):
+    """Neither those of another tokenizer, which the run holds, nor those of other fingerprints."""
+    config, workdir = config_lib.from_json(config_lib.to_json(model.config)), model.source.directory
+    manifest_lib.save(dataclasses.replace(manifest_lib.load(config.data.directory), **change), tmp_path)
+    config.data.update(directory=str(tmp_path), corpus='demo')
+    expected = [('rows', f'not described: {tmp_path} holds others now')]
+    assert card._data(workdir, model.step, config) == card._data(workdir, None, config) == expected
 
 
 def test_reports_on_this_checkpoint_are_told_and_those_on_others_are_not(model, tmp_path):

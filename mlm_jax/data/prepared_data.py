@@ -16,7 +16,7 @@ from mlm_jax.data.manifest import Manifest
 from mlm_jax.data.orders import BlockPermutation, Order, Permutation
 from mlm_jax.data.rows import RowSource, SpanRows
 from mlm_jax.data.shards import Shards
-from mlm_jax.files import buckets
+from mlm_jax.files import atomic, buckets
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.tables import Tables
 from mlm_jax.masking.vocabulary import Vocabulary
@@ -183,6 +183,19 @@ class PreparedData:
     def block_rows(self, kib: int) -> int:
         """The least number of rows that take `kib` KiB."""
         return -(-kib * 1024 // (self.sequence_length * np.dtype(self.manifest.dtype).itemsize))
+
+    def are_of(self, tokenizer: pathlib.Path) -> bool:
+        """Whether the rows hold the ids of the tokenizer in a file; True where there is no such file to compare."""
+        return not tokenizer.exists() or atomic.sha256(tokenizer) == self.manifest.tokenizer_sha256
+
+    def have_fingerprints(self, readers: Sequence[mixtures.Reader]) -> bool:
+        """Whether these are the training rows, in these shares, of the sources of a run, as far as it knows theirs."""
+        known = [(reader.fingerprint, reader.share) for reader in readers]
+        own = [(source.manifest.fingerprint, source.share) for source in self.sources]
+        return len(known) == len(own) and all(
+            fingerprint in ('', mine) and share == my_share
+            for (fingerprint, share), (mine, my_share) in zip(known, own, strict=True)
+        )
 
     def tables(self, masking: ml_collections.ConfigDict) -> Tables:
         """What the masking, `masking` of a configuration, needs of tokenizer and corpus; errors as `masking_tables`."""

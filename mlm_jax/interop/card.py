@@ -15,8 +15,11 @@ import ml_collections
 from mlm_jax import config as config_lib
 from mlm_jax.config import mixture
 from mlm_jax.data import prepared_data
+from mlm_jax.data.mixtures import Reading
+from mlm_jax.data.prepared_data import PreparedData
 from mlm_jax.files import buckets, markdown
 from mlm_jax.files.errors import ConfigError
+from mlm_jax.training import checkpoints
 from mlm_jax.training.metrics import read_metrics
 
 FILE = 'README.md'
@@ -91,7 +94,7 @@ def of_run(
         *([('parameters', average.text)] if average else []),
         ('objective', _objective(config)),
         ('masking', f'{config.masking.strategy}, {config.masking.unit}, ratio {config.masking.ratio:g}'),
-        *_data(config),
+        *_data(workdir, step, config),
         *([] if average and step is None else _budget(config, step)),
         ('optimizer', f'{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}'),
         *_environment(workdir),
@@ -159,30 +162,61 @@ def _objective(config: ml_collections.ConfigDict) -> str:
     return f'{config.objective}{start}'
 
 
-def _data(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
-    """From the manifest of the prepared data, where that is still there; of a mixture, from those of its sources."""
+def _data(workdir: pathlib.Path, step: int | None, config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
+    """From the manifests of the prepared rows, where those that the run has read are still there."""
     try:
         data = prepared_data.load(config.data)
     except ConfigError:
-        return [] if mixture.is_mixture(config.data.directory) else [('corpus', config.data.corpus)]
-    found = [('corpus', config.data.corpus)]
-    if data.is_mixture:
-        corpora = [source.manifest.settings.get('data.corpus', '?') for source in data.sources]
-        found = [
-            (f'corpus {name}', f'{corpus}, {weight:.2%} of the rows')
-            for corpus, (name, weight) in zip(corpora, data.weights.items(), strict=True)
-        ]
+        return [*_corpus_of(config), ('rows', f'gone: {config.data.directory} holds none that can be read')]
+    if not _were_read(data, workdir, step):
+        shares = ', or the same in other shares' * data.is_mixture
+        return [*_corpus_of(config), ('rows', f'not described: {config.data.directory} holds others now{shares}')]
     splits = [source.manifest.split('train') for source in data.sources]
     counts = [
         f'{sum(getattr(split, field) for split in splits):,} {word}'
         for field, word in {'documents': 'documents', 'words': 'words', 'text_tokens': 'tokens'}.items()
     ]
     return [
-        *found,
+        *(_corpora(data) or _corpus_of(config)),
         ('training text', ', '.join(counts)),
         ('rows', f'{data.split("train").rows:,} of {data.sequence_length} tokens'),
         ('tokenizer', f'{data.vocabulary.size:,} pieces, SHA-256 {data.manifest.tokenizer_sha256}'),
     ]
+
+
+def _were_read(data: PreparedData, workdir: pathlib.Path, step: int | None) -> bool:
+    """Whether the run has read these rows, as far as its tokenizer and its checkpoint tell."""
+    if not data.are_of(workdir / 'tokenizer.model'):
+        return False
+    position = _position(workdir / 'checkpoints', step)
+    if position is None or not position.data:
+        return True
+    return data.have_fingerprints(Reading.from_json(position.data).present)
+
+
+def _position(directory: pathlib.Path, step: int | None) -> checkpoints.Position | None:
+    """In the checkpoint of a step, or in the newest one of an average; None where there is none."""
+    if step is not None:
+        return checkpoints.position_at(directory, step)
+    newest = checkpoints.newest_position(directory)
+    return newest[1] if newest else None
+
+
+def _corpora(data: PreparedData) -> list[tuple[str, str]]:
+    """What `prepare` has read, of each source of a mixture; nothing of a single directory that does not tell."""
+    names = [source.manifest.settings.get('data.corpus') for source in data.sources]
+    if not data.is_mixture:
+        return [('corpus', name) for name in names if name]
+    return [
+        (f'corpus {name}', f'{corpus or "?"}, {weight:.2%} of the rows')
+        for corpus, (name, weight) in zip(names, data.weights.items(), strict=True)
+    ]
+
+
+def _corpus_of(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
+    """As the run names it, which need not: its default says nothing, nor does one name of a mixture."""
+    is_told = config.data.corpus != config_lib.default_config().data.corpus
+    return [('corpus', config.data.corpus)] if is_told and not mixture.is_mixture(config.data.directory) else []
 
 
 def _budget(config: ml_collections.ConfigDict, step: int | None) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from mlm_jax.data import prepared_data, sequences
 from mlm_jax.data.rows import RowSource
 from mlm_jax.data.tokenizers import AnyTokenizer
-from mlm_jax.files import atomic, buckets
+from mlm_jax.files import buckets
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.progress import bar
 from mlm_jax.masking.batch import MaskedBatch
@@ -78,8 +78,8 @@ class Model:
         Raises:
           ConfigError: when they are gone, or were prepared anew with another tokenizer, whose ids mean other tokens.
         """
-        data, own = prepared_data.load(self.require_run()[0].data), self.source.directory / 'tokenizer.model'
-        if own.exists() and atomic.sha256(own) != data.manifest.tokenizer_sha256:
+        data = prepared_data.load(self.require_run()[0].data)
+        if not data.are_of(self.source.directory / 'tokenizer.model'):
             raise ConfigError(
                 f'{self.source} was trained with another tokenizer than that of {data.tokenizer.parent}, which was '
                 'prepared anew since. Put the former rows back, or give a model that was trained on these'

@@ -271,6 +271,14 @@ def newest_position(directory: pathlib.Path) -> tuple[int, Position] | None:
     return None if step is None else (step, Position(**_read_position(directory / str(step))))
 
 
+def position_at(directory: pathlib.Path, step: int) -> Position | None:
+    """The `Position` in the checkpoint of a step; None where there is none, or it is damaged; as `newest_step`."""
+    checkpoint = directory / str(step)
+    if step not in _steps_in(directory) or _damage(checkpoint, POSITION):
+        return None
+    return Position(**_read_position(checkpoint))
+
+
 def _steps_in(directory: pathlib.Path) -> list[int]:
     """The steps of the checkpoints whose writing was completed; on a disk, they then get their final names."""
     if isinstance(directory, BucketPath):

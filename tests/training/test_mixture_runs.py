@@ -73,6 +73,13 @@ def test_a_run_logs_each_source_and_goes_on_after_new_weights(mixed_config, tmp_
     lines = read_metrics(tmp_path / 'run' / 'metrics.jsonl')
     assert [line['data/epochs_de'] for line in lines if 'data/epochs_de' in line][-1] == pytest.approx(24 / rows['de'])
 
+    (tmp_path / 'run' / 'tokenizer.model').unlink()  # these manifests know no checksum of it
+    before, after = (
+        card._data(tmp_path / 'run', step, changed(mixed_config, data__directory=directory)) for step in (4, 5)
+    )
+    assert before == [('rows', f'not described: {directory} holds others now, or the same in other shares')]
+    assert dict(after)['corpus de'] == '?, 50.00% of the rows'
+
 
 def test_the_progress_line_has_room_for_few_sources():
     assert run_log._describe_epochs({}) == ''
@@ -110,11 +117,11 @@ def test_inspect_masks_shows_the_rows_of_the_mixture(mixed_config):
     assert np.array_equal(batch.tokens[::2], expected)
 
 
-def test_doctor_checks_each_directory_and_prepare_takes_one(mixed_config):
+def test_doctor_checks_each_directory_and_prepare_takes_one(mixed_config, tmp_path):
     found = list(doctor._check_prepared(config_lib.resolve(mixed_config), verify=True))
     assert all(fine for fine, _ in found), found
     assert 'mixture: en 75 % from' in found[0][1] and [text[-4:] for _, text in found[1:]] == ['/en)', '/de)']
-    (corpus, *_), _ = card._data(mixed_config)[:2]
+    (corpus, *_), _ = card._data(tmp_path, None, mixed_config)[:2]
     assert corpus == 'corpus en'
     with pytest.raises(ConfigError, match='is a mixture of several directories, and prepare writes one at a time'):
         prepare.run(mixed_config)
