@@ -95,6 +95,38 @@ def test_the_card_names_the_corpus_that_was_prepared_whatever_the_run_says(model
     assert card._data(workdir, model.step, config)[0] == ('corpus', 'text:mine')
 
 
+TRAINED_HERE, LEARNED = 'pretrained with masked-language modeling by mlm_jax', 'It has learned from text'
+
+
+def card_of(name, exported, model, tmp_path):
+    model = mlm_jax.load(name.format(exported, model.source.directory), model.mesh)
+    exporting.write(model, exporting.plan(model), tmp_path / 'out')
+    return (tmp_path / 'out' / card.FILE).read_text()
+
+
+def test_the_card_of_a_converted_model_tells_of_no_training_here(exported, model, tmp_path):
+    text = card_of('hf:{0}', exported, model, tmp_path)
+    assert TRAINED_HERE not in text and 'A text encoder, converted by mlm_jax and written' in text
+    assert f'These weights were converted from `hf:{exported}`' in text and LEARNED in text
+    assert 'have not been trained to be compared' not in text and 'named above' not in text
+
+
+def test_the_card_of_an_average_of_converted_models_names_them(exported, model, tmp_path):
+    text = card_of('average:hf:{0}:1,hf:{0}:3', exported, model, tmp_path)
+    assert TRAINED_HERE not in text and 'converted' not in text and LEARNED in text
+    assert f'the mean, with these shares, of hf:{exported} (0.25), hf:{exported} (0.75): the cards of these' in text
+
+
+@pytest.mark.parametrize('name', ['random:{1}', 'random:hf:{0}', '{1}@0'])
+def test_the_card_of_a_random_model_says_that_it_has_learned_nothing(name, exported, model, tmp_path):
+    text = card_of(name, exported, model, tmp_path)
+    assert TRAINED_HERE not in text and LEARNED not in text and 'It has learned nothing' in text
+    assert 'A text encoder with random parameters, made by mlm_jax and written' in text
+    if name.startswith('random:'):
+        source = name.format(exported, model.source.directory).removeprefix('random:')
+        assert f'with the shapes of those of `{source}`' in text and 'tokens seen' not in text
+
+
 @pytest.mark.parametrize('change', [{'tokenizer_sha256': '0' * 64}, {'sequence_length': 33}])
 def test_the_card_does_not_describe_rows_that_have_taken_the_place_of_those_of_the_run(change, model, tmp_path):
     """Neither those of another tokenizer, which the run holds, nor those of other fingerprints."""

@@ -23,12 +23,47 @@ from mlm_jax.training import checkpoints
 from mlm_jax.training.metrics import read_metrics
 
 FILE = 'README.md'
-_LIMITS = (
-    'It reads text; it does not write any, and it is no assistant.',
-    'It has learned from the text named above and repeats its errors and prejudices, which nobody has measured here. '
-    'Do not let it decide about people.',
-    'Its vectors have not been trained to be compared: for semantic search or similarity, fine-tune it first.',
-    'For languages, subjects and tasks that are not named above, nothing is known about it.',
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """Where parameters come from, and so what can be said of a model.
+
+    Attributes:
+      opening: what the model is, as the beginning of a sentence.
+      limits: what it is not good for, in sentences.
+    """
+
+    opening: str
+    limits: tuple[str, ...]
+
+
+_READS = 'It reads text; it does not write any, and it is no assistant.'
+_REPEATS = (
+    'It has learned from text and repeats the errors and prejudices of this text, which nobody has measured here. '
+    'Do not let it decide about people.'
+)
+_PRETRAINED = _Kind(
+    'A text encoder, pretrained with masked-language modeling by mlm_jax',
+    (
+        _READS,
+        _REPEATS,
+        'Its vectors have not been trained to be compared: for semantic search or similarity, fine-tune it first.',
+        'For languages, subjects and tasks that are not named above, nothing is known about it.',
+    ),
+)
+_CONVERTED = _Kind('A text encoder, converted by mlm_jax', (_READS, _REPEATS))
+_AVERAGED = _Kind(
+    'A text encoder, the mean of several others, computed by mlm_jax',
+    (_READS, _REPEATS, 'Nothing was measured of the mean here: it may be worse than each of its parts.'),
+)
+_RANDOM = _Kind(
+    'A text encoder with random parameters, made by mlm_jax',
+    (
+        _READS,
+        'It has learned nothing: its vectors and predictions mean nothing. It is good as the beginning of a training, '
+        'and as what a trained model is compared with.',
+    ),
 )
 
 
@@ -85,7 +120,7 @@ def of_run(
     Args:
       card: about the export.
       workdir: of the run.
-      step: of the checkpoint; None of a model that has learned nothing, and of an average of several.
+      step: of the checkpoint; None of an average of several.
       config: of the run.
       reports: directories in which there may be results of `evaluate --blimp` and of `finetune` on this model.
       average: what the parameters are, where they are not those of the checkpoint.
@@ -95,7 +130,7 @@ def of_run(
         ('objective', _objective(config)),
         ('masking', f'{config.masking.strategy}, {config.masking.unit}, ratio {config.masking.ratio:g}'),
         *_data(workdir, step, config),
-        *([] if average and step is None else _budget(config, step)),
+        *([] if step is None else _budget(config, step)),
         ('optimizer', f'{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}'),
         *_environment(workdir),
     ]
@@ -105,37 +140,54 @@ def of_run(
         *_results(workdir, step, reports, average.source if average else ''),
     ]
     text = _measured(measured) if measured else 'Its run has recorded no results.'
-    settings = config_lib.to_json(config).strip()
     return _join(
         card,
+        _RANDOM if step == 0 and not config.init_from else _PRETRAINED,
         '## How it was trained',
         markdown.table(['', ''], [[key, str(value)] for key, value in trained], 2),
         '## What was measured',
         text,
-        '## Configuration',
-        f'<details><summary>All keys of the run</summary>\n\n```json\n{settings}\n```\n\n</details>',
+        *_configuration(config),
     )
 
 
 def of_source(card: Card, source: str) -> str:
     """The card of a model whose training no file here tells of."""
-    return _join(
-        card,
-        '## How it was trained',
-        f'These weights were converted from `{source}`: its own card tells how they were trained and what they can do.',
+    told = (
+        f'These weights were converted from `{source}`: its own card tells how they were trained and what they can do.'
     )
+    return _join(card, _CONVERTED, '## How it was trained', told)
 
 
-def _join(card: Card, *parts: str) -> str:
+def of_sources(card: Card, shares: str) -> str:
+    """The card of a mean of such models; `shares` names these and how much each counts."""
+    told = f'These weights are the mean, with these shares, of {shares}: the cards of these tell how they were trained.'
+    return _join(card, _AVERAGED, '## How it was trained', told)
+
+
+def of_random(card: Card, source: str, config: ml_collections.ConfigDict | None = None) -> str:
+    """The card of a model without what `source` has learned; `config` is of the run, where that is one."""
+    told = f'It was not trained: its parameters were drawn at random, with the shapes of those of `{source}`.'
+    return _join(card, _RANDOM, '## How it was trained', told, *(_configuration(config) if config else []))
+
+
+def _configuration(config: ml_collections.ConfigDict) -> tuple[str, str]:
+    settings = config_lib.to_json(config).strip()
+    keys = f'<details><summary>All keys of the run</summary>\n\n```json\n{settings}\n```\n\n</details>'
+    return '## Configuration', keys
+
+
+def _join(card: Card, kind: _Kind, *parts: str) -> str:
     task = 'fill-mask' if card.has_head else 'feature-extraction'
     front = f'---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- mlm_jax\n- sentence-transformers\n---'
-    limits = '\n'.join(f'* {line}' for line in (*[f'{note[:1].upper()}{note[1:]}.' for note in card.notes], *_LIMITS))
+    notes = [f'{note[:1].upper()}{note[1:]}.' for note in card.notes]
+    limits = '\n'.join(f'* {line}' for line in (*notes, *kind.limits))
     sizes = [['class', f'`{card.class_name}`'], ['parameters', f'{card.num_parameters:,}']]
     sizes += [[key, f'{value:,}' if isinstance(value, int) else str(value)] for key, value in card.encoder.items()]
     blocks = (
         front,
         f'# {card.name}',
-        'A text encoder, pretrained with masked-language modeling by mlm_jax and written as a model of `transformers`.',
+        f'{kind.opening} and written as a model of `transformers`.',
         markdown.table(['', ''], sizes, 2),
         '## How to use it',
         f'```python\n{_usage(card)}\n```',
@@ -219,9 +271,7 @@ def _corpus_of(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
     return [('corpus', config.data.corpus)] if is_told and not mixture.is_mixture(config.data.directory) else []
 
 
-def _budget(config: ml_collections.ConfigDict, step: int | None) -> list[tuple[str, str]]:
-    if step is None:
-        return [('updates', 'none: its parameters are random')]
+def _budget(config: ml_collections.ConfigDict, step: int) -> list[tuple[str, str]]:
     rows, length = config.batch_size, config.sequence_length
     return [
         ('updates', f'{step:,} of {rows:,} rows of {length:,} tokens'),

@@ -28,7 +28,7 @@ from mlm_jax.models.layers import EncoderConfig
 from mlm_jax.objectives.mlm import MLM
 from mlm_jax.objectives.objective import Objective
 from mlm_jax.objectives.registry import OBJECTIVES
-from mlm_jax.pretrained.sources import Source
+from mlm_jax.pretrained.sources import RANDOM, Source
 
 _MASKED_EVERY = 7  # in a comparison, of a second copy of each text, every seventh token is masked
 _LARGEST_OUTPUTS = 1 << 27  # numbers in the outputs that are compared: 512 MiB of float32
@@ -270,9 +270,12 @@ def _card(model: Trained, export: Export, name: str, pooling: str, reports: Sequ
         notes=export.notes,
         mask=model.tokenizer.id_to_piece(v.mask_id),
     )  # fmt: skip
+    source = model.source
+    if source.is_random:
+        return card_lib.of_random(card, str(source).removeprefix(RANDOM), model.config)
     if model.config is None:
-        return card_lib.of_source(card, str(model.source))
-    workdir = model.source.directory
+        return card_lib.of_sources(card, _shares(source)) if source.parts else card_lib.of_source(card, str(source))
+    workdir = source.directory
     reports = [*card_lib.reports_beside(workdir), *reports]
     return card_lib.of_run(card, workdir, model.step, model.config, reports, _average(model))
 
@@ -281,12 +284,15 @@ def _average(model: Trained) -> card_lib.Average | None:
     """What the card tells of parameters that are an average; None where they are not."""
     source = model.source
     if source.parts:
-        total = sum(weight for _, weight in source.parts)
-        shares = ', '.join(f'{part} ({weight / total:.3g})' for part, weight in source.parts)
-        return card_lib.Average(
-            str(source), f'the mean, with these shares, of {shares}; the rows below tell of the first'
-        )
+        text = f'the mean, with these shares, of {_shares(source)}; the rows below tell of the first'
+        return card_lib.Average(str(source), text)
     if source.is_ema and model.config is not None:
         decay = model.config.ema.decay
         return card_lib.Average(str(source), f'their moving average of decay {decay:g} over the updates', 'eval_ema/')
     return None
+
+
+def _shares(source: Source) -> str:
+    """The parts of an average, and how much each counts."""
+    total = sum(weight for _, weight in source.parts)
+    return ', '.join(f'{part} ({weight / total:.3g})' for part, weight in source.parts)
