@@ -153,6 +153,31 @@ def test_reports_on_this_checkpoint_are_told_and_those_on_others_are_not(model, 
     ]
 
 
+def test_results_of_a_part_are_told_as_such(model, tmp_path):
+    source, step = str(model.source.directory), model.step
+    setting = {'percent': 1.0, 'pairs': 670, 'paradigms': 67, 'within_word': True}
+    entry = {'model': source, 'step': step, 'accuracy': 0.75}
+    (tmp_path / 'blimp.json').write_text(json.dumps({'setting': setting, 'models': {'a': entry}}))
+    recipe = {'learning_rate': 1e-4, 'batch_size': 32, 'epochs': 3, 'pooling': 'cls', 'max_length': 0}
+    result = {'task': 'glue/sst2', 'metric': 'accuracy', 'origin': {'source': source, 'step': step}}
+    few = {'max_train_examples': 1000, 'max_validation_examples': 200, 'max_length': 24}
+    for seed, (setting, more) in enumerate([('default', {}), ('default', few), ('epochs=3', {})]):
+        path = tmp_path / 'animals' / 'glue_sst2' / setting / f'seed{seed}'
+        path.mkdir(parents=True)
+        record = result | {'metrics': {'validation': {'accuracy': 0.5}}, 'recipe': recipe | more}
+        path.joinpath('result.json').write_text(json.dumps(record))
+    whats, values, _ = zip(*card._results(model.source.directory, step, [tmp_path]), strict=True)
+    part = '1 % of it: 670 pairs of 67 paradigms, each piece of a word masked together with the later ones'
+    assert list(whats) == [
+        f'BLiMP ({part}), accuracy',
+        'fine-tuned on glue/sst2 (learning_rate=0.0001, batch_size=32, epochs=3, pooling=cls), accuracy',
+        'fine-tuned on glue/sst2 (learning_rate=0.0001, batch_size=32, epochs=3, pooling=cls, '
+        'at most 1,000 training examples, at most 200 validation examples, at most 24 tokens of a row), accuracy',
+        'fine-tuned on glue/sst2 (epochs=3, learning_rate=0.0001, batch_size=32, pooling=cls), accuracy',
+    ]
+    assert values[1:] == ('0.5, mean of 1 seed (validation)',) * 3
+
+
 def test_what_is_in_the_way_is_refused_and_nothing_is_left(exported, model, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match='animals is not empty: name another --output, or delete it'):
         model.export(exported)

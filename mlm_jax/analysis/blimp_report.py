@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mlm_jax.files import markdown as markdown_lib
 from mlm_jax.files import pictures
-from mlm_jax.tasks.blimp import NUM_PARADIGMS, Pair
+from mlm_jax.tasks import blimp
+from mlm_jax.tasks.blimp import Pair
 
 FIVE_GRAM_COLUMN = '5-gram'
 GROUPS = {'fields': 'By field', 'terms': 'By phenomenon', 'paradigms': 'By paradigm'}
@@ -71,10 +72,9 @@ def setting_text(setting: dict) -> str:
     Args:
       setting: with `percent`, `pairs`, `paradigms` and `within_word`.
     """
-    few = '' if setting['paradigms'] == NUM_PARADIGMS else f' (the published set has {NUM_PARADIGMS})'
     together = ' together with the later pieces of its word' if setting['within_word'] else ''
     return (
-        f'BLiMP, {setting["percent"]:g} % of it: {setting["pairs"]:,} pairs of {setting["paradigms"]} paradigms{few}. '
+        f'BLiMP, {blimp.extent(setting)}. '
         f'The score of a sentence is the sum of the log-probabilities of its tokens, each masked alone{together}. '
         'A tie counts as wrong; chance is 50 %'
     )

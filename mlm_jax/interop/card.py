@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -19,10 +19,18 @@ from mlm_jax.data.mixtures import Reading
 from mlm_jax.data.prepared_data import PreparedData
 from mlm_jax.files import buckets, markdown
 from mlm_jax.files.errors import ConfigError
+from mlm_jax.tasks import blimp
 from mlm_jax.training import checkpoints
 from mlm_jax.training.metrics import read_metrics
 
 FILE = 'README.md'
+# Of the recipe of fine-tuning: what is always told, and what leaves out a part of the examples or of their texts.
+_MAIN_KEYS = ('learning_rate', 'batch_size', 'epochs', 'pooling')
+_PARTS = {
+    'max_train_examples': 'training examples',
+    'max_validation_examples': 'validation examples',
+    'max_length': 'tokens of a row',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,22 +325,47 @@ def _results(
     """[what, value, where] of BLiMP and of tasks that this checkpoint, or an average by its name, was fine-tuned on."""
     rows = []
     for directory in reports:
-        for entry in (_json(directory / 'blimp.json').get('models') or {}).values():
+        report = _json(directory / 'blimp.json')
+        for entry in (report.get('models') or {}).values():
             if _is_of(entry.get('model'), entry.get('step'), workdir, step, average):
-                rows.append(['BLiMP, accuracy', f'{entry["accuracy"]:.2%}', f'{directory.name}/blimp.json'])
-        seeds: dict[tuple[str, str], list[float]] = {}
-        for path in sorted(directory.glob('*/*/*/seed*/result.json')):
-            result = _json(path)
-            origin = result.get('origin') or {}
-            if _is_of(origin.get('source'), origin.get('step'), workdir, step, average):
-                value = ((result.get('metrics') or {}).get('validation') or {}).get(result.get('metric'))
-                if value is not None:
-                    what = f'fine-tuned on {result["task"]} ({path.parts[-3]}), {result["metric"]}'
-                    seeds.setdefault((what, directory.name), []).append(value)
-        for (what, name), values in seeds.items():
-            mean = sum(values) / len(values)
-            rows.append([what, f'{mean:.4g}, mean of {len(values)} seeds (validation)', f'{name}/results.json'])
+                what = f'BLiMP{_blimp_setting(report.get("setting"))}, accuracy'
+                rows.append([what, f'{entry["accuracy"]:.2%}', f'{directory.name}/blimp.json'])
+        rows += _fine_tuned(directory, lambda model: _is_of(*model, workdir, step, average))
     return rows
+
+
+def _fine_tuned(directory: pathlib.Path, is_it: Callable[[tuple[Any, Any]], bool]) -> list[list[str]]:
+    """[what, value, where] of a report of `finetune`, on the model that `is_it` knows by its name and step."""
+    seeds: dict[str, list[float]] = {}
+    for path in sorted(directory.glob('*/*/*/seed*/result.json')):
+        result = _json(path)
+        origin = result.get('origin') or {}
+        value = ((result.get('metrics') or {}).get('validation') or {}).get(result.get('metric'))
+        if value is not None and is_it((origin.get('source'), origin.get('step'))):
+            setting = _fine_tuning_setting(path.parts[-3], result.get('recipe') or {})
+            what = f'fine-tuned on {result["task"]} ({setting}), {result["metric"]}'
+            seeds.setdefault(what, []).append(value)
+    return [
+        [what, f'{sum(values) / len(values):.4g}, mean of {len(values)} seed{"s" * (len(values) > 1)} (validation)',
+         f'{directory.name}/results.json']
+        for what, values in seeds.items()
+    ]  # fmt: skip
+
+
+def _blimp_setting(setting: Mapping[str, Any] | None) -> str:
+    """Which pairs were judged, and how where that is not the usual way; '' where the report does not tell."""
+    if not setting:
+        return ''
+    together = ', each piece of a word masked together with the later ones' if setting['within_word'] else ''
+    return f' ({blimp.extent(setting)}{together})'
+
+
+def _fine_tuning_setting(setting: str, recipe: Mapping[str, Any]) -> str:
+    """The point of a grid, the keys of the recipe that change most, and which part of the examples was taken."""
+    grid = [] if setting == 'default' and recipe else [setting]
+    keys = [f'{key}={recipe[key]}' for key in _MAIN_KEYS if key in recipe and f'{key}=' not in setting]
+    few = [f'at most {recipe[key]:,} {name}' for key, name in _PARTS.items() if recipe.get(key)]
+    return ', '.join([*grid, *keys, *few])
 
 
 def _measured(rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,8 @@ score sentences by pseudo-log-likelihood (`analysis/minimal_pairs.py`). The accu
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,12 @@ def read(directory: str | pathlib.Path, percent: float = 100.0) -> list[Pair]:
         count = max(1, round(len(found) * percent / 100))
         pairs += [found[i * len(found) // count] for i in range(count)]
     return pairs
+
+
+def extent(setting: Mapping[str, Any]) -> str:
+    """How much of BLiMP a report judges, in words; `setting` has `percent`, `pairs` and `paradigms`."""
+    few = '' if setting['paradigms'] == NUM_PARADIGMS else f' (the published set has {NUM_PARADIGMS})'
+    return f'{setting["percent"]:g} % of it: {setting["pairs"]:,} pairs of {setting["paradigms"]} paradigms{few}'
 
 
 def digest(pairs: Sequence[Pair]) -> str:
