@@ -153,6 +153,28 @@ def test_reports_on_this_checkpoint_are_told_and_those_on_others_are_not(model, 
     ]
 
 
+@pytest.mark.parametrize(
+    ('overrides', 'expected'),
+    [
+        ({'masking.ratio': '0.2'}, 'ratio 0.2'),
+        ({'masking.strategy': 'fully_explored', 'masking.fully_explored.segments': '4'}, 'ratio 0.25'),
+        (
+            {'masking.ratio_schedule': 'linear', 'masking.ratio': '0.3'},
+            'mean ratio 0.225 over the whole run (linear: from 0.3 to 0.15)',
+        ),
+        (
+            {'masking.ratio_schedule': 'diffusion', 'masking.ratio': '0.9', 'masking.final_ratio': '0.1'},
+            'mean ratio 0.5 over the whole run (diffusion: random for each row, from 0.9 to 0.1)',
+        ),
+    ],
+)
+def test_the_card_tells_the_ratio_that_masks_have(overrides, expected, model):
+    config = config_lib.from_json(config_lib.to_json(model.config))
+    config_lib.apply_overrides(config, overrides)
+    text = card.of_run(card.Card('a', 'B', True, 1, {}, 'mean', (), '[MASK]'), model.source.directory, 3, config, ())
+    assert f'| {config.masking.strategy}, token, {expected} ' in text
+
+
 def test_results_of_a_part_are_told_as_such(model, tmp_path):
     source, step = str(model.source.directory), model.step
     setting = {'percent': 1.0, 'pairs': 670, 'paradigms': 67, 'within_word': True}

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from mlm_jax import config as config_lib
-from mlm_jax.config import mixture
+from mlm_jax.config import mixture, step_flops
 from mlm_jax.data import prepared_data
 from mlm_jax.data.mixtures import Reading
 from mlm_jax.data.prepared_data import PreparedData
@@ -136,7 +136,7 @@ def of_run(
     trained = [
         *([('parameters', average.text)] if average else []),
         ('objective', _objective(config)),
-        ('masking', f'{config.masking.strategy}, {config.masking.unit}, ratio {config.masking.ratio:g}'),
+        ('masking', f'{config.masking.strategy}, {config.masking.unit}, {_ratio(config)}'),
         *_data(workdir, step, config),
         *([] if step is None else _budget(config, step)),
         ('optimizer', f'{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}'),
@@ -220,6 +220,15 @@ def _usage(card: Card) -> str:
 def _objective(config: ml_collections.ConfigDict) -> str:
     start = f', starting from {config.init_from}' if config.init_from else ', from random parameters'
     return f'{config.objective}{start}'
+
+
+def _ratio(config: ml_collections.ConfigDict) -> str:
+    """The share of tokens that a mask covers: its mean over the whole run, and how it changes, if it does."""
+    k, mean = config.masking, step_flops.masked_ratio(config)
+    if k.ratio_schedule == 'constant':
+        return f'ratio {mean:.4g}'
+    how = 'random for each row, ' if k.ratio_schedule == 'diffusion' else ''
+    return f'mean ratio {mean:.4g} over the whole run ({k.ratio_schedule}: {how}from {k.ratio:g} to {k.final_ratio:g})'
 
 
 def _data(workdir: pathlib.Path, step: int | None, config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
