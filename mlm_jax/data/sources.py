@@ -22,7 +22,7 @@ from mlm_jax.files import atomic, buckets, progress
 from mlm_jax.files.errors import ConfigError, unreadable
 
 
-def describe(spec: str, files: Sequence[pathlib.Path] = ()) -> dict[str, Any]:
+def describe(spec: str, files: Sequence[pathlib.Path]) -> dict[str, Any]:
     """The files of a corpus, if it has any, each with its size as `bytes`.
 
     Args:

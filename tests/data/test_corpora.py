@@ -291,7 +291,7 @@ def test_a_corpus_is_known_by_its_bytes(tmp_path):
     assert sources.changes({str(path): 9}, now) == sources.changes({str(path): whole}, now) == []
     assert sources.changes({str(path): 8}, now) == [f'{path}: 8 bytes then, 9 now']
     assert sources.changes({}, now) == [f'{path}: no bytes then, 9 now']
-    assert sources.describe('demo') == {}
+    assert sources.describe('demo', []) == {}
 
 
 def test_a_part_is_read_again_only_if_its_file_may_have_changed(tmp_path, monkeypatch):

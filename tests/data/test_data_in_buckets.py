@@ -129,8 +129,9 @@ def test_the_objects_of_a_corpus_are_not_asked_one_by_one(bucket, asked, tmp_pat
             buckets.path(name).write_text('{"text": "text"}\n')
         spec = f'jsonl:{root}/corpus/*.jsonl' if is_listed else f'jsonl:{";".join(names)}'
         asked.clear()
-        assert sources.describe(spec) == {name: {'bytes': 17} for name in names}
-        corpus = corpora.open_corpus(make_config('', '', **{'data.corpus': spec}).data, tmp_path)
+        data = make_config('', '', **{'data.corpus': spec}).data
+        assert sources.describe(spec, corpora.files_of(data)['corpus']) == {name: {'bytes': 17} for name in names}
+        corpus = corpora.open_corpus(data, tmp_path)
         assert len(corpus.train[0].parts) == count
         counts.append(len(asked))
     # What is named without a glob is looked for by its name, in each of the two steps.
