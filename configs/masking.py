@@ -19,8 +19,9 @@ BLiMP tells no mask from another in models of this size. `successive` needs rows
 good as uniform masks there ("Fully explored masks of few texts", and "… in continued pretraining"). At `mini`, 300
 steps, `fully_explored` had 4.90 and `spans` 7.44, where MLM had 4.71 (841d9f8 and be4ea4a, 11 and 9 minutes; "The size
 mini, as it is shipped"). Longer runs, and other strategies at `mini`, have not been made.
-`ngrams` and `pmi` were measured with a draw between [MASK], random and unchanged for each token. With one for each unit,
-as in their sources and now here (`masking.corruption_unit=unit`), they had 4.39 and 7.97, uniform masks 3.91 (eb53662).
+`ngrams` and `pmi` were measured with a draw between [MASK], random and unchanged for each token. With one for each
+unit, as in their sources and now here (`masking.corruption_unit=unit`), they had 4.39 and 7.97, uniform masks 3.91
+(eb53662).
 """
 
 import pathlib
