@@ -40,7 +40,7 @@ from mlm_jax.analysis import (
     entropy_report,
     gradient_variance_report,
 )
-from mlm_jax.analysis.gradient_variance import OVERLAPS, Design, make_sketched_gradients
+from mlm_jax.analysis.gradient_variance import make_sketched_gradients
 from mlm_jax.config import ConfigError, command_line
 from mlm_jax.files import buckets, paths
 from mlm_jax.parallel import mesh as mesh_lib
@@ -81,9 +81,7 @@ def main_gradient_variance(models: Sequence[sources.Source]) -> None:
     with jax.set_mesh(mesh):
         for source, label in zip(models, sources.labels(models), strict=True):
             model = loading.load(source, mesh)
-            masking = model.require_run()[1].masking.at_step(model.step or 0)
-            again = (1.0,) if masking.mask_fraction < 1 else ()
-            design = Design(values.segments, values.draws, (*OVERLAPS, *again))
+            masking, design = gradient_variance_report.draws_of(model, values.segments, values.draws)
             place = source.directory, masking.ratio_schedule
             if place not in gradients:
                 gradients[place] = make_sketched_gradients(model.objective, masking, design, mesh)

@@ -15,8 +15,16 @@ from mlm_jax.files import pictures
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.files.progress import bar
 from mlm_jax.files.statistics import plus_minus
+from mlm_jax.masking.masking import Masking
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained.model import Model
+
+
+def draws_of(model: Model, segments: int, draws: int) -> tuple[Masking, Design]:
+    """The masking of a run at the step of a model, and the design of the draws from it."""
+    masking = model.require_run()[1].masking.at_step(model.step or 0)
+    again = (1.0,) if masking.mask_fraction < 1 else ()
+    return masking, Design(segments, draws, (*gradient_variance.OVERLAPS, *again))
 
 
 def measure(

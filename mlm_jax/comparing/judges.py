@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mlm_jax.analysis import effective_rank_report, entropy_report, gradient_variance_report, minimal_pairs
-from mlm_jax.analysis.gradient_variance import OVERLAPS, Design, make_sketched_gradients
+from mlm_jax.analysis.gradient_variance import make_sketched_gradients
 from mlm_jax.comparing import then
 from mlm_jax.comparing.configurations import Candidate
 from mlm_jax.comparing.then import Measure
@@ -321,9 +321,8 @@ class GradientVariance(Probe):
 
     def measure_model(self, model: Model) -> tuple[Values, Any]:
         """The ratios of variances that decide whether disjoint masks help."""
-        masking = model.require_run()[1].masking.at_step(model.step or 0)
-        again = (1.0,) if masking.mask_fraction < 1 else ()
-        design = Design(self.measure.value('segments'), self.measure.value('draws'), (*OVERLAPS, *again))
+        segments, draws = (self.measure.value(name) for name in ('segments', 'draws'))
+        masking, design = gradient_variance_report.draws_of(model, segments, draws)
         gradients = make_sketched_gradients(model.objective, masking, design, model.mesh)
         texts = self.measure.value('texts')
         report = gradient_variance_report.measure(model, model.mesh, texts, design, gradients)

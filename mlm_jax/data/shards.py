@@ -253,7 +253,7 @@ class Shards:
         left = memoryview(rows.data).cast('B')
         try:
             # Opened anew for each block: thousands of shards would need as many descriptors.
-            with open(self._directory / self._shards[shard].file, 'rb', buffering=0) as file:
+            with open(self._path(shard), 'rb', buffering=0) as file:
                 file.seek(self._offsets[shard] + start * rows[0].nbytes)
                 while left and (count := file.readinto(left)):
                     left = left[count:]
@@ -288,37 +288,42 @@ class Shards:
     def _some(self, shard: int, which: np.ndarray | slice) -> np.ndarray:
         """[n, T]: some rows of one file."""
         self._verify_once(shard)
-        path, shape = self._directory / self._shards[shard].file, (self._shards[shard].rows, self.sequence_length)
-        if not shape[0]:  # which cannot be mapped
-            return np.empty(shape, self._dtype)[which]
+        if not self._shards[shard].rows:  # which cannot be mapped
+            return np.empty(self._shape(shard), self._dtype)[which]
         try:
-            if isinstance(path, buckets.BucketPath):
-                return _Remote(path, self._dtype.newbyteorder('<'), self._offsets[shard], shape)[which]
+            if isinstance(self._directory, buckets.BucketPath):
+                path, dtype = self._directory / self._shards[shard].file, self._dtype.newbyteorder('<')
+                return _Remote(path, dtype, self._offsets[shard], self._shape(shard))[which]
             return _MAPS.get(id(self), shard, lambda: self._map(shard))[which]
         except OSError as error:
             raise self._unreadable(shard, error) from error
 
     def _map(self, shard: int) -> np.memmap:
         """The memory map of a file, which may have changed since its header was read."""
-        path, shape = self._directory / self._shards[shard].file, (self._shards[shard].rows, self.sequence_length)
-        return np.memmap(path, self._dtype.newbyteorder('<'), 'r', self._offset(shard), shape)
+        dtype, offset = self._dtype.newbyteorder('<'), self._offset(shard)
+        return np.memmap(self._path(shard), dtype, 'r', offset, self._shape(shard))
 
     def _verify_once(self, shard: int) -> None:
         known = self._shards[shard].sha256
         if not self._verify or not known or shard in self._verified:
             return
         try:
-            is_same = atomic.sha256(self._directory / self._shards[shard].file) == known
+            is_same = atomic.sha256(self._path(shard)) == known
         except OSError as error:
             raise self._unreadable(shard, error) from error
         if not is_same:
             raise self._damaged(shard, manifest_lib.CHANGED)
         self._verified.add(shard)
 
+    def _path(self, shard: int) -> pathlib.Path:
+        return self._directory / self._shards[shard].file
+
+    def _shape(self, shard: int) -> tuple[int, int]:
+        return self._shards[shard].rows, self.sequence_length
+
     def _offset(self, shard: int) -> int:
         """The offset of the rows in a file; raises ConfigError if the file differs from the manifest."""
-        path, shape = self._directory / self._shards[shard].file, (self._shards[shard].rows, self.sequence_length)
-        offset, wrong = layout(path, shape, self._dtype)
+        offset, wrong = layout(self._path(shard), self._shape(shard), self._dtype)
         if wrong:
             raise self._damaged(shard, wrong)
         return offset
@@ -326,13 +331,13 @@ class Shards:
     def _unreadable(self, shard: int, error: OSError) -> ConfigError:
         if error.errno in maps.TOO_MANY_OPEN:
             return ConfigError(
-                f'cannot open {self._directory / self._shards[shard].file}: {error.strerror}. This process may have '
+                f'cannot open {self._path(shard)}: {error.strerror}. This process may have '
                 f'{maps.open_files_limit():,} files open: raise that with `ulimit -n 16384`, or close other programs'
             )
         return self._damaged(shard, f'cannot be read: {error.strerror or error}')
 
     def _damaged(self, shard: int, wrong: str) -> ConfigError:
         return ConfigError(
-            f'cannot read {self._directory / self._shards[shard].file}: it {wrong}; copy it again, or run the same '
+            f'cannot read {self._path(shard)}: it {wrong}; copy it again, or run the same '
             'prepare again, which makes damaged files again'
         )

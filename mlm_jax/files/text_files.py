@@ -26,11 +26,6 @@ _LOOK_BACK_BYTES = 4096
 _LONGEST_PATH = 4096  # characters; PATH_MAX of Linux
 
 
-def find(patterns: str) -> list[pathlib.Path]:
-    """The files of `names`, each once."""
-    return distinct(names(patterns))
-
-
 def names(patterns: str) -> list[pathlib.Path]:
     """The files, sorted, that match any of several globs separated by ';' (`**` matches directories at any depth).
 

@@ -59,13 +59,16 @@ def _num_bytes(program: hlo.Program, instruction: hlo.Instruction) -> int:
     """The bytes that `describe_collectives` counts for an instruction."""
     name = instruction.operation.removesuffix('-start')
     results = [array.num_bytes for array in instruction.arrays]
-    operands = [a.num_bytes for operand in instruction.operands for a in program.instructions[operand].arrays]
+
+    def operands() -> int:
+        return sum(a.num_bytes for operand in instruction.operands for a in program.instructions[operand].arrays)
+
     if name == 'reduce-scatter':
-        return sum(operands)
+        return operands()
     # The result of an asynchronous start contains its operands as well, except for an all-reduce.
     if name == 'all-reduce' or not instruction.operation.endswith('-start'):
         return sum(results)
-    return sum(results) - sum(operands) if name == 'all-gather' else max(results)
+    return sum(results) - operands() if name == 'all-gather' else max(results)
 
 
 def between_slices(compiled: jax.stages.Compiled) -> Totals:

@@ -103,7 +103,7 @@ def test_a_file_cut_off_is_an_error(tmp_path, suffix):
 def test_several_globs_and_a_byte_order_mark(tmp_path):
     (tmp_path / 'a.csv').write_bytes(b'\xef\xbb\xbftext,n\nfirst,1\n')
     (tmp_path / 'b.tsv').write_bytes(b'n\ttext\n1\tsecond\n')
-    files = text_files.find(f'{tmp_path}/*.csv; {tmp_path}/*.tsv')
+    files = text_files.names(f'{tmp_path}/*.csv; {tmp_path}/*.tsv')
     assert [d for f in files for d in text_files.read(f, 'csv', 'text')] == [b'first', b'second']
 
 
@@ -219,15 +219,15 @@ def test_a_file_of_any_name_can_be_named(tmp_path, monkeypatch):
         for name in (*NAMES, 'a 1.txt', 'jk.txt'):
             (directory / name).write_text('text')
     for name in NAMES:
-        assert text_files.find(name) == [pathlib.Path(name)]
-        assert text_files.find(str(folder / name)) == [folder / name]
-    assert text_files.find('e;f.txt;b,c.txt; a [1].txt') == [
+        assert text_files.names(name) == [pathlib.Path(name)]
+        assert text_files.names(str(folder / name)) == [folder / name]
+    assert text_files.names('e;f.txt;b,c.txt; a [1].txt') == [
         *map(pathlib.Path, sorted(['e;f.txt', 'b,c.txt', NAMES[0]]))
     ]
-    assert len(text_files.find(f'{folder}/*.txt')) == len(NAMES) + 2
-    assert text_files.find('a [0-9].txt') == [pathlib.Path('a 1.txt')], 'a glob where there is no such file'
+    assert len(text_files.names(f'{folder}/*.txt')) == len(NAMES) + 2
+    assert text_files.names('a [0-9].txt') == [pathlib.Path('a 1.txt')], 'a glob where there is no such file'
     with pytest.raises(ConfigError, match=r"no file matches 'a \[2\].txt'"):
-        text_files.find('b,c.txt;a [2].txt')
+        text_files.names('b,c.txt;a [2].txt')
 
 
 def test_a_file_of_several_names_is_read_once(tmp_path, monkeypatch):
@@ -241,7 +241,11 @@ def test_a_file_of_several_names_is_read_once(tmp_path, monkeypatch):
     os.link(tmp_path / 'a' / 'x.txt', tmp_path / 'a' / 'hard.txt')
     patterns, notes = f'a/**/*.txt; {tmp_path}/a/x.txt;./a/../a/y.txt', []
     assert len(text_files.names(patterns)) > 40
-    assert sorted(file.name for file in text_files.find(patterns)) == ['hard.txt', 'x.txt', 'y.txt']
+    assert sorted(file.name for file in text_files.distinct(text_files.names(patterns))) == [
+        'hard.txt',
+        'x.txt',
+        'y.txt',
+    ]
     corpora.files_of(settings(corpus=f'text:{patterns}'), notes.append)
     assert len(notes) == 1 and re.fullmatch(r'once +\d+ of \d+ names that match data.corpus are of .*', notes[0])
 
@@ -252,11 +256,11 @@ def test_many_names_are_told_apart_in_one_pass(tmp_path, monkeypatch):
     names = [f'{tmp_path}/{i}.txt' for i in range(300)]
     for name in names:
         pathlib.Path(name).touch()
-    assert text_files.find(';'.join(names)) == sorted(map(pathlib.Path, names))
+    assert text_files.names(';'.join(names)) == sorted(map(pathlib.Path, names))
     assert len(asked) < 700
     asked.clear()
     with pytest.raises(ConfigError, match='no file matches .*none.txt'):
-        text_files.find(';'.join([f'{tmp_path}/none.txt', *names]))
+        text_files.names(';'.join([f'{tmp_path}/none.txt', *names]))
     assert max(map(len, asked[:-1])) <= 4096 + len(';'.join(names)) and len(asked) < 1000
 
 

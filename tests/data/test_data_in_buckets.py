@@ -148,13 +148,13 @@ def test_large_objects_are_asked_at_the_same_time(bucket, monkeypatch):
         return num_parts(*args, **kwargs)
 
     monkeypatch.setattr(text_files, 'num_parts', waiting)
-    assert len(slices.divide_files('lines', text_files.find('gs://bucket/*.txt'), '', 100)) == 4 * 5
+    assert len(slices.divide_files('lines', text_files.names('gs://bucket/*.txt'), '', 100)) == 4 * 5
 
 
 def test_an_object_that_has_grown_since_it_was_listed_is_noticed(bucket):
     path = bucket[0] / 'a.txt'
     path.write_text('text\n')
-    files = text_files.find('gs://bucket/*.txt')
+    files = text_files.names('gs://bucket/*.txt')
     path.write_text('text\n' * 2)
     (divided,) = slices.divide_files('lines', files, '')
     with pytest.raises(ConfigError, match=r'gs://bucket/a\.txt has changed since this preparation'):

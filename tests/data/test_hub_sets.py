@@ -223,7 +223,7 @@ def test_without_the_hub_the_cure_is_to_download(tmp_path, monkeypatch):
     (tmp_path / 'data').mkdir()
     for split in ('train', 'validation', 'test'):
         (tmp_path / 'data' / f'{split}-00000-of-00001.parquet').touch()
-    found = {key: [file.name[:5] for file in text_files.find(f'{tmp_path}/{glob}')] for key, glob in advised.items()}
+    found = {key: [file.name[:5] for file in text_files.names(f'{tmp_path}/{glob}')] for key, glob in advised.items()}
     assert found == {'corpus': ['train'], 'validation_corpus': ['valid']}
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     with pytest.raises(ConfigError, match=r"hf:a/b needs the package huggingface_hub: pip install 'mlm_jax\[hub\]'"):

@@ -140,7 +140,7 @@ def test_globs_find_objects(bucket, tmp_path):
         (root / name).write_text(name)
 
     def found(patterns):
-        return [str(path).removeprefix('gs://bucket/') for path in text_files.find(patterns)]
+        return [str(path).removeprefix('gs://bucket/') for path in text_files.names(patterns)]
 
     assert found('gs://bucket/a/?.txt') == ['a/1.txt', 'a/2.txt']
     assert found('gs://bucket/a/**/*.txt') == ['a/1.txt', 'a/2.txt', 'a/[x].txt', 'a/b/3.txt']
@@ -149,7 +149,7 @@ def test_globs_find_objects(bucket, tmp_path):
         str(tmp_path / 'local.txt'), 'a/1.txt', 'a/b/3.txt'
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r'no object matches gs://bucket/z\*'):
-        text_files.find('gs://bucket/z*')
+        text_files.names('gs://bucket/z*')
 
 
 def test_a_path_keeps_the_size_that_its_listing_told_and_is_the_same_path(bucket):
@@ -185,7 +185,7 @@ def test_what_the_packages_raise_is_told_in_words(bucket, monkeypatch):
 
     monkeypatch.setattr(fsspec.get_filesystem_class('gs'), 'info', refuse)
     with pytest.raises(ConfigError, match=r'cannot read gs://bucket/\*\.txt: Refused: 403, denied'):
-        text_files.find('gs://bucket/*.txt')
+        text_files.names('gs://bucket/*.txt')
     with pytest.raises(ConfigError, match='cannot read gs://bucket/a: Refused: 403, denied'):
         list(text_files.read(root / 'a', 'lines', ''))
 
