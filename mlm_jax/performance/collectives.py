@@ -15,6 +15,7 @@ _FREE = (
     'optimization-barrier', 'partition-id', 'replica-id',
 )  # fmt: skip
 _ALLOCATES = 'custom_call_target="AllocateBuffer"'
+_CUBLAS = 'custom_call_target="__cublas$'  # also on AMD GPUs; XLA gives most products there to libraries
 # The TPU compiler writes a reduce-scatter as the fusion of an all-reduce with the slice that a device keeps of it.
 _SCATTERING = 'all-reduce-scatter'
 _CHANNEL = re.compile(r'channel_id=(\d+)')
@@ -90,12 +91,12 @@ def _add(totals: Totals, name: str, times: int, num_bytes: int) -> None:
 
 
 def matmul_flops(compiled: jax.stages.Compiled) -> int:
-    """FLOPs of the matrix products in one run on one device, without those inside custom kernels."""
+    """FLOPs of the matrix products in one run on one device, with cuBLAS's and without those inside other kernels."""
     program = hlo.of_compiled(compiled)
     return sum(
         times * 2 * _product_terms(instruction, program)
         for times, instruction in program.executed()
-        if instruction.operation in ('dot', 'convolution')
+        if instruction.operation in ('dot', 'convolution') or _CUBLAS in instruction.rest
     )
 
 
@@ -127,6 +128,8 @@ def _bytes_of(instruction: hlo.Instruction, program: hlo.Program) -> int:
         return 2 * _main_memory(program.instructions[instruction.operands[1]].arrays)
     # The result of an asynchronous start contains its operand, which is counted once.
     written = instruction.arrays[:1] if instruction.operation.endswith('-start') else instruction.arrays
+    if _CUBLAS in instruction.rest and len(written) > 1:
+        written = written[:-1]  # the last one is room to work in
     read = sum(_main_memory(program.instructions[name].arrays) for name in instruction.operands)
     return read + _main_memory(written)
 
@@ -183,16 +186,17 @@ def _main_memory(arrays: tuple[hlo.Array, ...]) -> int:
 
 
 def _product_terms(instruction: hlo.Instruction, program: hlo.Program) -> int:
-    """The number of products of two numbers that a dot or a convolution adds up, over all of its outputs."""
+    """The products of two numbers that a dot, a convolution or a call of cuBLAS adds up, over all of its outputs."""
     arguments = instruction.rest
     left, right = (program.instructions[name].arrays[0].dimensions for name in instruction.operands[:2])
     output = instruction.arrays[0].dimensions
     if labels := re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', arguments):
         sizes = [dict(zip(names, shape)) for names, shape in zip(labels.groups(), (left, right, output))]
         return _convolution_terms(arguments, *sizes)
-    contracted = re.search(r'lhs_contracting_dims=\{([\d,]+)\}', arguments)
-    # An outer product contracts no dimension, and XLA leaves the attribute out.
-    dimensions = contracted[1].split(',') if contracted else []
+    # A dot names the contracted dimensions as an attribute, {1}, and a call of cuBLAS in JSON, ["1"]. An outer product
+    # contracts no dimension, and XLA leaves the attribute of the dot out.
+    contracted = re.search(r'lhs_contracting_dim(?:s|ensions)"?[=:][{[]([\d,"]*)[]}]', arguments)
+    dimensions = re.findall(r'\d+', contracted[1]) if contracted else []
     return math.prod(output) * math.prod(left[int(d)] for d in dimensions)
 
 

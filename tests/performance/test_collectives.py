@@ -74,6 +74,27 @@ def test_only_products_with_real_inputs_count_in_a_convolution(window):
     assert collectives.matmul_flops(program) == 2 * 4 * 32 * 64 * int(taps.sum())
 
 
+# A batch of products as XLA gives them to cuBLAS on GPUs, written as in the tests of XLA's pass `gemm_rewriter`.
+CUBLAS = """\
+ENTRY %main (a: bf16[6,16,64], b: bf16[6,32,64]) -> bf16[6,16,32] {
+  %a = bf16[6,16,64]{2,1,0} parameter(0)
+  %b = bf16[6,32,64]{2,1,0} parameter(1)
+  %c = (bf16[6,16,32]{2,1,0}, s8[33554432]{0}) custom-call(%a, %b), custom_call_target="__cublas$TARGET", \
+backend_config={"gemm_backend_config":{"alpha_real":1,"beta":0,"dot_dimension_numbers":{\
+"lhs_contracting_dimensions":["2"],"rhs_contracting_dimensions":["2"],\
+"lhs_batch_dimensions":["0"],"rhs_batch_dimensions":["0"]},"alpha_imag":0,"epilogue":"DEFAULT"}}
+  ROOT %r = bf16[6,16,32]{2,1,0} get-tuple-element(%c), index=0
+}
+"""
+
+
+@pytest.mark.parametrize('target', ['gemm', 'lt$matmul'])
+def test_products_of_cublas_count_without_the_room_that_they_work_in(target):
+    program = Program(CUBLAS.replace('TARGET', target))
+    assert collectives.matmul_flops(program) == 2 * 6 * 16 * 32 * 64
+    assert collectives.accessed_bytes(program) == 2 * 6 * (16 * 64 + 32 * 64 + 16 * 32)
+
+
 def test_gathers_that_are_started_together_count_with_all_their_results():
     program = Program(
         """HloModule f, is_scheduled=true
