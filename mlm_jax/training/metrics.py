@@ -61,22 +61,26 @@ class MetricsWriter:
       earlier: the lines that earlier starts of the run have written, oldest first, also those that are removed.
     """
 
-    def __init__(self, workdir: pathlib.Path, start_step: int, tensorboard: bool, wandb_project: str, config: dict):
-        """Opens the log of a run that starts or resumes at `start_step`; lines of later steps are removed."""
+    def __init__(self, workdir: pathlib.Path, saved_step: int, tensorboard: bool, wandb_project: str, config: dict):
+        """Opens the log of a run that resumes at the checkpoint of `saved_step`, or starts anew if that is −1.
+
+        Lines of later steps are removed. A checkpoint of step 0, of a run that was stopped before its first update,
+        keeps the lines of step 0: nothing at that step is evaluated again.
+        """
         self._tensorboard, self._wandb = None, None
         self._mirror, name, shown = Mirror(workdir), '/'.join(workdir.parts[-_NAME_PARTS:]), workdir / _FILE
         self._mirror.fetch(_FILE)
         workdir = self._mirror.here
         if tensorboard:
             summaries = _import_extra('tensorboardX', 'tensorboard', 'logging.tensorboard')
-            self._tensorboard = _TensorBoard(summaries, workdir / 'tensorboard', start_step)
+            self._tensorboard = _TensorBoard(summaries, workdir / 'tensorboard', saved_step + 1)
         if wandb_project:
             wandb = _import_extra('wandb', 'wandb', 'logging.wandb_project')
             self._wandb = wandb.init(
                 project=wandb_project, name=name, id=self._wandb_id(), resume='allow', dir=workdir, config=config
             )
         self._path = workdir / _FILE
-        self.earlier = _truncate(self._path, start_step, shown)
+        self.earlier = _truncate(self._path, saved_step, shown)
         self._file = self._path.open(
             'a', buffering=1, encoding='utf-8'
         )  # written line by line, so that a kill loses nothing
@@ -118,11 +122,11 @@ class MetricsWriter:
 class _TensorBoard:
     """Writes scalars for TensorBoard; raises errors of tensorboardX's writing thread in the thread of the caller."""
 
-    def __init__(self, summaries, directory: pathlib.Path, start_step: int):
+    def __init__(self, summaries, directory: pathlib.Path, purge_step: int):
         self._directory = directory
         self._error: OSError | None = None
         self._hook, threading.excepthook = threading.excepthook, self._keep
-        self._writer = summaries.SummaryWriter(str(directory), purge_step=start_step + 1 if start_step else 0)
+        self._writer = summaries.SummaryWriter(str(directory), purge_step=purge_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
@@ -160,8 +164,8 @@ def _import_extra(module: str, extra: str, key: str):
         raise ImportError(f"{key} needs {module}: pip install 'mlm_jax[{extra}]'") from None
 
 
-def _truncate(path: pathlib.Path, start_step: int, shown: pathlib.Path) -> list[dict[str, float]]:
-    """Removes lines later than `start_step`, which a killed run wrote after its last checkpoint, and damaged lines.
+def _truncate(path: pathlib.Path, saved_step: int, shown: pathlib.Path) -> list[dict[str, float]]:
+    """Removes lines later than `saved_step`, which a killed run wrote after its last checkpoint, and damaged lines.
 
     Messages call the file `shown`.
 
@@ -171,14 +175,14 @@ def _truncate(path: pathlib.Path, start_step: int, shown: pathlib.Path) -> list[
     lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
     parsed = [_parsed(line) for line in lines]
     kept = []
-    if start_step:
+    if saved_step >= 0:
         _say_damaged(shown, parsed.count(None), 'dropped')
         kept = [
-            line + b'\n' for line, found in zip(lines, parsed, strict=True) if found and found['step'] <= start_step
+            line + b'\n' for line, found in zip(lines, parsed, strict=True) if found and found['step'] <= saved_step
         ]
-        if not kept:
+        if saved_step and not kept:
             print(
-                f'{shown} has no lines for the first {start_step:,} steps: the loss curve begins here', file=sys.stderr
+                f'{shown} has no lines for the first {saved_step:,} steps: the loss curve begins here', file=sys.stderr
             )
     atomic.write_bytes(path, b''.join(kept))
     return [scalars for scalars in parsed if scalars]

@@ -57,8 +57,9 @@ class RunLog:
         self._progress, self._total_steps = ProgressLine(total_steps), total_steps
         if jax.process_index() == 0:
             first_step, logging = position.examples // config.batch_size, config.logging
+            saved_step = first_step if position.config else -1  # the position of a new run has no configuration
             self._writer = MetricsWriter(
-                workdir, first_step, logging.tensorboard, logging.wandb_project, config.to_dict()
+                workdir, saved_step, logging.tensorboard, logging.wandb_project, config.to_dict()
             )
             self._clock.add_earlier_starts(self._writer.earlier, first_step)
             # At once, so that a start that ends before its first step is counted, too.

@@ -28,7 +28,7 @@ class Run:
         """Takes 5 s to start and 2 s to compile; logs every second step, and saves after the steps `saved`."""
         clock = Goodput(age_seconds=1.0)  # what passed before the clock
         self._time.now += 4.0
-        writer = MetricsWriter(self._workdir, first_step, tensorboard=False, wandb_project='', config={})
+        writer = MetricsWriter(self._workdir, first_step or -1, tensorboard=False, wandb_project='', config={})
         clock.add_earlier_starts(writer.earlier, first_step)
         writer.write(first_step, clock.scalars())
         with clock.phase('compile'):
@@ -124,7 +124,7 @@ def test_the_picture_shows_where_the_time_went(tmp_path, monkeypatch):
     monkeypatch.setattr(loss_curve.pictures, 'save', lambda figure, path: drawn.append(figure))
     scalars = Goodput(age_seconds=2.0).scalars()
     for line in ({'train/loss': 1.0}, {'train/loss': 1.0} | scalars):
-        writer = MetricsWriter(tmp_path, 0, tensorboard=False, wandb_project='', config={})
+        writer = MetricsWriter(tmp_path, -1, tensorboard=False, wandb_project='', config={})
         writer.write(1, line)
         writer.close()
         loss_curve.draw_loss_curve(tmp_path)

@@ -33,7 +33,7 @@ def test_a_window_goes_on_from_a_checkpoint():
 
 
 def test_lines_after_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path):
-    writer = MetricsWriter(tmp_path, 0, tensorboard=False, wandb_project='', config={})
+    writer = MetricsWriter(tmp_path, -1, tensorboard=False, wandb_project='', config={})
     for step in (2, 4, 6):
         writer.write(step, {'train/loss': float(step)})
     writer.close()
@@ -41,13 +41,13 @@ def test_lines_after_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path):
         file.write('{"step": 7, "tra')
     MetricsWriter(tmp_path, 4, tensorboard=False, wandb_project='', config={}).close()
     assert [line['step'] for line in read_metrics(tmp_path / 'metrics.jsonl')] == [2, 4]
-    MetricsWriter(tmp_path, 0, tensorboard=False, wandb_project='', config={}).close()
+    MetricsWriter(tmp_path, -1, tensorboard=False, wandb_project='', config={}).close()
     assert read_metrics(tmp_path / 'metrics.jsonl') == []
 
 
 def test_tensorboard_receives_the_scalars(tmp_path):
     pytest.importorskip('tensorboardX')
-    writer = MetricsWriter(tmp_path, 0, tensorboard=True, wandb_project='', config={})
+    writer = MetricsWriter(tmp_path, -1, tensorboard=True, wandb_project='', config={})
     writer.write(3, {'train/loss': 1.5})
     writer.close()
     (events,) = (tmp_path / 'tensorboard').iterdir()
@@ -58,9 +58,9 @@ def test_tensorboard_keeps_what_was_written_at_the_step_of_the_checkpoint(tmp_pa
     started = []
     writer = types.SimpleNamespace(SummaryWriter=lambda _, **options: started.append(options) or io.StringIO())
     monkeypatch.setitem(sys.modules, 'tensorboardX', writer)
-    for step in (0, 4):
+    for step in (-1, 0, 4):
         MetricsWriter(tmp_path, step, tensorboard=True, wandb_project='', config={}).close()
-    assert [options['purge_step'] for options in started] == [0, 5]
+    assert [options['purge_step'] for options in started] == [0, 1, 5]
 
 
 class Terminal(io.StringIO):
@@ -118,11 +118,11 @@ def test_wandb_receives_the_scalars_of_each_run_apart(tmp_path, monkeypatch):
 def test_a_missing_extra_is_named(tmp_path, monkeypatch, arguments, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=extra):
-        MetricsWriter(tmp_path, 0, config={}, **arguments)
+        MetricsWriter(tmp_path, -1, config={}, **arguments)
 
 
 def test_numbers_that_are_not_finite_are_null_in_the_file(tmp_path):
-    writer = MetricsWriter(tmp_path, 0, tensorboard=False, wandb_project='', config={})
+    writer = MetricsWriter(tmp_path, -1, tensorboard=False, wandb_project='', config={})
     writer.write(1, {'eval/loss': math.nan, 'eval/ppl': math.inf, 'eval/accuracy': 0.5})
     writer.close()
 
@@ -159,7 +159,7 @@ def test_damaged_lines_are_dropped_and_counted(tmp_path, capsys):
 
 
 def test_a_full_disk_is_said_by_the_file_that_it_cuts(tmp_path, monkeypatch):
-    writer = MetricsWriter(tmp_path, 0, tensorboard=False, wandb_project='', config={})
+    writer = MetricsWriter(tmp_path, -1, tensorboard=False, wandb_project='', config={})
     writer._file.close()
     writer._file = open('/dev/full', 'a', buffering=1)  # noqa: SIM115
     with pytest.raises(OSError, match='No space left on device') as raised:
@@ -170,7 +170,7 @@ def test_a_full_disk_is_said_by_the_file_that_it_cuts(tmp_path, monkeypatch):
 
 def test_a_thread_of_tensorboard_that_cannot_write_is_heard(tmp_path, monkeypatch):
     summaries = pytest.importorskip('tensorboardX')
-    writer = MetricsWriter(tmp_path, 0, tensorboard=True, wandb_project='', config={})
+    writer = MetricsWriter(tmp_path, -1, tensorboard=True, wandb_project='', config={})
     events = writer._tensorboard._writer.file_writer.event_writer
     for name in ('write_event', 'flush'):
         monkeypatch.setattr(events._ev_writer, name, full)

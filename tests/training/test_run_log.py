@@ -52,3 +52,18 @@ def test_each_line_has_the_speed_of_its_updates(ahead, every, tmp_path, monkeypa
     speeds = [line['perf/step_ms'] for line in lines if 'perf/step_ms' in line]
     assert speeds == pytest.approx([1000 * SECONDS] * (6 // every))
     assert lines[-1]['perf/train_seconds'] == pytest.approx(6 * SECONDS)
+
+
+def test_a_run_that_was_stopped_before_its_first_update_keeps_what_was_evaluated(tmp_path):
+    config = config_lib.default_config()
+
+    def start(saved: dict) -> run_log.RunLog:
+        position = Position(examples=0, train_seconds=0.0, window=[], config=saved)
+        return run_log.RunLog(config, tmp_path, 6, lambda _: 1e-3, lambda _: [], position, None, 1e9, None, Goodput())
+
+    for saved, expected in (({}, []), ({}, []), (config.to_dict(), [2.5])):
+        log = start(saved)  # the second run starts anew, since the first has saved nothing
+        lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+        assert [line['eval/loss'] for line in lines if 'eval/loss' in line] == expected
+        log.write(0, {'eval/loss': 2.5})
+        log.close()
