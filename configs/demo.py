@@ -13,7 +13,7 @@ from mlm_jax import config as config_lib
 
 def get_config(argument: str = '') -> ml_collections.ConfigDict:
     """The configuration for '[key=value,…]'."""
-    _, overrides = config_lib.parse_argument(argument, {'tiny': config_lib.SIZES['tiny']})
+    _, overrides = config_lib.parse_argument(argument, {'tiny': config_lib.SIZES['tiny']}, 'tiny')
     config = config_lib.default_config()
     config.model.update(config_lib.SIZES['tiny'])
     config_lib.apply_recipe(config, 'muon')

@@ -34,7 +34,7 @@ from mlm_jax import config as config_lib
 
 def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
     """The configuration for 'SIZE[,recipe=…][,key=value…]'; `tiny` and `mini` have Muon unless a recipe is given."""
-    size, overrides = config_lib.parse_argument(argument, {'mini': config_lib.SIZES['mini'], **config_lib.SIZES})
+    size, overrides = config_lib.parse_argument(argument, config_lib.SIZES, 'mini')
     config = config_lib.default_config()
     config.objective = 'exlm'
     config.model.update(config_lib.SIZES[size])

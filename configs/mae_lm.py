@@ -37,7 +37,7 @@ SIZES = {**config_lib.SIZES, 'base++': config_lib.SIZES['base'], 'large++': conf
 
 def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
     """The configuration for 'SIZE[,recipe=…][,key=value…]'; the default recipe follows the size."""
-    size, overrides = config_lib.parse_argument(argument, {'mini': SIZES['mini'], **SIZES})
+    size, overrides = config_lib.parse_argument(argument, SIZES, 'mini')
     config = config_lib.default_config()
     config.objective = 'mae_lm'
     config.model.update(SIZES[size])

@@ -26,7 +26,7 @@ from mlm_jax import config as config_lib
 
 def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
     """The configuration for 'SIZE[,recipe=…][,key=value…]'."""
-    size, overrides = config_lib.parse_argument(argument, config_lib.SIZES)
+    size, overrides = config_lib.parse_argument(argument, config_lib.SIZES, 'mini')
     config = config_lib.default_config()
     config.model.update(config_lib.SIZES[size])
     if size in ('base', 'large'):  # for accelerators

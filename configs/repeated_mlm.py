@@ -28,7 +28,7 @@ from mlm_jax import config as config_lib
 
 def get_config(argument: str = 'mini') -> ml_collections.ConfigDict:
     """The configuration for 'SIZE[,repeats=k][,corruption=c][,recipe=…][,key=value…]'."""
-    size, overrides = config_lib.parse_argument(argument, {'mini': config_lib.SIZES['mini'], **config_lib.SIZES})
+    size, overrides = config_lib.parse_argument(argument, config_lib.SIZES, 'mini')
     recipe = f',recipe={overrides.pop("recipe")}' if 'recipe' in overrides else ''
     config = config_lib.load(f'{pathlib.Path(__file__).with_name("mlm.py")}:{size}{recipe}')
     try:

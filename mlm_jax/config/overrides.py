@@ -97,12 +97,13 @@ def parse_settings(texts: Sequence[str]) -> dict[str, str]:
     return settings
 
 
-def parse_argument(argument: str, sizes: Mapping[str, Mapping]) -> tuple[str, dict[str, str]]:
+def parse_argument(argument: str, sizes: Mapping[str, Mapping], default: str) -> tuple[str, dict[str, str]]:
     """Splits the argument of a configuration file, such as 'base,batch_size=64', into size and overrides.
 
     Args:
-      argument: what follows the colon; '' means the first size.
+      argument: what follows the colon.
       sizes: the sizes that the file offers.
+      default: the size that is meant where the argument names none.
 
     Returns:
       The size, and a dict of dotted key → value as written.
@@ -110,7 +111,7 @@ def parse_argument(argument: str, sizes: Mapping[str, Mapping]) -> tuple[str, di
     Raises:
       ConfigError: for an unknown size or a part without '='.
     """
-    size, overrides = next(iter(sizes)), {}
+    size, overrides = default, {}
     for place, part in enumerate(filter(None, argument.split(','))):
         key, equals, value = part.partition('=')
         if equals:

@@ -65,6 +65,12 @@ def test_every_configuration_is_checked(name, argument):
     assert step_flops.step_flops(config) > 0
 
 
+@pytest.mark.parametrize('name', sorted(path.name for path in CONFIGS.glob('*.py') if path.name != 'continue.py'))
+def test_a_key_alone_leaves_the_size_that_the_file_has_without_an_argument(name):
+    plain, changed = (config_lib.load(f'{CONFIGS / name}{argument}') for argument in ('', ':batch_size=7'))
+    assert config_lib.differences(plain, changed).keys() == {'batch_size'}
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(('name', 'argument'), TRACED, ids=[f'{n}:{a}' for n, a in TRACED])
 def test_configurations_are_shape_evaluated(name, argument):
