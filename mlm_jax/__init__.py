@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __version__ = '0.1.0'
 
 
-def load(source: 'str | os.PathLike', mesh: 'Mesh | None' = None) -> 'Model':
+def load(source: 'str | os.PathLike', mesh: 'Mesh | None' = None, data_directory: str = '') -> 'Model':
     """Loads a trained model: its tokenizer, its parameters, and what they do with text.
 
         model = mlm_jax.load('runs/mlm')
@@ -27,6 +27,7 @@ def load(source: 'str | os.PathLike', mesh: 'Mesh | None' = None) -> 'Model':
         Face Hub; random:SOURCE, the same model without what it has learned; ema:WORKDIR, the moving average of its
         parameters that a run with `ema.decay` keeps; or average:SOURCE,SOURCE,…, the mean of the parameters of several.
       mesh: from `mlm_jax.parallel.mesh.make_mesh`, with the parameters whole on each device; None takes all devices.
+      data_directory: of the prepared rows of the run, for what reads these, if they are not where the run read them.
 
     Returns:
       A `mlm_jax.pretrained.model.Model`.
@@ -38,7 +39,7 @@ def load(source: 'str | os.PathLike', mesh: 'Mesh | None' = None) -> 'Model':
     """
     from mlm_jax.pretrained import loading  # here: JAX takes seconds to import, and this package costs nothing
 
-    return loading.load(source, mesh)
+    return loading.load(source, mesh, data_directory)
 
 
 def _say_interrupted(kind, error, traceback) -> None:

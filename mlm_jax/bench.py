@@ -288,7 +288,6 @@ def _note(text: str) -> None:
 
 if __name__ == '__main__':
     command_line.define_config_flags()
-    flags.adopt_module_key_flags(command_line)
     paths.define_flag('rows', None, 'A directory that prepare wrote: its rows, and the reading of them.', 'directory')
     flags.DEFINE_integer('rounds', 10, 'Rounds; figures are medians over them.', lower_bound=1)
     flags.DEFINE_integer('steps', 2, 'Steps of each configuration in a round.', lower_bound=1)

@@ -416,6 +416,4 @@ def define_flags() -> None:
 
 if __name__ == '__main__':
     define_flags()
-    flags.adopt_module_key_flags(command_line)
-    flags.adopt_module_key_flags(runtime)
     command_line.run(main, required=('output',))

@@ -252,7 +252,6 @@ def main() -> None:
 
 if __name__ == '__main__':
     command_line.define_config_flags()
-    flags.adopt_module_key_flags(command_line)
     flags.DEFINE_bool('verify', False, 'Compare the checksums of all prepared data: about a second for each GB.')
     flags.DEFINE_string(
         'topology', None, 'A TPU slice to compile for, such as v5e-16, v6e-256 or v5p-64; or several: 2xv5e-256.'

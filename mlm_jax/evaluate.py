@@ -112,6 +112,8 @@ def main() -> None:
         raise ConfigError('--output is for the report of --blimp=DIRECTORY; the other results are printed')
     if values.blimp and values.fill_mask:
         raise ConfigError('--blimp and --fill_mask ask for different results: give one, and the other afterwards')
+    if values.data_directory and (values.blimp or values.fill_mask):
+        raise ConfigError('--data_directory names held-out rows, which --blimp and --fill_mask do not read')
     command_line.check_companions({'top': 'fill_mask', 'blimp_percent': 'blimp', 'blimp_within_word': 'blimp'})
     if values.blimp or values.fill_mask:
         models = [sources.parse(name) for name in values.model]
@@ -124,7 +126,7 @@ def main() -> None:
             main_blimp(models, mesh)
             return
         for source, label in zip(models, labels, strict=True):
-            model = loading.load(source, mesh)
+            model = loading.load(source, mesh, values.data_directory)
             name = {'model': label} if len(models) > 1 else {}
             if not values.fill_mask:
                 print(json.dumps({**name, 'step': model.step, **held_out_metrics(model, mesh)}))
@@ -136,6 +138,7 @@ def main() -> None:
 
 if __name__ == '__main__':
     sources.define_flag('several are evaluated one after the other.')
+    sources.define_data_flag()
     flags.DEFINE_multi_string('fill_mask', [], f'Text with {MASK}, to fill in; may be given several times.')
     flags.DEFINE_integer('top', 5, 'Pieces to show for each mask.', lower_bound=1)
     paths.define_flag('blimp', '', "Directory of BLiMP's *.jsonl files: judges its minimal pairs instead.", 'directory')

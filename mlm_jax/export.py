@@ -57,7 +57,7 @@ def main() -> None:
     exporting.check_directory(buckets.path(values.output).expanduser())
     loading.check(source)
     loading.use_compilation_cache_of(source)
-    model = loading.load(source)
+    model = loading.load(source, data_directory=values.data_directory)
     export = exporting.plan(model, values.architecture, values.dtype)
     texts = texts_to_check(model, values.text) if values.check else []
     found = exporting.write(
@@ -85,6 +85,7 @@ def main() -> None:
 
 if __name__ == '__main__':
     paths.define_flag('model', None, sources.GRAMMAR)
+    sources.define_data_flag()
     paths.define_flag('output', None, 'Directory to write; it must be new or empty.', 'directory')
     flags.DEFINE_enum('dtype', 'float32', list(weights.DTYPES), 'Of the weights in the files.')
     flags.DEFINE_enum(

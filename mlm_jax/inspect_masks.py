@@ -185,7 +185,6 @@ def main() -> None:
 
 if __name__ == '__main__':
     command_line.define_config_flags()
-    flags.adopt_module_key_flags(command_line)
     flags.DEFINE_integer('rows', 6, 'Rows to show.', lower_bound=0)
     flags.DEFINE_integer('texts', 1024, 'Texts to count, rounded up to whole batches.', lower_bound=1)
     flags.DEFINE_integer('step', 0, 'The step of the training run to start at.', lower_bound=0)

@@ -491,7 +491,6 @@ def _explained_errors(directory: pathlib.Path, sources: dict) -> Iterator[None]:
 
 if __name__ == '__main__':
     command_line.define_config_flags()
-    flags.adopt_module_key_flags(command_line)
     flags.DEFINE_integer(
         'num_workers', None, 'The number of processes that encode; by default, one per core.', lower_bound=1
     )

@@ -56,7 +56,7 @@ def main_effective_rank(models: Sequence[sources.Source]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
         for source, label in zip(models, sources.labels(models), strict=True):
-            model = loading.load(source, mesh)
+            model = loading.load(source, mesh, flags.FLAGS.data_directory)
             curves = effective_rank_report.describe(
                 effective_rank_report.rank_sums(model, mesh, flags.FLAGS.rows), thresholds
             )
@@ -80,7 +80,7 @@ def main_gradient_variance(models: Sequence[sources.Source]) -> None:
     gradients = {}  # by the run and the ratio of its masks: checkpoints share a program
     with jax.set_mesh(mesh):
         for source, label in zip(models, sources.labels(models), strict=True):
-            model = loading.load(source, mesh)
+            model = loading.load(source, mesh, flags.FLAGS.data_directory)
             masking, design = gradient_variance_report.draws_of(model, values.segments, values.draws)
             place = source.directory, masking.ratio_schedule
             if place not in gradients:
@@ -101,7 +101,7 @@ def main_entropy(models: Sequence[sources.Source]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
         for source, label in zip(models, sources.labels(models), strict=True):
-            model = loading.load(source, mesh)
+            model = loading.load(source, mesh, flags.FLAGS.data_directory)
             first = first or model
             if not entropy_report.same_text(first, model, values.rows):
                 raise ConfigError(
@@ -128,7 +128,7 @@ def main_dag(models: Sequence[sources.Source]) -> None:
         raise ConfigError('dag draws one row of one checkpoint at one mask ratio: give one --model and one of --ratios')
     output = buckets.path(values.output).expanduser()
     with jax.set_mesh(mesh):
-        model = loading.load(models[0], mesh)
+        model = loading.load(models[0], mesh, values.data_directory)
         ratio = ratios[0] if ratios else model.require_run()[0].evaluation.ratio
         row = alignment.align_row(model, values.row, ratio)
     output.mkdir(parents=True, exist_ok=True)
@@ -176,6 +176,7 @@ PROBES = {
 
 def _define_flags() -> None:
     sources.define_flag('several are laid over each other. hf: has no rows to probe.')
+    sources.define_data_flag()
     flags.DEFINE_integer('rows', 4096, 'Held-out rows, at most.', lower_bound=1)
     flags.DEFINE_list('thresholds', ['0.8', '0.9', '0.95', '0.99'], 'τ, several.')
     flags.DEFINE_integer('texts', 64, 'gradient_variance: held-out rows.', lower_bound=3)

@@ -216,8 +216,6 @@ def main() -> None:
 if __name__ == '__main__':
     command_line.define_config_flags()
     runtime.define_distributed_flags()
-    flags.adopt_module_key_flags(command_line)
-    flags.adopt_module_key_flags(runtime)
     paths.define_flag(
         'workdir', None, 'Directory of the run, for configuration, metrics, checkpoints and pictures.', 'directory'
     )

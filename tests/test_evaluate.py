@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax
 import programs
 import pytest
 
+from mlm_jax import config as config_lib
 from mlm_jax import evaluate
 from mlm_jax.config import ConfigError
+from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data import prepared_data
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.pretrained import batches, loading, sources
@@ -64,6 +67,25 @@ def test_rows_of_another_tokenizer_are_refused(trained, monkeypatch):
     for needs in (model.held_out_rows, lambda: evaluate.held_out_metrics(model, mesh)):
         with pytest.raises(ConfigError, match='was trained with another tokenizer than that of .*, which was prepared'):
             needs()
+
+
+def test_rows_are_found_where_they_are_now(trained, tmp_path):
+    """A run of a pod names a directory that only its workers had, and a moved one a directory that is gone."""
+    workdir, mesh, model = trained
+    moved, rows = tmp_path / 'run', pathlib.Path(model.config.data.directory)
+    shutil.copytree(workdir, moved)
+    stored = config_lib.from_json((moved / 'config.json').read_text())
+    stored.data.directory = '/mnt/of/the/workers'
+    (moved / 'config.json').write_text(config_lib.to_json(stored))
+    with pytest.raises(ConfigError, match="rows in '/mnt/of/the/workers', where there are none.*--data_directory"):
+        loading.load(moved, mesh).held_out_rows()
+    found = loading.load(moved, mesh, str(rows))
+    assert (found.held_out_rows().read([0, 3]) == model.held_out_rows().read([0, 3])).all()
+    short = shutil.copytree(rows, tmp_path / 'short')
+    manifest = manifest_lib.load(short)
+    manifest_lib.save(dataclasses.replace(manifest, sequence_length=16), short)
+    with pytest.raises(ConfigError, match='was trained on rows of 32 tokens, and those of .*/short have 16'):
+        loading.load(moved, mesh, str(short)).held_out_rows()
 
 
 def test_fill_mask_gives_the_word_that_was_learned(trained):
@@ -156,6 +178,7 @@ def test_the_program_lays_models_side_by_side(trained, minimal_pairs, tmp_path):
         (['--top=3'], '--top means nothing without --fill_mask: add --fill_mask, or leave out --top'),
         (['--top=3', '--blimp=data'], '--top means nothing without --fill_mask'),
         (['--blimp_percent=10'], '--blimp_percent means nothing without --blimp: add --blimp'),
+        (['--data_directory=data', '--fill_mask=a [MASK].'], '--data_directory names held-out rows, which --blimp'),
         (['--blimp_within_word', '--fill_mask=a [MASK].'], '--blimp_within_word means nothing without --blimp'),
     ],
 )

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import programs
 import pytest
 
 import mlm_jax
@@ -15,13 +16,20 @@ PACKAGE = pathlib.Path(mlm_jax.__file__).parent
 
 
 def test_every_program_can_be_reached_and_says_what_it_does(capsys, monkeypatch):
-    programs = {p.stem for p in PACKAGE.glob('*.py') if "__name__ == '__main__'" in p.read_text(encoding='utf-8')}
-    assert {*entry_point.PROGRAMS} == programs - {'__main__'}
+    found = {p.stem for p in PACKAGE.glob('*.py') if "__name__ == '__main__'" in p.read_text(encoding='utf-8')}
+    assert {*entry_point.PROGRAMS} == found - {'__main__'}
     monkeypatch.setattr(sys, 'argv', ['mlm-jax', '--help'])
     entry_point.main()
     lines = capsys.readouterr().out.splitlines()
     for name in entry_point.PROGRAMS:
         assert any(re.match(rf'  {name}  +\S+ \S+', line) for line in lines), name
+
+
+@pytest.mark.parametrize(
+    ('program', 'flag'), [('train', 'num_processes'), ('evaluate', 'model'), ('finetune', 'model'), ('probe', 'model')]
+)
+def test_help_lists_flags_that_programs_share(program, flag):
+    assert f'\n  --{flag}:' in programs.run(program, '--help').stdout
 
 
 def test_a_misspelt_program_is_named(monkeypatch):

@@ -14,6 +14,8 @@ from absl import app, flags, logging
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError, host_memory
 
+flags.disclaim_key_flags()  # the flags that are defined here belong to the program that calls for them
+
 # Exit statuses besides 1: sysexits' EX_IOERR, and what shells give a program that Ctrl-C ends.
 DISK_EXIT_CODE, INTERRUPTED_EXIT_CODE = 74, 130
 # Errors of the file system that are the user's to mend.

@@ -9,7 +9,7 @@ import typing
 from typing import Any
 
 from mlm_jax.files import atomic, buckets, paths, sealed
-from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.errors import ConfigError, MissingDataError
 from mlm_jax.masking import vocabulary as vocabulary_lib
 
 FILE = 'manifest.json'
@@ -132,8 +132,8 @@ def load(directory: str | pathlib.Path) -> Manifest:
     """Reads the manifest of a directory.
 
     Raises:
-      ConfigError: if there is no manifest, because nothing has been prepared or `prepare` has not finished; or if the
-        manifest is not valid.
+      MissingDataError: if there is no manifest, because nothing has been prepared or `prepare` has not finished.
+      ConfigError: if the manifest is not valid.
     """
     paths.check_local_or_bucket(str(directory))
     path = buckets.path(directory).expanduser() / FILE
@@ -143,7 +143,7 @@ def load(directory: str | pathlib.Path) -> Manifest:
         if stated is not None and stated != _seal(stored):
             raise ValueError('its content does not match its checksum')
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(
+        raise MissingDataError(
             f'{directory} holds no prepared data ({FILE} is missing there). Prepare the data with\n'
             f"    {_PREPARE} --set=data.corpus='text:corpus/*.txt'\n"
             'or wherever your text lies (without data.corpus it is text of the Python installation, unless the '

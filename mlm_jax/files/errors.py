@@ -8,6 +8,10 @@ class ConfigError(ValueError):
     """A configuration that cannot run; the message says what is wrong and how to fix it."""
 
 
+class MissingDataError(ConfigError):
+    """A directory without prepared data."""
+
+
 class TransientError(ConfigError):
     """Work that broke off, though configuration and corpus may be right: a worker, a cluster or a network has failed.
 

@@ -23,12 +23,14 @@ from mlm_jax.training import build, checkpoints, runtime
 from mlm_jax.training.state import abstract_state, create_state, example_batch
 
 
-def load(source: str | os.PathLike | Source, mesh: Mesh | None = None) -> Model:
+def load(source: str | os.PathLike | Source, mesh: Mesh | None = None, data_directory: str = '') -> Model:
     """Loads a model, its parameters replicated on `mesh`.
 
     Args:
       source: WORKDIR, WORKDIR@STEP, ema:…, hf:…, random:… or average:…, as `pretrained/sources.py` says.
       mesh: any mesh, whatever the model was trained on; None takes all devices.
+      data_directory: of the prepared rows of the run, where they are no longer, or are seen from here, where its
+        `data.directory` says. It is ignored for checkpoints of Hugging Face, which have no rows.
 
     Raises:
       ConfigError: when there is no such model, or it is damaged, or models to be averaged differ.
@@ -39,7 +41,7 @@ def load(source: str | os.PathLike | Source, mesh: Mesh | None = None) -> Model:
         source = sources.parse(str(source) if buckets.is_bucket(source) else os.fspath(source))
     mesh = make_mesh() if mesh is None else mesh
     with jax.set_mesh(mesh):
-        return _load_average(source, mesh) if source.parts else _load_one(source, mesh)
+        return (_load_average if source.parts else _load_one)(source, mesh, data_directory)
 
 
 def use_compilation_cache_of(source: Source) -> None:
@@ -58,11 +60,11 @@ def check(source: Source) -> None:
         averaging.run_config(source)
 
 
-def _load_average(source: Source, mesh: Mesh) -> Model:
+def _load_average(source: Source, mesh: Mesh, data_directory: str) -> Model:
     averaging.check(source)
     mean, first = averaging.Mean(), None
     for part, weight in source.parts:
-        model = _load_one(part, mesh)
+        model = _load_one(part, mesh, data_directory)
         mean.add(model.params, weight)
         first = first or dataclasses.replace(model, source=source, params={}, step=None)
         del model  # its parameters, before the next are read
@@ -70,14 +72,15 @@ def _load_average(source: Source, mesh: Mesh) -> Model:
     return dataclasses.replace(first, params=jax.block_until_ready(mean.value))
 
 
-def _load_one(source: Source, mesh: Mesh) -> Model:
-    return _load_hugging_face(source, mesh) if source.is_hugging_face else _load_run(source, mesh)
+def _load_one(source: Source, mesh: Mesh, data_directory: str) -> Model:
+    return _load_hugging_face(source, mesh) if source.is_hugging_face else _load_run(source, mesh, data_directory)
 
 
-def _load_run(source: Source, mesh: Mesh) -> Model:
+def _load_run(source: Source, mesh: Mesh, data_directory: str) -> Model:
     workdir = source.directory
     config = config_lib.completed(averaging.run_config(source))
     config.model.attention_backend = 'xla'  # the others need the accelerator that the run was trained on
+    config.data.directory = data_directory or config.data.directory
     tokenizer = Tokenizer.from_file(workdir / 'tokenizer.model')
     vocabulary = tokenizer.vocabulary.padded(config.vocab_size)
     run = build.make_run(config, vocabulary, config.batch_size, _tables(config))

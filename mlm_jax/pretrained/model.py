@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import pathlib
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -17,7 +18,7 @@ from mlm_jax.data import prepared_data, sequences
 from mlm_jax.data.rows import RowSource
 from mlm_jax.data.tokenizers import AnyTokenizer
 from mlm_jax.files import buckets
-from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.errors import ConfigError, MissingDataError
 from mlm_jax.files.progress import bar
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models import pooling as pooling_lib
@@ -76,13 +77,27 @@ class Model:
         """The data that the run was trained on.
 
         Raises:
-          ConfigError: when they are gone, or were prepared anew with another tokenizer, whose ids mean other tokens.
+          ConfigError: when they are gone, or were prepared anew with another tokenizer, whose ids mean other tokens, or
+            in rows of another length.
         """
-        data = prepared_data.load(self.require_run()[0].data)
+        config, _ = self.require_run()
+        try:
+            data = prepared_data.load(config.data)
+        except MissingDataError:
+            raise ConfigError(
+                f'{self.source} reads prepared rows in {config.data.directory!r}, where there are none, as seen from '
+                f'{pathlib.Path.cwd()}. If they lie elsewhere now, name their directory: --data_directory=DIRECTORY '
+                '(in Python, load(…, data_directory=…))'
+            ) from None
         if not data.are_of(self.source.directory / 'tokenizer.model'):
             raise ConfigError(
                 f'{self.source} was trained with another tokenizer than that of {data.tokenizer.parent}, which was '
                 'prepared anew since. Put the former rows back, or give a model that was trained on these'
+            )
+        if data.sequence_length != config.sequence_length:
+            raise ConfigError(
+                f'{self.source} was trained on rows of {config.sequence_length} tokens, and those of '
+                f'{config.data.directory} have {data.sequence_length}'
             )
         return data
 

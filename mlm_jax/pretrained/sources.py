@@ -23,8 +23,12 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from absl import flags
+
 from mlm_jax.files import buckets, hub, paths
 from mlm_jax.files.errors import ConfigError
+
+flags.disclaim_key_flags()  # the flags that are defined here belong to the program that calls for them
 
 HUGGING_FACE, RANDOM, EMA, AVERAGE = hub.PREFIX, 'random:', 'ema:', 'average:'
 GRAMMAR = (
@@ -214,6 +218,15 @@ def parse_runs(texts: Sequence[str], purpose: str) -> list[Source]:
 def define_flag(text: str) -> None:
     """Defines `--model`, which may be repeated; `text` says what several are for."""
     paths.define_flag('model', None, f'{GRAMMAR}; {text}', multiple=True)
+
+
+def define_data_flag() -> None:
+    """Defines `--data_directory`, for programs that read the prepared rows of runs."""
+    paths.define_flag(
+        'data_directory', '',
+        'Directory of the prepared rows of the runs, if they are not (or not from here) where data.directory of the '
+        'run says: after a move, or on another machine.', 'directory',
+    )  # fmt: skip
 
 
 def labels(sources: Sequence[Source]) -> list[str]:

@@ -21,6 +21,8 @@ from mlm_jax.files.mirror import Mirror
 from mlm_jax.parallel import joining, peers
 from mlm_jax.parallel import mesh as mesh_lib
 
+flags.disclaim_key_flags()  # the flags that are defined here belong to the program that calls for them
+
 # EX_TEMPFAIL of sysexits.h, so that schedulers that requeue by exit status can tell a preemption from a failure.
 PREEMPTED_EXIT_CODE = 75
 
