@@ -235,6 +235,7 @@ def collect(candidates: Sequence[Candidate], seeds: Sequence[int], output: pathl
             step_cost=candidate.step_cost,
             runs=runs,
             train_seconds=seconds,
+            repeats=config.masking.repeats,
         )
     return entries
 
@@ -400,7 +401,11 @@ def define_flags() -> None:
     flags.DEFINE_enum('budget', 'flops', list(budgets.UNITS), 'What is equal; the length of the first one sets it.')
     flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of the runs of each configuration.')
     flags.DEFINE_multi_string('label', [], 'Name of a configuration, repeated in their order; made up unless given.')
-    flags.DEFINE_string('metric', '', 'Metric to compare: eval/masked_nll where runs have it, else eval/loss.')
+    flags.DEFINE_string(
+        'metric', '',
+        'Metric to compare: eval/masked_nll where runs have it, else eval/loss. The loss and the accuracy of ExLM do not '
+        'compare with those of other objectives.',
+    )  # fmt: skip
     flags.DEFINE_multi_string('then', [], then.HELP)
     paths.define_flag(
         'data', [], 'Where tasks of --then=finetune lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.',

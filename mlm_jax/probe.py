@@ -105,8 +105,8 @@ def main_entropy(models: Sequence[sources.Source]) -> None:
             first = first or model
             if not entropy_report.same_text(first, model, values.rows):
                 raise ConfigError(
-                    f'{models[0]} and {source} have other tokenizers or held-out rows: '
-                    'bits per token compare on the same tokens only'
+                    f'{models[0]} and {source} have other tokenizers, held-out rows or copies of each token in a row '
+                    '(masking.repeats): bits per token compare on the same tokens only'
                 )
             report[label] = {
                 'step': model.step,

@@ -27,8 +27,8 @@ STYLES: dict[str, Literal['-', '--', '-.', ':']] = {
 
 
 def same_text(first: Model, other: Model, max_rows: int) -> bool:
-    """Whether two models have the same tokenizer and the same first `max_rows` held-out rows, in any directory."""
-    if first.tokenizer.model != other.tokenizer.model:
+    """Whether two models read the same: tokenizer, first `max_rows` held-out rows, copies of each token in a row."""
+    if first.tokenizer.model != other.tokenizer.model or first.repeats != other.repeats:
         return False
     one, two = first.held_out_rows(), other.held_out_rows()
     if (len(one), one.sequence_length) != (len(two), two.sequence_length):

@@ -56,6 +56,8 @@ class Entry:
       step_cost: the cost of one step, in the unit of the budget.
       runs: seed → the lines of metrics.jsonl.
       train_seconds: seed → the measured time of the run, without compilation and evaluations.
+      repeats: how often a row holds each token (`masking.repeats`). Where that differs, held-out losses do not compare:
+        a masked copy can be read from the others.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Entry:
     step_cost: float
     runs: Mapping[int, Sequence[Mapping[str, float]]]
     train_seconds: Mapping[int, float]
+    repeats: int = 1
 
 
 def choose_metric(entry: Entry, wanted: str = '') -> str:
@@ -169,15 +172,20 @@ def held_out_table(entries: Mapping[str, Entry], budget: str, metric: str = '') 
     )
     rows = []
     for label, entry in entries.items():
-        difference = None if label == first else difference_cell(final[label], final[first])
+        is_compared = label != first and entry.repeats == entries[first].repeats
+        difference = difference_cell(final[label], final[first]) if is_compared else None
         cells = [summary_cell(final[label]), difference, entry.total_steps, entry.tokens, entry.flops]
         cells.append(float(np.mean(list(entry.train_seconds.values()))))
         cells += [entry.total_steps * entry.step_cost] if budget == 'time' else []
         rows.append(Row(label, tuple(cells)))
+    unlike = len({entry.repeats for entry in entries.values()}) > 1
+    said = (
+        ' Models that read each token several times see copies of masked ones, so their losses do not compare.' * unlike
+    )
     spent = f'Equal {UNITS[budget]}' + (', with the length of a step measured in turn' if budget == 'time' else '')
     return Table(
         HELD_OUT,
-        f'{spent}. Held out at the end of pretraining: {_what_cells_are(len(final[first]))}',
+        f'{spent}. Held out at the end of pretraining: {_what_cells_are(len(final[first]))}{said}',
         columns,
         tuple(rows),
     )

@@ -45,10 +45,10 @@ class Mirror:
             (self._directory / path.relative_to(self.here)).write_bytes(path.read_bytes())
             self._copied[path] = stamp
 
-    def sync_if_due(self) -> None:
-        """As `sync`, when the last copy is `SECONDS` old."""
-        if self._copies and time.monotonic() - self._copied_at >= SECONDS:
-            self.sync()
+    @property
+    def is_due(self) -> bool:
+        """Whether the last `sync` is `SECONDS` old."""
+        return time.monotonic() - self._copied_at >= SECONDS
 
     def close(self) -> None:
         """Copies what has changed, and deletes what is here."""

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import math
+import os
 import pathlib
 import secrets
 import sys
@@ -102,10 +103,16 @@ class MetricsWriter:
             self._tensorboard.write(step, scalars)
         if self._wandb:
             self._wandb.log(dict(scalars), step=step)
-        self._mirror.sync_if_due()
+        if self._mirror.is_due:
+            self.sync()
 
     def sync(self) -> None:
-        """Makes sure that nothing of what was written is lost by a kill; for a workdir in a bucket."""
+        """Makes sure that the lines that were written outlast the machine, also in a bucket, mounted or not.
+
+        A bucket that is mounted as a directory gets nothing of an open file before that is asked for (`fsync`).
+        """
+        with _naming(self._path):
+            os.fsync(self._file.fileno())
         self._mirror.sync()
 
     def close(self) -> None:

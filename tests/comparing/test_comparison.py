@@ -1,5 +1,6 @@
 """Means over seeds and paired differences."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -40,6 +41,20 @@ def test_one_seed_has_no_standard_error():
     assert table.cell('b', 'seconds of training steps')[0] == 20.0
     judged = comparison.judged_table('probe', 'a number', '%', '.2f', {'a': {0: {'x': 1.0}}, 'b': {0: {}}})
     assert all('alues of a single seed' in made.title and '±' not in made.title for made in (table, judged))
+
+
+def test_losses_of_copies_have_no_difference_to_others():
+    """A masked token that can be read from its copy is no achievement."""
+    entries = {
+        'mlm': entry({0: 1.0}),
+        'other': entry({0: 2.0}),
+        'twice': dataclasses.replace(entry({0: 0.1}), repeats=2),
+    }
+    table = comparison.held_out_table(entries, 'steps')
+    assert table.cell('other', '− mlm')[0]['value'] == 1.0 and table.cell('twice', '− mlm')[0] is None
+    assert table.cell('twice', 'eval/loss')[0]['value'] == 0.1 and 'their losses do not compare' in table.title
+    alike = comparison.held_out_table({'mlm': entries['mlm'], 'other': entries['other']}, 'steps')
+    assert 'do not compare' not in alike.title
 
 
 def test_curves_are_the_evaluations_by_what_is_spent():

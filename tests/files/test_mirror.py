@@ -9,7 +9,7 @@ from mlm_jax.files.mirror import Mirror
 def test_on_a_disk_it_is_the_directory(tmp_path):
     mirrored = Mirror(tmp_path)
     assert mirrored.here == tmp_path
-    for act in (lambda: mirrored.fetch('a'), mirrored.sync, mirrored.sync_if_due, mirrored.close):
+    for act in (lambda: mirrored.fetch('a'), mirrored.sync, mirrored.close):
         act()
     assert tmp_path.exists() and not list(tmp_path.iterdir())
 
@@ -29,10 +29,10 @@ def test_what_has_changed_is_copied_and_nothing_else(bucket, cloud, monkeypatch)
     (mirrored.here / 'tensorboard').mkdir()
     (mirrored.here / 'tensorboard' / 'events').write_bytes(b'e')
     (mirrored.here / 'latest').symlink_to('tensorboard')
-    mirrored.sync_if_due()
-    assert len(cloud.changes) == before, 'it is not due'
+    assert not mirrored.is_due
     monkeypatch.setattr(mirror, 'SECONDS', 0.0)
-    mirrored.sync_if_due()
+    assert mirrored.is_due
+    mirrored.sync()
     mirrored.sync()
     assert [name for name, _ in cloud.changes[before:]] == ['bucket/run/metrics.jsonl', 'bucket/run/tensorboard/events']
     assert (run / 'metrics.jsonl').read_bytes() == b'1\n2\n'

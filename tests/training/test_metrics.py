@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import math
+import os
 import sys
 import time
 import types
@@ -11,6 +12,7 @@ import types
 import jax.numpy as jnp
 import pytest
 
+from mlm_jax.files import mirror
 from mlm_jax.training.metrics import MetricsWindow, MetricsWriter, ProgressLine, read_metrics, weighted_means
 
 
@@ -184,3 +186,18 @@ def test_a_thread_of_tensorboard_that_cannot_write_is_heard(tmp_path, monkeypatc
 
 def full(*_):
     raise OSError(errno.ENOSPC, 'No space left on device')
+
+
+def test_lines_outlast_the_machine_when_they_are_due_and_at_checkpoints(tmp_path, monkeypatch):
+    """Of a mounted bucket, nothing would be seen before the run ends."""
+    synced = []
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    writer = MetricsWriter(tmp_path, -1, tensorboard=False, wandb_project='', config={})
+    synced.clear()
+    writer.write(1, {})
+    assert not synced
+    writer.sync()
+    monkeypatch.setattr(mirror, 'SECONDS', 0.0)
+    writer.write(2, {})
+    assert synced == [len('{"step": 1}\n'), 2 * len('{"step": 1}\n')]
+    writer.close()
