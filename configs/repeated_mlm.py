@@ -15,7 +15,7 @@ Evaluated and fine-tuned, such a model reads k copies of each token, too, whose 
 can be read from the other copy: with 15 % of the copies masked, `tiny` had 0.65 nats per masked copy after 1,000 steps
 of 64 rows of 64 tokens of text, 2,048 pieces (bc1ff74, one core of an AMD EPYC, 7 minutes; docs/results.md, "The
 recipes on text, as they are shipped"), and `mini` 0.69 after 300 steps (841d9f8, 30 minutes; "The size mini, as it is
-shipped"). On molecules, with one seed, neither more [MASK] nor more lost tokens made models that fine-tune worse, and
+shipped"). On molecules, with two seeds, neither more [MASK] nor more lost tokens made models that fine-tune worse, and
 losing 2 % made worse ones (docs/results.md, "Repeated MLM, ExLM's pilot, on molecules").
 """
 

@@ -403,8 +403,8 @@ def define_flags() -> None:
     flags.DEFINE_multi_string('label', [], 'Name of a configuration, repeated in their order; made up unless given.')
     flags.DEFINE_string(
         'metric', '',
-        'Metric to compare: eval/masked_nll where runs have it, else eval/loss. The loss and the accuracy of ExLM do not '
-        'compare with those of other objectives.',
+        'Metric to compare: eval/masked_nll where runs have it, else eval/loss. The loss and the accuracy of ExLM do '
+        'not compare with those of other objectives.',
     )  # fmt: skip
     flags.DEFINE_multi_string('then', [], then.HELP)
     paths.define_flag(

@@ -1,12 +1,16 @@
 """The pages of results are what their data make of them, and their tables hold no other numbers."""
 
 import importlib.util
+import itertools
+import json
 import re
+import shlex
 
 import pytest
 from test_package import PACKAGE
 
-from mlm_jax.comparing import experiment, figures, results_page
+from mlm_jax import config as config_lib
+from mlm_jax.comparing import configurations, experiment, figures, results_page
 
 RESULTS = PACKAGE.parent / 'docs' / 'results'
 CLAIMS = 'What the papers promise'
@@ -61,3 +65,31 @@ def test_every_figure_is_there_and_can_be_drawn(experiments):
             kind = figures.kind_of(panel)
             if kind != 'curves':
                 figures.rows_of(entry.table(panel[kind]), panel)
+
+
+def commands_of(program: str) -> list[tuple[str, list[str]]]:
+    """(experiment, arguments) of each command of its page that calls the program as it stands, without a loop."""
+    found = []
+    for path in sorted(RESULTS.glob('*/experiment.json')):
+        for block in json.loads(path.read_text(encoding='utf-8'))['commands']:
+            for line in block.replace('\\\n', ' ').splitlines():
+                if line.startswith(f'python -m {program} ') and '$' not in line:
+                    found.append((path.parent.name, shlex.split(line)[3:]))
+    return found
+
+
+COMPARISONS = commands_of('mlm_jax.compare')
+
+
+@pytest.mark.parametrize(('name', 'arguments'), COMPARISONS, ids=[name for name, _ in COMPARISONS])
+def test_a_comparison_can_be_asked_for_by_its_command(name, arguments):
+    """Defaults change; configurations that differed by one may be the same today, and `compare` refuses these."""
+    names, settings = (
+        [argument.partition('=')[2] for argument in arguments if argument.startswith(f'--{flag}=')]
+        for flag in ('config', 'set')
+    )
+    overrides = config_lib.parse_settings(settings)
+    configs = [config_lib.load(str(PACKAGE.parent / text), overrides) for text in names]
+    for one, other in itertools.combinations(configs, 2):
+        ignored = (*configurations.WITHOUT_INFLUENCE, *configurations.LENGTH_AND_SEED)
+        assert configurations.differences(one, other, ignored)

@@ -179,9 +179,7 @@ def held_out_table(entries: Mapping[str, Entry], budget: str, metric: str = '') 
         cells += [entry.total_steps * entry.step_cost] if budget == 'time' else []
         rows.append(Row(label, tuple(cells)))
     unlike = len({entry.repeats for entry in entries.values()}) > 1
-    said = (
-        ' Models that read each token several times see copies of masked ones, so their losses do not compare.' * unlike
-    )
+    said = ' Models that read a token several times see copies of masked ones: their losses do not compare.' * unlike
     spent = f'Equal {UNITS[budget]}' + (', with the length of a step measured in turn' if budget == 'time' else '')
     return Table(
         HELD_OUT,
@@ -260,7 +258,7 @@ def panels(entries: Mapping[str, Entry], budget: str, metric: str, tables: Seque
             panel = {
                 'bars': table.name,
                 'columns': list(entries),
-                'title': re.split('[:,]', table.name)[0],
+                'title': table.name.partition(':')[0],  # with its options, by which measures of a kind are told apart
                 'y_title': table.columns[0].unit,
             }
             shown.append(panel)

@@ -189,8 +189,8 @@ def apply_recipe(config: ml_collections.ConfigDict, recipe: str) -> None:
         Muon). ModernBERT itself has dropout of 0.1 behind attention, layers that write into the residual stream with
         smaller weights at the start, and no clipping of gradients. Under 'modern', models narrower than 512 have a
         higher peak learning rate than `config`: 512 / width times as high, up to four times. By muP, too, Adam's rate
-        of matrices falls as the width grows (arXiv 2203.03466); at 128 and 256, this rate was the best that was tried,
-        and twice as much was too much (docs/results.md).
+        of matrices falls as the width grows (arXiv 2203.03466); at 128, this rate was the best that was tried, and
+        twice as much was too much; at 256 both hold for AdamW, and no other rate was tried (docs/results.md).
 
     Raises:
       ConfigError: for another recipe.
