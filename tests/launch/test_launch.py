@@ -428,23 +428,70 @@ TARS = {
 }
 
 
-@pytest.mark.parametrize('kind', TARS)
-def test_tpu_pod_copies_all_but_data_runs_and_environments(checkout, stand_in, tmp_path, kind):
-    real = shutil.which('tar' if kind == 'like_bsdtar' else kind)
+@pytest.fixture(params=TARS)
+def copied(request, checkout, stand_in, tmp_path):
+    """A function that runs `launch/tpu_pod run`, and returns the archive that it has sent to the workers."""
+    real = shutil.which('tar' if request.param == 'like_bsdtar' else request.param)
     if real is None:
-        pytest.skip(f'{kind} is not installed')
-    stand_in('tar', TARS[kind] % shlex.quote(real))
+        pytest.skip(f'{request.param} is not installed')
+    stand_in('tar', TARS[request.param] % shlex.quote(real))
     stand_in('gcloud', f'[[ $4 != scp ]] || cp "$5" {tmp_path}/archive.tar.gz')
+
+    def run():
+        launch(checkout, 'tpu_pod', 'run', *TPU_POD, *ON_BUCKETS)
+        return tarfile.open(tmp_path / 'archive.tar.gz')
+
+    return run
+
+
+def files_in(archive):
+    return {member.name.removeprefix('./') for member in archive if member.isfile()}
+
+
+def files_below(directory):
+    return {path.relative_to(directory).as_posix() for path in directory.rglob('*') if path.is_file()}
+
+
+def make_files(directory, *names):
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).touch()
+
+
+def test_tpu_pod_copies_all_but_data_runs_and_environments_without_git(checkout, copied, tmp_path):
     kept = ['.git/HEAD', 'mlm_jax/data/rows.py', 'tests/data/runs/test_rows.py', "my file's notes", '--note']
     left = ['data/rows', 'runs/base/x', '.venv/x', '.venv-3.12/x', 'mine/pyvenv.cfg', 'mlm_jax/__pycache__/rows.pyc']
-    for name in kept + left:
-        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-        (checkout / name).touch()
-    there = {path.relative_to(checkout).as_posix() for path in checkout.rglob('*') if path.is_file()}
-    launch(checkout, 'tpu_pod', 'run', *TPU_POD, *ON_BUCKETS)
-    with tarfile.open(tmp_path / 'archive.tar.gz') as archive:
-        files = {member.name.removeprefix('./') for member in archive if member.isfile()}
-    assert files == there - set(left)
+    make_files(checkout, *kept, *left)
+    there = files_below(checkout)
+    with copied() as archive:
+        assert files_in(archive) == there - set(left)
+    assert not list(tmp_path.glob('mlm_jax-*')), 'what was made for the copy is gone'
+
+
+def test_tpu_pod_copies_what_git_tracks_and_new_code(checkout, copied, tmp_path):
+    def git(*words, directory=checkout):
+        command = ['git', '-c', 'user.name=me', '-c', 'user.email=me@example.org', *words]
+        return subprocess.run(command, cwd=directory, check=True, capture_output=True, text=True).stdout.strip()
+
+    tracked = ['configs/mlm.py', "notes/my file's notes", '--note', 'books/tracked.txt']
+    make_files(checkout, *tracked, 'mlm_jax/deleted.py')
+    shutil.copy(ROOT / '.gitignore', checkout)
+    git('init')
+    git('add', '.')
+    git('commit', '--message=first')
+    commit = git('describe', '--always', '--abbrev=40')
+    tracked = files_below(checkout) - {'mlm_jax/deleted.py'}
+
+    (checkout / 'mlm_jax/deleted.py').unlink()
+    (checkout / 'configs/mlm.py').write_text('changed here')
+    new = ['configs/mine.py', 'mlm_jax/data/new words.json', 'ideas/to try/mine.py']
+    left = ['books/0.txt', 'models/bert/model.safetensors', 'rows.tar', 'data/books/x.py', 'runs/base/x', '.venv/x.py']
+    make_files(checkout, *new, *left, 'mine/pyvenv.cfg', 'mine/lib/site.py', 'mlm_jax/__pycache__/rows.pyc')
+    with copied() as archive:
+        assert files_in(archive) == tracked | set(new)
+        archive.extractall(tmp_path / 'worker', filter='data')
+    assert (tmp_path / 'worker/configs/mlm.py').read_text() == 'changed here'
+    assert git('describe', '--always', '--abbrev=40', '--dirty', directory=tmp_path / 'worker') == f'{commit}-dirty'
 
 
 def test_tpu_pod_creates_a_preempted_tpu_anew(checkout, stand_in, tmp_path):
