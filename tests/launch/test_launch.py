@@ -81,6 +81,16 @@ DRY_RUNS = {
         ".[cuda12,s3]'",
         '--workdir=s3://bucket/runs/base',
     ],
+    ('gpu_local', *RUN, '--cuda=12', '--extras=parquet,wandb', '--', '--set=data.directory=gs://rows/books'): [
+        ".[cuda12,parquet,wandb,gcs]'",
+        'mlm_jax.prepare',
+    ],
+    ('slurm', *RUN, '--extras=hub', '--cuda=13'): [".[cuda13,hub]'", '+ sbatch'],
+    ('slurm', RUN[0], '--workdir=s3://bucket/runs/base', '--process-per=node'): [
+        ".[cuda12,s3]'",
+        '--workdir=s3://bucket/runs/base',
+    ],
+    ('slurm', RUN[0], '--workdir=s3://bucket/runs/base', '--gpus-per-node=1'): ['--workdir=s3://bucket/runs/base'],
     ('slurm', RUN[0], '--workdir=gs://bucket/runs/base'): [
         ".[cuda12,gcs]'",
         'tee runs/base/train.sbatch',
@@ -145,6 +155,15 @@ def test_dry_run_prints_the_commands_and_touches_nothing(checkout, monkeypatch, 
         (['gpu_local', *RUN, '--gpus=2'], 'unknown option --gpus=2'),
         (['gpu_local', RUN[0], '--workdir=http://host/base'], 'give a directory, gs://BUCKET/PATH or s3://'),
         (['slurm', RUN[0], '--workdir=http://host/base'], 'use letters, digits'),
+        (['slurm', RUN[0], '--workdir=s3://bucket/base'], 'Give --nodes=1 --process-per=node, which is\none process'),
+        (
+            ['slurm', RUN[0], '--workdir=s3://bucket/base', '--nodes=2', '--process-per=node'],
+            'only one process can write',
+        ),
+        (
+            ['slurm', RUN[0], '--workdir=s3://bucket/base', '--nodes=11', '--gpus-per-node=1'],
+            'only one process can write',
+        ),
         (['slurm', *RUN, '--node=2'], 'unknown option --node=2; there are: --help --dry-run --config='),
         (['slurm', *RUN, '--nodes'], 'written --nodes=VALUE'),
         (['slurm', *RUN, '--nodes=two'], 'whole number'),
