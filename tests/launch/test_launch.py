@@ -368,18 +368,71 @@ def test_slurm_submits_a_script_that_trains(checkout, environment, stand_in, tmp
     assert lines(tmp_path / 'home' / 'seen') == [{'gpu': ' done', 'node': '0,1,2,3 done'}[process_per]] * 2
 
 
-def test_slurm_requeues_before_the_time_limit(checkout, environment, stand_in, tmp_path):
+@pytest.fixture
+def slurm_job(checkout, environment, stand_in, tmp_path):
+    """A function that starts the script of a job, and returns its process as soon as there is ~/started."""
     environment(checkout / '.venv')
-    stand_in('sbatch')
-    stand_in('scontrol')
-    stand_in('srun', 'trap "sleep 0.3; exit 75" TERM; touch $HOME/started; sleep 30 & wait')
-    launch(checkout, 'slurm', *RUN)
-    script = str(checkout / 'runs/base/train.sbatch')
-    job = subprocess.Popen(['bash', script], env={**os.environ, 'SLURM_JOB_ID': '7'})
-    wait_for((tmp_path / 'home' / 'started').exists)
-    job.send_signal(signal.SIGUSR1)
+    for name in ('sbatch', 'scontrol'):
+        stand_in(name)
+
+    def start(*options, srun=None):
+        stand_in('srun', srun or 'while [[ $1 == -* ]]; do shift; done; exec "$@"')
+        launch(checkout, 'slurm', *RUN, *options)
+        variables = {'SLURM_JOB_ID': '7', 'SLURM_PROCID': '0', 'SLURM_NTASKS': '2'}
+        job = subprocess.Popen(['bash', str(checkout / 'runs/base/train.sbatch')], env={**os.environ, **variables})
+        wait_for((tmp_path / 'home' / 'started').exists)
+        return job
+
+    return start
+
+
+def requeued(tmp_path):
+    return 'scontrol requeue 7' in lines(tmp_path / 'calls')
+
+
+TRAINS = (
+    'trap "echo TERM >>~/told; sleep 0.3; exit 75" TERM; echo $$ >~/pid; touch ~/started; while :; do sleep 0.1; done'
+)
+
+
+@pytest.mark.parametrize(('number', 'comes_back'), [(signal.SIGUSR1, True), (signal.SIGUSR2, False)])
+def test_slurm_saves_and_requeues_before_the_time_limit_and_ends_when_asked(slurm_job, tmp_path, number, comes_back):
+    job = slurm_job(srun=TRAINS)
+    job.send_signal(number)
     assert job.wait(timeout=10) == 75
-    assert lines(tmp_path / 'calls')[-1] == 'scontrol requeue 7'
+    assert lines(tmp_path / 'home' / 'told') == ['TERM'], 'a second one would end train before it has saved'
+    assert requeued(tmp_path) == comes_back
+
+
+@pytest.mark.parametrize('is_canceled', [True, False])
+def test_slurm_requeues_what_is_preempted_and_not_what_is_canceled(slurm_job, tmp_path, is_canceled):
+    job = slurm_job(srun=TRAINS)
+    if is_canceled:  # Slurm tells all processes of the job, else only those that srun has started
+        job.send_signal(signal.SIGTERM)
+    os.kill(int((tmp_path / 'home' / 'pid').read_text()), signal.SIGTERM)
+    assert job.wait(timeout=10) == 75
+    assert requeued(tmp_path) != is_canceled
+
+
+@pytest.mark.parametrize('nodes', [1, 2])
+@pytest.mark.parametrize(('number', 'comes_back'), [(signal.SIGUSR1, True), (signal.SIGUSR2, False)])
+def test_slurm_requeues_a_job_that_still_prepares(slurm_job, checkout, stand_in, tmp_path, nodes, number, comes_back):
+    prepares = '[[ $2 != mlm_jax.prepare ]] || { touch $HOME/started; exec sleep 30; }'
+    python = f'[[ $1 == -m ]] || exec {shlex.quote(sys.executable)} "$@"; echo "$2" >>{tmp_path}/modules; {prepares}'
+    stand_in('python', python, checkout / '.venv/bin/python')
+    job = slurm_job(f'--nodes={nodes}')
+    job.send_signal(number)
+    assert job.wait(timeout=10) == 128 + signal.SIGTERM
+    assert requeued(tmp_path) == comes_back
+    assert lines(tmp_path / 'modules') == ['pip', 'mlm_jax.prepare'], 'nothing begins after it'
+
+
+def test_slurm_requeues_a_job_whose_time_is_up_before_its_programs_begin(slurm_job, tmp_path):
+    """Their modules may take long to load, and a signal then waits until the shell is free."""
+    job = slurm_job('--setup=touch $HOME/started; sleep 0.5')
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=10) == 128 + signal.SIGTERM
+    assert requeued(tmp_path)
 
 
 def test_slurm_ends_a_job_that_fails(checkout, environment, stand_in, tmp_path):
