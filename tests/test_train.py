@@ -157,6 +157,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(uninterrupted, tmp_path):
     process = start(config, workdir)
     wait_for_step(process, workdir, 6)
     process.send_signal(signal.SIGTERM)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)  # as from srun, which hands on what Slurm has sent to the program, too
     output, _ = process.communicate(timeout=120)
     if process.returncode:  # the run may have been over before the signal came
         assert process.returncode == runtime.PREEMPTED_EXIT_CODE, output

@@ -115,7 +115,8 @@ def gather(mine: np.ndarray) -> np.ndarray:
 class Preemption:
     """Notices a preemption: SIGTERM, which announces that the machine will be taken away, or a first SIGINT.
 
-    Python signal handlers that were installed before are called, too.
+    SIGTERM may come again while the run saves: Slurm sends it to a program and to srun, which hands it on. Python signal
+    handlers that were installed before are called, too.
     """
 
     def __init__(self) -> None:
@@ -127,7 +128,8 @@ class Preemption:
 
     def _handle(self, number: int, frame: Any) -> None:
         self._signaled = True
-        signal.signal(number, signal.SIG_DFL)  # a second signal ends the program at once
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)  # a second one ends the program at once
         before = self._before[number]
         if callable(before) and before is not signal.default_int_handler:
             before(number, frame)
