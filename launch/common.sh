@@ -165,11 +165,16 @@ assert importlib.util.find_spec("ensurepip") or importlib.util.find_spec("pip")
 print("%d.%d" % sys.version_info[:2], sys.executable)' 2>/dev/null
 }
 
-# Version and path of the newest Python on this machine; nothing when there is none.
+# Whether all requirements have wheels for this version: array-record and grain have none for later ones yet.
+has_wheels() { # VERSION [PATH]
+  [[ ${1%% *} =~ ^3\.1[1-4]$ ]]
+}
+
+# Version and path of the newest Python on this machine for which there are wheels; nothing when there is none.
 newest_python() {
-  local candidate
-  for candidate in python3 python python3.{19..11} "$HOME"/.pyenv/versions/*/bin/python; do
-    try_python "$candidate" || true
+  local candidate found
+  for candidate in python3 python python3.{14..11} "$HOME"/.pyenv/versions/*/bin/python; do
+    found=$(try_python "$candidate") && has_wheels "$found" && printf '%s\n' "$found" || true
   done | sort -t. -k1,1n -k2,2n | tail -n 1
 }
 
@@ -178,12 +183,14 @@ choose_python() {
   local found
   if [[ $1 ]]; then
     found=$(try_python "$1") || die "$1 is not a Python of version 3.11 or newer with pip or ensurepip"
+    has_wheels "$found" ||
+      printf '%s: for Python %s, unlike 3.11 to 3.14, some requirements may have no wheels\n' "$program" "${found%% *}" >&2
   else
-    found=$(try_python python3) || found=$(newest_python)
+    found=$(try_python python3) && has_wheels "$found" || found=$(newest_python)
   fi
-  [[ $found ]] || die 'no Python of version 3.11 or newer with pip was found.
-Install one (Debian, Ubuntu: sudo apt-get install python3 python3-venv; macOS: brew install python; elsewhere: pyenv or
-https://www.python.org/downloads) or name it: PYTHON=/path/to/python '"$program"
+  [[ $found ]] || die 'no Python of version 3.11 to 3.14 with pip was found.
+Install one (Debian, Ubuntu: sudo apt-get install python3 python3-venv; macOS: brew install python@3.13; elsewhere: pyenv
+or https://www.python.org/downloads) or name it: PYTHON=/path/to/python '"$program"
   printf '%s\n' "$found"
 }
 

@@ -309,9 +309,26 @@ def test_environments_that_are_none_are_left_alone(checkout):
 
 def test_a_python_that_only_pretends_is_passed_over(checkout, stand_in):
     stand_in('python3', 'echo "python3: command not found" >&2; exit 127')
-    stand_in('python3.19', 'echo "3.19 /opt/python3.19"')
-    stand_in('python3.18', 'exit 127')
-    assert '+ /opt/python3.19 -m venv' in launch(checkout, 'test', '--dry-run')
+    stand_in('python3.14', 'echo "3.14 /opt/python3.14"')
+    stand_in('python3.13', 'exit 127')
+    assert '+ /opt/python3.14 -m venv' in launch(checkout, 'test', '--dry-run')
+
+
+def test_a_python_that_is_too_new_for_wheels_must_be_asked_for(checkout, stand_in):
+    for version in ('3.12', '3.15'):
+        stand_in(f'python{version}', f'echo "{version} /opt/python{version}"')
+    stand_in('python3', 'echo "3.15 /opt/python3.15"')
+    stand_in('python', 'exit 127')
+    for version in ('3.11', '3.13', '3.14'):
+        stand_in(f'python{version}', 'exit 127')
+    assert '+ /opt/python3.12 -m venv' in launch(checkout, 'test', '--dry-run')
+    asked = subprocess.run(
+        [checkout / 'launch' / 'test', '--dry-run', '--python=python3'], capture_output=True, text=True, check=True
+    )
+    assert '+ /opt/python3.15 -m venv' in asked.stdout
+    assert 'launch/test: for Python 3.15, unlike 3.11 to 3.14, some requirements may have no wheels' in asked.stderr
+    stand_in('python3.12', 'exit 127')
+    assert 'no Python of version 3.11 to 3.14' in launch(checkout, 'test', '--dry-run', code=1)
 
 
 @pytest.mark.parametrize(
