@@ -153,23 +153,26 @@ def test_the_way_to_a_pod_can_be_gone(tmp_path, monkeypatch, checkout, stand_in,
         *('python mlm_jax.doctor', 'python mlm_jax.doctor', 'python mlm_jax.prepare', 'gcloud storage rsync'),
         *2 * ('launch/tpu_pod up', 'launch/tpu_pod run', 'launch/tpu_pod down'),
         'launch/slurm',
-        *2 * ('launch/gke run', 'launch/gke down'),
+        *3 * ('launch/gke run', 'launch/gke down'),
     ]
     left = {path.name for path in clouds.directory.iterdir()} - {'calls', 'worker0', 'worker1'}
     assert {name for name in left if not name.startswith('job.yaml.')} == {BUCKET}, 'what was created is deleted'
 
 
 def check_job(clouds: Clouds) -> None:
-    """The JobSet trains on as many slices as its configuration says, with the rows that are in the bucket."""
+    """The JobSet trains on as many slices as its configuration says, or on GPUs, with the rows in the bucket."""
     (workers,) = yaml.safe_load((clouds.directory / 'job.yaml').read_text())['spec']['replicatedJobs']
     pod = workers['template']['spec']['template']['spec']
     script = pod['containers'][0]['args'][0]
     subprocess.run(['bash', '-n', '-c', script], check=True)
-    train = shlex.split(script.splitlines()[-1])
+    train = shlex.split(script.splitlines()[-1].replace('$JOB_COMPLETION_INDEX', '0'))
     assert train[:4] == ['exec', '/venv/bin/python', '-m', 'mlm_jax.train']
     config = check_training(train[4:])
     assert config.data.directory == f'/data/{BUCKET}/books' and config.data.block_kib
-    check_slice(config, pod['nodeSelector']['cloud.google.com/gke-tpu-topology'], workers['replicas'])
+    if topology := pod['nodeSelector'].get('cloud.google.com/gke-tpu-topology'):
+        check_slice(config, topology, workers['replicas'])
+    else:
+        assert pod['containers'][0]['resources']['limits'] == {'nvidia.com/gpu': 8} and config.accelerator == 'gpu'
     (rows,) = [v['csi'] for v in pod['volumes'] if v['name'] == 'bucket-of-rows']
     assert rows['volumeAttributes']['bucketName'] == BUCKET and rows['readOnly']
     manifest_lib.load(clouds.directory / BUCKET / 'books')
