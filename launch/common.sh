@@ -184,13 +184,14 @@ choose_python() {
   if [[ $1 ]]; then
     found=$(try_python "$1") || die "$1 is not a Python of version 3.11 or newer with pip or ensurepip"
     has_wheels "$found" ||
-      printf '%s: for Python %s, unlike 3.11 to 3.14, some requirements may have no wheels\n' "$program" "${found%% *}" >&2
+      printf '%s: some requirements may have no wheels for Python %s, unlike 3.11 to 3.14\n' \
+        "$program" "${found%% *}" >&2
   else
     found=$(try_python python3) && has_wheels "$found" || found=$(newest_python)
   fi
   [[ $found ]] || die 'no Python of version 3.11 to 3.14 with pip was found.
-Install one (Debian, Ubuntu: sudo apt-get install python3 python3-venv; macOS: brew install python@3.13; elsewhere: pyenv
-or https://www.python.org/downloads) or name it: PYTHON=/path/to/python '"$program"
+Install one (Debian, Ubuntu: sudo apt-get install python3 python3-venv; macOS: brew install python@3.13; elsewhere:
+pyenv or https://www.python.org/downloads) or name it: PYTHON=/path/to/python '"$program"
   printf '%s\n' "$found"
 }
 

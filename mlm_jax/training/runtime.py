@@ -115,8 +115,8 @@ def gather(mine: np.ndarray) -> np.ndarray:
 class Preemption:
     """Notices a preemption: SIGTERM, which announces that the machine will be taken away, or a first SIGINT.
 
-    SIGTERM may come again while the run saves: Slurm sends it to a program and to srun, which hands it on. Python signal
-    handlers that were installed before are called, too.
+    SIGTERM may come again while the run saves: Slurm sends it to a program and to srun, which hands it on. Python
+    signal handlers that were installed before are called, too.
     """
 
     def __init__(self) -> None:

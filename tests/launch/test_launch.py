@@ -155,7 +155,7 @@ def test_dry_run_prints_the_commands_and_touches_nothing(checkout, monkeypatch, 
         (['gpu_local', *RUN, '--gpus=2'], 'unknown option --gpus=2'),
         (['gpu_local', RUN[0], '--workdir=http://host/base'], 'give a directory, gs://BUCKET/PATH or s3://'),
         (['slurm', RUN[0], '--workdir=http://host/base'], 'use letters, digits'),
-        (['slurm', RUN[0], '--workdir=s3://bucket/base'], 'Give --nodes=1 --process-per=node, which is\none process'),
+        (['slurm', RUN[0], '--workdir=s3://bucket/base'], 'Give --nodes=1 --process-per=node, which\nis one process'),
         (
             ['slurm', RUN[0], '--workdir=s3://bucket/base', '--nodes=2', '--process-per=node'],
             'only one process can write',
@@ -326,7 +326,7 @@ def test_a_python_that_is_too_new_for_wheels_must_be_asked_for(checkout, stand_i
         [checkout / 'launch' / 'test', '--dry-run', '--python=python3'], capture_output=True, text=True, check=True
     )
     assert '+ /opt/python3.15 -m venv' in asked.stdout
-    assert 'launch/test: for Python 3.15, unlike 3.11 to 3.14, some requirements may have no wheels' in asked.stderr
+    assert 'launch/test: some requirements may have no wheels for Python 3.15, unlike 3.11 to 3.14' in asked.stderr
     stand_in('python3.12', 'exit 127')
     assert 'no Python of version 3.11 to 3.14' in launch(checkout, 'test', '--dry-run', code=1)
 
