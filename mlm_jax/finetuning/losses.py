@@ -39,8 +39,12 @@ def _span(
 ) -> tuple[jax.Array, jax.Array]:
     known_Bx2 = ~jnp.isnan(targets_Bx2)
     place_Bx2 = jnp.where(known_Bx2, targets_Bx2, 0).astype(jnp.int32)
-    logits_Bx2xT = jnp.moveaxis(jnp.where((segments_BxT > 0)[..., None], outputs_BxTx2, -jnp.inf), -1, 1)
-    return optax.softmax_cross_entropy_with_integer_labels(logits_Bx2xT, place_Bx2) * known_Bx2, known_Bx2
+    is_text_BxT = segments_BxT > 0
+    # A row of padding alone keeps its logits: the softmax of nothing but −∞ is NaN, and so is its gradient.
+    may_be_BxT = is_text_BxT | ~is_text_BxT.any(axis=1, keepdims=True)
+    logits_Bx2xT = jnp.moveaxis(jnp.where(may_be_BxT[..., None], outputs_BxTx2, -jnp.inf), -1, 1)
+    losses_Bx2 = optax.softmax_cross_entropy_with_integer_labels(logits_Bx2xT, place_Bx2)
+    return jnp.where(known_Bx2, losses_Bx2, 0.0), known_Bx2
 
 
 LOSSES = {

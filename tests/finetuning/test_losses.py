@@ -37,3 +37,13 @@ def test_spans_are_chosen_among_real_tokens():
     np.testing.assert_allclose(losses, [[np.log(3), np.log(3)]], rtol=1e-6)
     losses, weights = LOSSES['span'](outputs, jnp.array([[jnp.nan, jnp.nan]]), segments, None)
     assert losses.sum() == 0 and weights.sum() == 0
+
+
+def test_rows_of_padding_alone_have_no_loss_and_no_gradient():
+    """Also where no compiler rewrites the arithmetic."""
+    outputs, segments = jnp.full((2, 4, 2), 0.3), jnp.array([[1, 1, 1, 0], [0, 0, 0, 0]])
+    targets = jnp.array([[0.0, 2.0], [jnp.nan, jnp.nan]])
+    with jax.disable_jit():
+        losses, grads = jax.value_and_grad(lambda x: LOSSES['span'](x, targets, segments, None)[0].sum())(outputs)
+    np.testing.assert_allclose(losses, 2 * np.log(3), rtol=1e-6)
+    assert np.isfinite(grads).all() and (grads[1] == 0).all() and (grads[0, :3] != 0).all()
