@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -59,6 +59,22 @@ class Outcome:
     seconds: float
 
 
+class Diverged(FloatingPointError):
+    """The loss or an output of some seeds is not finite.
+
+    Attributes:
+      seeds: which ones; those beside them are not affected.
+    """
+
+    def __init__(self, what: str, seeds: Sequence[int], step: int):
+        """Names `what` is not finite after `step` updates, and the cure."""
+        super().__init__(
+            f'{what} of seed {", ".join(map(str, seeds))} is not finite by update {step:,}: lower learning_rate, or '
+            'raise warmup_percent'
+        )
+        self.seeds = list(seeds)
+
+
 def check_batch(recipe: Recipe, mesh: Mesh) -> None:
     """Raises ConfigError when the rows of a batch cannot be divided evenly over the devices."""
     shards = mesh.shape[mesh_lib.DATA] * mesh.shape[mesh_lib.FSDP]
@@ -105,7 +121,7 @@ def fine_tune(
 
     Raises:
       ConfigError: when the batch cannot be divided evenly over the devices.
-      FloatingPointError: when the loss of a seed is not finite.
+      Diverged: when the loss or an output of a seed is not finite.
     """
     check_batch(recipe, mesh)
     module = make_module(objective, problem, recipe, repeats)
@@ -127,12 +143,16 @@ def fine_tune(
         progress(record.step)
     judge, start = record.judge, time.perf_counter() - record.seconds
 
+    def outputs_of(split: str, params: Any) -> list:
+        outputs_S = _outputs(programs, params, problem.inputs[split], recipe.batch_size, pad_id, mesh)
+        _check_finite(f'an output for the {split} split', map(np.concatenate, outputs_S), seeds, record.step)
+        return outputs_S
+
     def evaluate() -> None:
         evaluated_at = int(record.curves[0][-1]['step']) if record.curves[0] else 0
         since = np.array(record.losses[evaluated_at:])
-        _check_finite(since, seeds, record.step)
-        validation = problem.inputs['validation']
-        outputs_S = _outputs(programs, arrays['params'], validation, recipe.batch_size, pad_id, mesh)
+        _check_finite('the loss', since.T, seeds, record.step)
+        outputs_S = outputs_of('validation', arrays['params'])
         metrics_S = [problem.score('validation', outputs) for outputs in outputs_S]
         better_S = judge.better([metrics[problem.metric] for metrics in metrics_S], record.step)
         arrays['best'] = programs.keep_best(arrays['best'], arrays['params'], jnp.asarray(better_S))
@@ -166,9 +186,7 @@ def fine_tune(
     seconds = (time.perf_counter() - start) / len(seeds)
 
     splits = [split for split in problem.inputs if split != 'train']
-    outputs = {
-        s: _outputs(programs, arrays['best'], problem.inputs[s], recipe.batch_size, pad_id, mesh) for s in splits
-    }
+    outputs = {split: outputs_of(split, arrays['best']) for split in splits}
     losses_SxN = np.array(record.losses).T
     return [
         Outcome(
@@ -210,10 +228,7 @@ def _outputs(programs: Programs, params: Any, inputs: Inputs, batch_size: int, p
     return [found if found[0].ndim == 2 else np.stack(found) for found in rows_of_seed]
 
 
-def _check_finite(losses_NxS: np.ndarray, seeds: Sequence[int], step: int) -> None:
-    bad = [seed for seed, column in zip(seeds, losses_NxS.T, strict=True) if not np.isfinite(column).all()]
-    if bad:
-        raise FloatingPointError(
-            f'the loss of seed {", ".join(map(str, bad))} is not finite by update {step:,}: lower learning_rate, or '
-            'raise warmup_percent'
-        )
+def _check_finite(what: str, values_S: Iterable[np.ndarray], seeds: Sequence[int], step: int) -> None:
+    """Raises Diverged for the seeds whose values are not all finite."""
+    if bad := [seed for seed, values in zip(seeds, values_S, strict=True) if not np.isfinite(values).all()]:
+        raise Diverged(what, bad, step)

@@ -243,6 +243,17 @@ def test_a_loss_that_is_not_finite_is_an_error(mesh, encoder):
         run(mesh, encoder, [1], dataclasses.replace(RECIPE, learning_rate=1e30))
 
 
+def test_an_output_that_is_not_finite_is_an_error(mesh, encoder):
+    """Also where the loss of all updates so far is finite, and a metric would take NaN for an answer."""
+    problem = make_problem(train=rows(16, 0), validation=rows(20, 1))
+    scored = dataclasses.replace(problem, score=lambda split, outputs: pytest.fail('what is not finite is not scored'))
+    recipe = dataclasses.replace(RECIPE, epochs=1, learning_rate=1e30, warmup_percent=0.0)
+    message = 'an output for the validation split of seed 1, 2 is not finite by update 1: lower learning_rate'
+    with pytest.raises(fine_tuning.Diverged, match=message) as caught:
+        run(mesh, encoder, [1, 2], recipe, scored)
+    assert caught.value.seeds == [1, 2]
+
+
 def test_losses_are_those_of_a_plain_loop_in_pytorch(mesh):
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
