@@ -26,7 +26,7 @@ from absl import flags
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError, command_line
 from mlm_jax.files import buckets, paths
-from mlm_jax.finetuning.jobs import check_jobs, finished_seeds, make_jobs, parse_settings, run_jobs, seeds_at_once
+from mlm_jax.finetuning.jobs import check_jobs, make_jobs, parse_settings, run_jobs, seeds_at_once
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.pretrained import loading, sources
 from mlm_jax.pretrained.model import Model
@@ -104,8 +104,7 @@ def main() -> None:
         jobs = make_jobs(data, origins, settings, grid)
         check_jobs(jobs, models, mesh)
         with held(output):
-            missing = {job: [s for s in seeds if s not in finished_seeds(job, seeds, output)] for job in jobs}
-            text, diverged = run_jobs(jobs, missing, data, models, seeds, side_by_side, mesh, output)
+            text, diverged = run_jobs(jobs, data, models, seeds, side_by_side, mesh, output)
     print(f'\n{text}\n{output / "results.md"}\n{output / "results.png"}')
     if diverged:
         raise FloatingPointError('not all runs came to their end:\n' + '\n'.join(diverged))

@@ -1,6 +1,7 @@
 """The fine-tuning program, from a trained model and a file of one's own to tables and predictions."""
 
 import dataclasses
+import functools
 import json
 import types
 
@@ -13,9 +14,12 @@ import tqdm
 from mlm_jax import finetune
 from mlm_jax.config import ConfigError
 from mlm_jax.finetuning import jobs
+from mlm_jax.finetuning.loop import Diverged, Outcome
 from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.pretrained import loading, sources
+from mlm_jax.tasks.examples import Example, Task, TaskData
+from mlm_jax.training import workdir
 
 pytestmark = pytest.mark.usefixtures('one_device')
 
@@ -164,6 +168,63 @@ def test_a_model_of_repeated_tokens_reads_them_repeated(trained, monkeypatch):
     with tqdm.tqdm(total=1) as bar:
         jobs.run_job(jobs.Job('it', 'mine', 'default', Recipe(), {}), data, model, None, [1], mesh, bar, None)
     assert given == [{'repeats': 2}]
+
+
+@pytest.fixture
+def run_jobs(trained, tmp_path, monkeypatch):
+    """(name of the task, seeds that diverge) → what `jobs.run_jobs` returns, with 4 seeds; their groups; results read.
+
+    Nothing is trained.
+    """
+    _, mesh, model = trained
+    groups, read = [], []
+
+    def fine_tune(objective, encoder, pad_id, problem, recipe, seeds, mesh, progress, *rest, bad, **options):
+        groups.append(list(seeds))
+        progress(1)
+        if diverged := [seed for seed in seeds if seed in bad]:
+            raise Diverged('the loss', diverged[:1], 1)
+        outputs = np.zeros((len(problem.inputs['validation'].tokens), 2), np.float32)
+        return [
+            Outcome(seed, {'validation': {'accuracy': seed / 10}}, {'validation': outputs}, 1, [], [0.5], 0.1)
+            for seed in seeds
+        ]
+
+    def run(name, *bad):
+        monkeypatch.setattr(jobs.fine_tuning, 'fine_tune', functools.partial(fine_tune, bad=bad))
+        examples = [Example(str(i), (f'the cat {i}',), (i % 2,)) for i in range(8)]
+        task = Task(name, 'classification', ('a', 'b'), ('accuracy',))
+        data = {name: TaskData(task, {'train': examples, 'validation': examples})}
+        found = jobs.make_jobs(data, {'it': {'source': 'it'}}, {}, {})
+        return jobs.run_jobs(found, data, {'it': model}, [1, 2, 3, 4], 3, mesh, tmp_path)
+
+    monkeypatch.setattr(jobs, 'read_json', lambda path, cure: read.append(path) or workdir.read_json(path, cure))
+    return run, groups, read
+
+
+def test_seeds_beside_one_that_diverges_are_trained_again(run_jobs, tmp_path, capsys):
+    run, groups, _ = run_jobs
+    text, diverged = run('mine', 1, 3)
+    assert groups == [[1, 2, 3], [2, 3], [2], [4]]
+    assert [words.partition(':')[2].partition(' is not')[0] for words in diverged] == [
+        ' the loss of seed 1', ' the loss of seed 3',
+    ]  # fmt: skip
+    assert text == 'no run has come to its end' and 'the seeds beside begin again: 2, 3\n' in capsys.readouterr().err
+    assert sorted(path.parent.name for path in tmp_path.rglob('result.json')) == ['seed2', 'seed4']
+    assert not list(tmp_path.rglob('unfinished*'))
+
+
+def test_each_result_is_read_once_before_the_work_and_once_behind_it(run_jobs):
+    run, groups, read = run_jobs
+    run('mine')
+    assert len(read) == 4
+    run('mine')
+    assert len(read) == 8 and len(groups) == 2, 'nothing was missing'
+
+
+def test_a_task_of_my_own_may_be_called_glue(run_jobs, tmp_path):
+    run, _, _ = run_jobs
+    assert '| glue' in run('glue')[0] and not (tmp_path / 'it' / 'submission').exists()
 
 
 def test_progress_ends_at_its_end():

@@ -137,12 +137,10 @@ class FineTuning:
 
     def judge(self, model: Model, candidate: Candidate, seed: int, workdir: pathlib.Path) -> None:
         """Fine-tunes what is missing, with a bar."""
-        jobs, output = self._jobs(candidate, seed), self._output(workdir)
-        done = {job: jobs_lib.finished_seeds(job, self.seeds, output) for job in jobs}
-        missing = {job: [s for s in self.seeds if s not in done[job]] for job in jobs}
+        jobs = self._jobs(candidate, seed)
         _, diverged = jobs_lib.run_jobs(
-            jobs, missing, self._data, {jobs[0].model: model}, self.seeds, jobs_lib.seeds_at_once(self.seeds),
-            model.mesh, output,
+            jobs, self._data, {jobs[0].model: model}, self.seeds, jobs_lib.seeds_at_once(self.seeds), model.mesh,
+            self._output(workdir),
         )  # fmt: skip
         if diverged:
             raise FloatingPointError('\n'.join(diverged))

@@ -20,7 +20,7 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.finetuning import loop as fine_tuning
 from mlm_jax.finetuning import problems
 from mlm_jax.finetuning import report as fine_tuning_report
-from mlm_jax.finetuning.loop import Outcome
+from mlm_jax.finetuning.loop import Diverged, Outcome
 from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.models.pooling import POOLINGS
 from mlm_jax.pretrained.model import Model
@@ -132,7 +132,7 @@ def make_jobs(
 
 
 def finished_seeds(job: Job, seeds: Sequence[int], output: pathlib.Path) -> dict[int, dict]:
-    """Seed → result.json, of those that are finished.
+    """Seed → result.json without its curves, of those that are finished.
 
     Raises:
       ConfigError: when one is there that was made with another recipe, from another model or on other data.
@@ -151,7 +151,7 @@ def finished_seeds(job: Job, seeds: Sequence[int], output: pathlib.Path) -> dict
                 f'{path.parent} was fine-tuned with another recipe, model or data:\n' + '\n'.join(different) + '\n'
                 'Ask for what is there, choose another --output, or delete that directory'
             )
-        found[seed] = result
+        found[seed] = {key: value for key, value in result.items() if key not in ('curve', 'train_losses')}
     return found
 
 
@@ -242,11 +242,16 @@ def _without_nan(value):
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def write_report(jobs: Sequence[Job], seeds: Sequence[int], output: pathlib.Path) -> str:
-    """Writes results.json, results.md, results.png and submissions from what is finished; returns the Markdown."""
+def write_report(finished: Mapping[Job, Mapping[int, dict]], seeds: Sequence[int], output: pathlib.Path) -> str:
+    """Writes results.json, results.md, results.png and submissions; returns the Markdown.
+
+    Args:
+      finished: for each job, what `finished_seeds` returns; a job counts when all of its seeds are there.
+      seeds: of each job.
+      output: where the files are written.
+    """
     report: dict = {}
-    for job in jobs:
-        results = finished_seeds(job, seeds, output)
+    for job, results in finished.items():
         if len(results) == len(seeds):
             report.setdefault(job.task, {}).setdefault(job.model, {})[job.setting] = list(results.values())
     report = {
@@ -261,8 +266,8 @@ def write_report(jobs: Sequence[Job], seeds: Sequence[int], output: pathlib.Path
     fine_tuning_report.draw(report, output / 'results.png')
     for task, by_model in report.items():
         suite, _, name = task.partition('/')
-        for model, entry in by_model.items() if suite == glue.SUITE else ():
-            job = next(j for j in jobs if (j.task, j.model, j.setting) == (task, model, entry['setting']))
+        for model, entry in by_model.items() if suite == glue.SUITE and name else ():
+            job = next(j for j in finished if (j.task, j.model, j.setting) == (task, model, entry['setting']))
             _write_submission(name, job.directory(output) / f'seed{entry["best_seed"]}', output / model / 'submission')
     return text
 
@@ -288,33 +293,49 @@ def seeds_at_once(seeds: Sequence[int]) -> int:
     return 1 if jax.default_backend() == 'cpu' else len(seeds)
 
 
-def run_jobs(jobs, missing, data, models, seeds, side_by_side: int, mesh, output) -> tuple[str, list[str]]:
-    """Runs what is missing; the last report, and what is to be said of runs that diverged."""
+def run_jobs(jobs, data, models, seeds, side_by_side: int, mesh, output) -> tuple[str, list[str]]:
+    """Runs what is missing; the last report, and what is to be said of runs that diverged.
+
+    Raises:
+      ConfigError: when there are results of another recipe, from another model or on other data.
+    """
+    finished = {job: finished_seeds(job, seeds, output) for job in jobs}
+    missing = {job: [seed for seed in seeds if seed not in finished[job]] for job in jobs}
     total, text, diverged = sum(_cost(job, data[job.task]) * len(few) for job, few in missing.items()), '', []
     with progress.bar(total=total, unit=' examples', unit_scale=True, disable=not total) as bar:
         for i, job in enumerate(jobs):
-            model = models[job.model]
             if missing[job]:
-                problem = make_problem(job, data[job.task], model, bar)
-            for start in range(0, len(missing[job]), side_by_side):
-                some = missing[job][start : start + side_by_side]
-                snapshots = Snapshots(job.unfinished(output, some))
-                try:
-                    outcomes = run_job(job, data[job.task], model, problem, some, mesh, bar, snapshots)
-                except FloatingPointError as error:
-                    diverged.append(f'{job.model} {job.task} {job.setting}: {error}')
-                    bar.write(diverged[-1], file=sys.stderr)
-                    snapshots.delete()
-                    continue
-                for outcome in outcomes:
-                    save(job, problem, outcome, output)
-                    best = outcome.metrics['validation'][problem.metric]
-                    bar.write(
-                        f'{job.model} {job.task} {job.setting} seed {outcome.seed}: {problem.metric} {best:.4f} after '
-                        f'{outcome.best_step:,} updates',
-                        file=sys.stderr,
-                    )
-                snapshots.delete()
+                task, model = data[job.task], models[job.model]
+                diverged += _run_seeds(job, task, model, missing[job], side_by_side, mesh, bar, output)
+                finished[job] = finished_seeds(job, seeds, output)
             if i + 1 == len(jobs) or jobs[i + 1].task != job.task:
-                text = write_report(jobs, seeds, output)
+                text = write_report(finished, seeds, output)
     return text, diverged
+
+
+def _run_seeds(job, data, model, seeds, side_by_side: int, mesh, bar, output) -> list[str]:
+    """Runs seeds of a job, and those that ran beside one that diverged once more; what is to be said of that one."""
+    problem, diverged = make_problem(job, data, model, bar), []
+    groups = [seeds[start : start + side_by_side] for start in range(0, len(seeds), side_by_side)]
+    while groups:
+        some, done = groups.pop(0), bar.n
+        snapshots, outcomes = Snapshots(job.unfinished(output, some)), []
+        try:
+            outcomes = run_job(job, data, model, problem, some, mesh, bar, snapshots)
+        except Diverged as error:
+            diverged.append(f'{job.model} {job.task} {job.setting}: {error}')
+            bar.write(diverged[-1], file=sys.stderr)
+            if others := [seed for seed in some if seed not in error.seeds]:
+                groups.insert(0, others)
+                bar.write(f'the seeds beside begin again: {", ".join(map(str, others))}', file=sys.stderr)
+            advance(bar, done + _cost(job, data) * len(error.seeds) - bar.n)
+        for outcome in outcomes:
+            save(job, problem, outcome, output)
+            best = outcome.metrics['validation'][problem.metric]
+            bar.write(
+                f'{job.model} {job.task} {job.setting} seed {outcome.seed}: {problem.metric} {best:.4f} after '
+                f'{outcome.best_step:,} updates',
+                file=sys.stderr,
+            )
+        snapshots.delete()
+    return diverged

@@ -110,8 +110,7 @@ def main() -> None:
         origins = {label: {'source': str(m.source), 'step': m.step} for label, m in models.items()}
         for job in jobs_lib.make_jobs(data, origins, settings, {}):
             transformers_peer.check(job.recipe)
-            missing = {job: [s for s in seeds if s not in jobs_lib.finished_seeds(job, seeds, work / 'here')]}
-            _, diverged = jobs_lib.run_jobs([job], missing, data, models, seeds, 1, mesh, work / 'here')
+            _, diverged = jobs_lib.run_jobs([job], data, models, seeds, 1, mesh, work / 'here')
             if diverged:
                 raise ConfigError('not all runs came to their end: ' + '; '.join(diverged))
             ours = jobs_lib.finished_seeds(job, seeds, work / 'here')
