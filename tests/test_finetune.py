@@ -147,6 +147,17 @@ def test_settings():
         jobs.make_recipe({}, {}, {'pooling': 'max'})
 
 
+def test_keys_and_values_that_are_given_twice_are_refused():
+    """The last of them would count, or two jobs would have one directory."""
+    for texts, message in (
+        (['epochs=3', 'epochs=3,5'], 'epochs is given twice; give it once, as --grid=epochs=3,5'),
+        (['epochs=3,3.0'], 'the value 3 is given twice'),
+        (['learning_rate=1e-4,3e-4,1.0000001e-4'], 'the value 0.0001 is given twice'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            jobs.parse_settings(texts, 'grid')
+
+
 def test_an_unfinished_run_is_known_by_all_that_it_depends_on(tmp_path):
     job = jobs.Job('mlm', 'glue/rte', 'default', Recipe(), {'source': 'runs/mlm', 'step': 7, 'data': 'abc'})
     others = [

@@ -65,9 +65,9 @@ def parse_settings(texts: Sequence[str], flag: str) -> dict[str, tuple]:
     """Key → values, from 'key=value,value,…'.
 
     Raises:
-      ConfigError: for an unknown key, or a value of the wrong type.
+      ConfigError: for an unknown key, a value of the wrong type, and a key or a value that is given twice.
     """
-    found = {}
+    found: dict[str, tuple] = {}
     for text in texts:
         key, _, values = text.partition('=')
         if key not in _TYPES:
@@ -79,8 +79,19 @@ def parse_settings(texts: Sequence[str], flag: str) -> dict[str, tuple]:
                 raise ValueError(text)
         except (ValueError, OverflowError):
             raise ConfigError(f'--{flag}={text}: expected {kind.__name__}') from None
+        if key in found:
+            several = ','.join(dict.fromkeys(map(_shown, (*found[key], *parsed))))
+            raise ConfigError(f'--{flag}={text}: {key} is given twice; give it once, as --grid={key}={several}')
+        shown = [_shown(value) for value in parsed]
+        if twice := [value for value in shown if shown.count(value) > 1]:
+            raise ConfigError(f'--{flag}={text}: the value {twice[0]} is given twice; leave out one')
         found[key] = parsed
     return found
+
+
+def _shown(value: float | str) -> str:
+    """A value of a recipe in the name of a setting."""
+    return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def make_recipe(task_recipe: Mapping, settings: Mapping[str, tuple], point: Mapping) -> Recipe:
@@ -123,8 +134,8 @@ def make_jobs(
     digests = {name: task.digest() for name, task in data.items()}
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     return [
-        Job(model, name, ','.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in point.items())
-            or 'default', make_recipe(task.task.recipe, settings, point), {**models[model], 'data': digests[name]})
+        Job(model, name, ','.join(f'{key}={_shown(value)}' for key, value in point.items()) or 'default',
+            make_recipe(task.task.recipe, settings, point), {**models[model], 'data': digests[name]})
         for name, task in data.items()
         for model in models
         for point in points
