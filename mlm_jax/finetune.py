@@ -46,6 +46,14 @@ def origin(model: Model) -> dict[str, Any]:
     return {'source': sources.pin(str(model.source)), 'step': model.step, 'parameters': model.fingerprint()}
 
 
+def check_flags(values) -> None:
+    """Raises ConfigError for flags of tasks that would be ignored."""
+    own = ('validation_file', 'test_file', 'task_name', 'kind', 'text_columns', 'target_columns', 'metrics')
+    command_line.check_companions(dict.fromkeys((*own, 'held_out_percent'), 'train_file') | {'data': 'tasks'})
+    if command_line.is_given('held_out_percent') and values.validation_file:
+        raise ConfigError('--held_out_percent means nothing beside --validation_file: leave out one of them')
+
+
 def read_tasks(values) -> dict[str, TaskData]:
     """Name → task, of --tasks and --train_file.
 
@@ -63,8 +71,6 @@ def read_tasks(values) -> dict[str, TaskData]:
             tuple(values.text_columns), tuple(values.target_columns), tuple(values.metrics), values.held_out_percent,
         )  # fmt: skip
         data[name] = custom.read(files)
-    elif values.validation_file or values.test_file or values.task_name:
-        raise ConfigError('a task of your own needs --train_file')
     if not data:
         raise ConfigError('nothing to fine-tune on: give --tasks, or --train_file for files of your own')
     return data
@@ -86,6 +92,7 @@ def check_names(labels: Sequence[str], tasks: Sequence[str], num_models: int) ->
 def main() -> None:
     """Fine-tunes what is missing, and reports after each task."""
     values, output = flags.FLAGS, buckets.path(flags.FLAGS.output).expanduser()
+    check_flags(values)
     seeds = command_line.parse_seeds(values.seeds)
     named = [sources.parse(name) for name in values.model]
     labels = values.label or make_labels(named)

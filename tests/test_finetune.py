@@ -158,6 +158,24 @@ def test_keys_and_values_that_are_given_twice_are_refused():
             jobs.parse_settings(texts, 'grid')
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--tasks=glue/rte', '--metrics=f1'], '--metrics means nothing without --train_file: add --train_file, or'),
+        (['--kind=regression'], '--kind means nothing without --train_file'),
+        (['--test_file=a.csv'], '--test_file means nothing without --train_file'),
+        (['--train_file=a.csv', '--data=glue'], '--data means nothing without --tasks'),
+        (
+            ['--train_file=a.csv', '--validation_file=b.csv', '--held_out_percent=5'],
+            '--held_out_percent means nothing beside --validation_file: leave out one of them',
+        ),
+    ],
+)
+def test_flags_that_would_be_ignored_are_refused(arguments, message):
+    result = programs.run('finetune', '--model=runs/none', '--output=runs/none', *arguments)
+    assert result.returncode == 1 and result.stderr.startswith(f'error: {message}'), result.stderr
+
+
 def test_an_unfinished_run_is_known_by_all_that_it_depends_on(tmp_path):
     job = jobs.Job('mlm', 'glue/rte', 'default', Recipe(), {'source': 'runs/mlm', 'step': 7, 'data': 'abc'})
     others = [
