@@ -17,6 +17,7 @@ results.json, results.md, results.png, and <model>/<task>/<setting>/seed<k>/ wit
 
 import pathlib
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,6 +72,8 @@ def read_tasks(values) -> dict[str, TaskData]:
             tuple(values.text_columns), tuple(values.target_columns), tuple(values.metrics), values.held_out_percent,
         )  # fmt: skip
         data[name] = custom.read(files)
+        if words := custom.describe_positive_class(data[name].task):
+            print(words, file=sys.stderr)
     if not data:
         raise ConfigError('nothing to fine-tune on: give --tasks, or --train_file for files of your own')
     return data

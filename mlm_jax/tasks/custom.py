@@ -1,8 +1,10 @@
 """A user-defined task: TSV, CSV or JSON lines files with columns of text and columns of targets."""
 
 import dataclasses
+import decimal
 import math
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +19,8 @@ METRICS = {
     'multilabel': ('roc_auc', 'average_precision'),
     'regression': ('pearson_spearman', 'rmse'),
 }
+_HIDDEN = ('-1', '-1.0')  # the labels of test sets that the data sets of Hugging Face do not tell
+_INTEGER = re.compile(r'[+-]?\d+(\.0*)?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Files:
 
 
 def read(files: Files) -> TaskData[Example]:
-    """Reads the task.
+    """Reads the task. White space around column names, names of classes and values is left out, and counted.
 
     Raises:
       ConfigError: if files, columns or values are missing or not valid.
@@ -62,13 +66,13 @@ def read(files: Files) -> TaskData[Example]:
         raise ConfigError(f'{files.name} has no target column')
     named = {'train': files.train, 'validation': files.validation, 'test': files.test}
     paths = {split: buckets.path(path).expanduser() for split, path in named.items() if path}
-    rows = {split: list(records.read(path)) for split, path in paths.items()}
+    notes: Counter[str] = Counter()
+    rows = {split: _rows(path, split, notes) for split, path in paths.items()}
     for split, path in paths.items():
         if not rows[split]:
             raise ConfigError(f'{path} has no examples: it is empty, or has only a line of column names')
     labels = _labels(files, paths['train'], rows['train']) if files.kind == 'classification' else files.targets
     metrics.check(files.metrics, files.kind, len(labels))
-    notes: Counter[str] = Counter()
     splits = {}
     for split, path in paths.items():
         splits[split] = _examples(files, path, rows[split], labels, split, notes)
@@ -76,15 +80,41 @@ def read(files: Files) -> TaskData[Example]:
         splits['train'], splits['validation'] = hold_out(splits['train'], files.held_out_percent)
         notes['examples of train held out, because there is no validation set'] = len(splits['validation'])
     task = Task(files.name, files.kind, tuple(labels), files.metrics or METRICS[files.kind])
-    return TaskData(task, splits, dict(notes))
+    return TaskData(task, splits, {note: count for note, count in notes.items() if count})
+
+
+def describe_positive_class(task: Task) -> str:
+    """Which of two classes the metrics of a classification are about; '' where none of them makes a difference."""
+    asked = [name for name in task.metrics if name in metrics.OF_POSITIVE_CLASS]
+    if task.kind != 'classification' or not asked:
+        return ''
+    other, positive = task.labels
+    return f'{task.name}: the positive class of {" and ".join(asked)} is {positive!r}, the other one {other!r}'
+
+
+def _rows(path: pathlib.Path, split: str, notes: Counter[str]) -> list[tuple[int, dict]]:
+    """The line and the record of each record of a file, without white space around the names of columns."""
+    rows, mended = [], set()
+    for line, record in records.read(path):
+        stripped = {name.strip(): value for name, value in record.items()}
+        twice = [name for name, times in Counter(map(str.strip, record)).items() if name and times > 1]
+        if twice:
+            raise ConfigError(
+                f'line {line} of {path} has columns whose names differ in white space only: {twice[0]!r}; rename one'
+            )
+        mended |= record.keys() - stripped.keys()
+        rows.append((line, stripped))
+    if mended:
+        notes[f'column names of {split} with white space around them, which is left out'] = len(mended)
+    return rows
 
 
 def _labels(files: Files, path: pathlib.Path, rows: Sequence[tuple[int, dict]]) -> Sequence[str]:
-    """The classes of the train split; numbers come first, in numerical order, then names in alphabetical order."""
+    """The classes of the train split; integers come first, in numerical order, then names in alphabetical order."""
     column, found = files.targets[0], set()
     for line, record in rows:
         where = f'line {line} of {path}'
-        label = records.field(record, column, where)
+        label = _stripped(records.field(record, column, where))
         if not _is_missing(label):
             found.add(_class_name(label, where))
     if not 2 <= len(found) <= 1000:
@@ -95,10 +125,10 @@ def _labels(files: Files, path: pathlib.Path, rows: Sequence[tuple[int, dict]]) 
     return sorted(found, key=_in_order)
 
 
-def _in_order(label: str) -> tuple[int, int, str, str]:
+def _in_order(label: str) -> tuple[int, decimal.Decimal, str]:
     """A sort key that puts integers, with any number of digits, before names."""
-    digits = label.lstrip('0')
-    return (0, len(digits), digits, label) if label.isdecimal() else (1, 0, label, '')
+    is_integer = _INTEGER.fullmatch(label) is not None
+    return not is_integer, decimal.Decimal(label if is_integer else 0), label
 
 
 def _examples(
@@ -117,7 +147,13 @@ def _examples(
         if not any(text.strip() for text in texts):
             notes[f'examples of {split} without text, skipped'] += 1
             continue
-        targets = tuple(_target(files.kind, _value(record, c, split, where), labels, where) for c in files.targets)
+        found = [_value(record, column, split, where) for column in files.targets]
+        values = [_stripped(value) for value in found]
+        notes[f'examples of {split} with white space around a target, which is left out'] += found != values
+        if split == 'test' and files.kind == 'classification' and _is_hidden(values[0], labels):
+            notes['examples of test with the label −1, which is no class: taken as unknown'] += 1
+            values = [None]
+        targets = tuple(_target(files.kind, value, labels, where) for value in values)
         if all(map(math.isnan, targets)) and split != 'test':
             notes[f'examples of {split} without a target, skipped'] += 1
             continue
@@ -134,8 +170,16 @@ def _value(record: dict, column: str, split: str, where: str) -> Any:
     return records.field(record, column, where)
 
 
+def _stripped(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value == '')
+
+
+def _is_hidden(label: Any, labels: Sequence[str]) -> bool:
+    return str(label) in _HIDDEN and str(label) not in labels
 
 
 def _class_name(label: Any, where: str) -> str:

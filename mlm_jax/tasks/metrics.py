@@ -17,6 +17,7 @@ OF_KIND = {
     'multilabel': ('roc_auc', 'average_precision'),
     'regression': ('pearson_spearman', 'pearson', 'spearman', 'rmse', 'mae'),
 }
+OF_POSITIVE_CLASS = ('f1', 'average_precision')  # of two classes, the second; the others treat both alike
 _TWO_CLASSES = ('f1', 'roc_auc', 'average_precision')
 
 

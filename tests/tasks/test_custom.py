@@ -52,6 +52,49 @@ def test_numbers_are_classes_in_their_order(tmp_path):
     assert custom.read(files(path)).task.labels == tuple(map(str, range(1, 11)))
 
 
+def test_whole_numbers_are_in_numerical_order_and_the_second_of_two_is_positive(tmp_path):
+    path = tmp_path / 'signs.csv'
+    for labels, order in ((('1', '-1'), ('-1', '1')), (('10.0', '2.0', 'x', '-3.0'), ('-3.0', '2.0', '10.0', 'x'))):
+        path.write_text('text,label\n' + ''.join(f'a {i},{labels[i % len(labels)]}\n' for i in range(40)))
+        assert custom.read(files(path)).task.labels == order
+    path.write_text('text,label\n' + ''.join(f'a {i},{(1, -1)[i % 2]}\n' for i in range(40)))
+    task = custom.read(files(path, metrics=('f1', 'roc_auc', 'average_precision'))).task
+    words = "mine: the positive class of f1 and average_precision is '1', the other one '-1'"
+    assert custom.describe_positive_class(task) == words
+    assert custom.describe_positive_class(custom.read(files(path)).task) == ''
+
+
+def test_white_space_makes_no_columns_and_no_classes(tmp_path):
+    path = tmp_path / 'blanks.csv'
+    cells = ('spam', 'spam ', ' ham', 'ham', ' ')
+    lines = [f'a {i},{cells[i % 5]}, {i % 2}.5' for i in range(40)]
+    path.write_text('\n'.join(['text, label ,value', *lines, 'b,spam, ']) + '\n')
+    data = custom.read(files(path))
+    assert data.task.labels == ('ham', 'spam')
+    assert data.notes['column names of train with white space around them, which is left out'] == 1
+    assert data.notes['examples of train with white space around a target, which is left out'] == 24
+    assert data.notes['examples of train without a target, skipped'] == 8
+    values = custom.read(files(path, kind='regression', targets=('value',)))
+    assert values.notes['examples of train without a target, skipped'] == 1
+    path.write_text('text,label, label\na,1,1\n')
+    with pytest.raises(ConfigError, match="has columns whose names differ in white space only: 'label'; rename one"):
+        custom.read(files(path))
+
+
+def test_a_hidden_label_of_a_test_set_is_unknown(tmp_path):
+    """As the data sets of Hugging Face export it; elsewhere, and where −1 is a class, it is what it says."""
+    path, test = tmp_path / 'mine.csv', tmp_path / 'test.csv'
+    path.write_text('text,label\n' + ''.join(f'a {i},{i % 2}\n' for i in range(40)))
+    test.write_text('text,label\nb,-1\nc,1\n')
+    data = custom.read(files(path, test=str(test)))
+    assert math.isnan(data.splits['test'][0].targets[0]) and data.splits['test'][1].targets == (1.0,)
+    assert data.notes['examples of test with the label −1, which is no class: taken as unknown'] == 1
+    with pytest.raises(ConfigError, match="the label '-1' is not in the train split"):
+        custom.read(files(path, validation=str(test)))
+    path.write_text(path.read_text().replace(',0', ',-1'))
+    assert custom.read(files(path, test=str(test))).splits['test'][0].targets == (0.0,)
+
+
 def test_values_and_several_targets(table):
     data = custom.read(files(table, kind='regression', targets=('value',), texts=('text', 'other')))
     assert all(len(e.texts) == 2 for e in data.splits['train'])
