@@ -9,7 +9,7 @@ mean of the parameters. Held-out rows are those of a run, so hf: goes with --fil
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from absl import flags
@@ -52,7 +52,12 @@ def _batch_size(model: Model, vocabulary: Vocabulary, mesh: Mesh) -> int:
 
 
 def judge_minimal_pairs(
-    models: Sequence[sources.Source], mesh, directory: str, percent: float, within_word: bool
+    models: Sequence[sources.Source],
+    mesh,
+    directory: str,
+    percent: float,
+    within_word: bool,
+    judged: Callable[[dict], None] = lambda report: None,
 ) -> dict:
     """Accuracies of trained models on the minimal pairs of BLiMP.
 
@@ -62,24 +67,16 @@ def judge_minimal_pairs(
       directory: of the published data.
       percent: of the pairs.
       within_word: masks the later pieces of a word together with each piece.
+      judged: called after each model with the report so far: an error in a later one leaves that.
 
     Returns:
       `setting`; `models`: label → `minimal_pairs.Blimp.evaluate` with its source; `five_gram`, for orientation.
 
     Raises:
       ConfigError: when the directory or a model is none, or a model cannot take the sentences.
+      FileNotFoundError: without a checkpoint (of that step).
     """
     pairs, results = blimp.read(directory, percent), {}
-    for source in models:  # a wrong one is found before the first is judged
-        loading.check(source)
-    for source, label in zip(models, sources.labels(models), strict=True):
-        model = loading.load(source, mesh)
-        model.check_has_head()
-        judged = minimal_pairs.Blimp(pairs, model.objective, model.tokenizer, model.repeats, within_word=within_word)
-        judged.compile(model.params, mesh)
-        checkpoint = {'model': sources.pin(str(source)), 'step': model.step, 'objective': model.objective_name}
-        results[label] = checkpoint | judged.evaluate(model.params)
-        print(f'{label}: {results[label]["accuracy"]:.1%} of {len(pairs):,} pairs', flush=True)
     setting = {
         'directory': str(directory),
         'percent': percent,
@@ -87,21 +84,37 @@ def judge_minimal_pairs(
         'paradigms': len({pair.paradigm for pair in pairs}),
         'within_word': within_word,
     }
-    return {'setting': setting, 'models': results, 'five_gram': blimp_report.five_gram(pairs)}
+    report = {'setting': setting, 'models': results, 'five_gram': blimp_report.five_gram(pairs)}
+    for source in models:  # a wrong one is found before the first is judged
+        loading.check(source)
+    for source, label in zip(models, sources.labels(models), strict=True):
+        model = loading.load(source, mesh)
+        model.check_has_head()
+        judge = minimal_pairs.Blimp(pairs, model.objective, model.tokenizer, model.repeats, within_word=within_word)
+        judge.compile(model.params, mesh)
+        checkpoint = {'model': sources.pin(str(source)), 'step': model.step, 'objective': model.objective_name}
+        results[label] = checkpoint | judge.evaluate(model.params)
+        print(f'{label}: {results[label]["accuracy"]:.1%} of {len(pairs):,} pairs', flush=True)
+        judged(report)
+    return report
 
 
 def main_blimp(models: Sequence[sources.Source], mesh) -> None:
-    """Prints a table; writes blimp.json, blimp.md and blimp.png where there is an --output."""
+    """Prints a table; writes blimp.json, blimp.md and blimp.png after each model where there is an --output."""
     values = flags.FLAGS
     output = buckets.path(values.output).expanduser()
     if values.output:
         output.mkdir(parents=True, exist_ok=True)
-    report = judge_minimal_pairs(models, mesh, values.blimp, values.blimp_percent, values.blimp_within_word)
+
+    def write(report: dict) -> None:
+        if values.output:
+            (output / 'blimp.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
+            (output / 'blimp.md').write_text(blimp_report.markdown(report), encoding='utf-8')
+            blimp_report.draw(report, output / 'blimp.png')
+
+    report = judge_minimal_pairs(models, mesh, values.blimp, values.blimp_percent, values.blimp_within_word, write)
     print(blimp_report.describe(report))
     if values.output:
-        (output / 'blimp.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
-        (output / 'blimp.md').write_text(blimp_report.markdown(report), encoding='utf-8')
-        blimp_report.draw(report, output / 'blimp.png')
         print('\n'.join(str(output / f'blimp.{kind}') for kind in ('json', 'md', 'png')))
 
 

@@ -187,6 +187,32 @@ def test_flags_that_would_be_ignored_are_refused(arguments, message):
     assert result.returncode == 1 and result.stderr.startswith(f'error: {message}')
 
 
+@pytest.mark.parametrize('kind', ['{}@7', 'average:{0}@150,{0}@7'])
+def test_a_step_that_is_not_there_is_found_before_the_first_model_is_judged(trained, minimal_pairs, kind):
+    workdir, mesh, _ = trained
+    named = [sources.parse(text) for text in (str(workdir), kind.format(workdir))]
+    with pytest.raises(FileNotFoundError, match=r'no checkpoint of step 7 .*; the steps there are \[.*150\]'):
+        evaluate.judge_minimal_pairs(named, mesh, minimal_pairs, 100.0, False, lambda _: pytest.fail('judged one'))
+
+
+def test_what_is_judged_is_kept_when_a_later_model_fails(trained, minimal_pairs, tmp_path, monkeypatch):
+    """Such as an encoder without a head, or one of rows that are too short."""
+    workdir, load = trained[0], loading.load
+    shutil.copytree(workdir, tmp_path / 'again')
+
+    def fail_at_the_second(source, *rest):
+        if source.directory != workdir:
+            raise ConfigError('no head')
+        return load(source, *rest)
+
+    monkeypatch.setattr(loading, 'load', fail_at_the_second)
+    arguments = [f'--model={workdir}', f'--model={tmp_path}/again', f'--blimp={minimal_pairs}', '--blimp_percent=50']
+    result = programs.run('evaluate', *arguments, f'--output={tmp_path}/out')
+    assert result.returncode == 1 and 'no head' in result.stderr
+    assert list(json.loads((tmp_path / 'out' / 'blimp.json').read_text())['models']) == [workdir.name]
+    assert {path.suffix for path in (tmp_path / 'out').iterdir()} == {'.json', '.md', '.png'}
+
+
 def test_flags_and_directories_that_do_not_fit_are_refused(trained, minimal_pairs, tmp_path):
     workdir, mesh, _ = trained
     with pytest.raises(ConfigError, match='nowhere is not a directory'), jax.set_mesh(mesh):

@@ -51,13 +51,19 @@ def use_compilation_cache_of(source: Source) -> None:
 
 
 def check(source: Source) -> None:
-    """Raises the errors of `load` that need no parameters: for a workdir that is none, and averages of two models."""
+    """Raises the errors of `load` that need no parameters.
+
+    These are those for a workdir that is none, a step without a checkpoint, and averages of two models.
+    """
     if source.parts:
         averaging.check(source)
     elif source.is_hugging_face:
         warm_start.hugging_face_tokenizer(source.on_disk)
     else:
         averaging.run_config(source)
+    for member, _ in source.members:
+        if not (member.is_hugging_face or member.is_random or member.step == 0):
+            checkpoints.check_step(member.directory / 'checkpoints', member.step)
 
 
 def _load_average(source: Source, mesh: Mesh, data_directory: str) -> Model:

@@ -199,10 +199,7 @@ class Checkpoints:
           FileNotFoundError: if there is no checkpoint, or none of that step.
         """
         steps = self.all_steps()
-        if not steps:
-            raise FileNotFoundError(f'no checkpoint in {self._directory}')
-        if step is not None and step not in steps:
-            raise FileNotFoundError(f'no checkpoint of step {step} in {self._directory}; the steps there are {steps}')
+        _check_step(step, steps, self._directory)
         if not self._read_only:  # process 0 examined the checkpoints in `__init__`
             return steps[-1] if step is None else step
         if step is not None and (damage := self._damage_of(step, items)):
@@ -265,6 +262,11 @@ def newest_step(directory: pathlib.Path, item: str) -> int | None:
     return next((step for step in steps if not _damage(directory / str(step), item)), None)
 
 
+def check_step(directory: pathlib.Path, step: int | None) -> None:
+    """Raises FileNotFoundError without a checkpoint, or without one of that step; as `newest_step`."""
+    _check_step(step, sorted(_steps_in(directory)), directory)
+
+
 def newest_position(directory: pathlib.Path) -> tuple[int, Position] | None:
     """The step and the `Position` of the newest checkpoint in which that is undamaged; as `newest_step`."""
     step = newest_step(directory, POSITION)
@@ -277,6 +279,13 @@ def position_at(directory: pathlib.Path, step: int) -> Position | None:
     if step not in _steps_in(directory) or _damage(checkpoint, POSITION):
         return None
     return Position(**_read_position(checkpoint))
+
+
+def _check_step(step: int | None, steps: Sequence[int], directory: pathlib.Path) -> None:
+    if not steps:
+        raise FileNotFoundError(f'no checkpoint in {directory}')
+    if step is not None and step not in steps:
+        raise FileNotFoundError(f'no checkpoint of step {step} in {directory}; the steps there are {steps}')
 
 
 def _steps_in(directory: pathlib.Path) -> list[int]:
