@@ -112,7 +112,7 @@ def main() -> None:
         models = {label: loading.load(source, mesh) for label, source in zip(labels, named, strict=True)}
         origins = {label: origin(model) for label, model in models.items()}
         jobs = make_jobs(data, origins, settings, grid)
-        check_jobs(jobs, models, mesh)
+        check_jobs(jobs, data, models, mesh)
         with held(output):
             text, diverged = run_jobs(jobs, data, models, seeds, side_by_side, mesh, output)
     print(f'\n{text}\n{output / "results.md"}\n{output / "results.png"}')

@@ -296,6 +296,25 @@ def test_models_by_name(trained):
     assert jobs.max_length(model, Recipe(), 'it') == 32
 
 
+@pytest.mark.parametrize(
+    ('kind', 'setting', 'message'),
+    [
+        ('classification', {'max_length': 5}, 'max_length=5 leaves no room for text beside 4 special tokens'),
+        ('multilabel', {'max_validation_examples': 1}, 'roc_auc is undefined on the validation split'),
+        ('span', {}, 'asks for spans of a text, and the tokenizer of this model does not tell'),
+    ],
+)
+def test_what_fits_no_job_is_found_before_the_first_one(trained, kind, setting, message):
+    _, mesh, model = trained
+    pairs = [Example(str(i), ('the cat', 'the dog'), (float(i), float(i))) for i in range(2)]
+    metrics = {'classification': ('accuracy',), 'multilabel': ('roc_auc',), 'span': ('f1',)}[kind]
+    data = {'mine': TaskData(Task('mine', kind, ('a', 'b'), metrics), {'train': pairs, 'validation': pairs})}
+    model = dataclasses.replace(model, tokenizer=types.SimpleNamespace(vocabulary=model.tokenizer.vocabulary))
+    found = jobs.make_jobs(data, {'it': {}}, {}, {key: (value,) for key, value in setting.items()})
+    with pytest.raises(ConfigError, match=f'it mine {found[0].setting}: .*{message}'):
+        jobs.check_jobs(found, data, {'it': model}, mesh)
+
+
 def test_a_checkpoint_of_hugging_face_needs_its_tokenizer(tmp_path):
     with jax.set_mesh(mesh := make_mesh()), pytest.raises((ConfigError, FileNotFoundError), match=str(tmp_path)):
         loading.load(f'hf:{tmp_path}', mesh)

@@ -23,7 +23,6 @@ from mlm_jax.data import prepared_data
 from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.files import atomic
 from mlm_jax.finetuning import jobs as jobs_lib
-from mlm_jax.finetuning import problems
 from mlm_jax.finetuning import report as fine_tuning_report
 from mlm_jax.pretrained.model import Model
 from mlm_jax.pretrained.sources import Source
@@ -122,12 +121,9 @@ class FineTuning:
     def check(self, model: Model) -> None:
         """Also of recipes that no device or model can follow."""
         metrics.require()
-        for task in self._data.values():
-            problems.check_tokenizer(task.task, model.tokenizer)
         label = str(model.source)
-        jobs_lib.check_jobs(
-            [dataclasses.replace(job, model=label) for job in self._templates], {label: model}, model.mesh
-        )
+        jobs = [dataclasses.replace(job, model=label) for job in self._templates]
+        jobs_lib.check_jobs(jobs, self._data, {label: model}, model.mesh)
 
     def is_done(self, candidate: Candidate, seed: int, workdir: pathlib.Path) -> bool:
         """Whether all seeds of all tasks and settings are there."""

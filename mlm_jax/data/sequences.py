@@ -6,18 +6,22 @@ import numpy as np
 
 from mlm_jax.masking.vocabulary import Vocabulary
 
+SEPARATORS = 2  # [SEP] between the texts of a pair, as in RoBERTa and in MAE-LM's release
 
-def join(pieces: Sequence[np.ndarray], vocabulary: Vocabulary) -> np.ndarray:
-    """int32[n]: `[CLS] A [SEP]` or `[CLS] A [SEP] [SEP] B [SEP]`, as in RoBERTa and in MAE-LM's release.
+
+def join(pieces: Sequence[np.ndarray], vocabulary: Vocabulary, separators: int = SEPARATORS) -> np.ndarray:
+    """int32[n]: `[CLS] A [SEP]`, or of a pair `[CLS] A [SEP] [SEP] B [SEP]`.
 
     Args:
       pieces: the ids of each text, without special tokens.
       vocabulary: with the ids of [CLS] and [SEP].
+      separators: how many [SEP] stand between the texts of a pair, 1 or more.
     """
     v = vocabulary
     row: list[np.ndarray] = []
     for piece in pieces:
-        row += [np.array([v.sep_id if row else v.cls_id]), piece, np.array([v.sep_id])]
+        before = [v.sep_id] * (separators - 1) if row else [v.cls_id]
+        row += [np.array(before, np.int32), piece, np.array([v.sep_id])]
     return np.concatenate(row).astype(np.int32)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mlm_jax.data import offsets, sentencepiece_json
+from mlm_jax.data import offsets, sentencepiece_json, sequences
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.vocabulary import SYMBOL_NAMES, Vocabulary
 
@@ -38,6 +38,7 @@ class JSONTokenizer:
       model: the content of the file, as `from_file` reads it.
       package: the Python package that reads the file.
       unknown_id: the id for text that the pieces cannot express; None if there is no such id.
+      separators: how many [SEP] the file puts between the texts of a pair: 1 in BERT's, 2 in RoBERTa's.
     """
 
     package = 'tokenizers'
@@ -63,6 +64,7 @@ class JSONTokenizer:
             )
         self.vocabulary = _vocabulary(self._tokenizer, parts['model'], name)
         self.unknown_id = _unknown_id(self._tokenizer, parts['model'])
+        self.separators = _separators(self._tokenizer, self.vocabulary, name)
         self._special_ids = frozenset(self.vocabulary.special_ids)
         self._added = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if not token.special}
         self._continuation = getattr(reader, 'continuing_subword_prefix', None) or ''
@@ -304,6 +306,14 @@ def _around_texts(tokenizer: Any, name: str) -> dict[str, int]:
         ids = tokenizer.encode('').ids
     are_two = len(ids) == len(set(ids)) == 2 and None not in map(tokenizer.id_to_token, ids)
     return dict(zip(('cls_id', 'sep_id'), ids)) if are_two else {}
+
+
+def _separators(tokenizer: Any, vocabulary: Vocabulary, name: str) -> int:
+    """As the attribute; `sequences.SEPARATORS`, if the file puts no or other tokens around texts."""
+    with _errors_in_words(f'{name} cannot encode a pair of texts'):
+        cls, *seps = tokenizer.encode('', '').ids or [None]
+    are_known = cls == vocabulary.cls_id and set(seps) == {vocabulary.sep_id} and len(seps) > 1
+    return len(seps) - 1 if are_known else sequences.SEPARATORS
 
 
 def _unknown_id(tokenizer: Any, model: dict) -> int | None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mlm_jax.data.sequences import join, pad, padded_length
+from mlm_jax.data.sequences import SEPARATORS, join, pad, padded_length
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.vocabulary import Vocabulary
 from mlm_jax.tasks.examples import Example
@@ -46,7 +46,13 @@ class Inputs:
         return np.array([len(row) for row in self.tokens], np.int64)
 
 
-def encode(examples: Sequence[Example], tokenizer: BatchTokenizer, max_length: int, notes: Counter[str]) -> Inputs:
+def encode(
+    examples: Sequence[Example],
+    tokenizer: BatchTokenizer,
+    max_length: int,
+    notes: Counter[str],
+    separators: int = SEPARATORS,
+) -> Inputs:
     """Tokenizes examples: `[CLS] A [SEP]`, and pairs of texts as `[CLS] A [SEP] [SEP] B [SEP]`.
 
     A text that is too long loses tokens at its end. In a pair, the longer text loses tokens first, one at a time.
@@ -56,6 +62,7 @@ def encode(examples: Sequence[Example], tokenizer: BatchTokenizer, max_length: i
       tokenizer: of the model.
       max_length: the maximal number of tokens in a row.
       notes: receives the number of rows that were cut.
+      separators: how many [SEP] stand between the texts of a pair.
 
     Raises:
       ConfigError: when `max_length` leaves no room for text, or only some of the examples have two texts.
@@ -67,16 +74,21 @@ def encode(examples: Sequence[Example], tokenizer: BatchTokenizer, max_length: i
         )
     v, columns = tokenizer.vocabulary, list(zip(*(example.texts for example in examples), strict=True))
     parts = [tokenizer.encode_batch(column) for column in columns]
-    num_special = 2 * len(parts)
-    room = max_length - num_special
-    if room < len(parts):
-        raise ConfigError(f'max_length={max_length} leaves no room for text beside {num_special} special tokens')
+    room = room_for_text(len(parts), max_length, separators)
     rows = []
     for pieces in zip(*parts, strict=True):
         kept = _lengths_that_fit([len(piece) for piece in pieces], room)
         notes['rows cut at max_length'] += kept != [len(piece) for piece in pieces]
-        rows.append(join([piece[:n] for piece, n in zip(pieces, kept, strict=True)], v))
+        rows.append(join([piece[:n] for piece, n in zip(pieces, kept, strict=True)], v, separators))
     return Inputs(rows, np.array([example.targets for example in examples], np.float32), max_length)
+
+
+def room_for_text(num_texts: int, max_length: int, separators: int = SEPARATORS) -> int:
+    """How many tokens of one text or two a row has room for; ConfigError when these are less than one for each."""
+    num_special = 2 + separators * (num_texts - 1)
+    if max_length < num_special + num_texts:
+        raise ConfigError(f'max_length={max_length} leaves no room for text beside {num_special} special tokens')
+    return max_length - num_special
 
 
 def _lengths_that_fit(lengths: list[int], room: int) -> list[int]:

@@ -177,7 +177,7 @@ def max_length(model: Model, recipe: Recipe, label: str) -> int:
 def make_problem(job: Job, data: TaskData, model: Model, bar) -> problems.Problem:
     """The task made ready for the model; says what was dropped, mended or cut."""
     length = max_length(model, job.recipe, job.model)
-    problem, notes = problems.make_problem(data, model.tokenizer, job.recipe, length)
+    problem, notes = problems.make_problem(data, model.tokenizer, job.recipe, length, model.separators)
     for note, count in {**data.notes, **notes}.items():
         bar.write(f'{job.model} {job.task}: {count:,} {note}', file=sys.stderr)
     return problem
@@ -291,12 +291,17 @@ def _write_submission(name: str, seed: pathlib.Path, directory: pathlib.Path) ->
         glue.write_submission(name, path.stem.removeprefix('predictions_'), answers, directory)
 
 
-def check_jobs(jobs: Sequence[Job], models: Mapping[str, Model], mesh) -> None:
+def check_jobs(jobs: Sequence[Job], data: Mapping[str, TaskData], models: Mapping[str, Model], mesh: Mesh) -> None:
     """Raises ConfigError for what would stop a job when its turn comes."""
     command_line.check_file_names({job.setting for job in jobs}, 'Give several --grid in several calls')
     for job in jobs:
-        max_length(models[job.model], job.recipe, job.model)
+        model = models[job.model]
+        length = max_length(model, job.recipe, job.model)
         fine_tuning.check_batch(job.recipe, mesh)
+        try:
+            problems.check(data[job.task], model.tokenizer, job.recipe, length, model.separators)
+        except ConfigError as error:
+            raise ConfigError(f'{job.model} {job.task} {job.setting}: {error}') from error
 
 
 def seeds_at_once(seeds: Sequence[int]) -> int:

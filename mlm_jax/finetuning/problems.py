@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from mlm_jax.data.sequences import SEPARATORS
 from mlm_jax.files import atomic
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.finetuning import inputs as inputs_lib
@@ -52,7 +53,11 @@ class Problem:
 
 
 def make_problem(
-    data: TaskData, tokenizer: inputs_lib.BatchTokenizer, recipe: Recipe, max_length: int
+    data: TaskData,
+    tokenizer: inputs_lib.BatchTokenizer,
+    recipe: Recipe,
+    max_length: int,
+    separators: int = SEPARATORS,
 ) -> tuple[Problem, dict[str, int]]:
     """Tokenizes a task.
 
@@ -61,6 +66,7 @@ def make_problem(
       tokenizer: of the model; for SQuAD it must be a `squad_features.OffsetTokenizer`.
       recipe: its class weights, target scale, subset sizes and settings for SQuAD are used.
       max_length: the maximal number of tokens in a row.
+      separators: how many [SEP] stand between the texts of a pair.
 
     Returns:
       The problem, and notes: a description of what was cut or left out → how often.
@@ -69,29 +75,54 @@ def make_problem(
       ConfigError: for a setting or a tokenizer that does not fit the task, and for a train or validation split that is
         too small.
     """
+    check(data, tokenizer, recipe, max_length, separators)
     limits = {'train': recipe.max_train_examples, 'validation': recipe.max_validation_examples}
     splits = {split: subset(examples, limits.get(split, 0)) for split, examples in data.splits.items()}
     notes: Counter[str] = Counter()
     for split in [split for split, examples in splits.items() if not examples]:
-        if split in limits:
-            raise ConfigError(f'the {split} split of {data.task.name} has no examples: fine-tuning needs some')
         del splits[split]
         notes[f'{split} split left out, because it has no examples'] += 1
-    check_tokenizer(data.task, tokenizer)
     if isinstance(tokenizer, squad_features.OffsetTokenizer) and data.task.kind == 'span':
-        problem = _span_problem(data.task, splits, tokenizer, recipe, max_length, notes)
+        problem = _span_problem(data.task, splits, tokenizer, recipe, max_length, separators, notes)
     else:
-        problem = _text_problem(data.task, splits, tokenizer, recipe, max_length, notes)
+        problem = _text_problem(data.task, splits, tokenizer, recipe, max_length, separators, notes)
     return problem, {note: count for note, count in notes.items() if count}
 
 
-def check_tokenizer(task: Task, tokenizer: inputs_lib.BatchTokenizer) -> None:
-    """Raises ConfigError for a task of spans and a tokenizer that does not know where in a text its tokens are."""
-    if task.kind == 'span' and not isinstance(tokenizer, squad_features.OffsetTokenizer):
+def check(
+    data: TaskData,
+    tokenizer: inputs_lib.BatchTokenizer,
+    recipe: Recipe,
+    max_length: int,
+    separators: int = SEPARATORS,
+) -> None:
+    """Raises the errors of `make_problem`, whose arguments these are, before anything is tokenized."""
+    task = data.task
+    for split in ('train', 'validation'):
+        if not data.splits[split]:
+            raise ConfigError(f'the {split} split of {task.name} has no examples: fine-tuning needs some')
+    if task.kind == 'span':
+        if not isinstance(tokenizer, squad_features.OffsetTokenizer):
+            raise ConfigError(
+                f'{task.name} asks for spans of a text, and the tokenizer of this model does not tell where in a text '
+                'its tokens are: use a model that was pretrained on text'
+            )
+        squad_features.check_room(max_length, recipe.stride, _max_query(recipe, max_length, separators), separators)
+        return
+    inputs_lib.room_for_text(len(data.splits['train'][0].texts), max_length, separators)
+    most = recipe.max_validation_examples
+    validation = subset(data.splits['validation'], most)
+    targets_NxC = np.array([example.targets for example in validation], np.float32)
+    if reason := metrics.undefined(task.metrics[0], targets_NxC):
         raise ConfigError(
-            f'{task.name} asks for spans of a text, and the tokenizer of this model does not tell where in a text '
-            'its tokens are: use a model that was pretrained on text'
+            f'{task.metrics[0]} is undefined on the validation split of {task.name}: {reason} there. The split needs '
+            f'more examples{f" than max_validation_examples={most}" if most else ""}'
         )
+
+
+def _max_query(recipe: Recipe, max_length: int, separators: int) -> int:
+    """The question takes at most half of a row, so that the context has room in short rows too."""
+    return min(recipe.max_query, (max_length - squad_features.special_tokens(separators)) // 2)
 
 
 def _text_problem(
@@ -100,9 +131,12 @@ def _text_problem(
     tokenizer: inputs_lib.BatchTokenizer,
     recipe: Recipe,
     max_length: int,
+    separators: int,
     notes: Counter[str],
 ) -> Problem:
-    inputs = {split: inputs_lib.encode(rows, tokenizer, max_length, notes) for split, rows in splits.items()}
+    inputs = {
+        split: inputs_lib.encode(rows, tokenizer, max_length, notes, separators) for split, rows in splits.items()
+    }
     raw = {split: x.targets for split, x in inputs.items()}
     shift_C, scale_C = np.zeros(1, np.float32), np.ones(1, np.float32)
     if task.kind == 'regression':
@@ -127,11 +161,6 @@ def _text_problem(
     trivial = score('validation', np.tile(constant_C, (len(raw['validation']), 1)))
     if task.kind == 'multilabel':
         notes['targets without a known value in the train split'] += int(np.isnan(raw['train']).all(axis=0).sum())
-        if math.isnan(trivial[task.metrics[0]]):
-            raise ConfigError(
-                f'{task.metrics[0]} is undefined on the validation split of {task.name}: no target has both positive '
-                'and negative examples there. The split needs more examples'
-            )
     return Problem(
         loss=task.kind,
         num_outputs=num_outputs,
@@ -150,15 +179,15 @@ def _span_problem(
     tokenizer: squad_features.OffsetTokenizer,
     recipe: Recipe,
     max_length: int,
+    separators: int,
     notes: Counter[str],
 ) -> Problem:
-    # The question takes at most half of a row, so that the context has room in short rows too.
-    max_query = min(recipe.max_query, (max_length - squad_features.SPECIAL_TOKENS) // 2)
+    max_query = _max_query(recipe, max_length, separators)
     version_2 = task.name.endswith('v2.0')
     features = {}
     for split, questions in splits.items():
         features[split] = squad_features.features(
-            questions, tokenizer, max_length, recipe.stride, max_query, for_training=split == 'train'
+            questions, tokenizer, max_length, recipe.stride, max_query, split == 'train', separators
         )
         notes.update({f'{note} ({split})': count for note, count in features[split].notes.items()})
 

@@ -1,9 +1,9 @@
 """From the questions of SQuAD to rows of tokens: [CLS] question [SEP] [SEP] window of the context [SEP].
 
 A context that is too long for a row is cut into overlapping windows, and each window makes a row with the whole
-question. The special tokens are those of MAE-LM's release (https://github.com/yumeng5/MAE-LM). The windows, and the
-choice of one window for each token of the context, follow BERT's run_squad.py
-(https://github.com/google-research/bert).
+question. The special tokens are those of MAE-LM's release (https://github.com/yumeng5/MAE-LM), or as in BERT with one
+[SEP] between the two. The windows, and the choice of one window for each token of the context, follow BERT's
+run_squad.py (https://github.com/google-research/bert).
 """
 
 import collections
@@ -13,11 +13,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from mlm_jax.data.sequences import SEPARATORS
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.finetuning.inputs import BatchTokenizer
 from mlm_jax.tasks.squad import Question
-
-SPECIAL_TOKENS = 4  # in a row: [CLS], and three times [SEP]
 
 
 @runtime_checkable
@@ -93,6 +92,7 @@ def features(
     stride: int = 128,
     max_query: int = 64,
     for_training: bool = True,
+    separators: int = SEPARATORS,
 ) -> Features:
     """Makes the rows of questions.
 
@@ -104,15 +104,12 @@ def features(
       max_query: the maximal number of tokens of a question.
       for_training: leaves out questions whose answers do not occur in the context and questions with an empty context,
         and counts them in the notes. Where False, every question has at least one row.
+      separators: how many [SEP] stand between the question and the context.
 
     Raises:
       ConfigError: when a row has no room for a context, or the stride is not positive.
     """
-    if max_query < 0 or stride < 1 or max_length <= max_query + SPECIAL_TOKENS:
-        raise ConfigError(
-            f'max_length={max_length}, stride={stride} and max_query={max_query} leave no room for the context: '
-            f'max_length must be greater than max_query + {SPECIAL_TOKENS}, and stride must be at least 1'
-        )
+    check_room(max_length, stride, max_query, separators)
     v = tokenizer.vocabulary
     notes: collections.Counter[str] = collections.Counter()
     contexts: dict[str, _Context] = {}
@@ -127,7 +124,7 @@ def features(
             notes['questions left out, because their context is empty or does not contain any of their answers'] += 1
             continue
         notes[f'questions cut to {max_query} tokens'] += len(query) > max_query
-        head = np.concatenate([[v.cls_id], query[:max_query], [v.sep_id, v.sep_id]]).astype(np.int32)
+        head = np.concatenate([[v.cls_id], query[:max_query], [v.sep_id] * separators]).astype(np.int32)
         for window, is_best in context.windows(max_length - len(head) - 1, stride):
             ids = np.concatenate([head, context.ids[window], np.array([v.sep_id], np.int32)])
             target = (0, 0)
@@ -145,6 +142,20 @@ def features(
         np.array(targets_W, np.int32).reshape(-1, 2),
         {name: times for name, times in notes.items() if times},
     )
+
+
+def special_tokens(separators: int = SEPARATORS) -> int:
+    """How many special tokens a row has: [CLS], those between the question and the context, and [SEP] at the end."""
+    return 2 + separators
+
+
+def check_room(max_length: int, stride: int, max_query: int, separators: int = SEPARATORS) -> None:
+    """Raises ConfigError as `features`."""
+    if max_query < 0 or stride < 1 or max_length <= max_query + special_tokens(separators):
+        raise ConfigError(
+            f'max_length={max_length}, stride={stride} and max_query={max_query} leave no room for the context: '
+            f'max_length must be greater than max_query + {special_tokens(separators)}, and stride must be at least 1'
+        )
 
 
 def window_bounds(length: int, room: int, stride: int) -> list[tuple[int, int]]:

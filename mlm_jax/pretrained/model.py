@@ -16,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from mlm_jax.data import prepared_data, sequences
 from mlm_jax.data.rows import RowSource
+from mlm_jax.data.tokenizer_json import JSONTokenizer
 from mlm_jax.data.tokenizers import AnyTokenizer
 from mlm_jax.files import buckets
 from mlm_jax.files.errors import ConfigError, MissingDataError
@@ -121,6 +122,13 @@ class Model:
         """Whether rows may be longer than those it was trained on: nothing in it counts positions in a table."""
         c = self.objective.config
         return c.positions != 'learned' and not c.relative_buckets
+
+    @property
+    def separators(self) -> int:
+        """How many [SEP] stand between the texts of a pair: of `hf:`, as many as its tokenizer.json puts there."""
+        if self.source.is_hugging_face and isinstance(self.tokenizer, JSONTokenizer):
+            return self.tokenizer.separators
+        return sequences.SEPARATORS
 
     def encode(
         self, texts: Iterable[str], pooling: str = 'mean', batch_size: int | None = None, progress: bool = False

@@ -49,6 +49,25 @@ def score(names: Sequence[str], targets_NxC: np.ndarray, outputs_NxC: np.ndarray
     return {name: float(METRICS[name](targets_NxC, outputs_NxC)) for name in names}
 
 
+def undefined(name: str, targets_NxC: np.ndarray) -> str:
+    """Why a metric of these targets is NaN whatever is predicted, in words; '' where it is not.
+
+    Args:
+      name: a key of `METRICS`.
+      targets_NxC: as for `score`.
+    """
+    known = [target_N[~np.isnan(target_N)] for target_N in targets_NxC.T]
+    differ = [len(np.unique(values)) > 1 for values in known]
+    if name in ('roc_auc', 'average_precision') and not any(differ):
+        return 'no target has both positive and negative examples'
+    if name in ('pearson', 'spearman', 'pearson_spearman'):
+        if not any(differ):
+            return 'no target has two different values'
+        if any(len(values) > 1 and not d for values, d in zip(known, differ, strict=True)):
+            return 'a target has one value only'
+    return ''
+
+
 def require() -> None:
     """Raises ImportError without the extra `finetune`, which a long run would miss at its end only."""
     _sklearn()

@@ -12,6 +12,7 @@ from mlm_jax import prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.data import masking_tables
 from mlm_jax.data.shards import Shards
+from mlm_jax.data.tokenizer_json import JSONTokenizer
 from mlm_jax.data.tokenizers import Tokenizer
 from mlm_jax.pretrained.model import tokens_with_masks
 
@@ -75,6 +76,24 @@ def test_special_ids_are_found_by_name(wordpiece, byte_level):
     last = byte_level[1].get_vocab_size() - 1
     assert (v.size, v.cls_id, v.pad_id, v.sep_id, v.mask_id) == (last + 1, 0, 1, 2, last)
     assert v.special_ids == (0, 1, 2, 3, last)
+
+
+@pytest.mark.parametrize(
+    ('processor', 'separators'),
+    [
+        (hub.processors.BertProcessing(('</s>', 2), ('<s>', 0)), 1),
+        (hub.processors.RobertaProcessing(('</s>', 2), ('<s>', 0)), 2),
+        (hub.processors.TemplateProcessing('<s> $A', '<s> $A $B', [('<s>', 0)]), 2),
+        (None, 2),
+    ],
+)
+def test_a_file_tells_how_pairs_are_separated(byte_level, processor, separators):
+    """Where it does not, they are separated as in the models that are trained here."""
+    other = hub.Tokenizer.from_str(byte_level[1].to_str())
+    if processor:
+        other.post_processor = processor
+    tokenizer = JSONTokenizer(other.to_str().encode())
+    assert tokenizer.separators == separators and tokenizer.vocabulary.sep_id == 2
 
 
 def test_ids_are_those_of_the_package(wordpiece, byte_level):

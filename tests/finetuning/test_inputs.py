@@ -24,9 +24,9 @@ class Letters:
         return [np.array([5 + ord(c) % 50 for c in text], np.int32) for text in texts]
 
 
-def encode(*texts: str, max_length: int):
+def encode(*texts: str, max_length: int, **options):
     notes = Counter()
-    rows = inputs_lib.encode([Example('0', texts, (0.0,))], Letters(), max_length, notes)
+    rows = inputs_lib.encode([Example('0', texts, (0.0,))], Letters(), max_length, notes, **options)
     return rows.tokens[0].tolist(), notes['rows cut at max_length']
 
 
@@ -35,6 +35,7 @@ def test_one_text_and_a_pair():
     a, b = Letters().encode_batch(['ab', 'xyz'])
     assert encode('ab', max_length=16) == ([v.cls_id, *a, v.sep_id], 0)
     assert encode('ab', 'xyz', max_length=16) == ([v.cls_id, *a, v.sep_id, v.sep_id, *b, v.sep_id], 0)
+    assert encode('ab', 'xyz', max_length=8, separators=1) == ([v.cls_id, *a, v.sep_id, *b, v.sep_id], 0), 'as BERT'
 
 
 def cut_token_by_token(first: int, second: int, room: int) -> tuple[int, int]:

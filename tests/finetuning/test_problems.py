@@ -89,6 +89,18 @@ def test_what_is_not_known_does_not_count():
         make(task, examples((1.0, 1.0), (0.0, 0.0)), examples((1.0, 1.0)))
 
 
+def test_a_metric_that_could_choose_nothing_is_refused():
+    classes = Task('mine', 'classification', ('ham', 'spam'), ('roc_auc',))
+    values = Task('mine', 'regression', ('score',), ('pearson_spearman',))
+    for task, validation, message in (
+        (classes, examples(1, 1, 1), 'roc_auc is undefined .* no target has both positive and negative examples there'),
+        (values, examples(2.5, 2.5), 'no target has two different values there. The split needs more examples$'),
+        (values, examples(1.5, 2.5), 'needs more examples than max_validation_examples=1$'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make(task, examples(0, 1), validation, max_validation_examples=1 if '=1' in message else 0)
+
+
 def test_empty_splits():
     task = Task('mine', 'classification', ('ham', 'spam'), ('accuracy',))
     with pytest.raises(ConfigError, match='the validation split of mine has no examples'):
@@ -127,6 +139,16 @@ def test_answers_in_a_text(tmp_path):
     assert 0 < problem.trivial['f1'] <= 1
     problem.write('validation', perfect_logits(problem.inputs['validation']), tmp_path)
     assert json.loads((tmp_path / 'predictions.json').read_text())['q1'] == 'gamma delta'
+
+
+@pytest.mark.parametrize('separators', [1, 2])
+def test_a_question_is_separated_from_its_context_as_a_pair(separators):
+    task = Task('squad/v1.1', 'span', ('start', 'end'), ('f1', 'exact_match'))
+    data = TaskData(task, {'train': questions(6), 'validation': questions(4)})
+    problem, _ = problems.make_problem(data, Words(), Recipe(stride=4), 16, separators)
+    row, sep = problem.inputs['validation'].tokens[0].tolist(), Words.vocabulary.sep_id
+    assert row[3 : 3 + separators] == [sep] * separators and row.count(sep) == separators + 1
+    assert problem.score('validation', perfect_logits(problem.inputs['validation'])) == {'f1': 1, 'exact_match': 1}
 
 
 def test_questions_without_an_answer():

@@ -1,6 +1,7 @@
 """What `mlm_jax.load` returns: vectors, fillings and scores that depend on nothing but the text and the parameters."""
 
 import copy
+import dataclasses
 import json
 import shutil
 
@@ -14,12 +15,15 @@ import mlm_jax
 from mlm_jax import evaluate
 from mlm_jax.config import ConfigError
 from mlm_jax.data import sequences
+from mlm_jax.finetuning import jobs
+from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.masking.batch import MaskedBatch
 from mlm_jax.models.pooling import POOLINGS
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.pretrained import batches
 from mlm_jax.pretrained.model import Model, tokens_with_masks
 from mlm_jax.tasks import blimp
+from mlm_jax.tasks.examples import Example, Task, TaskData
 from mlm_jax.training.workdir import write_config
 
 pytestmark = pytest.mark.usefixtures('one_device')
@@ -60,6 +64,20 @@ def model(request, trained, start_of_run, bert) -> Model:
     if request.param == 'mlm':
         return mlm_jax.load(trained[0], make_mesh(devices=jax.local_devices()))
     return mlm_jax.load(bert if request.param == 'hf' else start_of_run(request.param))
+
+
+def test_pairs_are_separated_as_in_the_pretraining_of_a_published_model(bert, trained, tmp_path):
+    directory = shutil.copytree(bert.removeprefix('hf:'), tmp_path / 'bert')
+    stored = json.loads((directory / 'tokenizer.json').read_text())
+    processor = {'type': 'BertProcessing', 'cls': ['[CLS]', 2], 'sep': ['[SEP]', 3]}
+    (directory / 'tokenizer.json').write_text(json.dumps(stored | {'post_processor': processor}))
+    model = mlm_jax.load(f'hf:{directory}')
+    pair = [Example('0', ('w7 w8', 'w9'), (0.0,)), Example('1', ('w7', 'w9'), (1.0,))]
+    data = TaskData(Task('mine', 'classification', ('a', 'b'), ('accuracy',)), {'train': pair, 'validation': pair})
+    job = jobs.Job('it', 'mine', 'default', Recipe(), {})
+    assert jobs.make_problem(job, data, model, None).inputs['train'].tokens[0].tolist() == [2, 7, 8, 3, 9, 3]
+    run = dataclasses.replace(model, source=trained[2].source)
+    assert model.separators == 1 and run.separators == 2, 'a run may have the same tokenizer, and has seen no pairs'
 
 
 def random_texts(model: Model, count: int) -> list[str]:
