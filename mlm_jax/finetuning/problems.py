@@ -198,18 +198,19 @@ def _span_problem(
             null_threshold=recipe.null_threshold, version_2=version_2,
         )  # fmt: skip
 
-    def judge(
-        split: str, predictions: Mapping[str, str], null_odds: Mapping[str, float] | None = None
-    ) -> dict[str, float]:
+    def judge(split: str, predictions: Mapping[str, str]) -> dict[str, float]:
         if not version_2:
             return _fractions(squad_metrics.evaluate_1(splits[split], predictions))
-        # `decode` has applied the recipe's threshold already, so the threshold here must change no prediction.
-        found = squad_metrics.evaluate_2(splits[split], predictions, null_odds, threshold=math.inf)
+        found = squad_metrics.evaluate_2(splits[split], predictions)
         return _fractions({'exact_match': found.pop('exact'), **found})
 
     def score(split: str, outputs: Sequence[np.ndarray]) -> dict[str, float]:
         decoded = decode(split, outputs)
-        return judge(split, decoded.predictions, decoded.null_odds or None)
+        found = judge(split, decoded.predictions)
+        if version_2:  # the best thresholds may lie above the recipe's, so they are looked for among all answers
+            at_any = squad_metrics.evaluate_2(splits[split], decoded.answers, decoded.null_odds)
+            found |= _fractions({name: value for name, value in at_any.items() if name.startswith('best_')})
+        return found
 
     baselines = (judge('validation', squad_metrics.trivial_baseline(splits['validation'], k)) for k in _BASELINES)
     return Problem(

@@ -33,11 +33,13 @@ class Decoded(NamedTuple):
       n_best: the best answers with different texts, best first, each with its 'text', its 'start_logit', its
         'end_logit', and its 'probability', a softmax over these answers. For 2.0 "no answer", with the text '', is
         among them.
+      answers: the best span, also where "no answer" is predicted; '' where no span is possible.
     """
 
     predictions: dict[str, str]
     null_odds: dict[str, float]
     n_best: dict[str, list[dict[str, str | float]]]
+    answers: dict[str, str]
 
 
 class _Candidate(NamedTuple):
@@ -80,10 +82,11 @@ def decode(
         raise ValueError(f'{len(start_logits)} and {len(end_logits)} rows of logits for {len(features)} rows of tokens')
     if len(rows_of) != len(questions) or not all(map(len, rows_of)):
         raise ValueError('some questions have no row of tokens: make the features with for_training=False')
-    decoded = Decoded({}, {}, {})
+    decoded = Decoded({}, {}, {}, {})
     for question, rows in zip(questions, rows_of):
         spans = _best_spans(features, question, rows, start_logits, end_logits, n_best, max_answer)
         listed, answer = spans, spans[0].text if spans else ''
+        decoded.answers[question.id] = answer
         if version_2:
             at_cls = [_Candidate('', float(start_logits[row][0]), float(end_logits[row][0])) for row in rows]
             null = min(at_cls, key=lambda candidate: candidate.score)

@@ -161,6 +161,18 @@ def test_questions_without_an_answer():
     assert problem.trivial['f1'] == 0.5 and 'total' not in found and 'best_f1_thresh' not in found
 
 
+def test_the_best_threshold_may_lie_above_that_of_the_recipe():
+    """All odds of "no answer" are 2, and all answers would be right."""
+    task = Task('squad/v2.0', 'span', ('start', 'end'), ('f1', 'exact_match'))
+    data = TaskData(task, {'train': questions(6), 'validation': questions(4)})
+    problem, _ = problems.make_problem(data, Words(), Recipe(stride=4), 16)
+    logits = perfect_logits(problem.inputs['validation'])
+    for row in logits:
+        row[0] = 10.0
+    found = problem.score('validation', logits)
+    assert found['f1'] == found['exact_match'] == 0 and found['best_f1'] == found['best_exact'] == 1
+
+
 def test_a_file_of_the_other_version_is_refused(tmp_path):
     for name in ('train', 'dev'):
         content = {'data': [{'paragraphs': [{'context': 'a b c', 'qas': [
