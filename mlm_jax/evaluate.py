@@ -76,7 +76,8 @@ def judge_minimal_pairs(
       ConfigError: when the directory or a model is none, or a model cannot take the sentences.
       FileNotFoundError: without a checkpoint (of that step).
     """
-    pairs, results = blimp.read(directory, percent), {}
+    pairs = blimp.read(directory, percent)
+    results: dict[str, dict] = {}
     setting = {
         'directory': str(directory),
         'percent': percent,
