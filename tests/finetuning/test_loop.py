@@ -252,6 +252,9 @@ def test_an_output_that_is_not_finite_is_an_error(mesh, encoder):
     with pytest.raises(fine_tuning.Diverged, match=message) as caught:
         run(mesh, encoder, [1, 2], recipe, scored)
     assert caught.value.seeds == [1, 2]
+    with pytest.raises(fine_tuning.Diverged, match='the loss of seed 2 is not finite') as caught:
+        fine_tuning._check_finite('the loss', np.array([[0.5, 0.5], [0.5, np.inf]]), [1, 2], 13)
+    assert caught.value.seeds == [2], 'those beside it are not affected'
 
 
 def test_losses_are_those_of_a_plain_loop_in_pytorch(mesh):
