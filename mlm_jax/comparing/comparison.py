@@ -8,7 +8,6 @@ freedom.
 
 import dataclasses
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
