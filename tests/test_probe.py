@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 import types
@@ -67,9 +68,8 @@ def test_ranks_of_unmasked_rows_equal_those_of_all_representations_at_once(train
         sums = effective_rank_report.rank_sums(model, mesh, NUM_ROWS)
     tokens = Shards(model.config.data.directory, 'validation').read(np.arange(NUM_ROWS))
     segments = segment_ids(tokens, model.tokenizer.vocabulary)
-    hidden, _ = effective_rank_report.layer_outputs(
-        model, jax.device_get(model.params), tokens, segments, method='encode'
-    )
+    outputs = jax.jit(functools.partial(effective_rank_report.layer_outputs, model, method='encode'))
+    hidden, _ = outputs(jax.device_get(model.params), tokens, segments)
     for layer in range(2):
         rows = np.asarray(hidden[layer], np.float64)[segments > 0]
         for centred in (False, True):
@@ -114,8 +114,9 @@ def test_layers_of_expanded_rows_are_read_where_their_tokens_are(exlm):
     params = jax.device_get(model.params)
     tokens = Shards(model.config.data.directory, 'validation').read(np.arange(2))
     segments = segment_ids(tokens, model.tokenizer.vocabulary)
-    hidden, result = effective_rank_report.layer_outputs(model, params, tokens, segments, method='encode')
-    encoded = model.objective.apply({'params': params}, tokens, segments, method='encode')
+    outputs = jax.jit(functools.partial(effective_rank_report.layer_outputs, model, method='encode'))
+    hidden, result = outputs(params, tokens, segments)
+    encoded = jax.jit(functools.partial(model.objective.apply, method='encode'))({'params': params}, tokens, segments)
     assert hidden.shape == (model.config.model.num_layers, *encoded.shape)
     real = segments > 0
     np.testing.assert_allclose(np.asarray(result)[real], np.asarray(encoded)[real], atol=1e-5)

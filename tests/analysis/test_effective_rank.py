@@ -8,6 +8,8 @@ import pytest
 
 from mlm_jax.analysis.effective_rank import GramSums, effective_rank, gram_sums
 
+grams = jax.jit(gram_sums)
+
 
 def by_definition(hidden: np.ndarray, threshold: float) -> int:
     share = np.cumsum(np.linalg.svd(hidden.astype(np.float64), compute_uv=False) ** 2)
@@ -22,9 +24,9 @@ def test_equals_the_definition_by_singular_values_batch_by_batch(centred, thresh
     scale = rng.uniform(0.1, 3.0, (num_layers, 1, 1, 1, width)) ** 2
     hidden = (rng.normal(size=(num_layers, batches, *tokens, width)) * scale + 1.0).astype(np.float32)
     member = rng.random((2, batches, *tokens)) < 0.6
-    sums, step = GramSums.zeros(num_layers, 2, width), jax.jit(gram_sums)
+    sums = GramSums.zeros(num_layers, 2, width)
     for i in range(batches):
-        sums.add(*step(hidden[:, i], member[:, i]))
+        sums.add(*grams(hidden[:, i], member[:, i]))
     ranks = effective_rank(sums.spectra(centred), threshold)
     assert sums.count_G.tolist() == member.sum((1, 2, 3)).tolist()
     for layer in range(num_layers):
@@ -40,7 +42,7 @@ def test_a_subspace_has_its_dimension(rank, width):
     rng = np.random.default_rng(rank * 100 + width)
     hidden = rng.normal(size=(1, 4, 50, rank)) @ np.linalg.qr(rng.normal(size=(width, rank)))[0].T
     sums = GramSums.zeros(1, 1, width)
-    sums.add(*gram_sums(hidden.astype(np.float32), np.ones((1, 4, 50), bool)))
+    sums.add(*grams(hidden.astype(np.float32), np.ones((1, 4, 50), bool)))
     assert effective_rank(sums.spectra(centered=False), 1 - 1e-6)[0, 0] == rank
 
 
@@ -54,6 +56,6 @@ def test_known_spectra():
 
 def test_no_tokens_of_a_group_give_rank_zero():
     sums = GramSums.zeros(1, 2, 3)
-    sums.add(*gram_sums(np.ones((1, 2, 4, 3), np.float32), np.stack([np.ones((2, 4)), np.zeros((2, 4))]) > 0))
+    sums.add(*grams(np.ones((1, 2, 4, 3), np.float32), np.stack([np.ones((2, 4)), np.zeros((2, 4))]) > 0))
     assert effective_rank(sums.spectra(centered=False)).tolist() == [[1, 0]]
     assert effective_rank(sums.spectra(centered=True)).tolist() == [[0, 0]]

@@ -212,8 +212,9 @@ def test_mae_lm_takes_any_ratio_and_is_the_same_function():
     found = [token_bits(m, params, batch)[0][PREDICTION] for m in (module, module.at_any_ratio())]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
     few = dataclasses.replace(batch, positions=batch.positions.at[:, 1:].set(LENGTH))  # fewer than M promises
-    assert keep_tokens(few, module.options).overflow.any()
-    assert not keep_tokens(few, module.at_any_ratio().options).overflow.any()
+    keep = jax.jit(keep_tokens, static_argnums=1)
+    assert keep(few, module.options).overflow.any()
+    assert not keep(few, module.at_any_ratio().options).overflow.any()
 
 
 def test_the_standard_error_is_over_rows():

@@ -25,6 +25,7 @@ FILES = (
 )
 
 log_likelihood = jax.jit(dag.dag_log_likelihood)
+in_linear_space = jax.jit(lambda *row: dag._in_linear_space(*row)[0])
 value_and_posterior = jax.jit(lambda *row: (dag.dag_log_likelihood(*row), *dag.dag_posterior(*row)))
 
 
@@ -198,7 +199,7 @@ def test_what_linear_space_would_lose_is_not_lost(make):
 
 
 def takes_linear_space(row) -> np.ndarray:
-    return np.asarray(jax.jit(lambda *row: dag._in_linear_space(*row)[0])(*row))
+    return np.asarray(in_linear_space(*row))
 
 
 def test_rows_are_sent_to_log_space_when_they_need_it_and_not_otherwise():

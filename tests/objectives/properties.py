@@ -66,7 +66,7 @@ def batch(rows: int = ROWS):
     index = jnp.arange(LENGTH)
     segments = jnp.where(index < 14, 1, jnp.where(index < 28, 2, 0)) * jnp.ones((rows, 1), jnp.int32)
     tokens = jnp.where(segments > 0, tokens, VOCABULARY.pad_id)
-    return Masking(VOCABULARY, ratio=0.15)(jax.random.key(3), tokens, segments)
+    return jax.jit(Masking(VOCABULARY, ratio=0.15))(jax.random.key(3), tokens, segments)
 
 
 @functools.partial(jax.jit, static_argnames=('module', 'method'))

@@ -64,7 +64,8 @@ def test_updates_are_those_of_fine_tuning_here(trained, tmp_path, monkeypatch):
             model.mesh,
         )
         module = programs.make_module(model.objective, problem, RECIPE)
-        head = jax.device_get(programs.init_params(module, SEED, model.params['encoder']))
+        init = jax.jit(programs.init_params, static_argnums=0)
+        head = jax.device_get(init(module, SEED, model.params['encoder']))
     make = transformers_peer._classifier
 
     def with_our_head(*arguments):

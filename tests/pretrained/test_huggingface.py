@@ -66,7 +66,8 @@ def logits(module, params):
     tokens = np.where(real, np.random.default_rng(0).integers(5, VOCAB, (2, LENGTH)), 1).astype(np.int32)
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens.shape)
     batch = MaskedBatch(tokens, tokens, positions, real.astype(np.float32), real.astype(np.int32))
-    return module.apply({'params': params}, batch, method='logits'), tokens, real
+    apply = jax.jit(module.apply, static_argnames='method')
+    return apply({'params': params}, batch, method='logits'), tokens, real
 
 
 def torch_logits(model, tokens, real):
