@@ -187,7 +187,7 @@ def part_of(batch: MaskedBatch, first: int, last: int) -> tuple[MaskedBatch, np.
 def log_z(module, params, batch: MaskedBatch) -> float:
     """log Z of the only row."""
     terms = train(module, params, batch)
-    return -float(terms.loss_sum) * int(run(module, params, batch, method='states').rows.num_targets[0])
+    return -float(terms.loss_sum) * int(run(module, params, batch, method='_expand').num_targets[0])
 
 
 @pytest.mark.parametrize(
