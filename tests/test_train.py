@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import time
 import jax
 import numpy as np
 import optax
+import programs
 import pytest
 
 from mlm_jax import config as config_lib
@@ -35,13 +37,17 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 VOCABULARY = standard_vocabulary(64)  # of the fixture `prepared`
 
 
-def command(config, workdir, *flags, argument='') -> list[str]:
-    """The command line for `config`, written as arguments of configs/mlm.py."""
+def flags_of(config, workdir, argument='') -> list[str]:
+    """The flags of the program for `config`, written as arguments of configs/mlm.py."""
     default = config_lib.default_config()
     changed = {key: new for key, (_, new) in config_lib.differences(default, config).items() if new is not None}
     text = ','.join(f'{key}={value}' for key, value in changed.items())
-    name = f'--config={REPOSITORY}/configs/mlm.py:mini,recipe=roberta,{text}{argument}'
-    return [sys.executable, '-m', 'mlm_jax.train', name, f'--workdir={workdir}', *flags]
+    return [f'--config={REPOSITORY}/configs/mlm.py:mini,recipe=roberta,{text}{argument}', f'--workdir={workdir}']
+
+
+def command(config, workdir, *flags, argument='') -> list[str]:
+    """The command line for `config`."""
+    return [sys.executable, '-m', 'mlm_jax.train', *flags_of(config, workdir, argument), *flags]
 
 
 def environment(num_devices: int) -> dict[str, str]:
@@ -85,12 +91,18 @@ def learned(workdir) -> list[dict]:
 
 def final_state(config, workdir):
     """The newest checkpoint, on one device."""
-    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    run = build.make_run(config_lib.resolve(config), VOCABULARY, num_rows=16)
     saver = checkpoints.Checkpoints(workdir / 'checkpoints', read_only=True)
-    state = jax.device_get(saver.restore(abstract_state(run.init, mesh, 'dp')))
+    state = jax.device_get(saver.restore(state_of(config_lib.to_json(config))))
     saver.close()
     return state
+
+
+@functools.lru_cache
+def state_of(config: str):
+    """The shapes of the state of a configuration, which is JSON, on one device."""
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    run = build.make_run(config_lib.resolve(config_lib.from_json(config)), VOCABULARY, num_rows=16)
+    return abstract_state(run.init, mesh, 'dp')
 
 
 def assert_same_bits(a, b):
@@ -202,9 +214,10 @@ def test_two_processes_compute_the_same_run(uninterrupted, minimal_pairs, tmp_pa
     with jax.set_mesh(mesh):
         report = evaluate.judge_minimal_pairs([sources.parse(str(workdir))], mesh, minimal_pairs, 100.0, False)
     assert report['models']['run']['accuracy'] == pytest.approx(last['eval/blimp'])
-    lengthened = finish(start(config, workdir, argument=',total_steps=36', num_devices=8))
-    assert 'resuming at step 33 of 36' in lengthened
-    assert 'total_steps: 33 in the checkpoint, 36 now' in lengthened
+    lengthened = programs.run('train', *flags_of(config, workdir, argument=',total_steps=36'))
+    assert lengthened.returncode == 0, lengthened.stderr
+    assert 'resuming at step 33 of 36' in lengthened.stderr
+    assert 'total_steps: 33 in the checkpoint, 36 now' in lengthened.stderr
 
 
 @pytest.fixture(scope='module')
@@ -212,6 +225,7 @@ def four_steps(make_tiny_config, tmp_path_factory):
     """A finished run of four steps, to read and to copy: (configuration, workdir)."""
     config, workdir = make_tiny_config(), tmp_path_factory.mktemp('four_steps') / 'run'
     config.logging.every_steps = 3  # so that the end of the run is no log step
+    config.profile.start_step, config.profile.num_steps = 1, 2
     train_lib.train(config, workdir)
     return config, workdir
 
@@ -229,14 +243,22 @@ def test_a_checkpoint_restores_onto_other_meshes(four_steps):
 
 
 @pytest.mark.usefixtures('one_device_here')
-def test_a_changed_model_is_refused_and_a_changed_schedule_named(tiny_config, four_steps, tmp_path, capsys):
+def test_a_changed_schedule_or_clipping_is_taken_and_another_model_or_no_clipping_refused(
+    tiny_config, four_steps, tmp_path, capsys
+):
     workdir = shutil.copytree(four_steps[1], tmp_path / 'run')
-    tiny_config.total_steps, tiny_config.optimizer.learning_rate = 5, 1e-3
+    tiny_config.total_steps = 5
+    tiny_config.optimizer.update(learning_rate=1e-3, clip_norm=2.0)
     train_lib.train(tiny_config, workdir)
     assert 'optimizer.learning_rate: 0.0005 in the checkpoint, 0.001 now' in capsys.readouterr().err
-    tiny_config.model.ffn_width = 32
-    with pytest.raises(ConfigError, match='model.ffn_width: 64 in the checkpoint, 32 now'):
-        train_lib.train(tiny_config, workdir)
+    for key, value, message in [
+        ('model.ffn_width', 32, 'model.ffn_width: 64 in the checkpoint, 32 now'),
+        ('optimizer.clip_norm', 0.0, 'optimizer.clip_norm: 2.0 in the checkpoint, 0.0 now'),
+    ]:
+        config = copy.deepcopy(tiny_config)
+        config.update_from_flattened_dict({key: value})
+        with pytest.raises(ConfigError, match=message):
+            train_lib.train(config, workdir)
 
 
 @pytest.mark.usefixtures('one_device_here')
@@ -343,16 +365,6 @@ def test_a_stop_says_what_became_of_the_parameters(dividing_by_zero, tmp_path):
     assert not list((tmp_path / 'checkpoints').iterdir())
 
 
-@pytest.mark.usefixtures('one_device_here')
-def test_clipping_can_change_at_a_resume(four_steps, tiny_config, tmp_path):
-    workdir = shutil.copytree(four_steps[1], tmp_path / 'run')
-    tiny_config.total_steps, tiny_config.optimizer.clip_norm = 5, 2.0
-    train_lib.train(tiny_config, workdir)
-    tiny_config.optimizer.clip_norm = 0.0
-    with pytest.raises(ConfigError, match='optimizer.clip_norm: 2.0 in the checkpoint, 0.0 now'):
-        train_lib.train(tiny_config, workdir)
-
-
 def test_a_seed_out_of_range_is_refused_before_there_is_a_workdir(tiny_config, tmp_path):
     tiny_config.seed = 2**32
     with pytest.raises(ConfigError, match='seed=4294967296'):
@@ -386,10 +398,8 @@ def test_no_host_transfer_between_log_points(shallow_config, tmp_path, monkeypat
     assert per_step[np.arange(19) != 10].sum() == 0, per_step
 
 
-def test_a_profile_is_written(shallow_config, tmp_path):
-    shallow_config.profile.start_step, shallow_config.profile.num_steps = 1, 2
-    train_lib.train(shallow_config, tmp_path)
-    assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+def test_a_profile_is_written(four_steps):
+    assert list((four_steps[1] / 'profile').rglob('*.xplane.pb'))
 
 
 @pytest.mark.parametrize(
@@ -425,17 +435,17 @@ def test_what_cannot_run_is_refused_before_it_starts(tiny_config, tmp_path, key,
     ],
 )
 def test_wrong_command_lines_end_in_one_message(tmp_path, flag, message):
-    arguments = [
-        sys.executable,
-        '-m',
-        'mlm_jax.train',
-        f'--config={REPOSITORY}/configs/mlm.py:tiny',
-        f'--workdir={tmp_path}',
-        flag,
-    ]
-    result = subprocess.run(arguments, capture_output=True, text=True, env=environment(1), cwd=tmp_path, timeout=60)
+    result = programs.run('train', f'--config={REPOSITORY}/configs/mlm.py:tiny', f'--workdir={tmp_path}', flag)
     assert result.returncode == 1
     assert result.stderr.startswith('error: ') and message in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+def test_a_wrong_command_line_of_the_module_ends_in_one_message_too(tiny_config, tmp_path):
+    arguments, environ = command(tiny_config, tmp_path, '--set=batch_size'), environment(1)
+    result = subprocess.run(arguments, capture_output=True, text=True, env=environ, cwd=tmp_path, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith('error: --set=batch_size: give KEY=VALUE')
     assert 'Traceback' not in result.stderr
 
 
