@@ -11,6 +11,7 @@ from mlm_jax.data.synthetic import SyntheticRows
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
+from mlm_jax.parallel.sharding import state_shardings
 from mlm_jax.performance import collectives
 from mlm_jax.training import build
 from mlm_jax.training.state import create_state, num_parameters
@@ -30,18 +31,29 @@ def tokens():
     return rows
 
 
-def started(config, shape):
-    """The run of a configuration, a mesh of this shape, and the first state there."""
+def make_run(config, shape):
+    """The run of a configuration, and a mesh of this shape."""
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
-    run = build.make_run(config_lib.completed(config), VOCABULARY, num_rows=160)
-    with jax.set_mesh(mesh):
-        return run, mesh, create_state(run.init, mesh, config.sharding)
+    return build.make_run(config_lib.completed(config), VOCABULARY, num_rows=160), mesh
+
+
+FIRST_STATES = {}  # by the number of layers, on the host
+
+
+def started(config, shape):
+    """`make_run`, and the first state there: that which `create_state` makes on any mesh, as `updated` shows."""
+    (run, mesh), num_layers = make_run(config, shape), config.model.num_layers
+    if num_layers not in FIRST_STATES:
+        FIRST_STATES[num_layers] = jax.device_get(jax.jit(run.init)())
+    state = FIRST_STATES[num_layers]
+    return run, mesh, jax.device_put(state, state_shardings(state, config.sharding, mesh, run.init.parameters))
 
 
 def updated(config, tokens, shape=(1, 1, 1)):
-    """Parameters and metrics after two updates on a mesh."""
-    run, mesh, state = started(config, shape)
+    """Parameters and metrics after two updates on a mesh, of a state that was created there."""
+    run, mesh = make_run(config, shape)
     with jax.set_mesh(mesh):
+        state = create_state(run.init, mesh, config.sharding)
         step = jax.jit(run.train_step, donate_argnums=0)
         batch = jax.device_put(tokens, batch_sharding(mesh))
         history = []
