@@ -78,10 +78,10 @@ def test_fsdp_gathers_weights_and_moves_no_activations(capsys):
 @needs_libtpu
 @pytest.mark.tpu_compile
 def test_exlm_moves_no_states_and_holds_no_steps_of_targets(capsys):
-    """At size mini, which compiles in half the time of base; doctor and bench predict base (docs/results)."""
-    argument = 'mini,recipe=roberta,slice=v5e-16'
+    """Two layers of size mini, which compile much sooner than base; doctor and bench predict base (docs/results)."""
+    argument = 'mini,recipe=roberta,slice=v5e-16,model.num_layers=2'
     needs, share, program = compile_for('v5e-16', argument, capsys, 'exlm.py')
-    assert needs.memory.total_bytes < 150 * 2**20
+    assert needs.memory.total_bytes < 110 * 2**20
     # Expanded rows have 200 slots, and 256 within the fused kernel alone.
     assert share == pytest.approx(1.0, abs=0.05)
     # The sum over alignments is done where its rows are; whether a row needs log space is known to all.
