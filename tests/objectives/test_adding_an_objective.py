@@ -8,6 +8,7 @@ import types
 
 import jax
 import numpy as np
+import programs
 import properties
 import pytest
 from absl import flags
@@ -15,7 +16,7 @@ from absl.testing import flagsaver
 
 import mlm_jax
 from mlm_jax import config as config_lib
-from mlm_jax import finetune, probe
+from mlm_jax import probe
 from mlm_jax import train as train_lib
 from mlm_jax.comparing import budgets
 from mlm_jax.comparing.configurations import Candidate
@@ -60,7 +61,10 @@ def registered(blocks, animals_config):
 def run(registered, animals_config, one_device, tmp_path_factory):
     """A run of it, stopped after eight steps and gone on to twelve: (configuration, workdir)."""
     config, workdir = config_lib.from_json(config_lib.to_json(animals_config)), tmp_path_factory.mktemp('run') / 'run'
-    settings = {'objective': registered, 'total_steps': '8', 'logging.every_steps': '4', 'model.num_layers': '1'}
+    settings = {
+        'objective': registered, 'total_steps': '8', 'logging.every_steps': '4', 'model.num_layers': '1',
+        'schedule.name': 'constant', 'schedule.warmup_steps': '0',  # one program for both durations
+    }  # fmt: skip
     config_lib.apply_overrides(config, settings)
     train_lib.train(config, workdir)
     config.total_steps = 12
@@ -135,19 +139,12 @@ def test_it_is_fine_tuned(run, tmp_path):
     colors = ('red', 'green') * 20
     lines = [f'the cat {number} is {color}.\t{color == "red"}' for number, color in enumerate(colors)]
     (tmp_path / 'task.tsv').write_text('\n'.join(['text\tlabel', *lines]) + '\n')
-    before = set(flags.FLAGS)
-    finetune.define_flags()
-    try:
-        with flagsaver.flagsaver():
-            arguments = [
-                f'--model={run[1]}', f'--train_file={tmp_path / "task.tsv"}', '--seeds=1', '--set=epochs=1',
-                '--set=batch_size=8', f'--output={tmp_path / "out"}', '--held_out_percent=25',
-            ]  # fmt: skip
-            flags.FLAGS(['finetune', *arguments])
-            finetune.main()
-    finally:
-        for name in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, name)
+    arguments = [
+        f'--model={run[1]}', f'--train_file={tmp_path / "task.tsv"}', '--seeds=1', '--set=epochs=1',
+        '--set=batch_size=8', f'--output={tmp_path / "out"}', '--held_out_percent=25',
+    ]  # fmt: skip
+    result = programs.run('finetune', *arguments)
+    assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / 'out' / 'results.json').read_text())['task']
 
 
