@@ -15,6 +15,8 @@ from absl import flags
 
 from mlm_jax import __main__ as entry_point
 from mlm_jax.config import host_memory
+from mlm_jax.files import paths
+from mlm_jax.training import runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,9 @@ def run(name: str, *arguments: str) -> Finished:
     with _fresh_flags(), warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.filterwarnings('ignore', message='.*found in sys.modules')  # other tests import the programs
         patch.setattr(sys, 'argv', ['mlm-jax', name, *arguments])
-        patch.setattr(host_memory, 'keep_freed_memory', lambda: None)  # of a process that lives no longer than a run
+        # What a program sets up for a process that lives no longer than it does.
+        patch.setattr(host_memory, 'keep_freed_memory', lambda: None)
+        patch.setattr(runtime, 'use_compilation_cache', lambda place: place and paths.check_compilation_cache(place))
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             try:
                 entry_point.main()
