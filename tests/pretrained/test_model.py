@@ -40,7 +40,7 @@ def start_of_run(animals_config, trained, tmp_path_factory):
         workdir = tmp_path_factory.mktemp('starts') / objective
         workdir.mkdir()
         config = copy.deepcopy(animals_config)
-        config.objective = objective
+        config.objective, config.model.num_layers, config.mae_lm.decoder_layers = objective, 1, 1
         if objective == 'exlm':
             config.model.update(positions='rotary_2d', norm='pre', embedding_norm=False)
             config.masking.update(mask_fraction=1.0, random_fraction=0.0)
