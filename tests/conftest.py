@@ -26,9 +26,9 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 
-def xla_takes(flag: str) -> bool:
-    """Whether XLA starts with the flag: at one that it does not know, it ends the process."""
-    environment = os.environ | {'XLA_FLAGS': flag}
+def xla_takes(*flags: str) -> bool:
+    """Whether XLA starts with these flags: at one that it does not know, it ends the process."""
+    environment = os.environ | {'XLA_FLAGS': ' '.join(flags)}
     probe = subprocess.run([sys.executable, '-c', 'import jax; jax.devices()'], env=environment, capture_output=True)
     return probe.returncode == 0
 
@@ -39,7 +39,8 @@ def xla_takes(flag: str) -> bool:
 QUICK_COMPILATION = ('--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1')
 is_first_process = 'PYTEST_XDIST_WORKER' not in os.environ
 if os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '1' and is_first_process:
-    os.environ['XLA_FLAGS'] += ''.join(f' {flag}' for flag in QUICK_COMPILATION if xla_takes(flag))
+    taken = QUICK_COMPILATION if xla_takes(*QUICK_COMPILATION) else filter(xla_takes, QUICK_COMPILATION)
+    os.environ['XLA_FLAGS'] += ''.join(f' {flag}' for flag in taken)
 
 import cloud_storage  # noqa: E402
 import hypothesis  # noqa: E402
