@@ -53,6 +53,7 @@ from prepared_rows import write_prepared  # noqa: E402
 
 from mlm_jax import config as config_lib  # noqa: E402
 from mlm_jax import prepare, train  # noqa: E402
+from mlm_jax.config import host_memory  # noqa: E402
 from mlm_jax.files import buckets  # noqa: E402
 from mlm_jax.parallel.mesh import make_mesh  # noqa: E402
 from mlm_jax.pretrained import loading  # noqa: E402
@@ -103,10 +104,14 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope='module', autouse=True)
 def bounded_memory():
-    """Forgets compiled programs where a process has grown beyond 3 GB; what is wanted again comes from the cache."""
+    """Forgets compiled programs where the processes use half of the memory; what is wanted again comes from the cache.
+
+    Each may grow to 3 GB in any case.
+    """
     yield
     statistics = pathlib.Path('/proc/self/statm')
-    if statistics.exists() and int(statistics.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') > 3e9:
+    limit = max(3e9, host_memory.usable_bytes() / 2 / int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1)))
+    if statistics.exists() and int(statistics.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') > limit:
         jax.clear_caches()
         gc.collect()
 
