@@ -75,13 +75,16 @@ def pytest_addoption(parser):
 
 # Where processes share the files, those that take longest come first: one that begins last is waited for by all others.
 LONG_FILES = (
-    'test_docs.py', 'parallel/test_tpu_compile.py', 'test_train.py', 'objectives/test_adding_an_objective.py',
-    'training/test_step.py', 'finetuning/test_loop.py',
-    'test_kills.py', 'test_probe.py', 'objectives/test_mae_lm.py', 'config/test_config.py', 'objectives/test_exlm.py',
-    'pretrained/test_fairseq_exlm.py', 'pretrained/test_fairseq.py', 'test_finetune.py', 'test_evaluate.py',
-    'test_prepare.py', 'masking/test_masking.py', 'config/test_step_flops.py', 'test_bench.py',
-    'pretrained/test_warm_start.py', 'objectives/test_mlm.py', 'training/test_damage.py', 'test_doctor.py',
-    'pretrained/test_model.py', 'objectives/test_registry.py', 'tasks/test_blimp.py', 'test_compare.py',
+    'test_docs.py', 'test_train.py', 'objectives/test_exlm.py', 'training/test_step.py', 'parallel/test_tpu_compile.py',
+    'masking/test_masking.py', 'objectives/test_mae_lm.py', 'pretrained/test_fairseq.py', 'pretrained/test_model.py',
+    'pretrained/test_fairseq_exlm.py', 'objectives/test_registry.py', 'test_prepare.py', 'test_probe.py',
+    'test_kills.py', 'finetuning/test_loop.py', 'config/test_config.py', 'objectives/test_mlm.py',
+    'objectives/test_adding_an_objective.py', 'test_bench.py', 'test_runs_in_buckets.py', 'test_compare.py',
+    'test_finetune.py', 'config/test_step_flops.py', 'analysis/test_entropy.py', 'pretrained/test_warm_start.py',
+    'pretrained/test_averaging.py', 'test_doctor.py', 'training/test_damage.py',
+    'pretrained/test_warm_start_huggingface.py', 'test_evaluate.py', 'tasks/test_moleculenet.py',
+    'models/test_recipes.py', 'performance/test_prediction.py', 'performance/test_step_profile.py',
+    'training/test_gradients.py', 'training/test_mixture_runs.py',
 )  # fmt: skip
 
 
