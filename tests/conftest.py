@@ -198,6 +198,7 @@ def prepare_animals(root: pathlib.Path) -> None:
         'data.validation_percent': '10', 'model.num_layers': '2', 'model.width': '64', 'model.num_heads': '2',
         'model.ffn_width': '128', 'model.dropout': '0.0', 'model.attention_dropout': '0.0',
         'optimizer.learning_rate': '3e-3', 'compilation_cache': '', 'evaluation.rows': '20',
+        'evaluation.every_steps': '50', 'checkpoint.every_steps': '50',
     }  # fmt: skip
     config_lib.apply_overrides(config, overrides)
     try:
