@@ -253,12 +253,14 @@ def test_least_masked_tokens_come_first(unit):
     ('strategy', 'unit'), [*((s, 'token') for s in STRATEGIES), ('uniform', 'pmi'), ('uniform', 'span')]
 )
 def test_masks_have_the_same_bits_on_one_and_on_eight_devices(strategy, unit):
-    masking = make(strategy, unit, 0.3, mask_fraction=0.8, random_fraction=0.1, num_rows=16)
-    tokens, key = rows(3, batch=16), jax.random.key(5)
-    expected = draw(masking, key, tokens, 2)
+    visited = strategy in ('least_masked', 'fully_explored')  # the others draw as in check_promises: compiled already
+    more, step = (dict(num_rows=8), (2,)) if visited else ({}, ())
+    masking = make(strategy, unit, 0.3, mask_fraction=0.8, random_fraction=0.1, **more)
+    tokens, key = rows(3), jax.random.key(5)
+    expected = draw(masking, key, tokens, *step)
     shape = (8, 1, 1) if strategy == 'uniform' else (2, 2, 2)
     sharded = jax.device_put(tokens, batch_sharding(make_mesh(*shape)))
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(draw(masking, key, sharded, 2)), strict=True):
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(draw(masking, key, sharded, *step)), strict=True):
         assert np.array_equal(a, b)
 
 
