@@ -11,10 +11,14 @@ from mlm_jax import bench
 from mlm_jax import config as config_lib
 from mlm_jax.config import ConfigError, step_flops
 from mlm_jax.performance import speed
+from tests.test_train import environment
 
 pytestmark = pytest.mark.usefixtures('one_device')
 
-SMALL = 'vocab_size=64,sequence_length=32,batch_size=8,model.num_layers=1,model.width=32,model.ffn_width=64'
+SMALL = (
+    'vocab_size=64,sequence_length=32,batch_size=8,model.num_layers=1,model.width=32,model.ffn_width=64,'
+    'optimizer.name=adamw'
+)
 
 
 def test_two_objectives_in_turn(tmp_path):
@@ -43,7 +47,9 @@ def test_no_data_stack_is_imported_for_synthetic_rows():
         f'import sys; from mlm_jax import bench; contestant = bench.prepare("configs/mlm.py:tiny,{SMALL}")\n'
         f'bench.measure([contestant], 1, 1, parts=True); print([m for m in {modules} if m in sys.modules])'
     )
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=True)
+    result = subprocess.run(
+        [sys.executable, '-c', code], env=environment(1), capture_output=True, text=True, timeout=120, check=True
+    )
     assert result.stdout.strip() == '[]'
 
 

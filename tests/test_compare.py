@@ -27,7 +27,8 @@ pytestmark = pytest.mark.usefixtures('one_device')
 
 SMALL = (
     'tiny,vocab_size=64,sequence_length=32,batch_size=8,total_steps=8,model.num_layers=1,model.width=32,'
-    'model.ffn_width=64,evaluation.rows=16,evaluation.every_steps=2,compilation_cache=,checkpoint.keep_last=1'
+    'model.ffn_width=64,evaluation.rows=16,evaluation.every_steps=2,compilation_cache=,checkpoint.keep_last=1,'
+    'optimizer.name=adamw'
 )
 
 VALUES = types.SimpleNamespace(budget='steps', metric='', set=['a=b'])
@@ -330,10 +331,10 @@ def test_two_processes_train_and_one_reports(prepared, tmp_path):
     with socket.socket() as s:
         s.bind(('localhost', 0))
         port = s.getsockname()[1]
-    names = [f'configs/mlm.py:{SMALL},data.directory={prepared}{more}' for more in ('', ',masking.ratio=0.4')]
+    names = [f'configs/mlm.py:{SMALL},data.directory={prepared}{more}' for more in ('', ',on_nonfinite=skip')]
     command = [
         sys.executable, '-m', 'mlm_jax.compare', '--budget=steps', '--seeds=3', f'--output={tmp_path}',
-        *(f'--config={name}' for name in names), '--label=low', '--label=high', '--set=total_steps=2',
+        *(f'--config={name}' for name in names), '--label=stop', '--label=skip', '--set=total_steps=2',
         f'--coordinator_address=localhost:{port}', '--num_processes=2',
     ]  # fmt: skip
     flags = re.sub(r'device_count=\d+', 'device_count=1', os.environ['XLA_FLAGS'])
