@@ -1,10 +1,13 @@
 """The pages of results are what their data make of them, and their tables hold no other numbers."""
 
+import ast
+import importlib
 import importlib.util
 import itertools
 import json
 import re
 import shlex
+import types
 
 import pytest
 from test_package import PACKAGE
@@ -79,6 +82,7 @@ def commands_of(program: str) -> list[tuple[str, list[str]]]:
 
 
 COMPARISONS = commands_of('mlm_jax.compare')
+SCRIPTS = sorted(RESULTS.glob('*/*.py'))
 
 
 @pytest.mark.parametrize(('name', 'arguments'), COMPARISONS, ids=[name for name, _ in COMPARISONS])
@@ -93,3 +97,20 @@ def test_a_comparison_can_be_asked_for_by_its_command(name, arguments):
     for one, other in itertools.combinations(configs, 2):
         ignored = (*configurations.WITHOUT_INFLUENCE, *configurations.LENGTH_AND_SEED)
         assert configurations.differences(one, other, ignored)
+
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: f'{path.parent.name}/{path.name}')
+def test_scripts_of_the_results_call_what_there_is(path):
+    """They measure for hours and are seldom run, so what they call must not have gone meanwhile."""
+    tree, modules = ast.parse(path.read_text(encoding='utf-8')), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'mlm_jax':
+            for alias in node.names:
+                parent = importlib.import_module(node.module)
+                found = getattr(parent, alias.name, None) or importlib.import_module(f'{node.module}.{alias.name}')
+                if isinstance(found, types.ModuleType):
+                    modules[alias.asname or alias.name] = found
+    assert modules
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            assert hasattr(modules[node.value.id], node.attr), f'line {node.lineno}: {ast.unparse(node)}'

@@ -26,7 +26,7 @@ from mlm_jax.finetuning import jobs as jobs_lib
 from mlm_jax.finetuning import problems
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.performance import transformers_peer
-from mlm_jax.pretrained import exporting, sources
+from mlm_jax.pretrained import exporting, loading, sources
 from mlm_jax.tasks import suites
 from mlm_jax.training import runtime
 
@@ -106,7 +106,7 @@ def main() -> None:
     mesh = mesh_lib.make_mesh()
     rows = []
     with jax.set_mesh(mesh):
-        models = finetune.load_models(dict(zip(labels, named, strict=True)), mesh)
+        models = {label: loading.load(source, mesh) for label, source in zip(labels, named, strict=True)}
         origins = {label: {'source': str(m.source), 'step': m.step} for label, m in models.items()}
         for job in jobs_lib.make_jobs(data, origins, settings, {}):
             transformers_peer.check(job.recipe)

@@ -26,7 +26,7 @@ from mlm_jax.finetuning import jobs as jobs_lib
 from mlm_jax.finetuning import loop, problems
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.performance import speed, transformers_peer
-from mlm_jax.pretrained import exporting, sources
+from mlm_jax.pretrained import exporting, loading, sources
 from mlm_jax.tasks import suites
 from mlm_jax.training.metrics import ProgressLine
 
@@ -159,7 +159,7 @@ def main() -> None:
     texts = [e.texts[0] for e in problems.subset(task.splits['train'], values.sentences)]
     mesh, encoding, training = mesh_lib.make_mesh(), [], []
     with jax.set_mesh(mesh):
-        models = finetune.load_models(dict(zip(labels, named, strict=True)), mesh)
+        models = {label: loading.load(source, mesh) for label, source in zip(labels, named, strict=True)}
         for label, model in models.items():
             directory = pathlib.Path(values.work).expanduser() / label
             if not directory.exists():
