@@ -42,7 +42,7 @@ def main() -> None:
     values = flags.FLAGS
     work = pathlib.Path(values.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
-    files = [file.resolve() for file in text_files.find(values.corpus)]
+    files = [file.resolve() for file in text_files.distinct(text_files.names(values.corpus))]
     environment = measured.of_this_process(('sentencepiece',))
     models = {kind: trained(kind, files, work) for kind in tokenizers.SENTENCEPIECE}
     times = whole_programs(files, models['unigram'], work)
