@@ -167,7 +167,7 @@ def test_a_kernel_runs_beside_the_reference(tiny_config, tmp_path, monkeypatch):
 def test_the_program_ends_with_the_verdict(prepared, tmp_path):
     config = (
         f'--config=configs/mlm.py:tiny,vocab_size=64,sequence_length=32,batch_size=8,compilation_cache=,'
-        f'model.num_layers=1,data.directory={prepared}'
+        f'model.num_layers=1,optimizer.name=adamw,data.directory={prepared}'
     )
     good = programs.run('doctor', config, f'--workdir={tmp_path}')
     assert good.returncode == 0, good.stderr
