@@ -193,8 +193,9 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
             log.flush(run.total_steps, prefetcher.stall_seconds)
             with clock.phase('checkpoint'):
                 saver.wait()
-            log.write(run.total_steps, clock.scalars(is_complete=True))
-            log.note(goodput.describe(clock.seconds()))
+            spent = clock.scalars(is_complete=True)
+            log.write(run.total_steps, spent)
+            log.note(goodput.describe(goodput.seconds_of(spent)))
             if not comparison.is_done:
                 log.note(
                     'the run ended before all rows were compared with their checksums; doctor --verify compares them'
