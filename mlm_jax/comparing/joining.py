@@ -46,8 +46,8 @@ def join(parts: Mapping[str, Experiment]) -> Experiment:
 
 
 def _together(texts: Iterable[str | None]) -> str | None:
-    """Different texts, 'one and other'; None if none is known."""
-    return ' and '.join(dict.fromkeys(text for text in texts if text)) or None
+    """Different texts, 'one and other', also of parts that were joined before; None if none is known."""
+    return ' and '.join(dict.fromkeys(one for text in texts if text for one in text.split(' and '))) or None
 
 
 def _check_alike(pair: tuple[str, str], parts: Mapping[str, Experiment]) -> None:

@@ -85,6 +85,8 @@ def test_the_program_writes_the_joined_report(tmp_path):
     assert made.table('held_out').cell('mlm', 'training')[0] == 4.0
     text = (tmp_path / 'all' / 'report.md').read_text()
     assert '2.0000 ± 0.5774' in text and 'single seed' not in text and (tmp_path / 'all' / 'figure.png').exists()
+    again = joining.join({'all': made, 'c': of_seeds({(label, 3): 1 for label in LABELS}, [3])})
+    assert again.commit == 'c0 and c1' and again.seeds == (0, 1, 2, 3)
 
     values.set = ['batch_size=2']
     with pytest.raises(ConfigError, match='takes --output only, not --set'):
