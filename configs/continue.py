@@ -49,6 +49,6 @@ def get_config(argument: str = '') -> ml_collections.ConfigDict:
     place = given if directory == path else source
     config.tokenizer.model = f'{place}/{tokenizer.name if tokenizer else checkpoint_lib.TOKENIZERS[0]}'
     config.optimizer.learning_rate = 1e-4
-    _, overrides = config_lib.parse_argument(rest, {'': {}}, '')
+    _, overrides = config_lib.parse_argument(rest, (), '')
     config_lib.apply_overrides(config, overrides)
     return config

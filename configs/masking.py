@@ -48,7 +48,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 def get_config(argument: str = 'words') -> ml_collections.ConfigDict:
     """The configuration for 'STRATEGY[,size=SIZE][,recipe=…][,key=value…]'."""
-    name, overrides = config_lib.parse_argument(argument, STRATEGIES, 'words')
+    name, overrides = config_lib.parse_argument(argument, STRATEGIES, 'words', 'strategies')
     size = overrides.pop('size', 'mini')
     recipe = f',recipe={overrides.pop("recipe")}' if 'recipe' in overrides else ''
     config = config_lib.load(f'{pathlib.Path(__file__).with_name("mlm.py")}:{size}{recipe}')

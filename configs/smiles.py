@@ -37,7 +37,7 @@ OBJECTIVES: dict[str, dict] = {'exlm': {}, 'mlm': {}, 'mae_lm': {}}
 
 def get_config(argument: str = 'exlm') -> ml_collections.ConfigDict:
     """The configuration for 'OBJECTIVE[,size=SIZE][,key=value…]'."""
-    objective, overrides = config_lib.parse_argument(argument, OBJECTIVES, 'exlm')
+    objective, overrides = config_lib.parse_argument(argument, OBJECTIVES, 'exlm', 'objectives')
     size = overrides.pop('size', 'mini')
     if size not in config_lib.SIZES:
         raise config_lib.ConfigError(f'unknown size {size!r}: it must be one of {", ".join(config_lib.SIZES)}')

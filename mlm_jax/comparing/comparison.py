@@ -147,6 +147,8 @@ def difference_cell(
 def held_out_table(entries: Mapping[str, Entry], budget: str, metric: str = '') -> Table:
     """A row for each configuration: the metric at the end, its difference to the first one, and what a run costs.
 
+    There is no difference where the runs of an objective lack the metric of the first one, or see copies of tokens.
+
     Args:
       entries: by label; all with the same seeds.
       budget: a key of `UNITS`.
@@ -171,7 +173,8 @@ def held_out_table(entries: Mapping[str, Entry], budget: str, metric: str = '') 
     )
     rows = []
     for label, entry in entries.items():
-        is_compared = label != first and entry.repeats == entries[first].repeats
+        is_alike = entry.repeats == entries[first].repeats and names[label] == names[first]
+        is_compared = label != first and is_alike
         difference = difference_cell(final[label], final[first]) if is_compared else None
         cells = [summary_cell(final[label]), difference, entry.total_steps, entry.tokens, entry.flops]
         cells.append(float(np.mean(list(entry.train_seconds.values()))))
@@ -179,6 +182,10 @@ def held_out_table(entries: Mapping[str, Entry], budget: str, metric: str = '') 
         rows.append(Row(label, tuple(cells)))
     unlike = len({entry.repeats for entry in entries.values()}) > 1
     said = ' Models that read a token several times see copies of masked ones: their losses do not compare.' * unlike
+    others = {name: ', '.join(label for label in names if names[label] == name) for name in names.values()}
+    if len(others) > 1:
+        means = '; '.join(f'{name} of {labels}' for name, labels in others.items())
+        said += f' Not all have the same metric, and these do not compare: {means}.'
     spent = f'Equal {UNITS[budget]}' + (', with the length of a step measured in turn' if budget == 'time' else '')
     return Table(
         HELD_OUT,

@@ -105,7 +105,7 @@ def remarks(config: ml_collections.ConfigDict, num_rows: int) -> list[str]:
         )
     steps_per_epoch = num_rows / config.batch_size
     epochs = (resolve_steps(config, 'total', steps_per_epoch=steps_per_epoch) or 0) / steps_per_epoch
-    follows_visits = STRATEGIES[k.strategy].cycle(min(k.ratio, k.final_ratio), k.fully_explored) > 1
+    follows_visits = STRATEGIES[k.strategy].cycle(_largest_ratio(k), k) > 1
     if follows_visits and k.ratio_schedule not in ('constant', 'diffusion') and epochs < 2:
         lines.append(
             f'masking.strategy={k.strategy} changes its ratio only from epoch to epoch, and this run has {epochs:.2g} '
@@ -149,7 +149,7 @@ def _mixture_problems(c: ml_collections.ConfigDict) -> list[str]:
         )
     if len(sources) == 1:
         return problems
-    if STRATEGIES[k.strategy].by_visit(k.fully_explored) or k.static_masks > 1:
+    if STRATEGIES[k.strategy].by_visit(k) or k.static_masks > 1:
         problems.append(
             'masks that follow the visits of a row need rows that all come equally often, and those of a mixture do '
             'not: use another masking.strategy or masking.fully_explored.schedule, masking.static_masks=0 or 1, or '
@@ -219,7 +219,7 @@ def _objective_problems(c: ml_collections.ConfigDict) -> list[str]:
         problems.append(
             f'objective={c.objective} does not support a relative position bias: set model.relative_buckets=0'
         )
-    has_fixed_count = k.ratio_schedule == 'constant' and STRATEGIES[k.strategy].has_fixed_count(UNITS[k.unit])
+    has_fixed_count = k.ratio_schedule == 'constant' and STRATEGIES[k.strategy].has_fixed_count(k)
     return problems + spec.problems(c, c.get(c.objective), has_fixed_count)
 
 
@@ -245,7 +245,7 @@ def _masking_problems(c: ml_collections.ConfigDict) -> list[str]:
             f'and masking.final_ratio to at most {strategy.max_ratio}'
         )
     problems += strategy.problems(k)
-    if k.static_masks and strategy.by_visit(k.fully_explored):
+    if k.static_masks and strategy.by_visit(k):
         problems.append('masks that depend on earlier visits of a row cannot be static: set masking.static_masks=0')
     return problems
 

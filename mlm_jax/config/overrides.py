@@ -14,11 +14,12 @@ import math
 import pathlib
 import traceback
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import ml_collections
 
 from mlm_jax.config.access import leaves, parent_of, unknown
+from mlm_jax.config.defaults import SIZES
 from mlm_jax.config.durations import DURATION_UNITS, is_duration
 from mlm_jax.files import paths
 from mlm_jax.files.errors import ConfigError
@@ -97,34 +98,38 @@ def parse_settings(texts: Sequence[str]) -> dict[str, str]:
     return settings
 
 
-def parse_argument(argument: str, sizes: Mapping[str, Mapping], default: str) -> tuple[str, dict[str, str]]:
-    """Splits the argument of a configuration file, such as 'base,batch_size=64', into size and overrides.
+def parse_argument(
+    argument: str, names: Collection[str], default: str, nouns: str = 'sizes'
+) -> tuple[str, dict[str, str]]:
+    """Splits the argument of a configuration file, such as 'base,batch_size=64', into a name and overrides.
 
     Args:
       argument: what follows the colon.
-      sizes: the sizes that the file offers.
-      default: the size that is meant where the argument names none.
+      names: what the file offers.
+      default: the name that is meant where the argument has none.
+      nouns: what these are the names of.
 
     Returns:
-      The size, and a dict of dotted key → value as written.
+      The name, and a dict of dotted key → value as written.
 
     Raises:
-      ConfigError: for an unknown size or a part without '='.
+      ConfigError: for an unknown name or a part without '='.
     """
-    size, overrides = default, {}
+    name, overrides = default, {}
     for place, part in enumerate(filter(None, argument.split(','))):
         key, equals, value = part.partition('=')
         if equals:
             overrides[key.strip()] = value.strip()
-        elif place == 0 and part in sizes:
-            size = part
+        elif place == 0 and part in names:
+            name = part
         else:
+            choices = f'neither one of the {nouns} ({", ".join(names)}; first if given) nor' if names else 'not'
+            cure = f' (the size is given as size={part})' if part in SIZES and nouns != 'sizes' else ''
             raise ConfigError(
-                f'{part!r} in the configuration argument {argument!r} is neither a size '
-                f'({", ".join(sizes)}; first if given) nor key=value. Commas separate these; '
-                'a value that holds one is given by itself, as in --set=data.corpus=text:b,c.txt'
+                f'{part!r} in the configuration argument {argument!r} is {choices} key=value{cure}. Commas '
+                'separate these; a value that holds one is given by itself, as in --set=data.corpus=text:b,c.txt'
             )
-    return size, overrides
+    return name, overrides
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:

@@ -21,7 +21,6 @@ from mlm_jax.config.defaults import row_length
 from mlm_jax.config.durations import NOMINAL_STEPS_PER_EPOCH, resolve_steps
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking import registry
-from mlm_jax.masking.registry import FullyExplored
 from mlm_jax.objectives.layer_flops import Sizes
 from mlm_jax.objectives.registry import OBJECTIVES
 
@@ -72,22 +71,20 @@ def max_masked(config: ml_collections.ConfigDict) -> int:
     """M, the number of slots of a row for predictions, as `Masking.max_masked` computes it."""
     k, length = config.masking, row_length(config)
     largest = registry.largest_ratio(k.ratio_schedule, k.ratio, k.final_ratio)
-    unit, options = registry.UNITS[k.unit], FullyExplored(**k.fully_explored)
-    corrupted = registry.STRATEGIES[k.strategy].max_masked(unit, largest, length, options)
+    corrupted = registry.STRATEGIES[k.strategy].max_masked(largest, length, k)
     return registry.max_predicted(k.predicted_fraction, corrupted)
 
 
 def num_views(config: ml_collections.ConfigDict) -> int:
     """The number of masks of each text in a step; each is a row for the model."""
-    k = config.masking
-    return registry.STRATEGIES[k.strategy].num_views(FullyExplored(**k.fully_explored))
+    return registry.STRATEGIES[config.masking.strategy].num_views(config.masking)
 
 
 def masked_ratio(config: ml_collections.ConfigDict) -> float:
     """The share of the tokens of a row that are masked, on average over the run."""
     k = config.masking
     if k.ratio_schedule == 'constant':
-        return registry.STRATEGIES[k.strategy].ratio(k.ratio, k.fully_explored)
+        return registry.STRATEGIES[k.strategy].ratio(k.ratio, k)
     if k.ratio_schedule == 'diffusion':
         return (k.ratio + k.final_ratio) / 2
     # The length of an epoch is not known here. It matters only if one of the two durations is given in epochs, and the

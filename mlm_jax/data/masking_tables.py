@@ -5,6 +5,7 @@ collocations. The tables depend only on the tokenizer and the rows, so running `
 directory.
 """
 
+import dataclasses
 import io
 import pathlib
 import struct
@@ -29,19 +30,32 @@ FILE = 'tables.npz'
 _LOOKED_AT = 1000  # number of rows from which word lengths are estimated
 _TOLERATED = 0.1  # fraction of the tokens that may be in words too long to be masked
 
+# The arrays of the file: dtype, and whether there is a value for each id.
+_ARRAYS: dict[str, tuple[type, bool]] = {
+    'word_starts': (np.bool_, True),
+    'word_marks': (np.uint8, True),
+    'counts': (np.int64, True),
+    'collocations': (np.uint32, False),
+}
+_ALWAYS = {'word_starts', 'word_marks', 'counts'}
+
 
 def required(masking: ml_collections.ConfigDict) -> tuple[str, ...]:
     """The names of the arrays that `masking` needs, the part of a configuration with that name."""
-    by_frequency = _reads_weights(masking) and masking.token_weights == 'frequency'
-    return (*UNITS[masking.unit].tables, *(('counts',) if by_frequency else ()))
+    tables = dict.fromkeys(_tables_of(masking))
+    if 'token_weights' in tables:  # follows from the counts, or is a file of the user's
+        del tables['token_weights']
+        tables |= {'counts': None} if masking.token_weights == 'frequency' else {}
+    return tuple(tables)
 
 
-def _reads_weights(masking: ml_collections.ConfigDict) -> bool:
-    return 'token_weights' in STRATEGIES[masking.strategy].tables
+def _tables_of(masking: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The attributes of `Tables` that the unit and the strategy read."""
+    return (*UNITS[masking.unit].tables, *STRATEGIES[masking.strategy].tables)
 
 
 def _reads_words(masking: ml_collections.ConfigDict) -> bool:
-    return 'word_starts' in UNITS[masking.unit].tables
+    return 'word_starts' in _tables_of(masking)
 
 
 def write_missing(
@@ -69,9 +83,15 @@ def write_missing(
     path = directory / FILE
     vocabulary = manifest.vocabulary
     arrays = read(path, vocabulary.size) if path.exists() else {}
-    missing = {'word_starts', 'word_marks', 'counts', *required(masking)} - arrays.keys()
+    missing = {*_ALWAYS, *required(masking)} - arrays.keys()
     if not missing:
         return False
+    if unknown := missing - _ARRAYS.keys():
+        raise ConfigError(
+            f'nothing makes the table {min(unknown)}, which masking.unit={masking.unit} or masking.strategy='
+            f'{masking.strategy} reads: `write_missing` in mlm_jax/data/masking_tables.py must compute it, and _ARRAYS '
+            'name it (docs/extend.md)'
+        )
     if missing & {'word_starts', 'word_marks'}:
         arrays |= _of_words(directory, manifest)
         if 'collocations' in arrays:  # they were computed with the word starts of an earlier version
@@ -181,8 +201,10 @@ def load(
         totals = [each['counts'].sum() for each in found]
         mean = sum(w * each['counts'] / max(1, n) for w, each, n in zip(weights, found, totals, strict=True))
         arrays = {**arrays, 'counts': mean * sum(totals)}
-    token_weights = _weights(masking.token_weights, arrays, size) if _reads_weights(masking) else None
-    return Tables(arrays.get('word_starts'), token_weights, arrays.get('collocations'), arrays.get('word_marks'))
+    by_name = {field.name: arrays.get(field.name) for field in dataclasses.fields(Tables)}
+    if 'token_weights' in _tables_of(masking):
+        by_name['token_weights'] = _weights(masking.token_weights, arrays, size)
+    return Tables(**by_name)
 
 
 def _arrays(masking: ml_collections.ConfigDict, directory: pathlib.Path, manifest: Manifest) -> dict[str, np.ndarray]:
@@ -225,14 +247,9 @@ def read(path: pathlib.Path, vocab_size: int) -> dict[str, np.ndarray]:
         # Reading from memory, because NumPy would allocate an array of any size that a damaged header states.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             arrays = {name: np.asarray(stored[name]) for name in stored}
-        kinds: dict[str, tuple[type, tuple[int, ...]]] = {
-            'word_starts': (np.bool_, (vocab_size,)),
-            'word_marks': (np.uint8, (vocab_size,)),
-            'counts': (np.int64, (vocab_size,)),
-            'collocations': (np.uint32, (arrays['collocations'].size if 'collocations' in arrays else 0,)),
-        }
         for name, array in arrays.items():
-            if (array.dtype, array.shape) != kinds.get(name, (array.dtype, array.shape)):
+            dtype, is_by_id = _ARRAYS.get(name, (array.dtype, False))
+            if array.dtype != dtype or (name in _ARRAYS and array.shape != (vocab_size if is_by_id else array.size,)):
                 raise ValueError(f'{name} is {array.dtype}{list(array.shape)}, for a vocabulary of {vocab_size}')
     except _DAMAGED as error:
         raise _unreadable(path, str(error) or type(error).__name__) from error

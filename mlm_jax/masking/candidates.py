@@ -1,11 +1,12 @@
 """What a strategy chooses from: the units of text of each row, and how many of their tokens it must choose."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from mlm_jax.masking.ratio_schedules import VisitRatios
-from mlm_jax.masking.registry import FullyExplored
 
 # Passes of `take` over a row; each skips the units that are longer than the count still open. The sixth pass finds
 # hardly any unit that fits.
@@ -16,6 +17,8 @@ ROUNDS = 6
 class Candidates:
     """The units of each row. A unit is a run of eligible positions that are either all chosen or all left.
 
+    All arrays have a value for each row; those without, such as tables, are in `settings`.
+
     Attributes:
       tokens: int32[B, T].
       eligible: bool[B, T], where masking is allowed: neither on padding nor on special tokens.
@@ -24,9 +27,9 @@ class Candidates:
       ratio: float32[B], the share of the eligible tokens of a row to choose.
       row_key: key[B], a random key of each row that stays the same for a cycle of visits (`Masking.cycle`).
       turn: int32[B], the number of earlier visits of the row in this cycle.
-      token_weights: float32[V], the sampling weight of each id; None if the masking has no such table.
       ratios: the ratio at each turn of the cycle; None if it is `ratio` at every turn.
-      options: the settings of the strategy `fully_explored`; static.
+      settings: the `Masking`, with its tables and the settings that a strategy has for itself; static. The ratio is
+        that above, which may differ between rows and steps.
       single: whether every unit is a single token; static.
     """
 
@@ -36,9 +39,8 @@ class Candidates:
     ratio: jax.Array
     row_key: jax.Array
     turn: jax.Array
-    token_weights: jax.Array | None = None
     ratios: VisitRatios | None = None
-    options: FullyExplored = flax.struct.field(pytree_node=False, default=FullyExplored())
+    settings: Any = flax.struct.field(pytree_node=False, default=None)
     single: bool = flax.struct.field(pytree_node=False, default=False)
 
     def ratio_at(self, turn_B: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ def fully_explored(key: jax.Array, candidates: Candidates) -> jax.Array:
 
     Every position belongs to each segment with probability exactly 1/K. The schedule `successive` does not use `key`.
     """
-    options = candidates.options
+    options = candidates.settings.fully_explored
     length = candidates.eligible.shape[1]
     if options.schedule == 'successive':
         keys = jax.vmap(lambda key: jax.random.split(key, 2))(candidates.row_key)
@@ -29,7 +29,7 @@ def fully_explored(key: jax.Array, candidates: Candidates) -> jax.Array:
     turn_B = jax.random.randint(turn_key, candidates.eligible.shape[:1], 0, 2**30)
     noise_BxT = jax.random.uniform(noise_key, candidates.eligible.shape)
     segment_BxT = segments_of(noise_BxT, turn_B, candidates, options)
-    view_Jx1 = jnp.arange(options.num_views)[:, None]
+    view_Jx1 = jnp.arange(candidates.settings.num_views)[:, None]
     return (segment_BxT[:, None] == view_Jx1) & candidates.eligible[:, None]
 
 

@@ -77,7 +77,7 @@ class Masking:
     @property
     def has_fixed_count(self) -> bool:
         """Whether, at a constant ratio, at least ⌊ratio·N⌋ of the N eligible tokens of a row are masked."""
-        return self._strategy.has_fixed_count(registry.UNITS[self.unit])
+        return self._strategy.has_fixed_count(self)
 
     @property
     def ratio_schedule(self) -> ratio_schedules.RatioSchedule:
@@ -87,22 +87,22 @@ class Masking:
     @property
     def num_views(self) -> int:
         """K, the number of rows of the MaskedBatch that each row of text becomes."""
-        return self._strategy.num_views(self.fully_explored)
+        return self._strategy.num_views(self)
 
     @property
     def may_overflow(self) -> bool:
         """Whether more tokens can be chosen than there are slots; tokens without a slot stay unmasked."""
-        return self._strategy.may_overflow(registry.UNITS[self.unit])
+        return self._strategy.may_overflow(self)
 
     @property
     def cycle(self) -> int:
         """The number of visits of a row that depend on each other; 1 if the masks of all visits are independent."""
-        return self._strategy.cycle(self.ratio_schedule.largest, self.fully_explored)
+        return self._strategy.cycle(self.ratio_schedule.largest, self)
 
     @property
     def by_visit(self) -> bool:
         """Whether the mask of a row follows from the number of its visit, and not from the random key."""
-        return self.static_masks > 0 or self._strategy.by_visit(self.fully_explored)
+        return self.static_masks > 0 or self._strategy.by_visit(self)
 
     def at_step(self, step: int) -> 'Masking':
         """The masking that draws at every step the ratios of one step."""
@@ -115,7 +115,7 @@ class Masking:
             ratio_B = self._visit_ratios(visit_B, visit_B)(visit_B % self.cycle)  # no keys are needed
         else:
             ratio_B, _ = self.ratio_schedule(jax.random.key(0), step, batch_size)
-        return self._strategy.ratio(float(jnp.mean(ratio_B)), self.fully_explored)
+        return self._strategy.ratio(float(jnp.mean(ratio_B)), self)
 
     def max_masked(self, length: int) -> int:
         """M, the static number of slots for predicted positions in a row of `length` tokens of text."""
@@ -198,7 +198,6 @@ class Masking:
                 weight_B = self.ratio_schedule.weights(ratio_B)
         else:
             noise_BxT = jax.random.uniform(jax.random.fold_in(key, _UNIT_STREAM), eligible_BxT.shape)
-        weights_V = None if self.tables is None else self.tables.token_weights
         candidates = Candidates(
             tokens=tokens_BxT,
             eligible=eligible_BxT,
@@ -206,9 +205,8 @@ class Masking:
             ratio=ratio_B,
             row_key=row_key_B,
             turn=turn_B,
-            token_weights=None if weights_V is None else jnp.asarray(weights_V),
             ratios=ratios,
-            options=self.fully_explored,
+            settings=self,
             single=unit.longest == 1,
         )
         return candidates, weight_B
@@ -226,8 +224,7 @@ class Masking:
         return registry.max_predicted(self.predicted_fraction, self._max_corrupted(length))
 
     def _max_corrupted(self, length: int) -> int:
-        unit, ratio = registry.UNITS[self.unit], self.ratio_schedule.largest
-        return self._strategy.max_masked(unit, ratio, length, self.fully_explored)
+        return self._strategy.max_masked(self.ratio_schedule.largest, length, self)
 
     def _row_keys(self, tokens_BxT: jax.Array, data_B: jax.Array) -> jax.Array:
         """key[B]: a key for each row, derived from the seed, the tokens of the row and an integer."""
@@ -248,12 +245,6 @@ def _tokens(candidates: Candidates, selected_BxT: jax.Array, ratio: float) -> Ca
 
 
 def _repeat(selected_BxKxT: jax.Array, tree):
-    """The K masks of each row as K adjacent rows; arrays of `tree` with a value for each row are repeated K times."""
-    batch_size, num_views = selected_BxKxT.shape[:2]
-
-    def repeat(x):
-        return jnp.repeat(x, num_views, axis=0) if x.shape[:1] == (batch_size,) else x
-
-    weights_V = tree[0].token_weights  # has no row dimension, even if V happens to equal the batch size
-    candidates, *others = jax.tree.map(repeat, (tree[0].replace(token_weights=None), *tree[1:]))
-    return selected_BxKxT.reshape(-1, selected_BxKxT.shape[-1]), (candidates.replace(token_weights=weights_V), *others)
+    """The K masks of each row as K adjacent rows; `tree`, whose arrays have a value for each row, K times."""
+    num_views, length = selected_BxKxT.shape[1:]
+    return selected_BxKxT.reshape(-1, length), jax.tree.map(lambda x: jnp.repeat(x, num_views, axis=0), tree)

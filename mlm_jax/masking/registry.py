@@ -35,11 +35,6 @@ class FullyExplored:
     schedule: str = 'one_step'
     views: int = 2
 
-    @property
-    def num_views(self) -> int:
-        """The number of masks of each text in one step."""
-        return {'one_step': self.segments, 'successive': 1, 'subset': self.views}[self.schedule]
-
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
@@ -64,10 +59,13 @@ class Unit:
 class Strategy:
     """A strategy: which units are masked. The methods hold for most strategies; subclasses override those that differ.
 
+    The argument `settings` of the methods has the keys of `config.masking` as attributes, also those that a strategy
+    has for itself: it is that part of a configuration, or a `Masking`.
+
     Attributes:
       function: (random key, Candidates) → bool[B, T], or bool[B, K, T] for K masks of each row
         (`masking/selection.py`); the function itself, or its name as 'module:name'.
-      tables: attributes of `masking.tables.Tables` that the function reads.
+      tables: attributes of `masking.tables.Tables` that the function reads, from `candidates.settings.tables`.
       max_ratio: the largest ratio of masked tokens that it can reach.
     """
 
@@ -75,111 +73,116 @@ class Strategy:
     tables: tuple[str, ...] = ()
     max_ratio: float = 1.0
 
-    def num_views(self, options: FullyExplored) -> int:
+    def num_views(self, settings: Any) -> int:
         """K, the number of masks that the function returns for each row; each becomes a row of the MaskedBatch."""
         return 1
 
-    def ratio(self, ratio: float, options: FullyExplored) -> float:
+    def ratio(self, ratio: float, settings: Any) -> float:
         """The share of the eligible tokens in each mask, given the value of `masking.ratio`."""
         return ratio
 
-    def max_masked(self, unit: Unit, ratio: float, length: int, options: FullyExplored) -> int:
+    def max_masked(self, ratio: float, length: int, settings: Any) -> int:
         """M, the static number of slots for masked positions in a row of `length` tokens; `ratio` is the largest."""
         return max_count(ratio, length)
 
-    def may_overflow(self, unit: Unit) -> bool:
+    def may_overflow(self, settings: Any) -> bool:
         """Whether more tokens can be chosen than `max_masked` slots hold; tokens without a slot stay unmasked."""
         return False
 
-    def has_fixed_count(self, unit: Unit) -> bool:
+    def has_fixed_count(self, settings: Any) -> bool:
         """Whether, at a constant ratio, at least ⌊ratio·N⌋ of N eligible tokens are masked, as some objectives need."""
-        return unit.longest == 1
+        return UNITS[settings.unit].longest == 1
 
-    def cycle(self, ratio: float, options: FullyExplored) -> int:
-        """The number of visits of a row that depend on each other; 1 if the masks of all visits are independent."""
+    def cycle(self, ratio: float, settings: Any) -> int:
+        """The number of visits of a row that depend on each other; 1 if the masks of all visits are independent.
+
+        `ratio` is the largest of the run.
+        """
         return 1
 
-    def by_visit(self, options: FullyExplored) -> bool:
+    def by_visit(self, settings: Any) -> bool:
         """Whether the mask of a row follows from the number of its visit, and not from the random key of the step."""
         return False
 
-    def problems(self, masking: Any) -> list[str]:
-        """The problems that this strategy has with the keys of `config.masking`; each message says what to do."""
+    def problems(self, settings: Any) -> list[str]:
+        """The conflicts between the settings; each message says what to do."""
         return []
 
 
 class Bernoulli(Strategy):
     """The count is random. There are slots for four standard deviations above its mean."""
 
-    def max_masked(self, unit: Unit, ratio: float, length: int, options: FullyExplored) -> int:
-        slots = ratio * length + 4 * (ratio * (1 - ratio) * length * unit.spread) ** 0.5
+    def max_masked(self, ratio: float, length: int, settings: Any) -> int:
+        slots = ratio * length + 4 * (ratio * (1 - ratio) * length * UNITS[settings.unit].spread) ** 0.5
         return max(1, min(length, int(slots) + 1))
 
-    def may_overflow(self, unit: Unit) -> bool:
+    def may_overflow(self, settings: Any) -> bool:
         return True
 
-    def has_fixed_count(self, unit: Unit) -> bool:
+    def has_fixed_count(self, settings: Any) -> bool:
         return False
 
 
 class Weighted(Strategy):
     """Tokens of weight 0 are never masked, so a row may have too few tokens to reach the ratio."""
 
-    def has_fixed_count(self, unit: Unit) -> bool:
+    def has_fixed_count(self, settings: Any) -> bool:
         return False
 
 
 class LeastMasked(Strategy):
     """Visits of a row depend on each other until every token has been masked about once."""
 
-    def cycle(self, ratio: float, options: FullyExplored) -> int:
+    def cycle(self, ratio: float, settings: Any) -> int:
         return max(1, round(1 / ratio)) if ratio else 1
 
-    def by_visit(self, options: FullyExplored) -> bool:
+    def by_visit(self, settings: Any) -> bool:
         return True
 
 
 class Complementary(Strategy):
     """Two disjoint masks."""
 
-    def num_views(self, options: FullyExplored) -> int:
+    def num_views(self, settings: Any) -> int:
         return 2
 
 
 class FullyExploredStrategy(Strategy):
     """K disjoint masks, each with 1/K of the tokens."""
 
-    def num_views(self, options: FullyExplored) -> int:
-        return options.num_views
+    def num_views(self, settings: Any) -> int:
+        explored = settings.fully_explored
+        return {'one_step': explored.segments, 'successive': 1, 'subset': explored.views}[explored.schedule]
 
-    def ratio(self, ratio: float, options: FullyExplored) -> float:
-        return 1 / options.segments
+    def ratio(self, ratio: float, settings: Any) -> float:
+        return 1 / settings.fully_explored.segments
 
-    def max_masked(self, unit: Unit, ratio: float, length: int, options: FullyExplored) -> int:
+    def max_masked(self, ratio: float, length: int, settings: Any) -> int:
         """Slots for the largest segment: ⌈T/K⌉ for single tokens; more for longer units, which may still overflow."""
-        share = -(-length // options.segments)
+        explored, unit = settings.fully_explored, UNITS[settings.unit]
+        share = -(-length // explored.segments)
         if unit.longest == 1:
             return share
         # A segment starts and ends within half a unit of the exact cut; strata add up differences in unit length.
-        slack = 4 * (share * unit.spread) ** 0.5 if options.partition == 'stratified' else 0
+        slack = 4 * (share * unit.spread) ** 0.5 if explored.partition == 'stratified' else 0
         return min(length, share + max(unit.longest, int(slack) + 1))
 
-    def may_overflow(self, unit: Unit) -> bool:
-        return unit.longest > 1
+    def may_overflow(self, settings: Any) -> bool:
+        return UNITS[settings.unit].longest > 1
 
-    def cycle(self, ratio: float, options: FullyExplored) -> int:
-        return options.segments if self.by_visit(options) else 1
+    def cycle(self, ratio: float, settings: Any) -> int:
+        return settings.fully_explored.segments if self.by_visit(settings) else 1
 
-    def by_visit(self, options: FullyExplored) -> bool:
-        return options.schedule == 'successive'
+    def by_visit(self, settings: Any) -> bool:
+        return settings.fully_explored.schedule == 'successive'
 
-    def problems(self, masking: Any) -> list[str]:
-        explored, found = masking.fully_explored, []
+    def problems(self, settings: Any) -> list[str]:
+        explored, found = settings.fully_explored, []
         if explored.schedule == 'subset' and not 1 <= explored.views <= explored.segments:
             found.append(
                 f'masking.fully_explored.views={explored.views} must lie between 1 and segments={explored.segments}'
             )
-        if masking.ratio_schedule != 'constant':
+        if settings.ratio_schedule != 'constant':
             found.append(
                 'masking.strategy=fully_explored masks 1/segments of the tokens at every step, so the ratio cannot '
                 'change: set masking.ratio_schedule=constant'

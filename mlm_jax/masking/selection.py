@@ -54,11 +54,12 @@ def weighted(key: jax.Array, candidates: Candidates) -> jax.Array:
     units of weight 0 are never chosen. Sorting by Exponential(1) / weight is equivalent to drawing the units one by one
     (Efraimidis and Spirakis).
     """
-    if candidates.token_weights is None:
+    tables = candidates.settings.tables
+    if tables is None or tables.token_weights is None:
         raise ValueError("the strategy 'weighted' needs the table 'token_weights', which the Masking does not have")
     count_key, order_key = jax.random.split(key)
     count_B = fixed_count(count_key, candidates.eligible, candidates.ratio)
-    weight_BxT = candidates.mean(candidates.token_weights[candidates.tokens])
+    weight_BxT = candidates.mean(jnp.asarray(tables.token_weights)[candidates.tokens])
     waiting_BxT = jax.random.exponential(order_key, candidates.eligible.shape) / jnp.maximum(weight_BxT, 1e-30)
     return take(waiting_BxT, candidates, count_B, weight_BxT > 0)
 

@@ -23,11 +23,8 @@ from mlm_jax.training.optimizers import make_optimizer
 from mlm_jax.training.state import Init, TrainState
 from mlm_jax.training.step import make_eval_step, make_train_step
 
-# Keys of `config.masking` that become attributes of Masking without any change.
-_PLAIN_MASKING_KEYS = (
-    'strategy', 'ratio', 'mask_fraction', 'random_fraction', 'unit', 'predicted_fraction', 'corruption_unit',
-    'repeats', 'static_masks',
-)  # fmt: skip
+# Keys of `config.masking` that are fields of `Masking` as they are.
+_PLAIN_MASKING_KEYS = {field.name for field in dataclasses.fields(Masking)} - {'fully_explored'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +114,7 @@ def make_masking(
         tables=tables,
         seed=config.seed,
         num_rows=num_rows,
-        **{key: k[key] for key in _PLAIN_MASKING_KEYS},
+        **{key: value for key, value in k.items() if key in _PLAIN_MASKING_KEYS},
     )
 
 

@@ -89,6 +89,19 @@ def test_the_metric_that_compares_objectives_goes_first():
         comparison.choose_metric(entry({0: 1.0}), 'accuracy')
 
 
+def test_different_metrics_are_not_subtracted():
+    """An objective that predicts no masked tokens has no nats per masked token."""
+    masked, other = entry({0: 1.0, 1: 1.5}), entry({0: 8.0, 1: 8.5})
+    for run in masked.runs.values():
+        run[-1]['eval/masked_nll'] = 0.5
+    table = comparison.held_out_table({'mlm': masked, 'detection': other}, 'flops')
+    title, difference = (column.name for column in table.columns[:2])
+    assert table.cell('detection', title)[0]['value'] == 8.25 and table.cell('detection', difference)[0] is None
+    assert 'these do not compare: eval/masked_nll of mlm; eval/loss of detection' in table.title
+    same = comparison.held_out_table({'mlm': masked, 'detection': other}, 'flops', 'loss')
+    assert same.cell('detection', difference)[0]['value'] == 7.0 and 'compare' not in same.title
+
+
 def test_metrics_that_runs_will_not_have_are_refused_before():
     for wanted in ('loss', 'eval/loss', 'eval/books/loss', 'eval/blimp_syntax', 'eval_ema/loss'):
         comparison.check_metric(wanted, ['blimp', 'loss'], has_average=True)

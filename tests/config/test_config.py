@@ -190,7 +190,7 @@ def test_a_file_that_does_not_load_is_named_with_the_line(tmp_path):
 @pytest.mark.parametrize(
     ('argument', 'message'),
     [
-        ('huge', 'neither a size'),
+        ('huge', 'neither one of the sizes'),
         (
             'mini,data.corpus=text:b,c.txt',
             "'c.txt' in .* a value that holds one is given by itself, as in --set=data",
@@ -576,6 +576,8 @@ def test_a_slice_says_that_attention_has_no_dropout_and_is_another_configuration
         ('optimizer.weight_decay=0', 1000, None),
         ('masking.strategy=least_masked,masking.ratio_schedule=linear', 10**6, 'this run has 0.64'),
         ('masking.strategy=least_masked,masking.ratio_schedule=linear', 1000, None),
+        # At 80 %, each visit is on its own.
+        ('masking.strategy=least_masked,masking.ratio_schedule=linear,masking.ratio=0.8', 10**6, None),
     ],
 )
 def test_what_can_hardly_be_meant_is_remarked(argument, num_rows, remark):

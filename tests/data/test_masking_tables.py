@@ -12,6 +12,7 @@ from mlm_jax import prepare
 from mlm_jax.config import ConfigError
 from mlm_jax.data import collocations, masking_tables, shards
 from mlm_jax.data import manifest as manifest_lib
+from mlm_jax.masking import registry
 from mlm_jax.masking.tables import span_hashes
 from mlm_jax.masking.vocabulary import standard_vocabulary
 
@@ -111,6 +112,26 @@ def test_weights_come_from_counts_or_a_file(copied, tmp_path):
     np.save(tmp_path / 'weights.npy', -np.ones(config.vocab_size))
     with pytest.raises(ConfigError, match='finite numbers, one for each id'):
         masking_tables.load(config.masking, [(pathlib.Path(config.data.directory), manifest)], [1.0])
+
+
+def test_a_strategy_gets_the_tables_that_it_names(copied, monkeypatch):
+    config, directory = copied
+    config.masking.strategy = 'by_words'
+    monkeypatch.setitem(registry.STRATEGIES, 'by_words', registry.Strategy(print, tables=('word_starts', 'word_marks')))
+    assert masking_tables.required(config.masking) == ('word_starts', 'word_marks')
+    tables = masking_tables.load(config.masking, [(directory, manifest_lib.load(directory))], [1.0])
+    assert tables.word_starts.any() and tables.word_marks is not None
+
+
+def test_a_table_that_nothing_makes_is_refused_where_it_would_be_made(copied, monkeypatch):
+    """Otherwise `train` asks for `prepare`, and `prepare` makes everything but this."""
+    config, directory = copied
+    config.masking.unit = 'clause'
+    monkeypatch.setitem(registry.UNITS, 'clause', registry.Unit(print, 8, tables=('clauses',)))
+    before = (directory / masking_tables.FILE).read_bytes()
+    with pytest.raises(ConfigError, match='nothing makes the table clauses, which masking.unit=clause'):
+        masking_tables.write_missing(config.masking, directory, manifest_lib.load(directory))
+    assert (directory / masking_tables.FILE).read_bytes() == before
 
 
 def test_words_are_refused_where_no_piece_starts_one(copied):

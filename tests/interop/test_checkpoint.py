@@ -182,7 +182,7 @@ def test_a_configuration_of_no_checkpoint_is_refused(tmp_path):
     for argument, message in [
         (f'hf:{tmp_path}', 'has no config.json'),
         ('base', "and not 'base'. A run of mlm_jax goes on"),
-        (f'hf:{tmp_path},small', 'neither a size'),
+        (f'hf:{tmp_path},small', "'small' in the configuration argument 'small' is not key=value"),
     ]:
         (tmp_path / 'config.json').unlink(missing_ok=True)
         if 'small' in argument:

@@ -62,9 +62,9 @@ def check_promises(strategy, unit, seed, ratio, fractions):
         assert not special[row, used].any(), 'no specials, no padding'
         untouched = np.setdiff1d(np.arange(length), used)
         assert np.array_equal(batch.inputs[row, untouched], tokens[row, untouched])
-        if registry.STRATEGIES[strategy].has_fixed_count(registry.UNITS[unit]) and strategy != 'fully_explored':
-            num_eligible = (~special[row]).sum()
-            assert ratio * num_eligible - 1 < len(used) < ratio * num_eligible + 1 + 1e-4
+        if masking.has_fixed_count:
+            expected = registry.STRATEGIES[strategy].ratio(ratio, masking) * (~special[row]).sum()
+            assert expected - 1 < len(used) < expected + 1 + 1e-4
         replaced = batch.inputs[row, used]
         assert np.all((replaced == VOCABULARY.mask_id) | (replaced >= 5)), 'only [MASK] and ordinary ids'
         if fractions == (1, 0):
@@ -79,7 +79,7 @@ def test_count_and_positions_have_the_right_expectation(strategy):
         masking = make(strategy, ratio=ratio)
         batch = mask(masking, jax.random.key(1), tokens)
         counts = np.asarray(batch.weights.sum(1))
-        if strategy == 'bernoulli':
+        if not masking.has_fixed_count:
             assert abs(counts.mean() - expected) < 4 * np.sqrt(20 * ratio * (1 - ratio) / 4000)
         else:
             assert set(counts) <= {3.0, 4.0}
@@ -253,8 +253,9 @@ def test_least_masked_tokens_come_first(unit):
     ('strategy', 'unit'), [*((s, 'token') for s in STRATEGIES), ('uniform', 'pmi'), ('uniform', 'span')]
 )
 def test_masks_have_the_same_bits_on_one_and_on_eight_devices(strategy, unit):
-    visited = strategy in ('least_masked', 'fully_explored')  # the others draw as in check_promises: compiled already
-    more, step = (dict(num_rows=8), (2,)) if visited else ({}, ())
+    # Those without memory draw as in check_promises: compiled already.
+    has_memory = strategy == 'fully_explored' or make(strategy).cycle > 1
+    more, step = (dict(num_rows=8), (2,)) if has_memory else ({}, ())
     masking = make(strategy, unit, 0.3, mask_fraction=0.8, random_fraction=0.1, **more)
     tokens, key = rows(3), jax.random.key(5)
     expected = draw(masking, key, tokens, *step)
@@ -270,7 +271,7 @@ def test_another_key_gives_another_mask_and_the_same_key_the_same(strategy):
     masking, tokens = make(strategy, **settings), rows(3)
     a, b, c = (mask(masking, jax.random.key(k), tokens).positions for k in (1, 1, 2))
     assert np.array_equal(a, b)
-    if strategy == 'least_masked':  # of the row and its visit alone
+    if masking.by_visit:  # of the row and its visit alone
         assert np.array_equal(a, c)
         c = mask(make(strategy, **settings, seed=1), jax.random.key(1), tokens).positions
     assert not np.array_equal(a, c)
@@ -278,8 +279,8 @@ def test_another_key_gives_another_mask_and_the_same_key_the_same(strategy):
 
 @pytest.mark.parametrize('strategy', STRATEGIES)
 def test_static_masks_depend_on_the_row_and_the_turn_alone(strategy):
-    if strategy == 'least_masked':
-        return  # config_check refuses it
+    if make(strategy).by_visit:
+        return  # `config.check` refuses it
     masking, tokens = make(strategy, ratio=0.3, static_masks=2, num_rows=8), rows(3)
     masks = [np.asarray(mask(masking, jax.random.key(v), tokens, v).inputs) for v in range(4)]
     assert np.array_equal(masks[0], masks[2]) and np.array_equal(masks[1], masks[3])

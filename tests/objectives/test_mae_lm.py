@@ -368,7 +368,7 @@ def test_there_are_enough_slots_for_every_row_within_the_margin(ratio):
 
 
 @pytest.mark.parametrize(
-    'strategy', [s for s, value in registry.STRATEGIES.items() if value.has_fixed_count(registry.UNITS['token'])]
+    'strategy', [s for s, value in registry.STRATEGIES.items() if value.has_fixed_count(Masking(VOCABULARY, s))]
 )
 @pytest.mark.parametrize('ratio', [0.15, 0.4])
 def test_packed_rows_of_sentences_and_paragraphs_do_not_overflow(strategy, ratio):
