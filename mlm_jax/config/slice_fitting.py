@@ -133,7 +133,7 @@ def step_bytes(config: ml_collections.ConfigDict, num_devices: int) -> tuple[flo
         parameters += stack.num_layers * layer_flops.layer_weights(stack)
         row_bytes += BYTES_OF_UNIT * stack.num_layers * stack.tokens * stack.width * (2 if m.dtype == 'float32' else 1)
         if m.attention_backend == 'xla':
-            row_bytes += BYTES_OF_PAIR * stack.num_layers * stack.tokens**2 * m.num_heads
+            row_bytes += BYTES_OF_PAIR * stack.num_layers * stack.tokens**2 * stack.num_heads
     state = BYTES_OF_PARAMETER + (BYTES_OF_AVERAGE if config.ema.decay else 0)
     parts = _parts_of_state(config, num_devices)
     fixed_bytes = FIXED_BYTES + state * parameters / parts

@@ -20,7 +20,7 @@ from mlm_jax import probe
 from mlm_jax import train as train_lib
 from mlm_jax.comparing import budgets
 from mlm_jax.comparing.configurations import Candidate
-from mlm_jax.config import ConfigError, step_flops
+from mlm_jax.config import ConfigError, slice_fitting, step_flops
 from mlm_jax.objectives import registry
 from mlm_jax.pretrained import huggingface, sources
 from mlm_jax.training.metrics import read_metrics
@@ -30,12 +30,12 @@ PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'objectives.md'
 
 @pytest.fixture(scope='module')
 def blocks():
-    """The file that each block of Python is, by its name; and the line of the registry."""
+    """The file that each block of Python is, by its name; and the lines of the registry."""
     text = PAGE.read_text(encoding='utf-8')
     files = dict(re.findall(r'`mlm_jax/objectives/(\w+)\.py`:\n\n```python\n(.*?)```', text, re.DOTALL))
-    line = files.pop('registry').strip()
+    lines = files.pop('registry')
     assert list(files) == ['replaced_spec', 'replaced']
-    return files, line
+    return files, lines
 
 
 @pytest.fixture(scope='module')
@@ -44,15 +44,18 @@ def registered(blocks, animals_config):
 
     After `animals_config`, which every file shares: prepared later it would hold the keys of this objective.
     """
-    files, line = blocks
+    files, lines = blocks
+    before = dict(vars(registry))
     names = [f'mlm_jax.objectives.{name}' for name in files]
     for name, code in zip(names, files.values(), strict=True):
         module = types.ModuleType(name)
         sys.modules[name] = module
         exec(compile(code, name, 'exec'), vars(module))
-    exec(line, {'OBJECTIVES': registry.OBJECTIVES, **vars(sys.modules[names[0]])})
+    exec(compile(lines, registry.__file__, 'exec'), vars(registry))  # at the end of that file, with what it knows
     yield 'replaced'
     del registry.OBJECTIVES['replaced']
+    for name in set(vars(registry)) - set(before):
+        delattr(registry, name)
     for name in names:
         del sys.modules[name]
 
@@ -73,9 +76,9 @@ def run(registered, animals_config, one_device, tmp_path_factory):
 
 
 def test_the_code_is_short(blocks):
-    files, line = blocks
-    lines = [text for code in (*files.values(), line) for text in code.splitlines() if text.strip()]
-    assert len(lines) <= 51, 'fifty lines, and one in the registry'
+    files, registering = blocks
+    lines = [text for code in (*files.values(), registering) for text in code.splitlines() if text.strip()]
+    assert len(lines) <= 62, 'sixty lines, and two in the registry'
     assert max(map(len, lines)) <= 120
 
 
@@ -90,12 +93,37 @@ def test_it_trains_and_goes_on(run):
     assert [line['step'] for line in lines if 'train/loss' in line] == [4, 8, 12]
     assert all(np.isfinite(line['train/loss']) for line in lines if 'train/loss' in line)
     config = config_lib.from_json(config_lib.to_json(config))
-    config.replaced.times_narrower = 2
-    with pytest.raises(ConfigError, match='replaced.times_narrower: 4 in the checkpoint, 2 now'):
+    config.replaced.times_narrower = 1
+    with pytest.raises(ConfigError, match='replaced.times_narrower: 2 in the checkpoint, 1 now'):
         train_lib.train(config, workdir)
     config.replaced.times_narrower = 0
     with pytest.raises(ConfigError, match=r'replaced.times_narrower=0 must lie within 1 … 64'):
         train_lib.train(config, workdir)
+
+
+@pytest.mark.parametrize('fits', [1, 2, 4])
+def test_a_width_is_refused_where_the_heads_do_not_fit(registered, fits):
+    config = properties.configuration(registered)
+    config.model.num_heads, config.replaced.times_narrower = 4, fits
+    config_lib.resolve(config)
+    config.replaced.times_narrower = 3
+    cure = r'replaced.times_narrower=3 must divide model.num_heads=4: set it to one of \[1, 2, 4\]'
+    with pytest.raises(ConfigError, match=cure):
+        config_lib.resolve(config)
+
+
+def test_the_memory_of_a_step_holds_both_encoders(registered):
+    """A generator as wide as the encoder doubles what layers take; one of half the width takes half of that."""
+    config = properties.configuration('mlm')
+    fixed_bytes, row_bytes = slice_fitting.step_bytes(config, 1)
+    logits = slice_fitting.BYTES_OF_LOGIT * config.vocab_size * step_flops.slot_sizes(config).masked
+    config.objective, added = registered, []
+    for config.replaced.times_narrower in (1, 2):
+        memory = slice_fitting.step_bytes(config, 1)
+        added.append((memory[0] - fixed_bytes, memory[1] - row_bytes))
+    (whole_fixed, whole_row), (half_fixed, half_row) = added
+    assert whole_row == pytest.approx(row_bytes - logits) == pytest.approx(2 * half_row)
+    assert whole_fixed == pytest.approx(4 * half_fixed) and half_fixed > 0
 
 
 def test_it_is_compared_at_equal_cost(run, tmp_path):
