@@ -21,9 +21,8 @@ from mlm_jax.pretrained.model import Model
 from mlm_jax.training import build
 from mlm_jax.training.step import frozen_masks
 
-STYLES: dict[str, Literal['-', '--', '-.', ':']] = {
-    'prior, mixture': '-', 'prior, states': '--', 'posterior, mixture': '-.', 'posterior, states': ':',
-}  # fmt: skip
+LineStyle = Literal['-', '--', '-.', ':'] | tuple[float, tuple[float, ...]]  # a name, or lengths of dashes and gaps
+STYLES: tuple[LineStyle, ...] = ('-', '--', '-.', ':')
 
 
 def same_text(first: Model, other: Model, max_rows: int) -> bool:
@@ -104,29 +103,45 @@ def describe(label: str, entry: dict) -> str:
     return '\n'.join(lines)
 
 
+def line_style(index: int) -> LineStyle:
+    """The line style of the definition with that index of an objective: beyond `STYLES`, a dash and ever more dots."""
+    return STYLES[index] if index < len(STYLES) else (0, (6, 1.6, *(1, 1.6) * (index - 2)))
+
+
+def definitions(entry: dict) -> list[str]:
+    """The names of the predictions of one checkpoint, in the order of its objective."""
+    return list(next(iter(entry['ratios'].values()))['bits'])
+
+
+def styles_by_name(report: dict[str, dict]) -> dict[str, LineStyle]:
+    """'objective: definition' → line style, of the objectives with several definitions; as the legend names them."""
+    several = [entry for entry in report.values() if len(definitions(entry)) > 1]
+    return {f'{e["objective"]}: {name}': line_style(i) for e in several for i, name in enumerate(definitions(e))}
+
+
 def draw(report: dict[str, dict], path: pathlib.Path) -> None:
     """Draws entropy, NLL and their difference against the mask ratio.
 
-    Each checkpoint has a color, and each definition of the entropy a line style.
+    Each checkpoint has a color, and each definition of the entropy a line style, by its place among those of the
+    objective. The legend names the definitions of objectives that have several.
 
     Args:
-      report: label → a dictionary with the results of `measure` under 'ratios'.
+      report: label → a dictionary with the name of the objective under 'objective', and the results of `measure` under
+        'ratios'.
       path: of the PNG file.
     """
     from matplotlib.lines import Line2D
 
     figure = pictures.new_figure(13, 4.8)
     panels = {'entropy': 'entropy', 'nll': 'negative log-likelihood', 'gap': 'NLL − entropy'}
-    used: set[str] = set()
     for axes, (key, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for i, entry in enumerate(report.values()):
             ratios = list(map(float, entry['ratios']))
             summaries = list(entry['ratios'].values())
-            for name in summaries[0]['bits']:
+            for j, name in enumerate(definitions(entry)):
                 value, error = np.array([summary['bits'][name][key] for summary in summaries]).T
-                style = STYLES.get(name, '-')
-                used |= {name} & set(STYLES)
-                axes.errorbar(ratios, value, error, color=f'C{i}', linestyle=style, marker='o', markersize=4, capsize=2)
+                style = dict(color=f'C{i}', linestyle=line_style(j), marker='o', markersize=4, capsize=2)
+                axes.errorbar(ratios, value, error, **style)
         axes.set(xlabel='share of the tokens that are masked', title=title)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel('bits per masked token')
@@ -134,6 +149,9 @@ def draw(report: dict[str, dict], path: pathlib.Path) -> None:
     colors = [
         Line2D([], [], color=f'C{i}', marker='o', label=pictures.plain_text(label)) for i, label in enumerate(report)
     ]
-    styles = [Line2D([], [], color='gray', linestyle=STYLES[n], label=f'ExLM: {n}') for n in STYLES if n in used]
+    styles = [
+        Line2D([], [], color='gray', linestyle=style, label=pictures.plain_text(name))
+        for name, style in styles_by_name(report).items()
+    ]
     figure.legend(handles=colors + styles, loc='outside lower center', ncols=4, fontsize=8, handlelength=4)
     pictures.save(figure, path)
