@@ -12,7 +12,8 @@ Arguments for ablations: `exlm.num_states=2`; `exlm.transitions=sparse` (only to
 `exlm.transition_heads=1` (the paper's formula); `model.positions=rotary` (the copies of a token share one position);
 `exlm.alignments=1` (one through all documents of a row, as in the paper); `exlm.anchors=false` (which also means one
 through all documents). `objective=mlm` trains the baseline of the paper: the same encoder, without expansion. Other
-arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/exlm.py:base,num_microbatches=8`.
+arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/exlm.py:base,num_microbatches=8`. All keys
+`exlm.…` are explained in `mlm_jax/objectives/exlm_spec.py`.
 
 On text, dense transitions, those of the paper, hardly leave the frequencies of words if they begin from random weights:
 they spread the signal of a target over the states of several tokens. At `tiny` and `mini`, the first half of a run

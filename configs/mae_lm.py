@@ -18,6 +18,7 @@ Arguments for ablations:
   the encoder reads random tokens: `mae_lm.masked_in_encoder=1.0,masking.mask_fraction=0.0,masking.random_fraction=1.0`
   positions: `mae_lm.renumber_positions=true` or `model.relative_buckets=0`
 Other arguments are keys of `mlm_jax/config/defaults.py`, e.g. `configs/mae_lm.py:base,num_microbatches=8`.
+All keys `mae_lm.…` are explained in `mlm_jax/objectives/mae_lm_spec.py`.
 `objective=mlm` trains the paper's baseline, the same encoder on all tokens.
 
 `tiny` as it stands had 3.99 nats per masked token after 1,000 steps, 4.1 M tokens of text, of 2,048 pieces in rows of

@@ -14,7 +14,8 @@ A corpus is lines of SMILES, `smi:GLOB`, or a column of tables, `data.corpus=csv
 vocabulary of 512 ids suffices: half a million molecules of ChEMBL, MUV, DUD and HIV have 258 different tokens; the
 other ids are unused. A row holds two or three molecules, which do not attend to each other; molecules of more than 126
 tokens (0.6 %) are split. `data.smiles_copies=2` adds two random SMILES of each molecule (extra `smiles`). Other
-arguments are keys of `mlm_jax/config/defaults.py`.
+arguments are keys of `mlm_jax/config/defaults.py`, or, if they begin with the name of an objective, as
+`exlm.num_states` does, of its `mlm_jax/objectives/*_spec.py`.
 
 ExLM of `tiny` and `mini` begins with sparse transitions (`exlm.sparse_percent=50`), as in configs/exlm.py: dense ones
 alone, the paper's, which `exlm.sparse_percent=0` gives, may settle on alignments in which states stand for other tokens

@@ -8,7 +8,7 @@ other devices.
 The workdir may lie in a bucket: gs://BUCKET/PATH (extra gcs) or s3://BUCKET/PATH (extra s3); docs/train.md says more.
 A mixture of prepared directories: --set=data.directory=data/en:0.7,data/de:0.3
 Single keys: --config=configs/mlm.py:mini,total_epochs=3 or --set=optimizer.learning_rate=1e-3;
-mlm_jax/config/defaults.py lists them.
+mlm_jax/config/defaults.py lists them; mlm_jax/objectives/*_spec.py list those of single objectives, such as exlm.….
 """
 
 import contextlib

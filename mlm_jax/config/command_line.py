@@ -57,7 +57,7 @@ def define_config_flags() -> None:
         'set',
         [],
         'KEY=VALUE, a single key of the configuration, or of each of several; may be repeated. '
-        'mlm_jax/config/defaults.py explains the keys.',
+        'mlm_jax/config/defaults.py explains the keys; mlm_jax/objectives/*_spec.py those of single objectives.',
     )
 
 
