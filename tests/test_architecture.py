@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import os
 import pathlib
 import subprocess
 import sys
@@ -154,3 +155,16 @@ def test_preparing_and_checking_configurations_import_no_jax(code):
         [sys.executable, '-c', program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
     )
     assert result.stdout == '[]\n'
+
+
+def test_no_program_imports_tensorflow_where_it_is_installed(tmp_path):
+    """A package of that name on the path, which leaves a note if anything imports it."""
+    (tmp_path / 'tensorflow').mkdir()
+    (tmp_path / 'tensorflow' / '__init__.py').write_text(f'open({str(tmp_path / "imported")!r}, "w").close()')
+    programs = ', '.join(
+        f'mlm_jax.{name}' for name in ('prepare', 'train', 'finetune', 'evaluate', 'export', 'compare')
+    )
+    paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get('PYTHONPATH'))))
+    command = [sys.executable, '-c', f'import {programs}']
+    subprocess.run(command, check=True, cwd=PACKAGE.parent, env=os.environ | {'PYTHONPATH': paths})
+    assert not (tmp_path / 'imported').exists()

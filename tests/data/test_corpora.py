@@ -483,7 +483,3 @@ def test_the_standard_library_speaks_english():
         for b in blocks
         for p in demo_corpus.paragraphs_of(b)
     )
-
-
-def test_no_tensorflow():
-    assert 'tensorflow' not in sys.modules

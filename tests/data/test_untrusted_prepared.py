@@ -130,7 +130,7 @@ def test_readers_refuse_damage_or_read_the_same(folder, data):
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8,
 ), st.data())  # fmt: skip
 @hypothesis.settings(deadline=None, max_examples=100)
-def test_a_manifest_of_other_types_is_refused(folder, value, data):
+def test_a_manifest_of_other_types_is_read_or_refused_in_words(folder, value, data):
     stored = manifest_lib.sealed.parse((folder / 'rows' / manifest_lib.FILE).read_bytes())
     del stored[manifest_lib.sealed.KEY]  # as in directories of earlier versions, where nothing else would tell
     place, key = stored, data.draw(st.sampled_from(sorted(stored)))

@@ -1,6 +1,7 @@
 """Each class of transformers computes what its encoder here does, and weights survive the way there and back."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -82,12 +83,16 @@ def _every(tokens):
     return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
 
 
+@functools.cache  # several architectures have the same encoder
+def _apply(config):
+    return jax.jit(MLM(dataclasses.replace(config, dtype='float64')).apply, static_argnames='method')
+
+
 def logits(config, params, tokens, segments):
     """f64[B, T, V]: rounding of activations to float32, which steep weights enlarge, depends on the processor."""
     with jax.enable_x64(True):
-        module = MLM(dataclasses.replace(config, dtype='float64'))
         batch = MaskedBatch(tokens, tokens, _every(tokens), jnp.ones(tokens.shape), jnp.asarray(segments, jnp.int32))
-        return np.asarray(jax.jit(module.apply, static_argnames='method')({'params': params}, batch, method='logits'))
+        return np.asarray(_apply(config)({'params': params}, batch, method='logits'))
 
 
 @pytest.mark.parametrize('name', [*ENCODERS, *OTHERS])
