@@ -35,6 +35,7 @@ _DISK_CURES = {
 }
 
 LONGEST_NAME = 255  # bytes, of one file or directory, on all common file systems
+_HELP = ('help', 'helpshort', 'helpfull', 'helpxml', '?')  # flags that print what there is, and end the program
 _FORMER_CONFIGS = '--configs is now --config, given once for each configuration: --config=mlm:mini --config=mae_lm:mini'
 
 
@@ -122,6 +123,11 @@ def run(
         raise
 
 
+def asks_for_help(argument: str) -> bool:
+    """Whether an argument of the command line is `--help`, or one of the flags that print more of it, or less."""
+    return argument.startswith('-') and argument.lstrip('-') in _HELP
+
+
 def is_given(name: str) -> bool:
     """Whether a flag is on the command line, with a value."""
     return bool(flags.FLAGS[name].present) and flags.FLAGS[name].value != ''
@@ -188,12 +194,14 @@ def _parse_flags(argv: list[str], former: Mapping[str, str], takes_rest: bool = 
     rest: list[str] = []
     if takes_rest and '--' in argv:
         argv, rest = argv[: argv.index('--')], argv[argv.index('--') + 1 :]
-    if any(argument.lstrip('-') in ('help', 'helpshort', 'helpfull') for argument in argv):
-        return app.parse_flags_with_usage(argv)
+    if asked := [argument for argument in argv[1:] if asks_for_help(argument)]:
+        argv = [argv[0], asked[0]]  # the other flags need not be right
     if sentence := former_spelling(argv[1:], former):
         sys.exit(f'error: {sentence}')
     try:
         unparsed = flags.FLAGS(argv)[1:]
+    except SystemExit:  # abseil has printed the help that was asked for, and calls that a failure
+        sys.exit(0)
     except (flags.Error, ValueError) as error:
         sys.exit(f'error: {error}\n--help lists the flags')
     if unparsed:

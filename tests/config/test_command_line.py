@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import programs
 import pytest
 from absl import flags
 
@@ -57,6 +58,32 @@ def test_former_spellings_name_their_successors():
     finally:
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['--help'], '--helpfull'),
+        (['-help'], '--helpfull'),
+        (['-?'], '--helpfull'),
+        (['--help=true'], '--helpfull'),
+        (['--helpshort'], '--helpfull'),
+        (['--helpfull'], '--verbosity'),
+        (['--helpxml'], '<name>model</name>'),
+        (['--parallel_seeds=none', '--workdir=x', '--nonsense', '--help'], '--helpfull'),
+    ],
+)
+def test_help_is_no_failure(arguments, said):
+    """And other flags, which may be wrong, do not keep it away."""
+    result = programs.run('finetune', *arguments)
+    assert (result.returncode, result.stderr) == (0, '')
+    assert said in result.stdout and 'model' in result.stdout
+
+
+def test_arguments_that_only_look_like_help():
+    for argument in ('help', '--help=false', '--helper', '--label=--help'):
+        assert not command_line.asks_for_help(argument), argument
+    assert programs.run('finetune', '--help=false', '--model=x').returncode == 1
 
 
 def test_a_disk_that_is_full_is_one_line_and_a_status_of_its_own():
