@@ -25,6 +25,7 @@ Models are runs, WORKDIR or WORKDIR@STEP, whose step 0 is how the run began; ran
 learned; ema:WORKDIR; or average:SOURCE,SOURCE,…
 """
 
+import dataclasses
 import json
 import math
 import sys
@@ -160,38 +161,77 @@ def _numbers(flag: str, texts: Sequence[str], holds: Callable[[float], bool], wo
     return found
 
 
-def _main(name: str) -> None:
-    models = sources.parse_runs(flags.FLAGS.model, f'probe {name}')
-    loading.use_compilation_cache_of(models[0])
-    PROBES[name](models)
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What stands behind a name.
+
+    Attributes:
+      main: measures models, and writes what it finds.
+      flags: the names of those that it reads, besides the flags of all probes.
+    """
+
+    main: Callable[[Sequence[sources.Source]], None]
+    flags: tuple[str, ...]
 
 
 PROBES = {
-    'effective_rank': main_effective_rank,
-    'gradient_variance': main_gradient_variance,
-    'entropy': main_entropy,
-    'dag': main_dag,
+    'effective_rank': Probe(main_effective_rank, ('rows', 'thresholds')),
+    'gradient_variance': Probe(main_gradient_variance, ('texts', 'segments', 'draws')),
+    'entropy': Probe(main_entropy, ('rows', 'ratios')),
+    'dag': Probe(main_dag, ('row', 'ratios')),
 }
+
+
+def readers(flag: str) -> list[str]:
+    """The names of the probes that read a flag."""
+    return [name for name, probe in PROBES.items() if flag in probe.flags]
+
+
+def check_flags(name: str) -> None:
+    """Raises ConfigError for a flag that the probe of this name would ignore, since it is of others."""
+    for flag in dict.fromkeys(flag for probe in PROBES.values() for flag in probe.flags):
+        if command_line.is_given(flag) and name not in readers(flag):
+            own = ', '.join(f'--{own}' for own in PROBES[name].flags)
+            raise ConfigError(
+                f'probe {name} does not read --{flag}, a flag of {" and ".join(readers(flag))}: leave it out. '
+                f'The flags of {name}, besides those of all probes, are {own}'
+            )
+
+
+def _main(name: str) -> None:
+    check_flags(name)
+    models = sources.parse_runs(flags.FLAGS.model, f'probe {name}')
+    loading.use_compilation_cache_of(models[0])
+    PROBES[name].main(models)
 
 
 def _define_flags() -> None:
     sources.define_flag('several are laid over each other. hf: has no rows to probe.')
     sources.define_data_flag()
-    flags.DEFINE_integer('rows', 4096, 'Held-out rows, at most.', lower_bound=1)
-    flags.DEFINE_list('thresholds', ['0.8', '0.9', '0.95', '0.99'], 'τ, several.')
-    flags.DEFINE_integer('texts', 64, 'gradient_variance: held-out rows.', lower_bound=3)
-    flags.DEFINE_integer('segments', 7, 'gradient_variance: disjoint masks of a text, K.', lower_bound=2)
-    flags.DEFINE_integer('draws', 8, 'gradient_variance: random orders of each text; K masks each.', lower_bound=3)
-    flags.DEFINE_list(
-        'ratios', None, 'entropy: shares of masked tokens (0.15,0.3,0.5); dag: one, else that of the run.'
+    _define(flags.DEFINE_integer, 'rows', 4096, 'held-out rows, at most.', lower_bound=1)
+    thresholds = (
+        'shares τ of the squared singular values that the dimensions must hold; the picture shows one near 0.9.'
     )
-    flags.DEFINE_integer('row', 0, 'dag: which held-out row, from 0.', lower_bound=0)
+    _define(flags.DEFINE_list, 'thresholds', ['0.8', '0.9', '0.95', '0.99'], thresholds)
+    _define(flags.DEFINE_integer, 'texts', 64, 'held-out rows.', lower_bound=3)
+    _define(flags.DEFINE_integer, 'segments', 7, 'disjoint masks of a text, K.', lower_bound=2)
+    _define(flags.DEFINE_integer, 'draws', 8, 'random orders of each text, of K masks each.', lower_bound=3)
+    ratios = (
+        'shares of masked tokens. Unless given, entropy takes 0.15,0.3,0.5, and dag, which takes one, that of the run.'
+    )
+    _define(flags.DEFINE_list, 'ratios', None, ratios)
+    _define(flags.DEFINE_integer, 'row', 0, 'which held-out row, from 0.', lower_bound=0)
     paths.define_flag('output', None, 'Directory for the JSON file and the picture.', 'directory')
 
 
+def _define(define: Callable, name: str, default: object, text: str, **bounds: int) -> None:
+    """Defines a flag that not all probes read; its help begins with those that do."""
+    define(name, default, f'For {" and ".join(readers(name))}: {text}', **bounds)
+
+
 if __name__ == '__main__':
-    if len(sys.argv) < 2 or (sys.argv[1] not in PROBES and 'help' not in sys.argv[1]):
+    if sys.argv[1:2] not in [[name] for name in PROBES] and not any(map(command_line.asks_for_help, sys.argv)):
         sys.exit(f'error: say what to probe: python -m mlm_jax.probe {"|".join(PROBES)} --model=… --output=…')
-    name = sys.argv.pop(1) if sys.argv[1] in PROBES else ''
+    name = sys.argv.pop(1) if sys.argv[1] in PROBES else ''  # without a name, it only prints the help
     _define_flags()
     command_line.run(lambda: _main(name), required=('model', 'output'), former=sources.FORMER_FLAGS)

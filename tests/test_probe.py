@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import json
+import re
 import shutil
 import types
 
@@ -244,6 +245,16 @@ def test_only_a_graph_is_drawn(trained, exlm):
         alignment.check_model(types.SimpleNamespace(objective=objective, objective_name='exlm'))
 
 
+def test_the_help_of_each_flag_names_the_probes_that_read_it():
+    shown = ' '.join(programs.run('probe', '--help').stdout.split())
+    for name, found in probe.PROBES.items():
+        for flag in found.flags:
+            assert re.search(rf'--{flag}: For [\w ]*\b{name}\b', shown), (name, flag)
+    of_some = set(re.findall(r'--(\w+): For ', shown))
+    assert of_some == {flag for found in probe.PROBES.values() for flag in found.flags}
+    assert set(re.findall(r' --(\w+): ', shown)) - of_some == {'model', 'data_directory', 'output'}
+
+
 def test_ratios_are_sorted():
     assert probe.mask_ratios(['0.5', '0.15', '.5']) == [0.15, 0.5]
 
@@ -288,6 +299,18 @@ def test_wrong_command_lines_end_in_one_message(tmp_path, arguments, message):
         ('entropy', ['--ratios=0.15,1'], 'above 0 and below 1'),
         ('entropy', ['--ratios=half'], 'above 0 and below 1'),
         ('dag', ['--model={run}@0'], 'one row of one checkpoint'),
+        (
+            'effective_rank',
+            ['--ratios=0.5'],
+            'probe effective_rank does not read --ratios, a flag of entropy and dag: ',
+        ),
+        (
+            'entropy',
+            ['--draws=8'],
+            'does not read --draws, a flag of gradient_variance: leave it out. The flags of ent',
+        ),
+        ('gradient_variance', ['--rows=8'], 'besides those of all probes, are --texts, --segments, --draws'),
+        ('dag', ['--rows=8'], 'besides those of all probes, are --row, --ratios'),
     ],
 )
 def test_wrong_values_are_refused(trained, tmp_path, name, arguments, message):

@@ -152,11 +152,11 @@ def test_its_ranks_and_its_entropy_are_probed(run, tmp_path):
         for name in ('effective_rank', 'entropy'):
             with flagsaver.flagsaver():
                 flags.FLAGS(['probe', f'--model={run[1]}', f'--output={tmp_path / name}', '--rows=8'])
-                probe.PROBES[name](sources.parse_runs(flags.FLAGS.model, f'probe {name}'))
+                probe.PROBES[name].main(sources.parse_runs(flags.FLAGS.model, f'probe {name}'))
             assert json.loads((tmp_path / name / f'{name}.json').read_text())
         with flagsaver.flagsaver(), pytest.raises(ConfigError, match='objective=replaced: .* no states to align'):
             flags.FLAGS(['probe', f'--model={run[1]}', f'--output={tmp_path / "dag"}'])
-            probe.PROBES['dag'](sources.parse_runs(flags.FLAGS.model, 'probe dag'))
+            probe.PROBES['dag'].main(sources.parse_runs(flags.FLAGS.model, 'probe dag'))
     finally:
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)
