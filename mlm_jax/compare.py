@@ -406,7 +406,7 @@ def define_flags() -> None:
         'Metric to compare: eval/masked_nll where runs have it, else eval/loss. The loss and the accuracy of ExLM do '
         'not compare with those of other objectives.',
     )  # fmt: skip
-    flags.DEFINE_multi_string('then', [], then.HELP)
+    flags.DEFINE_multi_string('then', [], then.help_text())
     paths.define_flag(
         'data', [], 'Where tasks of --then=finetune lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.',
         multiple=True,

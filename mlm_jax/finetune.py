@@ -4,10 +4,10 @@
         --data=glue=data/glue --seeds=1,2,3 --grid=learning_rate=1e-4,3e-4 --output=runs/mlm_mini/finetune
 
 Models: the workdir of a run of any objective (WORKDIR or WORKDIR@STEP), hf:DIRECTORY or hf:NAME, random:SOURCE, the
-same without what it has learned, drawn anew for each seed, ema:WORKDIR, or average:SOURCE,SOURCE,… Tasks: a suite
-(glue) or some of its tasks (glue/sst2); or files of your own, with --train_file. Recipes are those of the tasks;
---set=KEY=VALUE changes a key for all, --grid=KEY=VALUE,VALUE,… tries several values. `Recipe` in
-mlm_jax/finetuning/recipe.py lists the keys.
+same without what it has learned, drawn anew for each seed, ema:WORKDIR, or average:SOURCE,SOURCE,… Tasks: a suite, such
+as glue, or some of its tasks, such as glue/sst2, all of which --help lists at --tasks; or files of your own, with
+--train_file. Recipes are those of the tasks; --set=KEY=VALUE changes a key for all, --grid=KEY=VALUE,VALUE,… tries
+several values. `Recipe` in mlm_jax/finetuning/recipe.py lists the keys.
 
 The tables hold what the command asks for: for each task and model the setting with the best median on the validation
 split, with the parameters that were best there. Started again, the program runs what is missing. The output holds
@@ -124,7 +124,7 @@ def define_flags() -> None:
     """Defines the flags that `main` reads."""
     sources.define_flag('several are compared.')
     flags.DEFINE_multi_string('label', [], 'Name of a model, repeated in their order; made up unless given.')
-    flags.DEFINE_list('tasks', [], 'Suites, or tasks of suites: glue, glue/sst2, …')
+    flags.DEFINE_list('tasks', [], f'Suites, such as glue, or tasks of suites, such as glue/sst2: {suites.describe()}.')
     paths.define_flag(
         'data', [], 'Where they lie: DIRECTORY, SUITE=DIRECTORY or SUITE/TASK=DIRECTORY; or tfds.', multiple=True
     )

@@ -18,6 +18,7 @@ from mlm_jax.finetuning.loop import Diverged, Outcome
 from mlm_jax.finetuning.recipe import Recipe
 from mlm_jax.parallel.mesh import make_mesh
 from mlm_jax.pretrained import loading, sources
+from mlm_jax.tasks import suites
 from mlm_jax.tasks.examples import Example, Task, TaskData
 from mlm_jax.training import workdir
 
@@ -117,6 +118,12 @@ def test_another_model_of_the_same_name_is_refused(output):
     assert result.returncode == 1 and "  parameters: 'x' there, '" in result.stderr, result.stderr
     for path, text in zip(paths, kept, strict=True):
         path.write_text(text)
+
+
+def test_help_lists_every_task():
+    shown = ' '.join(programs.run('finetune', '--help').stdout.split())
+    for suite, (tasks, _) in suites.SUITES.items():
+        assert f'{suite}/{{{", ".join(tasks)}}}' in shown
 
 
 def test_settings():

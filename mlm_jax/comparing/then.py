@@ -16,11 +16,8 @@ from mlm_jax.tasks import suites
 
 FINETUNE, BLIMP, RANK, ENTROPY, VARIANCE = 'finetune', 'blimp', 'effective_rank', 'entropy', 'gradient_variance'
 SEEDS = 'seeds'  # of fine-tuning
-HELP = (
-    'What each pretrained model is judged by afterwards: a list with commas of finetune:TASK,TASK,… blimp:DIRECTORY '
-    'effective_rank entropy gradient_variance. KEY=VALUE behind one is an option of it (of finetune: the keys of its '
-    'recipe, and seeds), VALUE/VALUE tries both: finetune:glue/sst2,epochs=3,learning_rate=1e-4/3e-4,entropy'
-)
+# Measure → its argument, of those that take one: fine-tuning takes tasks, and others take a directory.
+ARGUMENTS = {FINETUNE: 'TASK,TASK,…', BLIMP: 'DIRECTORY'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +35,11 @@ class Option:
     holds: Callable[[float], bool]
     range: str
     takes_several: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The default as it could be given."""
+        return '/'.join(str(value).lower().removesuffix('.0') for value in self.default)
 
 
 def _at_least(default: int, least: int) -> Option:
@@ -61,7 +63,26 @@ OPTIONS: dict[str, dict[str, Option]] = {
     },
     VARIANCE: {'texts': _at_least(64, 3), 'segments': _at_least(7, 2), 'draws': _at_least(8, 3)},
 }
-_MEASURES = f'the measures are finetune:TASK,…, blimp:DIRECTORY, {RANK}, {ENTROPY} and {VARIANCE}'
+
+
+def help_text() -> str:
+    """What `--then` takes."""
+    return (
+        f'What each pretrained model is judged by afterwards: one measure or several, between commas. {_measures()}. '
+        'KEY=VALUE behind a measure is an option of it, and VALUE/VALUE gives it both values, as in '
+        'finetune:glue/sst2,epochs=3,learning_rate=1e-4/3e-4,entropy'
+    )
+
+
+def _measures() -> str:
+    """A sentence with all measures and their options."""
+    described = []
+    for kind, options in OPTIONS.items():
+        keys = [f'{key}={option.shown}' for key, option in options.items()]
+        keys += ['the keys of its recipe'] if kind == FINETUNE else []
+        name = ':'.join([kind, *([ARGUMENTS[kind]] if kind in ARGUMENTS else [])])
+        described.append(f'{name} ({", ".join(keys)})' if keys else name)
+    return f'The measures, with the defaults of their options, are {"; ".join(described)}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +152,7 @@ def parse(texts: Sequence[str]) -> list[Measure]:
         if head in OPTIONS:
             found.append(Measure(head, (argument,) if colon and argument else (), {}))
         elif not found or (colon and not equals) or head == 'dag':
-            raise ConfigError(f'--then={word}: {_what_is_wrong(head, bool(equals))}; {_MEASURES}')
+            raise ConfigError(f'--then={word}: {_what_is_wrong(head, bool(equals))}. {_measures()}')
         elif equals:
             if key in found[-1].given:
                 raise ConfigError(f'--then: {key} of {found[-1].kind} is given twice')
@@ -159,16 +180,16 @@ def _checked(measure: Measure) -> Measure:
         try:
             return dataclasses.replace(measure, arguments=tuple(suites.split_names(arguments)))
         except ConfigError as error:
-            raise ConfigError(f'--then={measure}: {error}; {_MEASURES}') from None
+            raise ConfigError(f'--then={measure}: {error}. {_measures()}') from None
     if unknown := [key for key in measure.given if key not in OPTIONS[kind]]:
         raise ConfigError(f'--then: {kind} has no option {unknown[0]!r}; it has {", ".join(OPTIONS[kind])}')
     for key in measure.given:
         measure.values(key)
-    takes = 1 if kind == BLIMP else 0
+    takes = 1 if kind in ARGUMENTS else 0
     if len(arguments) > takes:
-        raise ConfigError(f'--then={measure}: {arguments[takes]!r} is no measure and no option; {_MEASURES}')
+        raise ConfigError(f'--then={measure}: {arguments[takes]!r} is no measure and no option. {_measures()}')
     if len(arguments) < takes:
-        raise ConfigError('--then=blimp needs the directory of its *.jsonl files, as in blimp:data/blimp')
+        raise ConfigError(f'--then={kind} needs the directory of its files, as in {kind}:data/{kind}')
     for directory in arguments:
         paths.check_local_or_bucket(directory)
         paths.check_kind(directory, 'directory')

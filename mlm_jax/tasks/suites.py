@@ -14,6 +14,11 @@ SUITES: dict[str, tuple[Sequence[str], Callable[[str, str], TaskData]]] = {
 }
 
 
+def describe() -> str:
+    """The names of all tasks, by suite."""
+    return '; '.join(f'{suite}/{{{", ".join(tasks)}}}' for suite, (tasks, _) in SUITES.items())
+
+
 def split_names(texts: Sequence[str]) -> list[str]:
     """The names of tasks; the name of a suite stands for all of its tasks.
 
@@ -25,8 +30,7 @@ def split_names(texts: Sequence[str]) -> list[str]:
         suite, _, task = text.partition('/')
         known = SUITES.get(suite, ((), None))[0]
         if suite not in SUITES or (task and task not in known):
-            available = [f'{name}/{{{",".join(tasks)}}}' for name, (tasks, _) in SUITES.items()]
-            raise ConfigError(f'there is no task {text}; the tasks are {"; ".join(available)}')
+            raise ConfigError(f'there is no task {text}; the tasks are {describe()}')
         names += [text] if task else [f'{suite}/{name}' for name in known]
     return list(dict.fromkeys(names))
 

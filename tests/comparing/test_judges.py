@@ -56,6 +56,10 @@ def judged(judge, candidate, trained, workdir) -> judges.Values:
     return judge.values(candidate, 0, workdir)
 
 
+def test_every_measure_has_a_judge():
+    assert {*judges._PROBES, then.FINETUNE} == set(then.OPTIONS)
+
+
 def test_fine_tuning_takes_the_better_setting_and_goes_on(candidate, trained, tasks, tmp_path):
     pytest.importorskip('sklearn')
     options = 'epochs=1,batch_size=16,dropout=0,learning_rate=1e-9/3e-3'

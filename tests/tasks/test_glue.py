@@ -152,7 +152,7 @@ def test_names_of_tasks_and_where_they_lie(download):
     assert suites.split_names(['glue/rte', 'glue/rte']) == ['glue/rte']
     assert len(suites.split_names(['glue'])) == 9
     with pytest.raises(
-        ConfigError, match='there is no task glue/sst; the tasks are glue/{cola,sst2.*moleculenet/{bbbp'
+        ConfigError, match='there is no task glue/sst; the tasks are glue/{cola, sst2.*moleculenet/{bbbp'
     ):
         suites.split_names(['glue/sst'])
     where = suites.directories([f'glue={download}', f'glue/rte={download}/RTE', '/a=b'])
