@@ -5,7 +5,8 @@ runs tiny, and the corpora and data sets that the pages speak of are small files
 process, which saves importing JAX for each of them. Scripts of launch/ run with --dry-run.
 
 A block is skipped only if a comment in front of it says what it needs, such as `<!-- needs: GPU -->`; the flags of its
-commands must exist nevertheless. `<!-- in: FILE -->` in front of a Python block means that it is added to that file.
+commands must exist nevertheless. `<!-- in: FILE -->` in front of a Python block means that it is added to that file,
+and `<!-- new: FILE -->` that it is a file which there is not yet.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import numpy as np
@@ -102,7 +104,7 @@ class Block:
       language: behind the opening fence.
       text: without the fences and the indentation that they share.
       needs: what the comment in front of it names, or ''.
-      file: of the repository, to which it is added; or ''.
+      file: of the repository, to which it is added, or which it makes; or ''.
     """
 
     page: str
@@ -123,8 +125,11 @@ def read_blocks(page: str, text: str) -> list[Block]:
         if opening := re.fullmatch(r'( *)```(\w*)', lines[i]):
             end = next((j for j in range(i + 1, len(lines)) if lines[j].strip() == '```'), None)
             assert end is not None, f'{page}:{i + 1}: the fence does not close'
-            comment = re.fullmatch(r' *<!-- (needs|in): (.+) -->', lines[i - 1]) if i else None
-            notes = {{'needs': 'needs', 'in': 'file'}[comment[1]]: comment[2]} if comment else {}
+            comment = re.fullmatch(r' *<!-- (needs|in|new): (.+) -->', lines[i - 1]) if i else None
+            notes = {{'needs': 'needs'}.get(comment[1], 'file'): comment[2]} if comment else {}
+            assert 'file' not in notes or (REPOSITORY / notes['file']).exists() == (comment[1] == 'in'), (
+                f'{page}:{i}: "in:" names a file that there is, and "new:" one that there is not: {comment[2]}'
+            )
             body = textwrap.dedent('\n'.join(lines[i + 1 : end]))
             blocks.append(Block(page, i + 2, opening[2], body, **notes))
             i = end
@@ -165,6 +170,8 @@ def test_every_page_is_read():
 def test_what_a_page_must_not_hold():
     for text, message in (
         ('```bash\nls', 'does not close'),
+        ('<!-- in: mlm_jax/none.py -->\n```python\n```', 'names a file that there is'),
+        ('<!-- new: mlm_jax/train.py -->\n```python\n```', 'one that there is not'),
         ('    python -m mlm_jax.train', 'outside of a fenced block'),
         ('    launch/demo', 'outside of a fenced block'),
         ('<!-- needs: GPU -->\n\n```bash\nls\n```', 'no block follows'),
@@ -311,8 +318,11 @@ class Site:
 
 
 def module_of(file: str):
-    """The module of a file in the repository."""
-    return importlib.import_module(file.removesuffix('.py').replace('/', '.'))
+    """The module of a file in the repository; of one that there is not, a module that is empty at first."""
+    name = file.removesuffix('.py').replace('/', '.')
+    if not (REPOSITORY / file).exists():
+        return sys.modules.setdefault(name, types.ModuleType(name))
+    return importlib.import_module(name)
 
 
 @contextlib.contextmanager
@@ -332,6 +342,9 @@ def restored_registries():
         for now, old in [*before, *contents]:
             now.clear()
             now.update(old)
+        for file in files:
+            if not (REPOSITORY / file).exists():
+                del sys.modules[module_of(file).__name__]
 
 
 # ---- What the pages say is there -------------------------------------------------------------------------------------
