@@ -161,10 +161,8 @@ def test_no_program_imports_tensorflow_where_it_is_installed(tmp_path):
     """A package of that name on the path, which leaves a note if anything imports it."""
     (tmp_path / 'tensorflow').mkdir()
     (tmp_path / 'tensorflow' / '__init__.py').write_text(f'open({str(tmp_path / "imported")!r}, "w").close()')
-    programs = ', '.join(
-        f'mlm_jax.{name}' for name in ('prepare', 'train', 'finetune', 'evaluate', 'export', 'compare')
-    )
+    names = ('prepare', 'train', 'finetune', 'evaluate', 'export', 'compare')
     paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get('PYTHONPATH'))))
-    command = [sys.executable, '-c', f'import {programs}']
+    command = [sys.executable, '-c', 'import ' + ', '.join(f'mlm_jax.{name}' for name in names)]
     subprocess.run(command, check=True, cwd=PACKAGE.parent, env=os.environ | {'PYTHONPATH': paths})
     assert not (tmp_path / 'imported').exists()
