@@ -52,17 +52,7 @@ def check_together(config: ml_collections.ConfigDict) -> None:
         for axis, size in c.mesh.items()
         if not size
     ]
-    if c.fsdp_gather == 'step' and c.mesh.tensor != 1:
-        problems.append(
-            f'fsdp_gather=step needs devices that compute with whole weights, but mesh.tensor={c.mesh.tensor} splits '
-            'them: use fsdp_gather=layer'
-        )
-    if c.sharding != 'dp' and c.mesh.fsdp == 1 and c.mesh.tensor == 1:
-        problems.append(
-            f'sharding={c.sharding} splits the state over mesh.fsdp and mesh.tensor, but both are 1: set mesh.data=1 '
-            'and mesh.fsdp=-1, or sharding=dp'
-        )
-    problems += _optimizer_problems(c)
+    problems += _sharding_problems(c) + _optimizer_problems(c)
     if c.batch_size * row_length(c) >= 2**31:
         problems.append(
             f'a batch of batch_size={c.batch_size:,} rows of {row_length(c):,} tokens is more than 2³¹ '
@@ -159,6 +149,27 @@ def _mixture_problems(c: ml_collections.ConfigDict) -> list[str]:
         problems.append(
             f'masking.unit={k.unit} takes collocations, which prepare has computed for each directory of the mixture '
             'alone, not for their mixture: use masking.unit=ngram, or prepare all text in one data.directory'
+        )
+    return problems
+
+
+def _sharding_problems(c: ml_collections.ConfigDict) -> list[str]:
+    """Where devices would repeat each other's work, or hold what they need not."""
+    problems, mesh = [], c.mesh
+    if c.fsdp_gather == 'step' and mesh.tensor != 1:
+        problems.append(
+            f'fsdp_gather=step needs devices that compute with whole weights, but mesh.tensor={mesh.tensor} splits '
+            'them: use fsdp_gather=layer'
+        )
+    if c.sharding != 'fsdp_tp' and mesh.tensor != 1:
+        problems.append(
+            f'sharding={c.sharding} splits nothing over mesh.tensor={mesh.tensor}, whose devices would all compute the '
+            'same: set sharding=fsdp_tp, or leave it at auto; or set mesh.tensor=1'
+        )
+    elif c.sharding != 'dp' and mesh.fsdp == 1 and mesh.tensor == 1:
+        problems.append(
+            f'sharding={c.sharding} splits the state over mesh.fsdp and mesh.tensor, but both are 1: set mesh.data=1 '
+            'and mesh.fsdp=-1, or sharding=dp'
         )
     return problems
 

@@ -49,7 +49,9 @@ def default_config() -> ml_collections.ConfigDict:
     # The name of a TPU slice, such as v5e-16, or of several, as 2xv5e-16: open keys (None or 'auto') are then chosen
     # for their devices (config/slice_fitting.py). Without a slice, open keys get the values in their comments.
     c.slice = ''
-    c.sharding = 'auto'  # auto: dp; how the state is sharded over the mesh (parallel/sharding.py)
+    # How the state is sharded over the mesh (parallel/sharding.py): dp | fsdp | fsdp_tp. auto: by the mesh; fsdp_tp if
+    # mesh.tensor is not 1, else fsdp if mesh.fsdp is not 1, else dp.
+    c.sharding = 'auto'
     c.accelerator = 'auto'  # auto: any; with another value, a run does not start on other devices
     c.on_nonfinite = 'stop'  # or 'skip': skip the update and count it
     c.compilation_cache = '~/.cache/mlm_jax/xla'  # '': no cache

@@ -18,8 +18,8 @@ from mlm_jax.masking.vocabulary import Vocabulary
 
 # The open keys that `config/slice_fitting.py` chooses for a slice, with their values if there is no slice.
 _WITHOUT_SLICE = {
-    'accelerator': 'any', 'sharding': 'dp', 'num_microbatches': 1, 'model.attention_backend': 'xla',
-    'model.attention_dropout': 0.1, 'mesh.data': -1, 'mesh.fsdp': 1,
+    'accelerator': 'any', 'num_microbatches': 1, 'model.attention_backend': 'xla', 'model.attention_dropout': 0.1,
+    'mesh.data': -1, 'mesh.fsdp': 1,
 }  # fmt: skip
 
 
@@ -101,6 +101,7 @@ def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             node, name = parent_of(config, key)
             if node[name] in (None, 'auto'):
                 node[name] = value
+        _decide_sharding(config)
         slice_fitting.fit_gather(config)
         return config
     num_devices, memory_bytes = slice_fitting.devices_of(config.slice)
@@ -109,13 +110,18 @@ def decided(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         config.model.attention_dropout = _WITHOUT_SLICE['model.attention_dropout']
     if config.mesh.data is None:
         config.mesh.data = _WITHOUT_SLICE['mesh.data']
-    if config.sharding == 'auto':
-        whole, split = config.mesh.tensor == 1, config.mesh.fsdp != 1
-        config.sharding = ('fsdp' if split else 'dp') if whole else 'fsdp_tp'
+    _decide_sharding(config)
     if config.num_microbatches is None:
         slice_fitting.fit_microbatches(config, num_devices, memory_bytes)
     slice_fitting.fit_gather(config, num_devices, memory_bytes)
     return config
+
+
+def _decide_sharding(config: ml_collections.ConfigDict) -> None:
+    """Gives `sharding`, in place, the value that uses all axes of the mesh, if it is open."""
+    if config.sharding == 'auto':
+        whole, split = config.mesh.tensor == 1, config.mesh.fsdp != 1
+        config.sharding = ('fsdp' if split else 'dp') if whole else 'fsdp_tp'
 
 
 def _decide_model(m: ml_collections.ConfigDict) -> None:

@@ -294,6 +294,9 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,model.head=linear', 'must be one of dense, plain'),
         ('mini,schedule.warmup_steps=-3', 'negative'),
         ('mini,sharding=fsdp', 'mesh.fsdp'),
+        ('mini,sharding=fsdp_tp,mesh.tensor=1', 'but both are 1: set mesh.data=1 and mesh.fsdp=-1'),
+        ('mini,sharding=dp,mesh.tensor=2', 'sharding=dp splits nothing over mesh.tensor=2.*set sharding=fsdp_tp'),
+        ('mini,sharding=fsdp,mesh.fsdp=4,mesh.tensor=2', 'sharding=fsdp splits nothing over mesh.tensor=2'),
     ],
 )
 def test_keys_that_disagree_are_refused_with_the_cure(argument, message):
@@ -698,6 +701,17 @@ def test_the_mesh_of_a_slice_has_its_devices(given, data, fsdp, sharding):
     config = fitted('mlm.py', f'large,{given}')
     assert (config.mesh.data, config.mesh.fsdp, config.sharding) == (data, fsdp, sharding)
     assert config.batch_size // config.num_microbatches % (16 // config.mesh.tensor) == 0
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'sharding'),
+    [
+        ('mesh.data=-1', 'dp'), ('mesh.fsdp=8', 'fsdp'), ('mesh.fsdp=-1,mesh.data=1', 'fsdp'),
+        ('mesh.tensor=2', 'fsdp_tp'), ('mesh.fsdp=4,mesh.tensor=2', 'fsdp_tp'), ('mesh.fsdp=8,sharding=dp', 'dp'),
+    ],
+)  # fmt: skip
+def test_the_mesh_decides_the_sharding_without_a_slice_too(mesh, sharding):
+    assert config_lib.resolve(load('mlm.py', f'mini,{mesh}')).sharding == sharding
 
 
 @pytest.mark.parametrize(
