@@ -148,14 +148,20 @@ def _as_large_as_adam(update: jax.Array, dimensions: MuonDimensionNumbers) -> ja
 
 
 def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
-    """LAMB's factor ‖p‖ / ‖update‖ for each tensor of each layer (arXiv 1904.00962); 1 if either norm is 0."""
+    """LAMB's factor ‖p‖ / ‖update‖ for each kernel and embedding of each layer (arXiv 1904.00962); 1 if a norm is 0.
+
+    It is 1 for biases and norms, as in BERT's LAMB and TensorFlow Addons: a bias begins at 0, and with a step in
+    proportion to its own norm it would hardly ever leave it.
+    """
 
     def update(updates, state, params):
-        def one(path, u, p):
+        def one(path, u, p, adapted):
+            if not adapted:
+                return u
             p_norm, u_norm = (jnp.sqrt(_sum_per_tensor(path, x**2)) for x in (p, u))
             return u * jnp.where((p_norm > 0) & (u_norm > 0), p_norm / jnp.maximum(u_norm, 1e-30), 1.0)
 
-        return jax.tree_util.tree_map_with_path(one, updates, params), state
+        return jax.tree_util.tree_map_with_path(one, updates, params, decayed(params)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

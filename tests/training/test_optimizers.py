@@ -84,6 +84,20 @@ def test_a_stack_is_updated_like_its_layers_one_by_one(name, params):
         )
 
 
+@pytest.mark.parametrize('mask', ['matrices', 'all'])
+def test_a_bias_that_begins_at_zero_learns_with_lamb(mask):
+    optimizer = optimizers.make_optimizer(
+        optimizer_config('lamb', weight_decay=0.0, decay_mask=mask), lambda step: jnp.ones([])
+    )
+    params = {'encoder': {'final_norm': {'bias': jnp.zeros(4)}}}
+    state = optimizer.init(params)
+    for _ in range(100):
+        grads = jax.tree.map(lambda p: p - 0.5, params)
+        updates, state = jax.jit(optimizer.update)(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    np.testing.assert_allclose(params['encoder']['final_norm']['bias'], 0.5, atol=0.1)
+
+
 def test_stable_adamw_equals_its_definition(params):
     """The update in float64, tensor by tensor, from the formulas."""
     result = run('stable_adamw', params, num_steps=4)['encoder']['token_embedding']['embedding']
