@@ -106,7 +106,8 @@ def default_config() -> ml_collections.ConfigDict:
     m.attention_dropout = config_dict.placeholder(float)  # None: 0.1
     m.dtype = 'float32'  # of activations and matmuls; parameters are always float32
     m.attention_backend = 'auto'  # auto: xla
-    m.scan_unroll = 0  # layers in one iteration of the scan over layers; 0: all if at most four, else 1
+    # Layers in one iteration of the scan over layers; 0: all if they are at most four and model.remat=none, else 1.
+    m.scan_unroll = 0
     m.remat = 'none'  # recomputed in the backward pass: none | full | matmuls: everything but matmul outputs
 
     c.masking = k = ml_collections.ConfigDict()

@@ -19,6 +19,11 @@ def problems_of_model(c: ml_collections.ConfigDict) -> list[str]:
     problems = _head_problems(m) + _position_problems(m) + _norm_problems(m)
     if m.scan_unroll and m.num_layers % m.scan_unroll:
         problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
+    if m.remat != 'none' and m.scan_unroll >= m.num_layers > 1:
+        problems.append(
+            f'model.remat={m.remat} saves memory only where layers are a loop, and model.scan_unroll={m.scan_unroll} '
+            'unrolls all of them: set model.scan_unroll=0, or model.remat=none'
+        )
     if m.attention_backend in ('cudnn', 'splash'):
         problems += _fused_attention_problems(c)
     if c.accelerator == 'cpu' and m.attention_backend != 'xla':

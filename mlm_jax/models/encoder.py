@@ -49,14 +49,21 @@ def scanned_layers(config: EncoderConfig, num_layers: int, deterministic: bool, 
 
 
 def _scan(block, config: EncoderConfig, num_layers: int):
-    """A scan over `num_layers` layers; `block` is a Block class or a function of a Block."""
+    """A scan over `num_layers` layers; `block` is a Block class or a function of a Block.
+
+    Where layers are recomputed, it remains a loop: without one, the compiler would find what is recomputed to be the
+    same as what was computed before, and keep that (`prevent_cse=False` in `block_for_use`).
+    """
+    unroll = config.scan_unroll or (num_layers if num_layers <= 4 else 1)
+    if config.remat != 'none' and unroll >= num_layers:
+        unroll = 1
     return nn.scan(
         block,
         variable_axes={'params': 0, 'intermediates': 0},
         split_rngs={'params': True, 'dropout': True},
         in_axes=(nn.broadcast, 0),  # the context of all layers, and the switches of each
         length=num_layers,
-        unroll=config.scan_unroll or (num_layers if num_layers <= 4 else 1),
+        unroll=unroll,
     )
 
 

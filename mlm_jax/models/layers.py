@@ -58,7 +58,7 @@ class EncoderConfig:
       dtype: the dtype of activations and matmuls; parameters, norms and softmax are float32.
       attention_backend: 'xla', 'cudnn' or 'splash'.
       scan_unroll: the number of layers in one iteration of the scan over layers; 0 unrolls all layers if there are at
-        most four (faster on CPUs), and none otherwise.
+        most four (faster on CPUs) and nothing is recomputed (`remat`), and none otherwise.
       remat: what the backward pass recomputes: 'none', 'full', or 'matmuls' (everything but the outputs of matmuls).
       norm_epsilon: ε of the norms.
       init_stddev: the standard deviation of the initial values of all embeddings and kernels.

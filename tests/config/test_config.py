@@ -278,6 +278,7 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,total_percent=50', 'total_percent cannot be used here'),
         ('mini,total_percent=3', 'set total_|give total_steps'),
         ('mini,model.scan_unroll=3', 'must divide'),
+        ('mini,model.scan_unroll=4,model.remat=full', 'set model.scan_unroll=0, or model.remat=none'),
         ('mini,model.relative_buckets=30', 'multiple of 4'),
         ('mini,model.num_kv_heads=3', 'must divide model.num_heads=4'),
         ('mini,model.num_kv_heads=-1', 'must be 0, for as many as model.num_heads'),
