@@ -421,6 +421,23 @@ def test_what_cannot_run_is_refused_before_it_starts(tiny_config, tmp_path, key,
 
 
 @pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'sharding': 'fsdp_tp', 'mesh.tensor': 8}, 'has 2 heads, .* mesh.data=-1,mesh.tensor=2'),
+        ({'sharding': 'fsdp', 'mesh.fsdp': 8, 'model.width': 36}, 'has 36 width, .* mesh.data=-1,mesh.fsdp=4'),
+    ],
+)
+def test_sizes_that_the_mesh_does_not_divide_are_refused_before_anything_is_written(
+    tiny_config, tmp_path, settings, message
+):
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 3}\n')
+    tiny_config.update_from_flattened_dict(settings)
+    with pytest.raises(ConfigError, match=message):
+        train_lib.train(tiny_config, tmp_path)
+    assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 3}\n' and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
     ('flag', 'message'),
     [
         ('--set=optimizer.learnin_rate=1', 'unknown configuration key'),

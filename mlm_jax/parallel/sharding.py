@@ -1,6 +1,7 @@
 """How parameters and optimizer state are sharded over the mesh: rules on paths, and a few named presets."""
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel.mesh import FSDP, TENSOR, rows_are_local
 from mlm_jax.parallel.parameters import ENCODER, Parameter, find
 
@@ -49,7 +51,8 @@ def partition_spec(
       parameters: the rules for parameters.
 
     Raises:
-      ValueError: if no rule matches, two dimensions ask for the same axis, or an axis does not divide a size.
+      ConfigError: if an axis does not divide a size; the message says which sizes of the mesh do.
+      ValueError: if no rule matches, or two dimensions ask for the same axis.
     """
     name = path_name(path)
     if len(shape) <= is_stacked(path):  # counters
@@ -61,11 +64,16 @@ def partition_spec(
         raise ValueError(f'preset {preset!r} asks for one mesh axis twice for {name} of shape {shape}: {axes}')
     for axis, dimension, size in zip(axes, dimensions, shape, strict=True):
         if axis and size % mesh.shape[axis]:
-            raise ValueError(
-                f'{name} has {size} {dimension}, which the mesh axis {axis!r} of size {mesh.shape[axis]} does not '
-                f'divide; choose a multiple of {mesh.shape[axis]} or a smaller mesh.{axis}'
-            )
+            raise ConfigError(_indivisible(name, size, dimension, axis, mesh.shape[axis]))
     return PartitionSpec(*axes)
+
+
+def _indivisible(name: str, size: int, dimension: str | None, axis: str, devices: int) -> str:
+    fitting = math.gcd(size, devices)
+    return (
+        f'{name} has {size} {dimension}, which the mesh axis {axis!r} of size {devices} does not divide; choose a '
+        f'multiple of {devices} or a smaller mesh.{axis}, such as mesh.data=-1,mesh.{axis}={fitting}'
+    )
 
 
 def _dimensions(

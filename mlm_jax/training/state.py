@@ -84,13 +84,21 @@ def _copy(params: Any) -> Any:
 
 
 def create_state(init: Init, mesh: Mesh, preset: str) -> TrainState:
-    """Runs `init`; every leaf is created directly with the sharding of the preset."""
+    """Runs `init`; every leaf is created directly with the sharding of the preset.
+
+    Raises:
+      ConfigError: if the mesh does not divide a size that it splits.
+    """
     shardings = state_shardings(jax.eval_shape(init), preset, mesh, init.parameters)
     return jax.jit(init, out_shardings=shardings)()
 
 
 def abstract_state(init: Init, mesh: Mesh, preset: str) -> TrainState:
-    """The state as ShapeDtypeStructs with shardings, for compiling ahead of time and for restoring checkpoints."""
+    """The state as ShapeDtypeStructs with shardings, for compiling ahead of time and for restoring checkpoints.
+
+    Raises:
+      ConfigError: if the mesh does not divide a size that it splits.
+    """
     shapes = jax.eval_shape(init)
     shardings = state_shardings(shapes, preset, mesh, init.parameters)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

@@ -11,6 +11,7 @@ import pytest
 from mlm_jax import config as config_lib
 from mlm_jax.config import possible_values
 from mlm_jax.config.step_flops import step_flops
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.vocabulary import standard_vocabulary
 from mlm_jax.parallel import sharding
 from mlm_jax.parallel.mesh import make_mesh, mesh_shape, split_rows
@@ -118,7 +119,8 @@ def test_one_axis_for_two_dimensions_is_refused(monkeypatch):
 
 
 def test_a_size_that_the_axis_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"has 12 width, .*'fsdp' of size 8 does not divide; choose a multiple"):
+    message = r"has 12 width, .*'fsdp' of size 8 does not divide; choose a multiple of 8 or .*mesh.data=-1,mesh.fsdp=4"
+    with pytest.raises(ConfigError, match=message):
         sharding.partition_spec(path('mlp', 'up', 'kernel'), (12, 8), 'fsdp', make_mesh(1, 8))
 
 
