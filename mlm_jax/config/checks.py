@@ -11,7 +11,7 @@ from mlm_jax.config.defaults import row_length
 from mlm_jax.config.durations import DURATIONS, resolve_steps
 from mlm_jax.config.model_checks import problems_of_model
 from mlm_jax.config.optimizer_defaults import WEIGHT_DECAYS, weight_decay
-from mlm_jax.files import paths
+from mlm_jax.files import paths, text_files
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.registry import STRATEGIES, UNITS, largest_ratio
 from mlm_jax.objectives.registry import OBJECTIVES
@@ -42,7 +42,7 @@ def check_together(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: with all problems found, a line each; each says what to do.
     """
-    problems = _path_problems(config) + _mixture_problems(config)
+    problems = _path_problems(config) + _held_out_problems(config) + _mixture_problems(config)
     c = config
     if c.batch_size % c.num_microbatches:
         problems.append(f'batch_size={c.batch_size} must be a multiple of num_microbatches={c.num_microbatches}')
@@ -121,6 +121,17 @@ def _path_problems(config: ml_collections.ConfigDict) -> list[str]:
 def _check_of(key: str) -> Callable[[str], None]:
     """The check of where the path under a key lies."""
     return paths.check_compilation_cache if key == 'compilation_cache' else paths.check_local_or_bucket
+
+
+def _held_out_problems(c: ml_collections.ConfigDict) -> list[str]:
+    """Rows to hold out are missing; tfds and hf corpora may have a split of their own, which `prepare` looks for."""
+    may_have_split = c.data.corpus.partition(':')[0] not in (*text_files.KINDS, 'demo')
+    if c.data.validation_percent or c.data.validation_corpus or may_have_split:
+        return []
+    return [
+        'data.validation_percent=0 holds nothing out, and training needs held-out rows: set data.validation_percent=1, '
+        'or name a data.validation_corpus'
+    ]
 
 
 def _mixture_problems(c: ml_collections.ConfigDict) -> list[str]:

@@ -206,6 +206,11 @@ def check_division(documents: int, held_out: int, corpus: Corpus) -> None:
             f'all documents fell into the {percent} % to hold out: the corpus has too few. Lower '
             'data.validation_percent, or name a data.validation_corpus'
         )
+    if not percent and not corpus.has_held_out:
+        raise ConfigError(
+            'data.validation_percent=0 holds nothing out, and the corpus has no validation split: raise '
+            'data.validation_percent, or name a data.validation_corpus'
+        )
     if percent and not held_out:
         raise ConfigError(
             f'no document fell into the {percent} % to hold out: the corpus has too few. Raise '

@@ -101,10 +101,10 @@ def make_recipe(task_recipe: Mapping, settings: Mapping[str, tuple], point: Mapp
       ConfigError: for values out of range.
     """
     recipe = Recipe(**{**task_recipe, **{key: values[0] for key, values in settings.items()}, **point})
-    positive = ('learning_rate', 'batch_size', 'epochs', 'evaluations_per_epoch', 'stride', 'max_answer')
+    positive = ('learning_rate', 'eps', 'batch_size', 'epochs', 'evaluations_per_epoch', 'stride', 'max_answer')
     wrong = [key for key in positive if not 0 < getattr(recipe, key) < math.inf]
     wrong += [key for key in ('b1', 'b2', 'dropout') if not 0 <= getattr(recipe, key) < 1]
-    wrong += [key for key in ('weight_decay', 'clip_norm', 'eps', 'target_scale') if not getattr(recipe, key) >= 0]
+    wrong += [key for key in ('weight_decay', 'clip_norm', 'target_scale') if not getattr(recipe, key) >= 0]
     wrong += ['warmup_percent'] if not 0 <= recipe.warmup_percent <= 100 else []
     wrong += ['head_dropout'] if not recipe.head_dropout < 1 else []
     wrong += ['class_weights'] if recipe.class_weights not in problems.CLASS_WEIGHTS else []

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from mlm_jax.data.rows import RowSource, place_rows
+from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel.mesh import replicated
 from mlm_jax.training.metrics import MetricsWindow
 
@@ -23,7 +24,7 @@ class HeldOut:
         """The first `max_rows` of `rows`, in batches of at most `batch_size` rows laid out by `sharding`."""
         count = min(len(rows), max_rows)
         if not count:
-            raise ValueError('there are no held-out rows: raise data.validation_percent, or set data.validation_corpus')
+            raise ConfigError('there are no held-out rows: raise data.validation_percent, or set data.validation_corpus')
         padded = _PaddedRows(rows, count, pad_id)
         self.num_rows = count
         self._batches = [

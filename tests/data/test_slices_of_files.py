@@ -144,7 +144,10 @@ def test_the_configuration_divides_a_corpus(tmp_path):
     data = config_lib.default_config().data
     write(tmp_path / 'a.jsonl', map(str, range(100)))
     data.update(corpus=f'jsonl:{tmp_path}/a.jsonl', validation_percent=0.0)
-    assert not corpora.open_corpus(data, tmp_path).has_held_out
+    corpus = corpora.open_corpus(data, tmp_path)
+    assert not corpus.has_held_out
+    with pytest.raises(ConfigError, match='raise data.validation_percent, or name a data.validation_corpus'):
+        corpora.check_division(100, 0, corpus)
     data.validation_percent = 25.0
     corpus = corpora.open_corpus(data, tmp_path)
     assert corpus.has_held_out and corpus.threshold == 2**62
