@@ -102,7 +102,7 @@ def gather_width(params: Any, width: int) -> Any:
     gathered just before its use; `tensor` still splits heads and hidden units. Outside a mesh, this does nothing.
 
     Where rows are local to each device (training/gradients.py), so are parts of parameters: a dimension smaller than
-    `width` is gathered, and its gradient is reduce-scattered.
+    `width` is gathered, and its gradient is reduce-scattered, both in the dtype of `params`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape.get(FSDP, 1) == 1:

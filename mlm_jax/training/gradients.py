@@ -7,7 +7,8 @@ microbatch. Masks are drawn before, for the whole batch, and dropout draws the b
 
 Where `fsdp` splits the weights, they are gathered, and their gradients are reduce-scattered: each device receives the
 sum only for its part of the weights. This happens once in a step, for which each device holds whole weights and
-gradients; or for each layer when it is computed, in every microbatch.
+gradients; or for each layer when it is computed, in every microbatch, where the sum over `fsdp` has the dtype of the
+model. All other sums are in float32.
 
 Where `tensor` splits products, the partitioner does all of this by itself, layer by layer.
 """
@@ -38,7 +39,8 @@ class GradientSums:
       preset: how the parameters are sharded (`parallel.sharding.PRESETS`).
       parameters: the rules for the sharding of the parameters.
       dtype: of matrix products, in which kernels are gathered.
-      by_layer: whether the kernels of layers, where `fsdp` splits them, are gathered layer by layer.
+      by_layer: whether the kernels of layers, where `fsdp` splits them, are gathered layer by layer; their gradients
+        are then summed over `fsdp` in `dtype`, and all others in float32.
     """
 
     preset: str
@@ -144,11 +146,12 @@ def _gathered(path, x: jax.Array, spec: PartitionSpec, sums: GradientSums) -> ja
 def _summed(path, grad: jax.Array, spec: PartitionSpec, sums: GradientSums) -> jax.Array:
     """The sum of a gradient over the devices, or the part of it that the device holds, in float32.
 
+    The gradient of a kernel that is gathered by layer is already summed over `fsdp`, in the dtype of the model.
     `fsdp` comes first: only the parts are summed over `data`, which may cross a data-center network.
     """
     dimension = _split_dimension(spec)
     if dimension is None:
         return jax.lax.psum(grad, BATCH_AXES)
     if not (sums.by_layer and _is_kernel(path)):
-        grad = jax.lax.psum_scatter(grad, FSDP, scatter_dimension=dimension, tiled=True)
+        grad = jax.lax.psum_scatter(grad.astype(jnp.float32), FSDP, scatter_dimension=dimension, tiled=True)
     return jax.lax.psum(grad.astype(jnp.float32), DATA)
