@@ -145,6 +145,8 @@ def test_settings():
     )
     with pytest.raises(ConfigError, match='out of range: batch_size=0, dropout=1'):
         jobs.make_recipe({}, {'batch_size': (0,), 'dropout': (1.0,)}, {})
+    with pytest.raises(ConfigError, match='dropout=0.001 would be no dropout at all'):
+        jobs.make_recipe({}, {'dropout': (0.001,)}, {})
     for key, value in (('learning_rate', float('nan')), ('clip_norm', -1.0), ('warmup_percent', 101.0), ('b2', 1.0)):
         with pytest.raises(ConfigError, match=f'out of range: {key}='):
             jobs.make_recipe({}, {key: (value,)}, {})

@@ -44,6 +44,7 @@ def default_config() -> ml_collections.ConfigDict:
     c.num_microbatches = config_dict.placeholder(int)  # parts in which a batch is processed; None: 1
     # With sharding=fsdp: weights are gathered and gradients scattered once in a step, for which devices must hold all
     # of them, or by layer, in every microbatch. auto: step if there are several, mesh.tensor = 1, and a slice has room.
+    # Gradients are summed over devices in float32; by layer, those of kernels are summed over mesh.fsdp in model.dtype.
     c.fsdp_gather = 'auto'
     duration_keys(c, 'total', steps=10_000)
     # The name of a TPU slice, such as v5e-16, or of several, as 2xv5e-16: open keys (None or 'auto') are then chosen
@@ -102,8 +103,8 @@ def default_config() -> ml_collections.ConfigDict:
     m.mlp = 'gelu'  # or geglu, swiglu
     m.tied_head = True  # the output matrix is the token embedding; false: a matrix of its own
     m.head = 'dense'  # dense layer, GELU, norm, output matrix, bias | plain: the output matrix only
-    m.dropout = 0.1  # rounded to a multiple of 1/256
-    m.attention_dropout = config_dict.placeholder(float)  # None: 0.1
+    m.dropout = 0.1  # rounded to a multiple of 1/256, and to at most 255/256
+    m.attention_dropout = config_dict.placeholder(float)  # None: 0.1; rounded as model.dropout
     m.dtype = 'float32'  # of activations and matmuls; parameters are always float32
     m.attention_backend = 'auto'  # auto: xla
     # Layers in one iteration of the scan over layers; 0: all if they are at most four and model.remat=none, else 1.

@@ -6,6 +6,8 @@ from mlm_jax.models.windows import local_layers
 from mlm_jax.objectives.registry import OBJECTIVES
 
 DEFAULT_ROTARY_BASE = 10_000.0
+# The largest rate that is rounded to no dropout: models/dropout.py rounds to multiples of 1/256, and ½ to the even 0.
+ROUNDED_TO_ZERO = 1 / 512
 ROTARY_MULTIPLE = {'rotary': 2, 'rotary_2d': 4}  # each coordinate rotates pairs of values
 
 
@@ -17,6 +19,11 @@ def problems_of_model(c: ml_collections.ConfigDict) -> list[str]:
     """
     m = c.model
     problems = _head_problems(m) + _position_problems(m) + _norm_problems(m)
+    problems += [
+        problem
+        for key in ('dropout', 'attention_dropout')
+        if (problem := problem_of_dropout(f'model.{key}', m[key]))
+    ]
     if m.scan_unroll and m.num_layers % m.scan_unroll:
         problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
     if m.remat != 'none' and m.scan_unroll >= m.num_layers > 1:
@@ -29,6 +36,16 @@ def problems_of_model(c: ml_collections.ConfigDict) -> list[str]:
     if c.accelerator == 'cpu' and m.attention_backend != 'xla':
         problems.append(f'model.attention_backend={m.attention_backend} does not run on a CPU: use xla')
     return problems
+
+
+def problem_of_dropout(key: str, rate: float) -> str:
+    """What is wrong with the rate of dropout under `key`; '' if nothing is."""
+    if not 0 < rate <= ROUNDED_TO_ZERO:
+        return ''
+    return (
+        f'{key}={rate} would be no dropout at all, as rates are rounded to multiples of 1/256: set {key}=0, or at least '
+        '0.002'
+    )
 
 
 def _head_problems(m: ml_collections.ConfigDict) -> list[str]:

@@ -15,6 +15,7 @@ import tqdm
 from jax.sharding import Mesh
 
 from mlm_jax.config import command_line
+from mlm_jax.config.model_checks import problem_of_dropout
 from mlm_jax.files import atomic, progress
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.finetuning import loop as fine_tuning
@@ -115,6 +116,8 @@ def make_recipe(task_recipe: Mapping, settings: Mapping[str, tuple], point: Mapp
         if getattr(recipe, key) < 0
     ]
     wrong += ['layer_decay'] if not 0 < recipe.layer_decay <= 1 else []
+    if problem := problem_of_dropout('dropout', recipe.dropout):
+        raise ConfigError(problem)
     if wrong:
         raise ConfigError(f'out of range: {", ".join(f"{key}={getattr(recipe, key)}" for key in wrong)}')
     return recipe

@@ -19,7 +19,7 @@ class Recipe:
       b2: of Adam.
       eps: of Adam.
       clip_norm: maximal global norm of the gradient; 0 does not clip.
-      dropout: rate in the encoder, for hidden states and for attention weights.
+      dropout: rate in the encoder, for hidden states and for attention weights; rounded to a multiple of 1/256.
       head_dropout: rate in the head; −1 means the value of `dropout`.
       pooling: the vector of a row that the head reads: 'cls', the state of [CLS], or 'mean', the mean over the tokens.
         In pretraining, a packed row has one [CLS] for each document, so a short pretraining teaches [CLS] little.

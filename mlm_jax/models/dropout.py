@@ -18,7 +18,7 @@ def dropout(key: jax.Array, rate: float, x: jax.Array) -> jax.Array:
 
     Args:
       key: a typed PRNG key.
-      rate: at least 0 and below 1; rounded to a multiple of 1/256.
+      rate: at least 0 and below 1; rounded to a multiple of 1/256, and to at most 255/256.
       x: float[B, …, rows, size].
 
     Returns:

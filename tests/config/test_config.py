@@ -234,6 +234,8 @@ def test_wrong_arguments_are_refused(argument, message):
         ('mini,masking.static_masks=-1', 'or more'),
         ('mini,optimizer.clip_norm=-1', 'must be 0, which clips nothing'),
         ('mini,masking.ratio=0', 'must lie above 0'),
+        ('mini,recipe=roberta,model.dropout=0.001', 'model.dropout=0.001 would be no dropout.*set model.dropout=0, or'),
+        ('mini,recipe=roberta,model.attention_dropout=0.001', 'set model.attention_dropout=0, or at least 0.002'),
         ('mini,data.validation_percent=0', 'holds nothing out.*set data.validation_percent=1, or name'),
         ('mini,data.corpus=text:*.txt,data.validation_percent=0', 'holds nothing out'),
         ('mini,optimizer.eps=0', 'must lie above 0'),

@@ -7,6 +7,7 @@ import pytest
 from jax.extend.random import threefry2x32_p
 from jax.sharding import PartitionSpec
 
+from mlm_jax.config.model_checks import ROUNDED_TO_ZERO, problem_of_dropout
 from mlm_jax.models.dropout import bits_of_rows, dropout
 from mlm_jax.parallel.mesh import BATCH_AXES, make_mesh
 
@@ -20,6 +21,13 @@ def test_the_share_that_is_dropped_and_the_scale_of_the_rest(rate, rows):
     # Five standard deviations of a binomial share.
     assert abs((y == 0).mean() - dropped) < 5 * (dropped * (1 - dropped) / y.size) ** 0.5
     assert abs(dropped - rate) <= (1 / 512 if rate < 0.99 else 1 / 256)
+
+
+def test_rates_that_would_drop_nothing_are_refused():
+    x = jnp.ones([64, 8, 32])
+    for rate in (1e-9, ROUNDED_TO_ZERO, 1.01 * ROUNDED_TO_ZERO, 0.002):
+        assert bool((dropout(jax.random.key(0), rate, x) > 0).all()) == bool(problem_of_dropout('model.dropout', rate))
+    assert not problem_of_dropout('model.dropout', 0.0)
 
 
 def test_neighbours_are_independent():
