@@ -78,19 +78,22 @@ class MetricsWriter:
         if wandb_project:
             wandb = _import_extra('wandb', 'wandb', 'logging.wandb_project')
             self._wandb = wandb.init(
-                project=wandb_project, name=name, id=self._wandb_id(), resume='allow', dir=workdir, config=config
-            )
+                project=wandb_project, name=name, id=self._wandb_id(saved_step < 0), resume='allow', dir=workdir,
+                config=config,
+            )  # fmt: skip
+            # Its own counter must not go back, as steps do where a run resumes at an earlier checkpoint.
+            self._wandb.define_metric('*', step_metric='step')
         self._path = workdir / _FILE
         self.earlier = _truncate(self._path, saved_step, shown)
         self._file = self._path.open(
             'a', buffering=1, encoding='utf-8'
         )  # written line by line, so that a kill loses nothing
 
-    def _wandb_id(self) -> str:
+    def _wandb_id(self, is_new: bool) -> str:
         """The name by which W&B knows the run, drawn at its start: workdirs in other places may have the same names."""
         self._mirror.fetch(_WANDB_ID)
         path = self._mirror.here / _WANDB_ID
-        if not path.exists():
+        if is_new or not path.exists():
             atomic.write_bytes(path, secrets.token_hex(8).encode())
         return path.read_text().strip()
 
@@ -102,7 +105,7 @@ class MetricsWriter:
         if self._tensorboard:
             self._tensorboard.write(step, scalars)
         if self._wandb:
-            self._wandb.log(dict(scalars), step=step)
+            self._wandb.log({'step': step, **scalars})
         if self._mirror.is_due:
             self.sync()
 

@@ -90,24 +90,32 @@ def test_wandb_receives_the_scalars_of_each_run_apart(tmp_path, monkeypatch):
     calls = []
 
     class Run:
-        def log(self, scalars, step):
-            calls.append((step, scalars))
+        def define_metric(self, name, *, step_metric):
+            calls.append((name, step_metric))
+
+        def log(self, data):  # with `step=`, W&B drops what a run that goes on from an earlier step logs
+            calls.append(data)
 
         def finish(self):
             calls.append('finished')
 
-    module = types.SimpleNamespace(init=lambda **kwargs: calls.append(kwargs) or Run())
-    monkeypatch.setitem(sys.modules, 'wandb', module)
-    for label, step in (('low', 0), ('high', 0), ('low', 2)):
+    def init(*, project, name, id, resume, dir, config):
+        calls.append({'project': project, 'name': name, 'id': id, 'resume': resume})
+        return Run()
+
+    monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
+    for label, step in (('low', -1), ('high', -1), ('low', 2), ('low', -1)):
         workdir = tmp_path / 'rates' / label / 'seed0'
         workdir.mkdir(parents=True, exist_ok=True)
         writer = MetricsWriter(workdir, step, tensorboard=False, wandb_project='encoders', config={'seed': 1})
         writer.write(3, {'train/loss': 1.5})
         writer.close()
-    (low, logged, finished), high, again = calls[:3], calls[3], calls[6]
+    (low, defined, logged, finished), high, again, anew = calls[:4], calls[4], calls[8], calls[12]
     assert (low['project'], low['name'], low['resume']) == ('encoders', 'rates/low/seed0', 'allow')
-    assert logged == (3, {'train/loss': 1.5}) and finished == 'finished'
+    assert defined == ('*', 'step')
+    assert logged == {'step': 3, 'train/loss': 1.5} and finished == 'finished'
     assert low['id'] == again['id'] != high['id'] and len(low['id']) == 16
+    assert anew['id'] not in (low['id'], high['id']), 'a run that begins anew in the same workdir is another'
 
 
 @pytest.mark.parametrize(
