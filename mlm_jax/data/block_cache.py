@@ -5,6 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+from mlm_jax.files.errors import TransientError
+
 # Reads under way at a time. With 20 ms for a read of 256 KiB, 16 of them bring 200 MiB/s.
 THREADS = 16
 
@@ -37,6 +39,7 @@ class BlockCache:
         self._rows = rows
         self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix='rows')
         self._held: dict[int, concurrent.futures.Future[np.ndarray]] = {}  # first row of a run → its rows
+        self._stops: dict[int, int] = {}  # first row of a run → its last row + 1
         self._firsts_K = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
@@ -56,21 +59,29 @@ class BlockCache:
         for first, stop in wanted.items():
             if first not in self._held:
                 self._held[first] = self._pool.submit(self._rows.read_span, first, stop)
-        self._firsts_K = np.sort(np.array(list(wanted), np.int64))
+        self._stops, self._firsts_K = wanted, np.sort(np.array(list(wanted), np.int64))
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """int32[n, T]: the rows at `indices`, int64[n], which lie in runs that are held; waits until these are read.
 
         Raises:
-          ConfigError: as the source, if it could not read a run.
+          ConfigError: as the source, if it could not read a run; twice, if the error is a TransientError.
         """
         indices = np.asarray(indices, np.int64)
         rows = np.empty((len(indices), self.sequence_length), np.int32)
         firsts_N = self._firsts_K[np.searchsorted(self._firsts_K, indices, side='right') - 1]
         for first in np.unique(firsts_N).tolist():
             mine = firsts_N == first
-            rows[mine] = self._held[first].result()[indices[mine] - first]
+            rows[mine] = self._rows_of(first)[indices[mine] - first]
         return rows
+
+    def _rows_of(self, first: int) -> np.ndarray:
+        """The rows of a run, for which a request that failed for a moment is made once more."""
+        try:
+            return self._held[first].result()
+        except TransientError:
+            self._held[first] = self._pool.submit(self._rows.read_span, first, self._stops[first])
+            return self._held[first].result()
 
     def close(self) -> None:
         """Drops what is held, and ends the threads; a read that is under way is not waited for."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.files import atomic, buckets, maps
-from mlm_jax.files.errors import ConfigError
+from mlm_jax.files.errors import ConfigError, TransientError
 
 _THREADS = 16  # that look at files
 _MAPS = maps.RecentMaps()
@@ -95,6 +95,9 @@ def layout(path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> tuple
 
     Returns:
       The offset of the rows in bytes, and what is wrong as a clause such as 'is missing', or ''.
+
+    Raises:
+      TransientError: if the file lies in a bucket that could not be reached.
     """
     try:
         with path.open('rb') as file:
@@ -105,6 +108,8 @@ def layout(path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> tuple
             'is missing' if not path.is_symlink() else f'is a symbolic link to {path.readlink()}, which is missing',
         )
     except OSError as error:
+        if _is_unreachable(path, error):
+            raise _unreachable(path, error) from error
         return 0, f'cannot be read: {error.strerror or error}'
     header = _HEADER.match(start)
     if not header or header.end() != 10 + int.from_bytes(header[1], 'little'):
@@ -119,6 +124,19 @@ def layout(path: pathlib.Path, shape: tuple[int, int], dtype: np.dtype) -> tuple
     if size != expected:
         return 0, f'has {size:,} bytes instead of {expected:,}: it was truncated, or something was appended'
     return header.end(), ''
+
+
+def _is_unreachable(path: pathlib.Path, error: OSError) -> bool:
+    """Whether an error tells of the way to a bucket, and not of the file there."""
+    is_of_file = isinstance(error, (FileNotFoundError, IsADirectoryError, buckets.ShortenedError))
+    return isinstance(path, buckets.BucketPath) and not is_of_file
+
+
+def _unreachable(path: pathlib.Path, error: OSError) -> TransientError:
+    return TransientError(
+        f'cannot read {path}: the bucket could not be reached: {error.strerror or error}. Check the network, and whether '
+        'you may read the bucket; the same command then resumes'
+    )
 
 
 class _Remote:
@@ -206,6 +224,7 @@ class Shards:
 
         Raises:
           IndexError: if an index is out of range.
+          TransientError: if the rows lie in a bucket that could not be reached.
           ConfigError: if a file is missing or differs from the manifest, or a row is empty or holds an id outside the
             vocabulary.
         """
@@ -334,6 +353,8 @@ class Shards:
                 f'cannot open {self._path(shard)}: {error.strerror}. This process may have '
                 f'{maps.open_files_limit():,} files open: raise that with `ulimit -n 16384`, or close other programs'
             )
+        if _is_unreachable(self._path(shard), error):
+            return _unreachable(self._path(shard), error)
         return self._damaged(shard, f'cannot be read: {error.strerror or error}')
 
     def _damaged(self, shard: int, wrong: str) -> ConfigError:

@@ -66,6 +66,10 @@ _Thing = TypeVar('_Thing')
 _Answer = TypeVar('_Answer')
 
 
+class ShortenedError(OSError):
+    """An object holds less than was asked for: it is another than the one whose size was found."""
+
+
 def is_bucket(path: str | os.PathLike) -> bool:
     """Whether a path lies in a bucket."""
     return isinstance(path, BucketPath) or (isinstance(path, str) and _URL.match(path) is not None)
@@ -363,7 +367,7 @@ class BucketPath(pathlib.PosixPath):
                 starts, stops = zip(*ranges)
                 found = storage.cat_ranges([self._key] * len(ranges), list(starts), list(stops), on_error='raise')
         if any(len(data) != stop - start for data, (start, stop) in zip(found, ranges)):
-            raise OSError(errno.EIO, 'it has become shorter while it was read', str(self))
+            raise ShortenedError(errno.EIO, 'it has become shorter while it was read', str(self))
         return found
 
     def get(self, target: pathlib.Path) -> None:

@@ -13,6 +13,7 @@ from mlm_jax.data.block_cache import BlockCache
 from mlm_jax.data.orders import BlockPermutation, Permutation
 from mlm_jax.data.rows import Batches, Prefetcher
 from mlm_jax.data.shards import Shards
+from mlm_jax.files.errors import TransientError
 from mlm_jax.parallel.mesh import batch_sharding, make_mesh
 
 
@@ -101,6 +102,27 @@ def test_an_error_of_a_thread_reaches_the_reader():
     with pytest.raises(ConfigError, match='the disk is gone'):
         source(0)
     source.close()
+
+
+def test_a_read_that_failed_for_a_moment_is_repeated_once():
+    class Unsteady(SlowRows):
+        failures = 1
+
+        def read_span(self, first, stop):
+            if len(self.spans) < self.failures:
+                self.spans.append((first, stop))
+                raise TransientError('the bucket could not be reached')
+            return super().read_span(first, stop)
+
+    rows = Unsteady(100)
+    cache = BlockCache(rows, num_threads=1)
+    cache.hold(np.array([[10, 20]]))
+    assert cache.read(np.array([12]))[0, 0] == 12 and rows.spans == [(10, 20)] * 2
+    rows.spans, rows.failures = [], 2
+    cache.hold(np.array([[20, 30]]))
+    with pytest.raises(TransientError):
+        cache.read(np.array([22]))
+    cache.close()
 
 
 def test_spans_of_files_are_their_rows_across_shards(tmp_path):

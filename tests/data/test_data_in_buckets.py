@@ -17,6 +17,7 @@ from mlm_jax.data import manifest as manifest_lib
 from mlm_jax.data.rows import Batches
 from mlm_jax.data.shards import Shards
 from mlm_jax.files import buckets, text_files
+from mlm_jax.files.errors import TransientError
 from mlm_jax.parallel import mesh as mesh_lib
 
 
@@ -213,6 +214,17 @@ def test_damaged_and_missing_objects_are_named(bucket, finished):
         Shards(rows, 'train')
     with pytest.raises(ConfigError, match='gs://bucket/other holds no prepared data'):
         manifest_lib.load('gs://bucket/other')
+
+
+def test_a_bucket_that_cannot_be_reached_is_not_called_damaged(bucket, finished, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError('503 Service Unavailable')
+
+    rows = upload(finished / 'rows', bucket[0] / 'rows')
+    shards, name = Shards(rows, 'train'), manifest_lib.load(rows).splits['train'].shards[0].file
+    monkeypatch.setattr(fsspec.get_filesystem_class('gs'), 'cat_file', refuse)
+    with pytest.raises(TransientError, match=f'rows/{name}: the bucket could not be reached.*same command then resumes'):
+        shards.read_span(0, 2)
 
 
 def test_batches_of_a_bucket_are_those_of_a_disk(bucket, finished):
