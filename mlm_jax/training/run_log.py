@@ -40,7 +40,7 @@ class RunLog:
           config: the configuration of the run.
           workdir: the directory of metrics.jsonl.
           total_steps: the number of updates of the run, for the time left.
-          learning_rate: number of the update → learning rate.
+          learning_rate: number of the update → learning rate, without the use of a device: each would wait for updates.
           rows_of_step: step → the rows of its batch in words, for the message about a loss that is not finite.
           position: the position in the checkpoint, or that of a new run.
           epochs: number of rows read so far → how often each source of a mixture has been read; None: no mixture.

@@ -146,6 +146,9 @@ def test_clipping_bounds_the_global_norm(params):
 def test_schedules_rise_to_one_and_fall_to_zero(name):
     schedule = make_schedule(name, total_steps=100, warmup_steps=10, decay_steps=20)
     values = np.array([float(schedule(step)) for step in range(101)])
+    with jax.transfer_guard('disallow'):
+        assert not isinstance(schedule(3), jax.Array), 'in NumPy, it waits for no device'
+    np.testing.assert_allclose(values, jax.jit(schedule)(jnp.arange(101)), rtol=1e-6, atol=1e-7)
     assert values[0] == pytest.approx(0.1), 'the first update already learns'
     np.testing.assert_allclose(np.diff(values[:10]), 0.1, atol=1e-6)
     assert values.max() == pytest.approx(1.0)
