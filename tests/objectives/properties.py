@@ -166,9 +166,25 @@ def is_the_same_on_a_mesh(name: str, recipe: str = PLAIN) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * max(1.0, float(np.abs(theirs).max())))
 
 
+def is_nearly_the_same_in_bfloat16(name: str) -> None:
+    """The loss and the direction of each gradient are about those of float32."""
+    (module, params), config = initialized(name), configuration(name)
+    config.model.dtype = 'bfloat16'
+    half = build.make_objective(config, VOCABULARY)
+    expected, found = (learn(m, params, batch()) for m in (module, half))
+    assert float(found[0].loss_sum) == pytest.approx(float(expected[0].loss_sum), rel=0.01)
+    largest = max(float(np.linalg.norm(g)) for g in jax.tree.leaves(expected[1]))
+    for (path, ours), theirs in zip(jax.tree.leaves_with_path(found[1]), jax.tree.leaves(expected[1]), strict=True):
+        ours, theirs = (np.asarray(x, np.float64).ravel() for x in (ours, theirs))
+        if np.linalg.norm(theirs) < 1e-5 * largest:  # of biases of keys, which softmax does not see: rounding alone
+            continue
+        cosine = ours @ theirs / (np.linalg.norm(ours) * np.linalg.norm(theirs))
+        assert cosine > 0.999, (path_name(path), cosine)
+
+
 ALL = (
     has_rules, costs_what_compiles, predicts_without_seeing, learns_nothing_from_weight_zero, is_a_sum_over_rows,
-    ignores_padding, is_the_same_on_a_mesh,
+    ignores_padding, is_the_same_on_a_mesh, is_nearly_the_same_in_bfloat16,
 )  # fmt: skip
 # What a new objective gets wrong first; in the registry, all are asked of it.
 OF_NEW = (has_rules, costs_what_compiles, learns_nothing_from_weight_zero, is_a_sum_over_rows)
