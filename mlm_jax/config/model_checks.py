@@ -20,9 +20,7 @@ def problems_of_model(c: ml_collections.ConfigDict) -> list[str]:
     m = c.model
     problems = _head_problems(m) + _position_problems(m) + _norm_problems(m)
     problems += [
-        problem
-        for key in ('dropout', 'attention_dropout')
-        if (problem := problem_of_dropout(f'model.{key}', m[key]))
+        problem for key in ('dropout', 'attention_dropout') if (problem := problem_of_dropout(f'model.{key}', m[key]))
     ]
     if m.scan_unroll and m.num_layers % m.scan_unroll:
         problems.append(f'model.scan_unroll={m.scan_unroll} must divide model.num_layers={m.num_layers}')
@@ -43,8 +41,8 @@ def problem_of_dropout(key: str, rate: float) -> str:
     if not 0 < rate <= ROUNDED_TO_ZERO:
         return ''
     return (
-        f'{key}={rate} would be no dropout at all, as rates are rounded to multiples of 1/256: set {key}=0, or at least '
-        '0.002'
+        f'{key}={rate} would be no dropout at all, as rates are rounded to multiples of 1/256: set {key}=0, or at '
+        'least 0.002'
     )
 
 

@@ -171,7 +171,7 @@ def in_words(manifest: Manifest) -> str:
         f'{"entropy":>9}'
     ]
     for name, s in manifest.splits.items():
-        real = 100 * s.real_tokens / (s.rows * manifest.sequence_length)
+        real = 100 * s.real_tokens / max(1, s.rows * manifest.sequence_length)
         lines.append(
             f'{name:12}{s.documents:12,}{s.words:14,}{s.text_tokens:14,}{s.rows:12,}{real:8.1f}'
             f'{s.text_tokens / max(1, s.words):13.2f}{s.unigram_entropy_nats:9.3f}'

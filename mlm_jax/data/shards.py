@@ -134,8 +134,8 @@ def _is_unreachable(path: pathlib.Path, error: OSError) -> bool:
 
 def _unreachable(path: pathlib.Path, error: OSError) -> TransientError:
     return TransientError(
-        f'cannot read {path}: the bucket could not be reached: {error.strerror or error}. Check the network, and whether '
-        'you may read the bucket; the same command then resumes'
+        f'cannot read {path}: the bucket could not be reached: {error.strerror or error}. Check the network, and '
+        'whether you may read the bucket; the same command then resumes'
     )
 
 

@@ -24,7 +24,9 @@ class HeldOut:
         """The first `max_rows` of `rows`, in batches of at most `batch_size` rows laid out by `sharding`."""
         count = min(len(rows), max_rows)
         if not count:
-            raise ConfigError('there are no held-out rows: raise data.validation_percent, or set data.validation_corpus')
+            raise ConfigError(
+                'there are no held-out rows: raise data.validation_percent, or set data.validation_corpus'
+            )
         padded = _PaddedRows(rows, count, pad_id)
         self.num_rows = count
         self._batches = [

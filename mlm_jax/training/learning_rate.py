@@ -17,8 +17,8 @@ def make_schedule(name: str, total_steps: int, warmup_steps: int, decay_steps: i
       constant: it is constant.
 
     Returns:
-      A function of the number of an update: of an array, traced or not, in JAX; of an int, in NumPy on the host, where it
-      does not wait for what runs on devices.
+      A function of the number of an update: of an array, traced or not, in JAX; of an int, in NumPy on the host, where
+      it does not wait for what runs on devices.
     """
 
     def factor(step: jax.Array | int) -> jax.Array | np.ndarray:

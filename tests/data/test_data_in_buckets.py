@@ -223,7 +223,9 @@ def test_a_bucket_that_cannot_be_reached_is_not_called_damaged(bucket, finished,
     rows = upload(finished / 'rows', bucket[0] / 'rows')
     shards, name = Shards(rows, 'train'), manifest_lib.load(rows).splits['train'].shards[0].file
     monkeypatch.setattr(fsspec.get_filesystem_class('gs'), 'cat_file', refuse)
-    with pytest.raises(TransientError, match=f'rows/{name}: the bucket could not be reached.*same command then resumes'):
+    with pytest.raises(
+        TransientError, match=f'rows/{name}: the bucket could not be reached.*same command then resumes'
+    ):
         shards.read_span(0, 2)
 
 

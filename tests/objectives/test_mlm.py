@@ -93,7 +93,9 @@ def test_scan_unroll_and_remat_change_nothing(batch):
 @pytest.mark.parametrize('change', [dict(scan_unroll=0), dict(scan_unroll=4)])
 def test_remat_saves_memory_also_in_few_layers(change, batch):
     def temporary_bytes(remat):
-        module = MLM(dataclasses.replace(ROBERTA, num_layers=4, dropout=0.0, attention_dropout=0.0, remat=remat, **change))
+        module = MLM(
+            dataclasses.replace(ROBERTA, num_layers=4, dropout=0.0, attention_dropout=0.0, remat=remat, **change)
+        )
         params = jax.eval_shape(module.init, jax.random.key(2), example_batch(32, 6))['params']
         loss = jax.grad(lambda p, b: module.apply({'params': p}, b, deterministic=False).loss_sum)
         return jax.jit(loss).lower(params, batch).compile().memory_analysis().temp_size_in_bytes
