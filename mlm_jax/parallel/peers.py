@@ -23,6 +23,8 @@ import jax
 PEER_LOST_EXIT_CODE = 69
 _PREFIX = 'mlm_jax/peers'
 _FINISHED = 'finished'
+# What ends one process with an error often ends all of them, of which process 0 may have the most to write before.
+_SECONDS_TO_END_ALIKE = 30.0
 
 
 class Watch:
@@ -39,6 +41,7 @@ class Watch:
         num_processes: int,
         timeout_seconds: float,
         end: Callable[[str], None] | None = None,
+        patience_seconds: float = _SECONDS_TO_END_ALIKE,
     ):
         """Starts the threads that send and watch heartbeats.
 
@@ -49,9 +52,12 @@ class Watch:
           num_processes: the number of processes of the run.
           timeout_seconds: how long a process may be silent before it counts as lost.
           end: see the attribute; None ends this process with `PEER_LOST_EXIT_CODE`.
+          patience_seconds: how long after an error of another process this one may still end by itself.
         """
         self._client, self._process, self._num_processes = client, process, num_processes
         self._timeout, self.end = timeout_seconds, end or self._end
+        self._patience = patience_seconds
+        self._error_of_peer, self._told_at = '', 0.0  # the first that was announced, and when
         self._interval = min(1.0, timeout_seconds / 10)
         self._stopped = threading.Event()
         self._names = {i: f'process {i}' for i in range(num_processes)}
@@ -63,7 +69,7 @@ class Watch:
             thread.start()
 
     def finish(self, message: str = _FINISHED) -> None:
-        """Announces that this process ends; a `message` other than the default is an error, which ends the others.
+        """Announces that this process ends; a `message` other than the default is an error, which ends the others soon.
 
         After an error, this waits until the others have read the message: when process 0 ends, the store is gone.
         """
@@ -74,7 +80,11 @@ class Watch:
             time.sleep(3 * self._interval)
 
     def wait_for_verdict(self) -> None:
-        """Waits until a lost process would be found, and end this one: it may be the cause of an error."""
+        """Waits until a lost process would be found, and end this one: it may be the cause of an error.
+
+        If another process has announced an error, that ends this one now.
+        """
+        self._patience = 0.0
         time.sleep(self._timeout + 3 * self._interval)
 
     def _beat(self) -> None:
@@ -96,7 +106,9 @@ class Watch:
             if kind == 'end' and value == _FINISHED:
                 self._heard[peer] = float('inf')
             elif kind == 'end' and peer != self._process:
-                self.end(value)
+                self._heard[peer] = float('inf')
+                if not self._error_of_peer:
+                    self._told_at, self._error_of_peer = now, value
             elif kind == 'beat' and self._beats.get(peer) != value:
                 self._beats[peer], self._names[peer] = value, f'process {peer} ({value.partition(" ")[2]})'
                 self._heard[peer] = max(now, self._heard[peer])
@@ -109,6 +121,9 @@ class Watch:
                 self._reached = now
                 self._heard = {peer: max(heard, now) for peer, heard in self._heard.items()}
             before = now
+            if self._error_of_peer and now - self._told_at >= self._patience:
+                self.end(self._error_of_peer)
+                return
             if lost := self._lost(now):
                 self.end(
                     f'{lost} has been silent for {self._timeout:g} s: it was killed, is frozen, or has lost its '

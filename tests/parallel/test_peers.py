@@ -15,6 +15,7 @@ import pytest
 from mlm_jax.parallel import peers
 
 TIMEOUT = 1.5
+PATIENCE = 1.0  # after an error of another process
 
 # Joins a run and works on, as training does, from when all are there.
 PROGRAM = """
@@ -52,7 +53,7 @@ class Store:
 def pair():
     """The store, two watches, and the messages with which they ended."""
     store, messages = Store(), {0: [], 1: []}
-    watches = [peers.Watch(store, i, 2, TIMEOUT, messages[i].append) for i in range(2)]
+    watches = [peers.Watch(store, i, 2, TIMEOUT, messages[i].append, PATIENCE) for i in range(2)]
     yield store, watches, messages
     store.thaw.set()
     for watch in watches:
@@ -97,9 +98,29 @@ def test_a_coordinator_that_does_not_answer_is_named(pair, fate):
     assert not messages[0], 'it does not accuse itself'
 
 
-def test_an_error_of_one_process_ends_the_others_at_once(pair):
+def test_an_error_of_one_process_ends_the_others_after_a_while(pair):
     _, watches, messages = pair
     watches[1].finish('process 1 ended: the disk is full')
+    time.sleep(PATIENCE / 4)
+    assert not messages[0]
+    time.sleep(PATIENCE)
+    assert messages[0] == ['process 1 ended: the disk is full']
+
+
+def test_a_process_that_fails_as_another_did_ends_by_itself(pair):
+    _, watches, messages = pair
+    watches[1].finish('process 1 ended: the disk is full')
+    time.sleep(PATIENCE / 2)  # in which it writes what is left to write
+    watches[0].finish('process 0 ended: the disk is full')
+    time.sleep(PATIENCE)
+    assert messages == {0: [], 1: []}
+
+
+def test_an_error_that_another_one_explains_ends_at_once(pair):
+    _, watches, messages = pair
+    watches[0]._patience = 60.0
+    watches[1].finish('process 1 ended: the disk is full')
+    threading.Thread(target=watches[0].wait_for_verdict).start()
     assert wait_for(lambda: messages[0], TIMEOUT / 2) and messages[0][0] == 'process 1 ended: the disk is full'
 
 
