@@ -25,7 +25,8 @@ from mlm_jax.config import command_line, host_memory, step_flops
 from mlm_jax.config.checks import remarks
 from mlm_jax.data import prepared_data, verification
 from mlm_jax.data.rows import Batches, Prefetcher
-from mlm_jax.files import buckets, paths
+from mlm_jax.files import atomic, buckets, paths
+from mlm_jax.parallel import agreement
 from mlm_jax.parallel import mesh as mesh_lib
 from mlm_jax.performance import memory, peaks
 from mlm_jax.pretrained import warm_start
@@ -81,6 +82,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
             resuming.check_resume(
                 position.config, config, lambda text: print(text, file=sys.stderr), len(train_rows) / config.batch_size
             )
+            agreement.of_leader(lambda: resuming.check_tokenizer(data, workdir))
             reading = resuming.resumed_reading(position, reading, lambda text: print(text, file=sys.stderr))
         first_step = position.examples // config.batch_size
         resuming.check_length(first_step, run.total_steps)
@@ -103,7 +105,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
         if is_leader:
             workdir_lib.write_config(workdir, config)
             workdir_lib.write_environment(workdir)
-            buckets.copy(data.tokenizer, workdir / 'tokenizer.model')
+            atomic.write_bytes(workdir / 'tokenizer.model', data.tokenizer.read_bytes())
         shape = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
         log.note(f'{jax.device_count()} × {mesh.devices.flat[0].device_kind} (mesh: {shape})')
         log.note(

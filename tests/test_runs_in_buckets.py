@@ -105,7 +105,7 @@ def in_bucket(trained, bucket):
     workdir = trained[0]
     for path in workdir.rglob('*'):
         if path.is_file():
-            buckets.copy(path, bucket[0] / 'run' / path.relative_to(workdir).as_posix())
+            (bucket[0] / 'run' / path.relative_to(workdir).as_posix()).write_bytes(path.read_bytes())
     return bucket[0] / 'run'
 
 

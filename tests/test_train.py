@@ -314,8 +314,12 @@ def test_an_optimizer_state_of_other_parts_is_refused_in_words(tmp_path):
 def test_a_finished_run_does_nothing_more(four_steps, tmp_path):
     config, workdir = four_steps
     copy = shutil.copytree(workdir, tmp_path / 'run')
-    train_lib.train(config, copy)
+    tokenizer = copy / 'tokenizer.model'
+    tokenizer.chmod(0o444)  # as prepared data may have it, for all to share
+    former = tokenizer.stat().st_ino
+    assert train_lib.train(config, copy) == {}
     assert learned(copy) == learned(workdir)
+    assert tokenizer.stat().st_ino != former, 'replaced whole, not opened'
 
 
 @pytest.fixture

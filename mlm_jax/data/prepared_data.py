@@ -186,7 +186,8 @@ class PreparedData:
 
     def are_of(self, tokenizer: pathlib.Path) -> bool:
         """Whether the rows hold the ids of the tokenizer in a file; True where there is no such file to compare."""
-        return not tokenizer.exists() or atomic.sha256(tokenizer) == self.manifest.tokenizer_sha256
+        mine = self.manifest.tokenizer_sha256 or atomic.sha256(self.tokenizer)
+        return not tokenizer.exists() or atomic.sha256(tokenizer) == mine
 
     def have_fingerprints(self, readers: Sequence[mixtures.Reader]) -> bool:
         """Whether these are the training rows, in these shares, of the sources of a run, as far as it knows theirs."""

@@ -99,14 +99,6 @@ def remove_tree(directory: pathlib.Path, ignore_errors: bool = False) -> None:
         shutil.rmtree(directory, ignore_errors)
 
 
-def copy(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a small file; either may be an object of a bucket."""
-    if is_bucket(source) or is_bucket(target):
-        target.write_bytes(source.read_bytes())
-    else:
-        shutil.copy(source, target)
-
-
 def download(source: 'BucketPath', target: pathlib.Path, names: Iterable[str]) -> None:
     """Copies objects, by their names below `source`, to a directory of a disk, several at the same time."""
     names = list(names)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from mlm_jax import config as config_lib
 from mlm_jax.config import mixture
 from mlm_jax.config.durations import NOMINAL_STEPS_PER_EPOCH
 from mlm_jax.data.mixtures import Reading
+from mlm_jax.data.prepared_data import PreparedData
 from mlm_jax.files.errors import ConfigError
 from mlm_jax.objectives.registry import OBJECTIVES
 from mlm_jax.objectives.spec import Option, about, option_fields
@@ -99,6 +101,16 @@ def check_resume(
         )
     if lines:
         note('the configuration changed since the checkpoint:\n' + '\n'.join(lines.values()))
+
+
+def check_tokenizer(data: PreparedData, workdir: pathlib.Path) -> None:
+    """Raises ConfigError where a run that resumes would read rows of another tokenizer than before."""
+    if not data.are_of(workdir / 'tokenizer.model'):
+        raise ConfigError(
+            f'the run in {workdir} was trained with another tokenizer than that of {data.tokenizer.parent}: the '
+            'numbers in these rows mean other pieces than the model has learned. Give the former rows, or rows that '
+            f'prepare makes with tokenizer.model={workdir / "tokenizer.model"}; or train in another workdir'
+        )
 
 
 def check_length(first_step: int, total_steps: int) -> None:

@@ -96,7 +96,7 @@ def on_disk(tmp_path_factory, one_device):
 def copy(source, target, but=()) -> None:
     for path in source.rglob('*'):
         if path.is_file() and (name := path.relative_to(source).as_posix()) not in but:
-            buckets.copy(path, target / name)
+            (target / name).write_bytes(path.read_bytes())
 
 
 @SCHEMES
