@@ -77,8 +77,9 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
             )
         position = checkpoints.Position(examples=0, train_seconds=0.0, window=[], config={})
         reading = data.reading(config.data.window_blocks)
-        if resumed := saver.latest_step() is not None:
-            position = saver.restore_position()
+        saved_step = saver.latest_step()
+        if resumed := saved_step is not None:
+            position = saver.restore_position(saved_step)
             resuming.check_resume(
                 position.config, config, lambda text: print(text, file=sys.stderr), len(train_rows) / config.batch_size
             )
@@ -97,7 +98,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
         )  # fmt: skip
         if resumed:
             with clock.phase('restore'):
-                state = saver.restore(abstract_state(run.init, mesh, config.sharding))
+                state = saver.restore(abstract_state(run.init, mesh, config.sharding), saved_step)
         else:
             state = create_state(run.init, mesh, config.sharding)
             if config.init_from:

@@ -49,3 +49,8 @@ def from_leader(value: Callable[[], str]) -> str:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     told = multihost_utils.broadcast_one_to_all(text if jax.process_index() == 0 else np.zeros(size, np.uint8))
     return bytes(np.asarray(told)).decode()
+
+
+def where_false(mine: bool) -> list[int]:
+    """The indices of the processes that call this with False, on all processes, each of which must call it."""
+    return np.flatnonzero(~np.ravel(multihost_utils.process_allgather(np.asarray(mine)))).tolist()

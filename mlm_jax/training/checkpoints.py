@@ -97,8 +97,12 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint; None if there is none."""
-        return self._manager.latest_step()
+        """The step of the newest complete checkpoint, as process 0 sees it; None if there is none.
+
+        All processes must call this: a directory may look older to some of them.
+        """
+        mine = self._manager.latest_step()
+        return json.loads(agreement.from_leader(lambda: json.dumps(mine)))
 
     def all_steps(self) -> list[int]:
         """The steps of all complete checkpoints in ascending order."""

@@ -6,8 +6,10 @@ import json
 import os
 import pathlib
 import platform
+import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,13 +22,57 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.parallel import agreement
 from mlm_jax.training import checkpoints
 
+# Some file systems show a new file to other machines only after a while.
+_SECONDS_TO_APPEAR = 10.0
+
 
 @contextlib.contextmanager
 def held(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other programs from writing to a directory: process 0 locks it for all (`directory_lock.sole_writer`)."""
+    """Keeps other programs from writing to a directory: process 0 locks it for all (`directory_lock.sole_writer`).
+
+    Raises:
+      ConfigError: as `sole_writer`; or if not all processes of the run see the same directory.
+    """
     with contextlib.ExitStack() as stack:
         agreement.of_leader(lambda: stack.enter_context(directory_lock.sole_writer(workdir)))
+        _check_shared(workdir)
         yield
+
+
+def _check_shared(directory: pathlib.Path) -> None:
+    """Raises ConfigError on all processes unless each of them reads what process 0 writes to a directory."""
+    if jax.process_count() == 1:
+        return
+    path = directory / agreement.from_leader(lambda: _write_random_file(directory))
+    blind = agreement.where_false(_appears(path))
+    if jax.process_index() == 0:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    if blind:
+        names = ', '.join(f'process {i}' for i in blind)
+        raise ConfigError(
+            f'{directory} is not the same directory for all processes: what process 0 writes there, {names} cannot '
+            'read. Give a directory on a disk that all machines share, or in a bucket, such as gs://BUCKET/PATH'
+        )
+
+
+def _write_random_file(directory: pathlib.Path) -> str:
+    """Writes a file that no other directory has, and returns its name, which is also its content."""
+    name = f'.shared.{secrets.randbits(64)}.tmp'  # `atomic.remove_leftovers` deletes it if this process is killed
+    atomic.write_bytes(directory / name, name.encode())
+    return name
+
+
+def _appears(path: pathlib.Path) -> bool:
+    """Whether a file of `_write_random_file` is there, now or a little later."""
+    end = time.monotonic() + _SECONDS_TO_APPEAR
+    while True:
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == path.name.encode():
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager
