@@ -142,14 +142,15 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
         # ---- The loop ------------------------------------------------------------------------------------------------
         # The order must not change: evaluate the old state → save if due → next batch → step → write the metrics of
         # earlier steps. A checkpoint at step i therefore means that batch i is not yet consumed, and the device
-        # computes step i while the host waits for the metrics of step i − 1.
-        preemption = runtime.Preemption()
-        profiler = runtime.Profiler(config.profile, workdir, first_step)
+        # computes step i while the host waits for the metrics of step i − 1. At a preemption there may be no time to
+        # evaluate: the next start does it.
+        preemption = runtime.Preemption(first_step)
+        profiler = runtime.Profiler(config.profile, workdir, first_step, run.total_steps)
         prefetcher = Prefetcher(batches, first_step, run.total_steps)
         eval_metrics: dict[str, float] = {}
         with contextlib.ExitStack() as closing:
             closing.enter_context(workdir_lib.saying_what_is_saved(saver))
-            for part in (log, saver, batches, prefetcher, comparison):  # closed in reverse order
+            for part in (log, saver, batches, prefetcher, comparison, profiler):  # closed in reverse order
                 closing.callback(part.close)
             for step in range(first_step, run.total_steps + 1):
                 is_last, is_new = step == run.total_steps, step > first_step or not resumed

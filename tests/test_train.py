@@ -406,6 +406,80 @@ def test_a_profile_is_written(four_steps):
     assert list((four_steps[1] / 'profile').rglob('*.xplane.pb'))
 
 
+@pytest.fixture
+def traces(monkeypatch):
+    """What is asked of JAX's profiler, which takes long."""
+    calls = []
+    monkeypatch.setattr(jax.profiler, 'start_trace', lambda directory: calls.append('start'))
+    monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: calls.append('stop'))
+    return calls
+
+
+@pytest.mark.parametrize('how', ['beyond the last step', 'stopped within', 'not begun'])
+def test_a_profile_that_the_run_does_not_outlive_is_ended(traces, tmp_path, how):
+    config = config_lib.default_config().profile
+    config.start_step, config.num_steps = (4 if how == 'not begun' else 1), 100
+    profiler = runtime.Profiler(config, tmp_path, 0, total_steps=4)
+    for step in range(3 if how == 'stopped within' else 4):
+        profiler.before(step)
+        profiler.after(step, None)
+    assert traces == {'beyond the last step': ['start', 'stop'], 'stopped within': ['start'], 'not begun': []}[how]
+    profiler.close()
+    assert traces == ([] if how == 'not begun' else ['start', 'stop'])
+
+
+@pytest.fixture
+def stopping(monkeypatch):
+    """Lets a run end before the batch of a step: by a signal, after that step, or as if it were killed."""
+    take, ends = train_lib.Prefetcher.__next__, {}
+
+    def end_or_take(self):
+        ends['batches'] = ends.get('batches', 0) + 1
+        if ends['batches'] == ends.get('signal'):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if ends['batches'] == ends.get('kill'):
+            raise KeyboardInterrupt
+        return take(self)
+
+    monkeypatch.setattr(train_lib.Prefetcher, '__next__', end_or_take)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield ends
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_an_evaluation_that_a_preemption_left_is_done_once_by_the_next_start(
+    shallow_config, tmp_path, stopping, traces, capsys
+):
+    shallow_config.evaluation.every_steps = 2
+    shallow_config.profile.start_step, shallow_config.profile.num_steps = 1, 3
+    expected = train_lib.train(shallow_config, tmp_path / 'expected')
+    traces.clear()
+    for end, error in (({'signal': 2}, SystemExit), ({'kill': 2}, KeyboardInterrupt)):
+        stopping.clear()
+        stopping.update(end)
+        with pytest.raises(error):
+            train_lib.train(shallow_config, tmp_path / 'run')
+    stopping.clear()
+    assert 'stopped by a signal at step 2' in capsys.readouterr().err
+    assert traces == ['start', 'stop'] * 2, 'of both starts, which did not reach the end of the profile'
+    assert train_lib.train(shallow_config, tmp_path / 'run') == expected
+    assert learned(tmp_path / 'run') == learned(tmp_path / 'expected')
+
+
+@pytest.mark.usefixtures('one_device_here')
+def test_a_run_does_not_go_on_with_rows_of_another_tokenizer(tiny_config, four_steps, prepared, tmp_path):
+    workdir = pathlib.Path(shutil.copytree(four_steps[1], tmp_path / 'run'))
+    directory = pathlib.Path(shutil.copytree(prepared, tmp_path / 'rows'))
+    (directory / 'tokenizer.model').write_bytes(b'another')
+    tiny_config.data.directory = str(directory)
+    with pytest.raises(
+        ConfigError, match='trained with another tokenizer than that of .*; or train in another workdir'
+    ):
+        train_lib.train(tiny_config, workdir)
+    assert (workdir / 'tokenizer.model').read_bytes() == b''
+
+
 @pytest.mark.parametrize(
     ('key', 'value', 'message'),
     [

@@ -94,7 +94,13 @@ def remarks(config: ml_collections.ConfigDict, num_rows: int) -> list[str]:
             'and has it'
         )
     steps_per_epoch = num_rows / config.batch_size
-    epochs = (resolve_steps(config, 'total', steps_per_epoch=steps_per_epoch) or 0) / steps_per_epoch
+    total_steps = resolve_steps(config, 'total', steps_per_epoch=steps_per_epoch) or 0
+    if config.profile.num_steps and config.profile.start_step >= total_steps:
+        lines.append(
+            f'no profile is written: the last of the {total_steps:,} steps is step {total_steps - 1:,}, and '
+            f'profile.start_step={config.profile.start_step} comes after it'
+        )
+    epochs = total_steps / steps_per_epoch
     follows_visits = STRATEGIES[k.strategy].cycle(_largest_ratio(k), k) > 1
     if follows_visits and k.ratio_schedule not in ('constant', 'diffusion') and epochs < 2:
         lines.append(

@@ -117,10 +117,14 @@ class Preemption:
 
     SIGTERM may come again while the run saves: Slurm sends it to a program and to srun, which hands it on. Python
     signal handlers that were installed before are called, too.
+
+    Once a process has joined others, or itself alone with --distributed, JAX takes the signal in C++ code. It answers
+    True at one number only: the largest at which any process has asked so far, plus 1.
     """
 
-    def __init__(self) -> None:
-        self._signaled = False
+    def __init__(self, first_step: int = 0) -> None:
+        """Listens from now on; all processes must call this, before a loop that begins at `first_step`."""
+        self._signaled = _was_signaled_before(first_step)
         self._before: dict[int, Any] = {}
         if jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -136,29 +140,44 @@ class Preemption:
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop at `step`; the answer is the same on all processes."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._signaled
+        return self._signaled or multihost_utils.reached_preemption_sync_point(step)
+
+
+def _was_signaled_before(first_step: int) -> bool:
+    """Whether SIGTERM came to any process while it started, of which a loop from `first_step` on would not learn."""
+    if first_step < 2:  # nobody has asked yet, so the answer comes at step 1
+        return False
+    # At 1 JAX tells of a signal until now; it tells of one from now on at the number after the last that is asked here.
+    answers = [multihost_utils.reached_preemption_sync_point(number) for number in sorted({1, first_step - 1})]
+    return bool(gather(np.asarray(any(answers))).any())
 
 
 class Profiler:
     """Writes a profiler trace of some steps, for TensorBoard or Perfetto."""
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, first_step: int):
+    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, first_step: int, total_steps: int):
         """`config` is `profile` of a configuration; a run that resumes after `start_step` traces its first steps."""
         self._start = max(config.start_step, first_step)
-        self._stop = self._start + config.num_steps
+        self._stop = min(self._start + config.num_steps, total_steps)
         self._directory = workdir / 'profile'
+        self._mirror: Mirror | None = None  # while there is a trace
 
     def before(self, step: int) -> None:
         """Starts the trace if `step` is its first step."""
         if step == self._start < self._stop:
-            self._mirror = Mirror(self._directory)
-            jax.profiler.start_trace(str(self._mirror.here))
+            mirror = Mirror(self._directory)
+            jax.profiler.start_trace(str(mirror.here))
+            self._mirror = mirror
 
     def after(self, step: int, result: Any) -> None:
         """Ends the trace if `step` is its last step, after the arrays in `result` have been computed."""
         if self._start < self._stop == step + 1:
             jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace if there is one; if the run ends before the last step of it, the steps until now are kept."""
+        mirror, self._mirror = self._mirror, None
+        if mirror:
             jax.profiler.stop_trace()
-            self._mirror.close()
+            mirror.close()

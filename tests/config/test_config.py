@@ -587,6 +587,8 @@ def test_a_slice_says_that_attention_has_no_dropout_and_is_another_configuration
         ('masking.strategy=least_masked,masking.ratio_schedule=linear', 1000, None),
         # At 80 %, each visit is on its own.
         ('masking.strategy=least_masked,masking.ratio_schedule=linear,masking.ratio=0.8', 10**6, None),
+        ('total_steps=9,profile.num_steps=1,profile.start_step=9', 1000, 'the last of the 9 steps is step 8'),
+        ('total_steps=9,profile.num_steps=5,profile.start_step=8', 1000, None),
     ],
 )
 def test_what_can_hardly_be_meant_is_remarked(argument, num_rows, remark):
