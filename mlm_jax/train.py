@@ -38,7 +38,9 @@ from mlm_jax.training.step import jit_train_step
 
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds: float = 0.0) -> dict[str, float]:
-    """Trains to the end of the run, and returns the metrics of the last evaluation.
+    """Trains to the end of the run, and returns the metrics of the last evaluation that was done here.
+
+    They are {} where there was none: with evaluation.every_steps=0, or for a complete run that is started again.
 
     Args:
       config: any configuration; it is resolved here.
@@ -159,7 +161,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
                     runtime.gather if is_logged else None
                 )  # before results of damaged rows are saved
 
-                if evaluate_every and is_new and (step % evaluate_every == 0 or is_last):
+                is_preempted = preemption.reached(step) and not is_last
+                is_evaluated = evaluate_every and (step % evaluate_every == 0 or is_last)
+                evaluation_is_due = bool(is_evaluated) and (is_new or position.evaluation_is_due)
+                if evaluation_is_due and not is_preempted:
                     with log.paused():
                         judged = {'eval': evaluate(state.params)}
                         if state.ema is not None:
@@ -174,14 +179,13 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
                         shown += f'; of the moving average {judged["eval_ema"]["loss"]:.4f}'
                     log.note(f'step {step:,}: held-out loss {eval_metrics["loss"]:.4f}{shown}')
 
-                is_preempted = preemption.reached(step)
                 save_is_due = bool(save_every) and step % save_every == 0 and step > 0
                 if is_new and (save_is_due or is_last or is_preempted):
-                    position = log.position(step, prefetcher.stall_seconds)
+                    position = log.position(step, prefetcher.stall_seconds, evaluation_is_due and is_preempted)
                     with clock.phase('checkpoint'):
                         saver.save(step, state, position)
                     log.write(step, clock.scalars())  # from which a start that resumes here goes on
-                if is_preempted and not is_last:
+                if is_preempted:
                     log.note(f'stopped by a signal at step {step:,}, which was saved: the same command resumes from it')
                     sys.exit(runtime.PREEMPTED_EXIT_CODE)
                 if is_last:

@@ -45,9 +45,33 @@ def flags_of(config, workdir, argument='') -> list[str]:
     return [f'--config={REPOSITORY}/configs/mlm.py:mini,recipe=roberta,{text}{argument}', f'--workdir={workdir}']
 
 
-def command(config, workdir, *flags, argument='') -> list[str]:
+def command(config, workdir, *flags, argument='', program=('-m', 'mlm_jax.train')) -> list[str]:
     """The command line for `config`."""
-    return [sys.executable, '-m', 'mlm_jax.train', *flags_of(config, workdir, argument), *flags]
+    return [sys.executable, *program, *flags_of(config, workdir, argument), *flags]
+
+
+# `mlm_jax.train`, which waits for its 11th batch until there is the file that its first argument names.
+WAITING = """
+import pathlib, runpy, sys, time
+from mlm_jax.data import rows
+
+take, taken, go = rows.Prefetcher.__next__, [], pathlib.Path(sys.argv[1])
+
+def wait_and_take(self):
+    taken.append(None)
+    while len(taken) == 11 and not go.exists():
+        time.sleep(0.01)
+    return take(self)
+
+rows.Prefetcher.__next__ = wait_and_take
+sys.argv[:2] = ['mlm_jax.train']
+runpy.run_module('mlm_jax.train', run_name='__main__')
+"""
+
+
+def waiting(go: pathlib.Path) -> tuple[str, ...]:
+    """How to call `WAITING`: what `command` has in place of `-m mlm_jax.train`."""
+    return '-c', WAITING, str(go)
 
 
 def environment(num_devices: int) -> dict[str, str]:
@@ -55,9 +79,9 @@ def environment(num_devices: int) -> dict[str, str]:
     return {**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(REPOSITORY)}
 
 
-def start(config, workdir, *flags, num_devices=1, argument='') -> subprocess.Popen:
+def start(config, workdir, *flags, num_devices=1, **options) -> subprocess.Popen:
     return subprocess.Popen(
-        command(config, workdir, *flags, argument=argument),
+        command(config, workdir, *flags, **options),
         env=environment(num_devices),
         cwd=workdir.parent,
         text=True,
@@ -165,39 +189,54 @@ def test_a_run_leaves_its_files_and_learns(uninterrupted):
 
 def test_a_signal_saves_and_the_same_command_goes_on(uninterrupted, tmp_path):
     config, expected, _ = uninterrupted
-    workdir = tmp_path / 'run'
-    process = start(config, workdir)
-    wait_for_step(process, workdir, 6)
+    workdir, go = tmp_path / 'run', tmp_path / 'go'
+    process = start(config, workdir, program=waiting(go))
+    wait_for_step(process, workdir, 9)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.02)
     process.send_signal(signal.SIGTERM)  # as from srun, which hands on what Slurm has sent to the program, too
+    go.touch()
     output, _ = process.communicate(timeout=120)
-    if process.returncode:  # the run may have been over before the signal came
-        assert process.returncode == runtime.PREEMPTED_EXIT_CODE, output
-        stopped = int(re.search(r'stopped by a signal at step (\d+)', output)[1])
-        before = read_metrics(workdir / 'metrics.jsonl')[-1]
-        assert f'resuming at step {stopped} of 33' in finish(start(config, workdir))
-        after = read_metrics(workdir / 'metrics.jsonl')[-1]
-        for name in ('start', 'compile', 'restore', 'interrupted'):
-            assert after[f'goodput/{name}_seconds'] > before[f'goodput/{name}_seconds'], 'over all starts'
+    assert process.returncode == runtime.PREEMPTED_EXIT_CODE, output
+    assert 'stopped by a signal at step 11, which was saved' in output and 'step 11: held-out loss' not in output
+    before = read_metrics(workdir / 'metrics.jsonl')[-1]
+    output = finish(start(config, workdir))
+    assert 'resuming at step 11 of 33' in output and 'step 11: held-out loss' in output
+    after = read_metrics(workdir / 'metrics.jsonl')[-1]
+    for name in ('start', 'compile', 'restore', 'interrupted'):
+        assert after[f'goodput/{name}_seconds'] > before[f'goodput/{name}_seconds'], 'over all starts'
     assert learned(workdir) == learned(expected)
 
 
 def test_two_processes_compute_the_same_run(uninterrupted, minimal_pairs, tmp_path):
     """Two processes of two devices each, which share the parameters, against one of one.
 
-    They judge minimal pairs besides, and their run is restored onto another number of processes.
+    One of them is signaled, and both stop. When they go on, they judge minimal pairs besides. Their run is restored
+    onto another number of processes.
     """
     config, expected, _ = uninterrupted
-    workdir = tmp_path / 'run'
+    workdir, go = tmp_path / 'run', tmp_path / 'go'
     with socket.socket() as s:
         s.bind(('localhost', 0))
         port = s.getsockname()[1]
     shared = (f'--coordinator_address=localhost:{port}', '--num_processes=2')
-    more = f',mesh.data=1,mesh.fsdp=-1,sharding=fsdp,evaluation.blimp={minimal_pairs},evaluation.blimp_percent=100'
-    more += ',checkpoint.every_steps=11'
-    processes = [start(config, workdir, *shared, f'--process_id={i}', num_devices=2, argument=more) for i in range(2)]
-    outputs = [finish(process) for process in processes]
+    more = ',mesh.data=1,mesh.fsdp=-1,sharding=fsdp,checkpoint.every_steps=11'
+    judging = f',evaluation.blimp={minimal_pairs},evaluation.blimp_percent=100'
+
+    def start_both(argument, **options) -> list[subprocess.Popen]:
+        each = [(*shared, f'--process_id={i}') for i in range(2)]
+        return [start(config, workdir, *flags, num_devices=2, argument=argument, **options) for flags in each]
+
+    processes = start_both(more, program=waiting(go))
+    wait_for_step(processes[0], workdir, 9)
+    processes[1].send_signal(signal.SIGTERM)
+    time.sleep(2.5)  # JAX looks for a signal each second
+    go.touch()
+    ended = [(process.communicate(timeout=120)[0], process.returncode) for process in processes]
+    assert [code for _, code in ended] == [runtime.PREEMPTED_EXIT_CODE] * 2, ended
+    stopped = int(re.search(r'stopped by a signal at step (\d+), which was saved', ended[0][0])[1])
+    outputs = [finish(process) for process in start_both(more + judging)]
+    assert f'resuming at step {stopped} of 33' in outputs[0]
     for i, output in enumerate(outputs):
         assert f's: process {i} of 2, coordinator localhost:{port}, 2 of 4 devices are here' in output
     assert 'step 33/33' in outputs[0]
@@ -206,7 +245,7 @@ def test_two_processes_compute_the_same_run(uninterrupted, minimal_pairs, tmp_pa
     for ours, theirs in zip(lines, learned(expected), strict=True):
         assert {k: v for k, v in ours.items() if 'blimp' not in k} == pytest.approx(theirs, rel=1e-4)
     judged = [line for line in lines if 'eval/blimp' in line]
-    assert [line['step'] for line in judged] == [0, 11, 22, 33]
+    assert [line['step'] for line in judged] == [11, 22, 33]
     last = judged[-1]
     assert last['eval/blimp'] == pytest.approx((2 * last['eval/blimp_semantics'] + last['eval/blimp_syntax']) / 3)
     assert f'held-out loss {last["eval/loss"]:.4f}; BLiMP {last["eval/blimp"]:.1%}' in outputs[0]

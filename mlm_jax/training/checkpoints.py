@@ -40,6 +40,7 @@ class Position:
       config: the configuration, as a dict.
       data: from where the run reads its data (`data.mixtures.Reading.to_json`); empty in checkpoints of earlier
         versions, whose runs read a single directory.
+      evaluation_is_due: whether the run was stopped before an evaluation at this step, which the next start does.
     """
 
     examples: int
@@ -47,6 +48,7 @@ class Position:
     window: list
     config: dict
     data: dict = dataclasses.field(default_factory=dict)
+    evaluation_is_due: bool = False
 
 
 class Checkpoints:

@@ -58,6 +58,8 @@ class RunLog:
         if jax.process_index() == 0:
             first_step, logging = position.examples // config.batch_size, config.logging
             saved_step = first_step if position.config else -1  # the position of a new run has no configuration
+            if position.evaluation_is_due:  # the evaluation is the first of the lines of this step, which come now
+                saved_step -= 1
             self._writer = MetricsWriter(
                 workdir, saved_step, logging.tensorboard, logging.wandb_project, config.to_dict()
             )
@@ -128,19 +130,21 @@ class RunLog:
             text = _describe(means, speed) + _describe_epochs(epochs)
             self._progress.show(step, text, speed['perf/step_ms'] / 1000)
 
-    def position(self, step: int, stall_seconds: float) -> Position:
+    def position(self, step: int, stall_seconds: float, evaluation_is_due: bool = False) -> Position:
         """The `Position` for a checkpoint at `step`; at a log step, and at the end of the run, writes a line first.
 
-        What a run that resumes there needs of metrics.jsonl is then stored.
+        What a run that resumes there needs of metrics.jsonl is then stored. With `evaluation_is_due`, the next start
+        evaluates and then writes the line, so that they come in the same order as in a run that was not stopped.
         """
-        if step % self._config.logging.every_steps == 0 or step == self._total_steps:
+        if not evaluation_is_due and (step % self._config.logging.every_steps == 0 or step == self._total_steps):
             self.flush(step, stall_seconds)
         updates = self._window.fetch()
         self._check_finite(step - len(updates), updates)
         seconds = self._train_seconds + time.perf_counter() - self._mark
         if self._writer:
             self._writer.sync()
-        return Position(step * self._config.batch_size, seconds, updates, self._config.to_dict(), self._data)
+        examples = step * self._config.batch_size
+        return Position(examples, seconds, updates, self._config.to_dict(), self._data, evaluation_is_due)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
