@@ -3,16 +3,24 @@
 import json
 import pathlib
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
+from mlm_jax.files import buckets
 from mlm_jax.files.errors import ConfigError
 
 MISSING = object()
 # Half of a surrogate pair, which JSON may write by itself (\ud83d) but UTF-8 cannot encode.
 LONE_SURROGATE = re.compile('[\ud800-\udfff]')
 
-_AS_LINES = 'python -c "import json,sys; [print(json.dumps(x)) for x in json.load(sys.stdin)]"'
+# Reads the whole array before it creates the other file, which must not be there yet.
+_AS_LINES = (
+    'python -c "import json, sys; from mlm_jax.files import buckets, streams; '
+    'values = json.load(streams.open_text(buckets.path(sys.argv[1]))); '
+    "open(sys.argv[2], 'x').writelines(json.dumps(value) + '\\n' for value in values)\""
+)
+_SUFFIXES = re.compile(r'(?:\.(?:jsonl?|ndjson))?(?:\.(?:gz|gzip|bgz|xz|lzma|bz2|bzip2|zst|zstd))?$', re.IGNORECASE)
 
 
 def records(
@@ -95,9 +103,11 @@ def _first(line: bytes, path: pathlib.Path, where: str, errors: str) -> Any:
 
 
 def _array(path: pathlib.Path) -> ConfigError:
+    name = f'{_SUFFIXES.sub("", path.name, count=1)}.lines.jsonl'
+    target = name if buckets.is_bucket(path) else str(path.with_name(name))
     return ConfigError(
-        f'{path} is one JSON array, not JSON lines, which hold one object on each line. Convert it:\n'
-        f"    {_AS_LINES} < '{path}' > '{path.with_suffix('.jsonl').name}'"
+        f'{path} is one JSON array, not JSON lines, which hold one object on each line. Convert it, and name the new '
+        f'file:\n    {_AS_LINES} {shlex.quote(str(path))} {shlex.quote(target)}'
     )
 
 

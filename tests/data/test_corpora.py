@@ -173,17 +173,34 @@ def test_json_lines_hold_what_people_have_in_them(tmp_path):
         list(text_files.read(path, 'jsonl', 'text'))
 
 
-@pytest.mark.parametrize('indent', [None, 1])
-def test_a_json_array_is_refused_with_the_way_to_convert_it(tmp_path, indent):
-    path = tmp_path / 'a.json'
-    path.write_text(json.dumps([{'text': text} for text in TEXTS], indent=indent))
-    with pytest.raises(
-        ConfigError, match=r'a.json is one JSON array, not JSON lines(.|\n)*python -c .* > .a.jsonl'
-    ) as e:
+@pytest.mark.parametrize(
+    ('name', 'encoding', 'indent'),
+    [
+        ('a.json', 'utf-8', None),
+        ("it's a.json", 'utf-8', 1),
+        ('a.jsonl', 'utf-8', 1),
+        ('a.json.gz', 'utf-8', None),
+        ('a.json', 'utf-8-sig', 1),
+        ('a.json', 'utf-16', None),
+    ],
+)
+def test_a_json_array_is_refused_with_the_way_to_convert_it(tmp_path, name, encoding, indent):
+    path, texts = tmp_path / name, [*TEXTS, 'caf\xe9 \u2028 \U0001f600']
+    content = json.dumps([{'text': text} for text in texts], indent=indent, ensure_ascii=False).encode(encoding)
+    content = gzip.compress(content) if name.endswith('.gz') else content
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r'is one JSON array, not JSON lines(.|\n)*python -c') as e:
         list(text_files.read(path, 'jsonl', 'text'))
-    command = str(e.value).splitlines()[1].replace('python', sys.executable)
-    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
-    assert [d.decode() for d in text_files.read(tmp_path / 'a.jsonl', 'jsonl', 'text')] == TEXTS
+    command = str(e.value).splitlines()[1].replace('python', sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, cwd='/')
+    converted = tmp_path / f'{name.partition(".")[0]}.lines.jsonl'
+    assert path.read_bytes() == content and sorted(tmp_path.iterdir()) == sorted([path, converted])
+    assert [d.decode() for d in text_files.read(converted, 'jsonl', 'text')] == texts
+    assert subprocess.run(command, shell=True, cwd='/', capture_output=True).returncode, 'the file is there already'
+
+
+def test_what_is_no_json_lines_is_refused_by_its_name(tmp_path):
+    path = tmp_path / 'a.json'
     path.write_text('{\n "data": []\n}')
     with pytest.raises(ConfigError, match='line 1 of .* is not JSON.*this file spreads an object over several lines'):
         list(text_files.read(path, 'jsonl', 'text'))
