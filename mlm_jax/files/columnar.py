@@ -14,6 +14,7 @@ KINDS = ('parquet', 'arrow')
 _ROWS_AT_A_TIME = 1024
 _BUFFER_BYTES = 1 << 20
 _ARROW_FILE = b'ARROW1'
+_STREAM_ENDS = (b'\xff\xff\xff\xff\0\0\0\0', b'\0\0\0\0')  # the second one before Arrow 0.15
 # Kind → the first bytes of its files → what they are.
 _MAGIC = {
     'parquet': {b'PAR1': 'a Parquet file'},
@@ -90,8 +91,17 @@ def _record_batches(
 def _stream(file: BinaryIO, path: pathlib.Path, key: str) -> Iterator[list[bytes | None]]:
     names, options = _only(_ipc().open_stream(file).schema, key, path)
     file.seek(0)
-    for batch in _ipc().open_stream(file, options=options):
+    reader = _ipc().open_stream(file, options=options)
+    at = file.tell()
+    for batch in reader:
+        at = file.tell()
         yield _texts(batch, names)
+    file.seek(at)
+    if not file.read(8).startswith(_STREAM_ENDS):  # pyarrow takes the end of the file for the end of the stream
+        raise ConfigError(
+            f'{path} is truncated: its Arrow stream has no end, so what wrote it was interrupted. Write it again, as '
+            'by save_to_disk of the package datasets, or copy it again'
+        )
 
 
 def _only(schema: Any, key: str, path: pathlib.Path) -> tuple[tuple[str, ...], Any]:

@@ -86,6 +86,30 @@ def test_keys_with_dots_and_what_is_wrong(tmp_path, writer):
             list(text_files.read(path, name, 'meta.text'))
 
 
+@pytest.mark.parametrize('as_dictionary', [False, True])
+def test_a_stream_that_ends_between_two_batches_is_refused(tmp_path, as_dictionary):
+    """As an interrupted `save_to_disk` leaves it; files of writers before Arrow 0.15 end with four zeros."""
+    path, texts = tmp_path / 'a', pa.array([f'text {i % 7}' for i in range(20)])
+    table = pa.table({'text': texts.dictionary_encode() if as_dictionary else texts, 'n': [-1, 0] * 10})
+    write_stream(path, table, 4)
+    whole, borders = path.read_bytes(), []
+    with path.open('rb') as file, pa.ipc.open_stream(file) as reader:
+        borders.append(file.tell())
+        borders.extend(file.tell() for _ in reader)
+    assert len(borders) == 6
+    for border in borders:
+        path.write_bytes(whole[:border])
+        with pytest.raises(ConfigError, match='a is truncated: its Arrow stream has no end'):
+            list(text_files.read(path, 'arrow', 'text'))
+        if not as_dictionary or border > borders[0]:  # a dictionary would stand before the first batch
+            path.write_bytes(whole[:border] + bytes(4))
+            assert len(list(text_files.read(path, 'arrow', 'text'))) == 4 * borders.index(border)
+    for cut in range(1, 9):
+        path.write_bytes(whole[:-cut])
+        with pytest.raises(ConfigError, match='a is .*truncated'):
+            list(text_files.read(path, 'arrow', 'text'))
+
+
 def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
     path, table = tmp_path / 'a', pa.table({'text': ['some text']})
     cases = {
