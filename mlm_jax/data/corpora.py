@@ -122,7 +122,7 @@ def files_of(
     for key in ('corpus', 'validation_corpus'):
         kind, rest = parse(data[key]) if data[key] else ('', '')
         if kind in text_files.KINDS:
-            names = text_files.names(rest)
+            names = text_files.names(rest, kind)
             found[key] = text_files.distinct(names)
             if others := len(names) - len(found[key]):
                 note(f'once       {others:,} of {len(names):,} names that match data.{key} are of files named before')

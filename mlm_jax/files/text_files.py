@@ -13,11 +13,12 @@ import glob
 import itertools
 import os
 import pathlib
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from mlm_jax.files import buckets, columnar, delimited, json_lines, streams
+from mlm_jax.files import buckets, columnar, delimited, json_lines, saved_data_sets, streams
 from mlm_jax.files.errors import ConfigError, unreadable
 
 # A longer block of text without a blank line is split, so that memory use is bounded.
@@ -26,25 +27,28 @@ _LOOK_BACK_BYTES = 4096
 _LONGEST_PATH = 4096  # characters; PATH_MAX of Linux
 
 
-def names(patterns: str) -> list[pathlib.Path]:
+def names(patterns: str, kind: str = '') -> list[pathlib.Path]:
     """The files, sorted, that match any of several globs separated by ';' (`**` matches directories at any depth).
 
     If a file of exactly the given name exists, that file is meant, even if its name has wildcards or a ';'. A file may
     have several names, through symbolic links and `..`.
 
+    Args:
+      patterns: the globs.
+      kind: what the files are read as, one of `KINDS`. With 'arrow', the directory of a data set stands for its files.
+
     Raises:
-      ConfigError: if a glob matches no file.
+      ConfigError: if a glob matches no file, or a file or directory that cannot be reached.
     """
     files: set[pathlib.Path] = set()
     for pattern in _separated(patterns):
         found = _matches(pattern)
+        if kind == 'arrow':
+            found = saved_data_sets.without_caches(pattern, found) if found else saved_data_sets.files(pattern)
         if not found and buckets.is_bucket(pattern):
             raise ConfigError(f'no object matches {pattern}: name objects, such as gs://BUCKET/corpus/*.jsonl.gz')
         if not found:
-            raise ConfigError(
-                f'no file matches {pattern!r} in the working directory {pathlib.Path.cwd()}. Quote globs in the '
-                'shell, and name files, not directories'
-            )
+            raise _no_file(pattern)
         files.update(found)
     if not files:
         raise ConfigError('data.corpus names no file: write one or more globs after the colon')
@@ -106,11 +110,90 @@ def _matches(pattern: str) -> list[pathlib.Path]:
         return _objects(pattern)
     if _is_file(pattern):
         return [pathlib.Path(pattern).expanduser()]
-    path = str(pathlib.Path(pattern).expanduser())
     # If a pattern with brackets matches nothing, the brackets may belong to the name of a file or directory.
-    globs = (path, path.replace('[', '[[]'))
-    found = ([f for f in map(pathlib.Path, glob.glob(g, recursive=True)) if f.is_file()] for g in globs)
+    found = (_glob(pattern) for pattern in dict.fromkeys((_expanded(pattern), _literal_brackets(_expanded(pattern)))))
     return next(filter(None, found), [])
+
+
+def _expanded(pattern: str) -> str:
+    try:
+        return str(pathlib.Path(pattern).expanduser())
+    except RuntimeError as error:  # there is no user of that name
+        raise ConfigError(f'{pattern}: {error}. Write the path of the home directory in place of ~') from None
+
+
+def _literal_brackets(pattern: str) -> str:
+    return pattern.replace('[', '[[]')
+
+
+def _glob(pattern: str) -> list[pathlib.Path]:
+    """The files that match a glob; raises ConfigError where some cannot be reached, which `glob` leaves out."""
+    _refuse_closed_directories(pattern)
+    return [path for path in map(pathlib.Path, glob.glob(pattern, recursive=True)) if _is_there(path)]
+
+
+def _refuse_closed_directories(pattern: str) -> None:
+    """Raises ConfigError for a directory of which a glob needs the names, but may not read them."""
+    parts = pathlib.Path(pattern).parts
+    for i, part in enumerate(parts):
+        if glob.has_magic(part) and '**' not in parts[max(0, i - 1) : i]:  # otherwise its directories are known
+            above = parts[: i + 1] if part == '**' else parts[:i]
+            for directory in glob.iglob(os.path.join('.', *above, ''), recursive=True):
+                _refuse_closed(os.path.normpath(directory), pattern)
+
+
+def _refuse_closed(directory: str, pattern: str) -> None:
+    try:
+        with os.scandir(directory):
+            pass
+    except PermissionError as error:
+        raise ConfigError(
+            f'{pattern!r} cannot be searched completely, because the directory {directory} may not be read '
+            f'({error.strerror}): make it readable (chmod u+rx), or write a glob that leaves it out'
+        ) from error
+    except OSError:  # no directory, or a link that leads into itself
+        pass
+
+
+def _is_there(path: pathlib.Path) -> bool:
+    """Whether a path that exists by name is a file; raises ConfigError if it leads to nothing or may not be asked."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise ConfigError(_dangling(path)) from None
+        return False  # it has been deleted meanwhile
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except OSError:  # a link that leads into itself
+        return False
+
+
+def _dangling(path: pathlib.Path) -> str:
+    return (
+        f'{path} is a link to {os.readlink(path)}, which does not exist: fetch its content (git annex get, dvc pull), '
+        'mount the disk on which it lies, or remove the link'
+    )
+
+
+def _no_file(pattern: str) -> ConfigError:
+    """The error for a pattern that names no file; it says what else is there."""
+    path = _expanded(pattern)
+    try:
+        pathlib.Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pathlib.Path(path).parts)).stat()
+    except PermissionError as error:
+        return unreadable(repr(pattern), error)
+    except (OSError, ValueError):
+        pass
+    found = [path] if os.path.isdir(path) else sorted(filter(os.path.isdir, glob.glob(path, recursive=True)))
+    if found:
+        what = 'is a directory' if found == [path] else f'matches no file, but directories, such as {found[0]}'
+        inside = os.path.join(found[0], '*')
+        return ConfigError(f'{pattern!r} {what}: name files, not directories, for example by {inside!r}')
+    return ConfigError(
+        f'no file matches {pattern!r} in the working directory {pathlib.Path.cwd()}. Quote globs in the '
+        'shell, and check the names of directories'
+    )
 
 
 def _objects(pattern: str) -> list[pathlib.Path]:

@@ -267,6 +267,61 @@ def test_a_file_of_several_names_is_read_once(tmp_path, monkeypatch):
     assert len(notes) == 1 and re.fullmatch(r'once +\d+ of \d+ names that match data.corpus are of .*', notes[0])
 
 
+def test_files_that_cannot_be_reached_are_not_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'deep' / 'er').mkdir(parents=True)
+    (tmp_path / 'deep' / 'd.txt').write_text('d')
+    (tmp_path / 'deep' / 'er' / 'e.txt').write_text('e')
+    (tmp_path / 'a.txt').write_text('a')
+    (tmp_path / 'b.txt').symlink_to('.git/annex/objects/b')
+    for pattern in ('*.txt', 'b.txt', '**', f'{tmp_path}/[ab].txt', '**/b.txt'):
+        with pytest.raises(ConfigError, match='b.txt is a link to .git/annex/objects/b, which does not exist: fetch'):
+            text_files.names(pattern)
+    (tmp_path / 'b.txt').unlink()
+    assert len(text_files.names('**')) == 3
+
+    def scandir(path='.'):
+        if os.path.realpath(path).endswith('er'):
+            raise PermissionError(13, 'Permission denied', path)
+        return plain(path)
+
+    plain = os.scandir
+    monkeypatch.setattr(os, 'scandir', scandir)  # the tests may run as root, who may read everything
+    for pattern in ('**', '**/*.txt', 'deep/*/*.txt', 'deep/er/*', f'{tmp_path}/d*/**/e.txt', 'deep/er/[e].txt'):
+        with pytest.raises(ConfigError, match='because the directory .*deep/er may not be read .Permission denied'):
+            text_files.names(pattern)
+    assert text_files.names('*.txt;deep/*.txt;deep/er/e.txt') == [
+        pathlib.Path(name) for name in ('a.txt', 'deep/d.txt', 'deep/er/e.txt')
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+def test_a_directory_without_permission_is_named(tmp_path):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'a.txt').write_text('a')
+    (tmp_path / 'a').chmod(0)
+    try:
+        for pattern in ('a/a.txt', 'a/*', '**'):
+            with pytest.raises(ConfigError, match='Permission denied'):
+                text_files.names(f'{tmp_path}/{pattern}')
+    finally:
+        (tmp_path / 'a').chmod(0o700)
+
+
+def test_what_a_name_without_a_file_is_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'corpus').mkdir()
+    cases = {
+        'corpus': "'corpus' is a directory: name files, not directories, for example by 'corpus/[*]'",
+        'c*': "'c[*]' matches no file, but directories, such as corpus: name files, not directories, for example by",
+        'corpus/*.txt': "no file matches 'corpus/[*].txt' in the working directory",
+        '~no_such_user/a': 'no_such_user/a: .* home directory',
+    }
+    for pattern, message in cases.items():
+        with pytest.raises(ConfigError, match=message):
+            text_files.names(pattern)
+
+
 def test_many_names_are_told_apart_in_one_pass(tmp_path, monkeypatch):
     asked, is_file = [], text_files._is_file
     monkeypatch.setattr(text_files, '_is_file', lambda name: asked.append(name) or is_file(name))

@@ -110,6 +110,42 @@ def test_a_stream_that_ends_between_two_batches_is_refused(tmp_path, as_dictiona
             list(text_files.read(path, 'arrow', 'text'))
 
 
+def save_data_set(directory, texts):
+    """As `save_to_disk` of datasets 4.0 does, and then a result of `map`."""
+    directory.mkdir(parents=True)
+    listed = []
+    for i, text in enumerate(texts):
+        listed.append({'filename': f'data-{i:05}-of-{len(texts):05}.arrow'})
+        write_stream(directory / listed[-1]['filename'], pa.table({'text': [text]}), 1)
+    (directory / 'state.json').write_text(json.dumps({'_data_files': listed, '_fingerprint': '1c2e', '_split': 'train'}))
+    (directory / 'dataset_info.json').write_text('{"features": {}}')
+    write_stream(directory / 'cache-1f3a.arrow', pa.table({'text': ['mapped']}), 1)
+
+
+def test_a_saved_data_set_is_read_without_its_caches(tmp_path):
+    save_data_set(tmp_path / 'saved' / 'train', ['a', 'b'])
+    (tmp_path / 'saved' / 'dataset_dict.json').write_text('{"splits": ["train", "test"]}')
+    train = tmp_path / 'saved' / 'train'
+    found = text_files.names(str(train), 'arrow')
+    assert [text for file in found for text in text_files.read(file, 'arrow', 'text')] == [b'a', b'b']
+    assert text_files.names(f'{train}/data-*.arrow', 'arrow') == found
+    assert text_files.names(f'{train}/cache-1f3a.arrow', 'arrow') == [train / 'cache-1f3a.arrow'], 'named by itself'
+    for pattern in (f'{train}/*.arrow', f'{tmp_path}/**/*.arrow'):
+        with pytest.raises(ConfigError, match=r'matches cache-1f3a.arrow, a result of `map`.*: write arrow:.*/train,'):
+            text_files.names(pattern, 'arrow')
+    with pytest.raises(ConfigError, match='saved holds the splits train, test: name .*, such as arrow:.*/saved/train'):
+        text_files.names(str(tmp_path / 'saved'), 'arrow')
+    with pytest.raises(ConfigError, match='is a directory: name files, not directories'):
+        text_files.names(str(train), 'parquet')
+    found[0].unlink()
+    with pytest.raises(ConfigError, match='data-00000-of-00002.arrow is missing, which .*state.json lists'):
+        text_files.names(str(train), 'arrow')
+    for damaged in ('{', '[]', '{"_data_files": 3}', '{"_data_files": [3]}'):
+        (train / 'state.json').write_text(damaged)
+        with pytest.raises(ConfigError, match='state.json is damaged'):
+            text_files.names(str(train), 'arrow')
+
+
 def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
     path, table = tmp_path / 'a', pa.table({'text': ['some text']})
     cases = {
