@@ -21,6 +21,7 @@ METRICS = {
 }
 _HIDDEN = ('-1', '-1.0')  # the labels of test sets that the data sets of Hugging Face do not tell
 _INTEGER = re.compile(r'[+-]?\d+(\.0*)?')
+_NUMBER = re.compile(r'[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,6})?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,21 @@ def _labels(files: Files, path: pathlib.Path, rows: Sequence[tuple[int, dict]]) 
             f'the column {column!r} of {path} has {len(found):,} classes; a classification has 2 … 1000. '
             'To predict numbers, set --kind=regression'
         )
-    return sorted(found, key=_in_order)
+    labels = sorted(found, key=_in_order)
+    _refuse_equal_numbers(labels, column, path)
+    return labels
+
+
+def _refuse_equal_numbers(labels: Sequence[str], column: str, path: pathlib.Path) -> None:
+    """Raises ConfigError for two classes that are one number, as 1 and 1.0, which files mix that were joined."""
+    spellings: dict[decimal.Decimal, str] = {}
+    for label in filter(_NUMBER.fullmatch, labels):
+        first = spellings.setdefault(decimal.Decimal(label), label)
+        if first != label:
+            raise ConfigError(
+                f'the column {column!r} of {path} has the classes {first!r} and {label!r}, which are the same number: '
+                'write it in one way; or, if they are two classes, give them names that are no numbers'
+            )
 
 
 def _in_order(label: str) -> tuple[int, decimal.Decimal, str]:
@@ -175,7 +190,8 @@ def _stripped(value: Any) -> Any:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value == '')
+    """Whether a value is null, empty, or NaN, as pandas writes missing values to JSON lines."""
+    return value is None or value == '' or (isinstance(value, float) and math.isnan(value))
 
 
 def _is_hidden(label: Any, labels: Sequence[str]) -> bool:

@@ -141,6 +141,30 @@ def test_none_is_a_class_and_null_is_none(tmp_path):
     assert data.notes['examples of train without a target, skipped'] == 10
 
 
+@pytest.mark.parametrize('kind', ['classification', 'multilabel', 'regression'])
+def test_nan_is_missing_as_null_is(tmp_path, kind):
+    path, labels = tmp_path / 'nan.jsonl', (1, 0, math.nan, None)
+    path.write_text(''.join(json.dumps({'text': f'a {i}', 'label': labels[i % 4]}) + '\n' for i in range(40)))
+    assert 'NaN' in path.read_text()
+    data = custom.read(files(path, kind=kind, test=str(path)))
+    assert kind != 'classification' or data.task.labels == ('0', '1')
+    assert data.notes['examples of train without a target, skipped'] == 20
+    assert sum(math.isnan(*example.targets) for example in data.splits['test']) == 20
+
+
+@pytest.mark.parametrize(
+    ('first', 'second'), [('1', '1.0'), ('1', '+1'), ('-0', '0'), ('0.50', '.5'), ('1e2', '100'), ('7', '07')]
+)
+def test_classes_that_are_the_same_number_are_refused(tmp_path, first, second):
+    path = tmp_path / 'joined.csv'
+    path.write_text('text,label\n' + ''.join(f'a {i},{(first, second, "5", "nan")[i % 4]}\n' for i in range(40)))
+    with pytest.raises(ConfigError, match="'label' of .* has the classes .*, which are the same number: write it") as e:
+        custom.read(files(path))
+    assert repr(first) in str(e.value) and repr(second) in str(e.value)
+    path.write_text(path.read_text().replace(f',{second}\n', f',{second}a\n'))
+    assert len(custom.read(files(path)).task.labels) == 4
+
+
 @pytest.mark.parametrize('label', [[0], ['a', 'b'], {'name': 'a'}, []])
 def test_several_labels_of_an_example_are_refused(tmp_path, label):
     path = tmp_path / 'several.jsonl'
