@@ -29,7 +29,8 @@ except ModuleNotFoundError:
 HEAD_BYTES = 1 << 16  # so many bytes are examined to recognize the format of a file
 BUFFER_BYTES = 1 << 20
 _PIECE = 1 << 16  # compressed bytes read at a time; gzip expands them at most about a thousandfold
-_MOST_CONTROL_CHARACTERS = 0.05  # as a fraction of the first bytes; in random bytes it is about 0.1
+# As fractions of the first bytes; in random bytes it is about 0.1.
+_MOST_CONTROL_CHARACTERS, _MOST_IN_UTF8 = 0.05, 0.1
 
 _UNPACK = 'Unpack it and name the text files inside'
 _EXPORT = 'Write its texts as JSON lines or CSV first'
@@ -275,19 +276,24 @@ def _refuse_what_is_no_text(head: bytes, path: pathlib.Path, inside: str) -> Non
             f'{path} looks like {encoding} without a byte order mark. Convert it: '
             f"iconv -f {encoding} -t UTF-8 '{path.name}' > …"
         )
-    share = len(_CONTROL_CHARACTER.findall(head)) / max(len(head), 64)
-    if share > _MOST_CONTROL_CHARACTERS and not _is_utf8(head):
+    share, is_utf8 = len(_CONTROL_CHARACTER.findall(head)) / max(len(head), 64), _is_utf8(head)
+    if share > (_MOST_IN_UTF8 if is_utf8 else _MOST_CONTROL_CHARACTERS):
         raise ConfigError(
-            f'{path} is not a text file: {share:.0%} of its first {len(head):,} bytes are control characters, and '
-            f'it is not UTF-8. {_NO_TEXT}'
+            f'{path} is not a text file: {share:.0%} of its first {len(head):,} bytes are control characters'
+            f'{"" if is_utf8 else ", and it is not UTF-8"}. {_NO_TEXT}'
         )
 
 
+_MOST_HIGH_BYTES = 0.8  # others are of punctuation and symbols
 _CONTROL_CHARACTER = re.compile(rb'[\x00-\x07\x0e-\x1a\x1c-\x1f]')
 
 
 def _wide_encoding(head: bytes) -> str | None:
-    """The encoding with two or four bytes per character that explains at which places zero bytes occur."""
+    """The encoding with two or four bytes per character that explains at which places zero bytes occur.
+
+    In UTF-16, one byte of a character is below 32 in most scripts but those of East Asia, and zero in spaces. All bytes
+    of such a text can be valid UTF-8, as in Russian, Arabic, Hindi and Thai.
+    """
     head = head[:4096]
     if len(head) < 16:
         return None
@@ -295,9 +301,17 @@ def _wide_encoding(head: bytes) -> str | None:
     zeros = tuple(part.count(0) / len(part) > 0.9 for part in parts)
     patterns: dict[tuple[bool, ...], str] = {
         (False, True, True, True): 'UTF-32LE', (True, True, True, False): 'UTF-32BE',
-        (False, True, False, True): 'UTF-16LE', (True, False, True, False): 'UTF-16BE',
     }  # fmt: skip
-    return patterns.get(zeros)
+    return patterns.get(zeros) or _utf_16(head)
+
+
+def _utf_16(head: bytes) -> str | None:
+    low, high = (head[place::2] for place in range(2))
+    below_32 = [sum(byte < 32 for byte in part) / len(part) for part in (low, high)]
+    for name, part, share, other in (('UTF-16LE', high, *below_32[::-1]), ('UTF-16BE', low, *below_32)):
+        if share > _MOST_HIGH_BYTES and other < share / 2 and 0 in part:
+            return name
+    return None
 
 
 def _is_utf8(head: bytes) -> bool:

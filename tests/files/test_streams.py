@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from mlm_jax.config import ConfigError
-from mlm_jax.files import streams
+from mlm_jax.files import streams, text_files
 
 TEXT = ''.join(
     f'This is line {i * i}; it is as long as others.\n' for i in range(25_000)
@@ -144,10 +144,44 @@ def test_bytes_that_are_no_utf_8_are_refused_with_the_cure(tmp_path, content, me
         read(tmp_path / 'a.txt', content)
 
 
+SENTENCES = {
+    'English': 'All human beings are born free and equal in dignity and rights.',
+    'Russian': 'Все люди рождаются свободными и равными в своем достоинстве и правах.',
+    'Greek': 'Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα.',
+    'Hebrew': 'כל בני האדם נולדו בני חורין ושווים בערכם ובזכויותיהם.',
+    'Arabic': 'يولد جميع الناس أحرارًا متساوين في الكرامة والحقوق.',
+    'Hindi': 'सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।',
+    'Tamil': 'மனிதப் பிறிவியினர் சகலரும் சுதந்திரமாகவே பிறக்கின்றனர்; அவர்கள் மதிப்பிலும், உரிமைகளிலும் சமமானவர்கள்.',
+    'Thai': 'มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ ต่างมีเหตุผลและมโนธรรม',
+    'Georgian': 'ყველა ადამიანი იბადება თავისუფალი და თანასწორი თავისი ღირსებითა და უფლებებით.',
+    'Amharic': 'የሰው ልጅ ሁሉ ሲወለድ ነፃና በክብርና በመብትም እኩልነት ያለው ነው።',
+}
+
+
+@pytest.mark.parametrize('language', SENTENCES)
+@pytest.mark.parametrize('encoding', ['UTF-16LE', 'UTF-16BE'])
+def test_utf_16_without_a_byte_order_mark_is_refused_in_every_script(tmp_path, language, encoding):
+    path = tmp_path / 'a.txt'
+    for text in (SENTENCES[language], f'{SENTENCES[language]}\n\n' * 500):
+        path.write_bytes(text.encode(encoding))
+        for kind in ('text', 'files', 'lines'):
+            with pytest.raises(ConfigError, match=f'a.txt looks like {encoding} without a byte order mark. Convert it'):
+                list(text_files.read(path, kind, 'text'))
+        assert read(path, text.encode()) == text.encode()
+
+
+def test_control_characters_make_no_text_even_if_they_are_utf_8(tmp_path):
+    content = b''.join(bytes([i % 32, 65 + i % 26, 66]) for i in range(999))
+    with pytest.raises(ConfigError, match='a.txt is not a text file: 26% of its first 2,997 bytes are control char'):
+        read(tmp_path / 'a.txt', content)
+
+
 @pytest.mark.parametrize(
     'content',
     [
         b'',
+        b'1\t2\t3\t4\n' * 50,
+        b'\x1b[1mbold\x1b[0m and a bell \x07 \x07' * 9,
         b'\0',
         b'(parenthesis)',
         b'PK is a name',
