@@ -198,6 +198,7 @@ def run(
     with _explained_errors(directory, intent['sources']):
         if not claim.known_settings(directory):
             tokenizer_making.refuse_unread(config.tokenizer)
+            corpora.refuse_unread(config.data)
         directory.mkdir(parents=True, exist_ok=True)
         with claim.locked(directory, shared=task is not None) as is_locked, _unless_finished_by_another(directory):
             if task:

@@ -415,6 +415,19 @@ def test_settings_without_effect_are_refused(finished, tmp_path, model, settings
     assert not (tmp_path / 'rows').exists()
 
 
+def test_a_key_of_text_without_fields_is_refused(finished, tmp_path, capsys):
+    corpus = finished / 'corpus.jsonl'
+    for kind in ('text', 'lines', 'files', 'smi'):
+        keys = {'data.corpus': f'{kind}:{corpus}', 'data.text_key': 'body'}
+        with pytest.raises(ConfigError, match=f'^data.text_key=body would have no effect, because data.corpus={kind}:'):
+            prepare.run(make_config(tmp_path / 'rows', '', **keys))
+        said = 'plain text 1 of the 1 files of data.corpus are JSON lines or tables by their names, such as corpus.jsonl'
+        assert (said in capsys.readouterr().out) == (kind != 'smi') and not (tmp_path / 'rows').exists()
+    one_has_fields = make_config(tmp_path / 'rows', corpus, **{'data.text_key': 'body'})
+    one_has_fields.data.validation_corpus = f'text:{corpus}'
+    corpora.refuse_unread(one_has_fields.data)
+
+
 def test_recorded_settings_without_effect_stay(finished, tmp_path, monkeypatch, capsys):
     """Earlier versions took them, and what they recorded must not change."""
     keys = {'tokenizer.model': finished / 'rows' / 'tokenizer.model', 'tokenizer.byte_fallback': False}

@@ -35,12 +35,15 @@ from collections.abc import Callable, Iterator, Mapping
 
 import ml_collections
 
+from mlm_jax import config as config_lib
 from mlm_jax.data import demo_corpus, hub_sets, slices, tfds_sets
-from mlm_jax.files import atomic, progress, text_files
+from mlm_jax.files import atomic, progress, streams, text_files
 from mlm_jax.files.errors import ConfigError
 
 _BY_NAME = ('tfds', 'hf')  # data sets that have splits
 KINDS = ('demo', *text_files.KINDS, *_BY_NAME)
+_WITHOUT_FIELDS = ('demo', 'text', 'lines', 'files', 'smi')  # which do not read `data.text_key`
+_PLAIN, _WITH_FIELDS = ('text', 'lines', 'files'), ('.json', '.jsonl', '.csv', '.tsv')
 MAX_DOCUMENT_CHARACTERS = 1_000_000  # longer documents are split, because SentencePiece's memory use is proportional
 INVALID_UTF8 = 'documents with invalid UTF-8, replaced by �'
 EMPTY = 'empty documents, dropped'
@@ -113,7 +116,8 @@ def files_of(
 
     Args:
       data: `config.data`.
-      note: receives a line of text for names of files that are left out.
+      note: receives a line of text for names of files that are left out, and for JSON lines and tables that are read
+        as plain text.
 
     Raises:
       ConfigError: if there are no files of a name, or all are held out.
@@ -126,6 +130,8 @@ def files_of(
             found[key] = text_files.distinct(names)
             if others := len(names) - len(found[key]):
                 note(f'once       {others:,} of {len(names):,} names that match data.{key} are of files named before')
+            if kind in _PLAIN:
+                _note_fields(key, kind, found[key], note)
     if len(found) < 2:
         return found
     training = text_files.without(found['corpus'], found['validation_corpus'])
@@ -138,6 +144,31 @@ def files_of(
     if held_out := len(found['corpus']) - len(training):
         note(f'held-out   {held_out:,} of the {len(found["corpus"]):,} files of data.corpus, by data.validation_corpus')
     return found | {'corpus': training}
+
+
+def _note_fields(key: str, kind: str, files: list[pathlib.Path], note: Callable[[str], None]) -> None:
+    """Says if some files that are read as plain text are JSON lines or tables by their names."""
+    if names := [file.name for file in files if streams.suffix(file, _WITH_FIELDS)]:
+        note(
+            f'plain text {len(names):,} of the {len(files):,} files of data.{key} are JSON lines or tables by their '
+            f'names, such as {names[0]}; {kind}: reads them as plain text, with all that they hold. To read one field '
+            'of them, write jsonl:GLOB or csv:GLOB'
+        )
+
+
+def refuse_unread(data: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError if `text_key` is given but no corpus has fields; `data` is `config.data`.
+
+    It is for new directories only: earlier versions recorded such a value, and that must not change any more.
+    """
+    default = config_lib.default_config().data.text_key
+    specs = {key: data[key] for key in ('corpus', 'validation_corpus') if data[key]}
+    if data.text_key != default and all(parse(spec)[0] in _WITHOUT_FIELDS for spec in specs.values()):
+        given = ' and '.join(f'data.{key}={spec}' for key, spec in specs.items())
+        raise ConfigError(
+            f'data.text_key={data.text_key} would have no effect, because {given} is read as plain text without '
+            f'fields: name JSON lines as jsonl:GLOB, tables as csv:GLOB, or set data.text_key={default} (the default)'
+        )
 
 
 def _held_out(
