@@ -21,6 +21,11 @@ from mlm_jax.files.errors import ConfigError
 from mlm_jax.masking.vocabulary import SYMBOL_NAMES, Vocabulary
 
 _MAX_GAPS = 1 << 20  # number of ids without a piece; a larger number is due to a damaged id
+# For files that hold the names of pieces only, as vocab.txt of BERT does.
+VOCABULARY_ALONE = (
+    'A vocab.txt or merges.txt alone is not sufficient: save_pretrained of a fast tokenizer of transformers writes the '
+    'tokenizer.json that is needed'
+)
 _NEEDS_WORDS = ('WordPiece', 'WordLevel')  # models that need text already split into words
 
 
@@ -192,6 +197,8 @@ def _read(model: bytes, name: str) -> tuple[Any, dict]:
     try:
         stored = json.loads(text)
     except (ValueError, RecursionError) as error:
+        if re.match(r'\[[^"\',{}\[\]\r\n]+\][ \t]*[\r\n]', text):  # [PAD], the first line of BERT's
+            raise ConfigError(f'{name} is a vocab.txt, not a tokenizer.json. {VOCABULARY_ALONE}') from None
         raise ConfigError(
             f'{name} is not a Hugging Face tokenizer.json, or is truncated or damaged: {error}'
         ) from error

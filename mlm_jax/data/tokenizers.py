@@ -22,7 +22,7 @@ import numpy as np
 import sentencepiece
 
 from mlm_jax.data import offsets, residues, sentencepiece_proto, smiles
-from mlm_jax.data.tokenizer_json import JSONTokenizer, looks_like_json
+from mlm_jax.data.tokenizer_json import VOCABULARY_ALONE, JSONTokenizer, looks_like_json
 from mlm_jax.files import buckets, git_lfs, hub
 from mlm_jax.files.errors import ConfigError, unreadable
 from mlm_jax.masking import vocabulary as vocabulary_lib
@@ -102,11 +102,7 @@ class Tokenizer:
         try:
             model = buckets.path(path).expanduser().read_bytes()
         except OSError as error:
-            cure = (
-                f'Set tokenizer.model to {", ".join(TRAINED[:-1])} or {TRAINED[-1]} to train a tokenizer on the '
-                'corpus, or to the path of a SentencePiece model or of a Hugging Face tokenizer.json'
-            )
-            raise unreadable(f'the tokenizer {path}', error, cure) from error
+            raise unreadable(f'the tokenizer {path}', error, _cure_of_name(path, error)) from error
         if git_lfs.is_pointer(model):
             raise ConfigError(f'{path} is not a tokenizer: {git_lfs.REASON}')
         if looks_like_json(model):
@@ -328,6 +324,19 @@ def check_size(tokenizer: AnyTokenizer, vocab_size: int, name: str, padding: int
     return tokenizer.vocabulary.padded(vocab_size)
 
 
+def _cure_of_name(path: str | pathlib.Path, error: OSError) -> str:
+    """What to do where no file of a tokenizer can be read."""
+    cure = (
+        f'Set tokenizer.model to {", ".join(TRAINED[:-1])} or {TRAINED[-1]} to train a tokenizer on the corpus, or to '
+        'the path of a SentencePiece model or of a Hugging Face tokenizer.json'
+    )
+    if isinstance(error, IsADirectoryError):
+        return f'{cure}, such as {path}/tokenizer.json'
+    if hub.can_be_model(str(path)):
+        return f'{cure}. For a model of the Hugging Face Hub, write {hub.PREFIX}{path}/tokenizer.json'
+    return cure
+
+
 def _parse(model: bytes, name: str) -> Any:
     """Parses a serialized `ModelProto`; raises ConfigError if it is not one or its pieces are not valid text."""
     proto = sentencepiece_proto.ModelProto()
@@ -335,10 +344,7 @@ def _parse(model: bytes, name: str) -> Any:
         proto.ParseFromString(model)
         _ = [piece.piece.encode() for piece in proto.pieces]
     except Exception as error:  # DecodeError of protobuf is not public
-        raise ConfigError(
-            f'{name} is not a SentencePiece model: {error}. A vocab.txt or merges.txt alone is not sufficient: '
-            'save_pretrained of a fast tokenizer of transformers writes the tokenizer.json that is needed'
-        ) from error
+        raise ConfigError(f'{name} is not a SentencePiece model: {error}. {VOCABULARY_ALONE}') from error
     if not proto.pieces:
         raise ConfigError(f'{name} is not a SentencePiece model: it has no pieces')
     return proto
@@ -365,7 +371,8 @@ def _special_ids(proto: Any, name: str) -> dict[str, int]:
         cure = ' '.join(_CURES[symbol] for symbol in missing)
         raise ConfigError(
             f'{name} has no symbol for {listed}. Train the model with {cure}, or set tokenizer.model=unigram to '
-            'train one here'
+            'train one here. If it belongs to a model of transformers, use the tokenizer.json that save_pretrained of '
+            'its fast tokenizer writes'
         )
     if len(set(ids.values())) < len(ids):
         raise ConfigError(f'{name} uses one id for several of {ids}; they must differ')

@@ -20,6 +20,7 @@ COMMIT = re.compile('[0-9a-f]{40}')
 KINDS = {'model': 'model', 'dataset': 'data set'}
 PREFIX = 'hf:'
 _MODEL = re.compile(r'(\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(\w[\w./-]*))?')  # the name of a model, and its revision
+_SUFFIXES = ('.json', '.txt', '.model')  # of files of tokenizers
 _FILES = (
     'config.json', 'model.safetensors', 'model-*.safetensors', 'model.safetensors.index.json', 'tokenizer.json',
     'vocab.txt',
@@ -64,9 +65,22 @@ def model(directory: pathlib.Path) -> pathlib.Path:
     return _snapshot(*found.groups())
 
 
+def can_be_model(name: str) -> bool:
+    """Whether a text has the form of [ORGANIZATION/]NAME[@REVISION], and not of a file of a tokenizer."""
+    return _MODEL.fullmatch(name) is not None and pathlib.Path(name).suffix not in _SUFFIXES
+
+
 def model_file(name: str) -> pathlib.Path:
-    """The file of NAME/FILE, where NAME is as in `model`."""
+    """The file of NAME/FILE, where NAME is as in `model`.
+
+    Raises:
+      ConfigError: if the text names no file, and as `model` does.
+    """
     path = pathlib.Path(name).expanduser()
+    if path.suffix not in _SUFFIXES and not path.is_file():  # names of models have dots, too
+        raise ConfigError(
+            f'{PREFIX}{name} is the name of a model or directory, not of a file: write {PREFIX}{name}/tokenizer.json'
+        )
     return model(path.parent) / path.name
 
 

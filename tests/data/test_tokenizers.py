@@ -110,13 +110,25 @@ def test_a_given_model_keeps_its_ids(tmp_path):
 
 
 def test_a_given_model_that_lacks_symbols_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r'no symbol for pad .*, mask .*--pad_id=0 .*--control_symbols=\[MASK\]'):
+    with pytest.raises(ConfigError, match=r'no symbol for pad .*, mask .*--pad_id=0 .*--control_symbols=\[MASK\]') as e:
         tokenizers.Tokenizer(foreign_model())
+    assert 'a model of transformers, use the tokenizer.json that save_pretrained of its fast tokenizer' in str(e.value)
     (tmp_path / 'text').write_text('this is no model')
     with pytest.raises(ConfigError, match=r'is not a SentencePiece model'):
         tokenizers.Tokenizer.from_file(tmp_path / 'text')
     with pytest.raises(ConfigError, match=r'cannot read the tokenizer .*unigram, bpe or smiles'):
         tokenizers.Tokenizer.from_file(tmp_path / 'nothing')
+    with pytest.raises(ConfigError, match=r'Is a directory.*, such as .*/tokenizer.json$'):
+        tokenizers.Tokenizer.from_file(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['google-bert/bert-base-uncased', 'bert-base-uncased', 'intfloat/e5-v1.5', 'a/b@v2'])
+def test_a_model_of_the_hub_in_place_of_its_file_is_told_with_the_file(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f'^hf:{name} is the name of a model .*: write hf:{name}/tokenizer.json$'):
+        tokenizers.Tokenizer.from_file(f'hf:{name}')
+    with pytest.raises(ConfigError, match=f'cannot read the tokenizer {name}: .*write hf:{name}/tokenizer.json$'):
+        tokenizers.Tokenizer.from_file(name)
 
 
 def test_the_size_must_be_the_configured_one(tokenizer):

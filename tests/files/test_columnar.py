@@ -117,7 +117,9 @@ def save_data_set(directory, texts):
     for i, text in enumerate(texts):
         listed.append({'filename': f'data-{i:05}-of-{len(texts):05}.arrow'})
         write_stream(directory / listed[-1]['filename'], pa.table({'text': [text]}), 1)
-    (directory / 'state.json').write_text(json.dumps({'_data_files': listed, '_fingerprint': '1c2e', '_split': 'train'}))
+    (directory / 'state.json').write_text(
+        json.dumps({'_data_files': listed, '_fingerprint': '1c2e', '_split': 'train'})
+    )
     (directory / 'dataset_info.json').write_text('{"features": {}}')
     write_stream(directory / 'cache-1f3a.arrow', pa.table({'text': ['mapped']}), 1)
 
