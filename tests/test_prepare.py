@@ -421,7 +421,7 @@ def test_a_key_of_text_without_fields_is_refused(finished, tmp_path, capsys):
         keys = {'data.corpus': f'{kind}:{corpus}', 'data.text_key': 'body'}
         with pytest.raises(ConfigError, match=f'^data.text_key=body would have no effect, because data.corpus={kind}:'):
             prepare.run(make_config(tmp_path / 'rows', '', **keys))
-        said = 'plain text 1 of the 1 files of data.corpus are JSON lines or tables by their names, such as corpus.jsonl'
+        said = 'plain text 1 of the 1 files of data.corpus are JSON lines or tables by their names'
         assert (said in capsys.readouterr().out) == (kind != 'smi') and not (tmp_path / 'rows').exists()
     one_has_fields = make_config(tmp_path / 'rows', corpus, **{'data.text_key': 'body'})
     one_has_fields.data.validation_corpus = f'text:{corpus}'

@@ -27,6 +27,7 @@ import concurrent.futures
 import contextlib
 import datetime
 import errno
+import fnmatch
 import functools
 import io
 import os
@@ -299,8 +300,19 @@ class BucketPath(pathlib.PosixPath):
         return self.glob(f'**/{pattern}')
 
     def matches(self) -> Iterator['BucketPath']:
-        """The objects whose names match this path, read as a glob, each with its size as `listed_size`."""
-        return self._matching(self._key)
+        """The objects whose names match this path, read as a glob, each with its size as `listed_size`.
+
+        As on a disk, parts of names that begin with a dot match only those of the glob that do so, too; and if nothing
+        matches, brackets may belong to names.
+        """
+        patterns = dict.fromkeys((self._key, self._key.replace('[', '[[]')))
+        found = ([path for path in self._matching(key) if not self._hides(path)] for key in patterns)
+        yield from next(filter(None, found), [])
+
+    def _hides(self, found: 'BucketPath') -> bool:
+        dotted = [part for part in self.parts if part.startswith('.')]
+        hidden = (part for part in found.parts if part.startswith('.'))
+        return not all(part in dotted or any(fnmatch.fnmatchcase(part, glob) for glob in dotted) for part in hidden)
 
     def _matching(self, pattern: str) -> Iterator['BucketPath']:
         try:

@@ -148,6 +148,22 @@ def test_globs_find_objects(bucket, tmp_path):
     assert found(f'gs://bucket/a/1.txt; {tmp_path}/*.txt;gs://bucket/a/b/*') == [
         str(tmp_path / 'local.txt'), 'a/1.txt', 'a/b/3.txt'
     ]  # fmt: skip
+    for name in (
+        'h/.hidden.txt',
+        'h/shown.txt',
+        'h/.git/in_it.txt',
+        'h [1]/1.txt',
+        'h [1]/2.txt',
+        'i [1].txt',
+        'i 1.txt',
+    ):
+        for path in (root / name, tmp_path / name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+    for glob in ('h/*', 'h/**/*.txt', 'h/.*', 'h/.h*.txt', 'h/.git/*', 'h/.git/**', 'h*/.g*/*', 'h/.hidden.txt',
+                 'h [1]/*.txt', 'h [1]/1*', 'i [1]*'):  # fmt: skip
+        on_disk = [str(path.relative_to(tmp_path)) for path in text_files.names(f'{tmp_path}/{glob}')]
+        assert found(f'gs://bucket/{glob}') == on_disk, glob
     with pytest.raises(ConfigError, match=r'no object matches gs://bucket/z\*'):
         text_files.names('gs://bucket/z*')
 
