@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -99,7 +100,22 @@ def _first(line: bytes, path: pathlib.Path, where: str, errors: str) -> Any:
         raise
     if isinstance(value, list) and any(isinstance(element, dict) for element in value):
         raise _array(path)
+    _refuse_repeated_keys(line.decode(errors=errors), where)
     return value
+
+
+def _refuse_repeated_keys(text: str, where: str) -> None:
+    """Raises ConfigError if an object has a key twice: `json` takes the last value, other readers the first one."""
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        repeated = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
+        if repeated:
+            raise ConfigError(
+                f'{where} has the key {repeated[0]!r} more than once in an object, so it is open which value is meant: '
+                'rename or remove all but one in the whole file'
+            )
+
+    json.loads(text, object_pairs_hook=check, parse_int=str)
 
 
 def _array(path: pathlib.Path) -> ConfigError:

@@ -174,6 +174,16 @@ def test_json_lines_hold_what_people_have_in_them(tmp_path):
 
 
 @pytest.mark.parametrize(
+    'line', ['{"text": "a", "id": 1, "text": "b"}', '{"text": "a", "meta": {"n": [{"k": 1, "k": 1}]}}']
+)
+def test_a_key_that_an_object_has_twice_is_refused(tmp_path, line):
+    path = tmp_path / 'a.jsonl'
+    path.write_text(f'{line}\n')
+    with pytest.raises(ConfigError, match="line 1 of .*a.jsonl has the key '(text|k)' more than once in an object"):
+        list(text_files.read(path, 'jsonl', 'text'))
+
+
+@pytest.mark.parametrize(
     ('name', 'encoding', 'indent'),
     [
         ('a.json', 'utf-8', None),
