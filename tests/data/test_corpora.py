@@ -143,7 +143,10 @@ def test_a_repair_that_most_documents_need_is_an_error(tmp_path):
             read(f'lines:{tmp_path}/{name}', tmp_path / 'cache')
     russian = '\n'.join(f'это предложение {i}' for i in range(30)).encode('utf-16')[2:]
     (tmp_path / 'c.txt').write_bytes(russian)
-    with pytest.raises(ConfigError, match=r'documents with NUL characters, .* probably in UTF-16'):
+    with pytest.raises(ConfigError, match=r'c.txt looks like UTF-16LE without a byte order mark'):
+        read(f'lines:{tmp_path}/c.txt', tmp_path / 'cache')
+    (tmp_path / 'c.txt').write_text('\n'.join(f'{text}\0' for text in german))
+    with pytest.raises(ConfigError, match=r'30 of 30 documents with NUL characters, .* probably in UTF-16'):
         read(f'lines:{tmp_path}/c.txt', tmp_path / 'cache')
     mostly_right = '\n\n'.join(german).encode() + '\n'.join(german[:29]).encode('latin-1')
     (tmp_path / 'd.txt').write_bytes(mostly_right)
