@@ -144,7 +144,7 @@ def _refuse_closed_directories(pattern: str) -> None:
 
 def _refuse_closed(directory: str, pattern: str) -> None:
     try:
-        with os.scandir(directory):
+        with os.scandir(os.path.join(directory, '.')):  # the dot needs the permission to enter it, too
             pass
     except PermissionError as error:
         raise ConfigError(

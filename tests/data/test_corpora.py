@@ -309,12 +309,14 @@ def test_files_that_cannot_be_reached_are_not_left_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
-def test_a_directory_without_permission_is_named(tmp_path):
-    (tmp_path / 'a').mkdir()
+@pytest.mark.parametrize('mode', [0, 0o444])
+def test_a_directory_without_permission_is_named(tmp_path, mode):
+    (tmp_path / 'a' / 'b').mkdir(parents=True)
     (tmp_path / 'a' / 'a.txt').write_text('a')
-    (tmp_path / 'a').chmod(0)
+    (tmp_path / 'a' / 'b' / 'b.txt').write_text('b')
+    (tmp_path / 'a').chmod(mode)
     try:
-        for pattern in ('a/a.txt', 'a/*', '**'):
+        for pattern in ('a/a.txt', 'a/*', 'a/*/*', '*/*/*', '**'):
             with pytest.raises(ConfigError, match='Permission denied'):
                 text_files.names(f'{tmp_path}/{pattern}')
     finally:
