@@ -306,10 +306,10 @@ def _wide_encoding(head: bytes) -> str | None:
 
 
 def _utf_16(head: bytes) -> str | None:
-    low, high = (head[place::2] for place in range(2))
-    below_32 = [sum(byte < 32 for byte in part) / len(part) for part in (low, high)]
-    for name, part, share, other in (('UTF-16LE', high, *below_32[::-1]), ('UTF-16BE', low, *below_32)):
-        if share > _MOST_HIGH_BYTES and other < share / 2 and 0 in part:
+    even, odd = head[::2], head[1::2]
+    for name, high, low in (('UTF-16LE', odd, even), ('UTF-16BE', even, odd)):
+        share, other = (sum(byte < 32 for byte in part) / len(part) for part in (high, low))
+        if share > _MOST_HIGH_BYTES and other < share / 2 and 0 in high:
             return name
     return None
 
