@@ -380,7 +380,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows(shallow_config, tmp_
 @pytest.fixture
 def dividing_by_zero(shallow_config, monkeypatch):
     """A configuration, refused otherwise, under which gradients are finite, and Adam's updates are not: 0 / 0."""
-    monkeypatch.setitem(possible_values.RANGES, 'optimizer.b2', possible_values.Range(0, 1))
+    for key in ('optimizer.b2', 'optimizer.eps'):
+        monkeypatch.setitem(possible_values.RANGES, key, possible_values.Range(0, 1))
     shallow_config.optimizer.update(eps=0.0, b2=1.0)
     return shallow_config
 

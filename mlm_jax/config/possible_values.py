@@ -129,7 +129,7 @@ RANGES = {
     'optimizer.learning_rate': Range(0, 1e37),
     'optimizer.b1': _BELOW_ONE,
     'optimizer.b2': _BELOW_ONE,
-    'optimizer.eps': Range(0, 1, above=True, must='lie above 0, at which updates are not finite, and be at most 1'),
+    'optimizer.eps': Range(1e-30, 1, must='lie within 1e-30 … 1: smaller ones are 0 in float32'),
     'optimizer.momentum': _BELOW_ONE,
     'optimizer.weight_decay': _SHARE,
     'optimizer.clip_norm': Range(0, 1e37, must='be 0, which clips nothing, or the largest norm of a gradient'),
