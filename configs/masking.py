@@ -13,15 +13,16 @@ Other arguments are those of `configs/mlm.py`; the size is given as `size=base`.
 Each was run at `tiny`, 1,000 steps of 64 rows of 64 tokens, 2,048 pieces. Held-out nats where single tokens are masked
 (ea51583 and be4ea4a, one core of an AMD EPYC; docs/results.md, "Other masks, as they are shipped"): uniform masks 3.99,
 `annealed` 3.78, `least_masked` 3.92, `complementary` 3.99, `fully_explored` 4.12, `frequency` 4.24, `diffusion` 4.45,
-`words` 5.65, `spans` 7.31; frequencies alone 6.19. In another run, with uniform masks at 3.91, `ngrams` had 4.39 and
-`pmi` 7.97 (eb53662). `words`, `spans` and `pmi` never see a piece of a word beside a masked one of the same word, and
-are surer than right there; their own losses fall, and BLiMP tells no mask from another in models of this size.
-`successive` needs rows that are read several times, and is as good as uniform masks there ("Fully explored masks of few
-texts", and "… in continued pretraining"). At `mini`, 300 steps, `fully_explored` had 4.90 and `spans` 7.44, where MLM
-had 4.71 (841d9f8 and be4ea4a, 11 and 9 minutes; "The size mini, as it is shipped"). Longer runs, and other strategies
-at `mini`, have not been made. With a draw between [MASK], random and unchanged for each token of a unit
-(`masking.corruption_unit=token`), not one for the unit as here and in their sources, `ngrams` had 4.36 and `pmi` 5.78
-beside uniform masks at 3.99.
+`words` 5.65, `spans` 7.31; frequencies alone 6.19. At equal FLOPs, which give `annealed` a tenth fewer steps, two seeds
+cannot tell it from uniform masks ("More masks at first, and disjoint masks, at equal FLOPs"). In another run, with
+uniform masks at 3.91, `ngrams` had 4.39 and `pmi` 7.97 (eb53662). `words`, `spans` and `pmi` never see a piece of a
+word beside a masked one of the same word, and are surer than right there; their own losses fall, and BLiMP tells no
+mask from another in models of this size. `successive` needs rows that are read several times, and is as good as uniform
+masks there ("Fully explored masks of few texts", and "… in continued pretraining"). At `mini`, 300 steps,
+`fully_explored` had 4.90 and `spans` 7.44, where MLM had 4.71 (841d9f8 and be4ea4a, 11 and 9 minutes; "The size mini,
+as it is shipped"). Longer runs, and other strategies at `mini`, have not been made. With a draw between [MASK], random
+and unchanged for each token of a unit (`masking.corruption_unit=token`), not one for the unit as here and in their
+sources, `ngrams` had 4.36 and `pmi` 5.78 beside uniform masks at 3.99.
 """
 
 import pathlib
