@@ -235,15 +235,12 @@ def _prepare(config: ml_collections.ConfigDict, place: _Place, intent: dict) -> 
     texts = totals.of_texts(jobs)
     corpora.check_division(texts.read.total(), texts.read['validation'], corpus)
     tokenizer = tokenizers.Tokenizer.from_file(place.tokenizer)
-    held_out_jobs = []
-    if corpus.has_held_out:
-        count = encoding.num_held_out_shards(texts.counts['validation']['bytes'])
-        held_out_jobs = _held_out_jobs(config, corpus, place, count, texts)
-        place.engine.run(held_out_jobs, 'held-out', unit=' shards')
+    count = encoding.num_held_out_shards(texts.counts['validation']['bytes'])
+    held_out_jobs = _held_out_jobs(config, corpus, place, count, texts)
+    place.engine.run(held_out_jobs, 'held-out', unit=' shards')
     train, counts = totals.of_split('train', texts, [job for job in jobs if job.writes_rows], tokenizer.vocabulary)
-    splits = {'train': train}
-    if corpus.has_held_out:
-        splits['validation'], _ = totals.of_split('validation', texts, held_out_jobs, tokenizer.vocabulary)
+    held_out, _ = totals.of_split('validation', texts, held_out_jobs, tokenizer.vocabulary)
+    splits = {'train': train, 'validation': held_out}
     manifest = totals.manifest(config, intent, tokenizer, atomic.sha256(place.tokenizer), splits, texts.checksums)
     (place.directory / masking_tables.FILE).unlink(missing_ok=True)  # left by a killed run, so it may be incomplete
     masking_tables.write_missing(config.masking, place.directory, manifest, place.working, counts)

@@ -67,7 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
     runtime.use_compilation_cache(config.compilation_cache)
     mesh = runtime.make_mesh(config)
     with jax.set_mesh(mesh):
-        abstract_state(run.init, mesh, config.sharding)  # raises ConfigError before anything is written
+        shapes = abstract_state(run.init, mesh, config.sharding)  # raises ConfigError before anything is written
     sharding = mesh_lib.batch_sharding(mesh)
     is_leader = jax.process_index() == 0
     missed_ratio = mask_ratio.warning(run.masking, train_rows, config.seed) if is_leader else ''
@@ -100,7 +100,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, age_seconds:
         )  # fmt: skip
         if resumed:
             with clock.phase('restore'):
-                state = saver.restore(abstract_state(run.init, mesh, config.sharding), saved_step)
+                state = saver.restore(shapes, saved_step)
         else:
             state = create_state(run.init, mesh, config.sharding)
             if config.init_from:

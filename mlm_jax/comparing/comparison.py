@@ -180,12 +180,7 @@ def held_out_table(entries: Mapping[str, Entry], budget: str, metric: str = '') 
         cells.append(float(np.mean(list(entry.train_seconds.values()))))
         cells += [entry.total_steps * entry.step_cost] if budget == 'time' else []
         rows.append(Row(label, tuple(cells)))
-    unlike = len({entry.repeats for entry in entries.values()}) > 1
-    said = ' Models that read a token several times see copies of masked ones: their losses do not compare.' * unlike
-    others = {name: ', '.join(label for label in names if names[label] == name) for name in names.values()}
-    if len(others) > 1:
-        means = '; '.join(f'{name} of {labels}' for name, labels in others.items())
-        said += f' Not all have the same metric, and these do not compare: {means}.'
+    said = _what_does_not_compare(entries, names)
     spent = f'Equal {UNITS[budget]}' + (', with the length of a step measured in turn' if budget == 'time' else '')
     return Table(
         HELD_OUT,
@@ -193,6 +188,17 @@ def held_out_table(entries: Mapping[str, Entry], budget: str, metric: str = '') 
         columns,
         tuple(rows),
     )
+
+
+def _what_does_not_compare(entries: Mapping[str, Entry], names: Mapping[str, str]) -> str:
+    """Sentences for the title of a table of metrics, whose `names` are by label; '' if all compare."""
+    unlike = len({entry.repeats for entry in entries.values()}) > 1
+    said = ' Models that read a token several times see copies of masked ones: their losses do not compare.' * unlike
+    labels = {name: ', '.join(label for label in names if names[label] == name) for name in names.values()}
+    if len(labels) > 1:
+        means = '; '.join(f'{name} of {those}' for name, those in labels.items())
+        said += f' Not all have the same metric, and these do not compare: {means}.'
+    return said
 
 
 def judged_table(

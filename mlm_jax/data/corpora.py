@@ -237,7 +237,7 @@ def check_division(documents: int, held_out: int, corpus: Corpus) -> None:
             f'all documents fell into the {percent} % to hold out: the corpus has too few. Lower '
             'data.validation_percent, or name a data.validation_corpus'
         )
-    if not percent and not corpus.has_held_out:
+    if not corpus.has_held_out:
         raise ConfigError(
             'data.validation_percent=0 holds nothing out, and the corpus has no validation split: raise '
             'data.validation_percent, or name a data.validation_corpus'

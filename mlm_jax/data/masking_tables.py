@@ -247,9 +247,9 @@ def read(path: pathlib.Path, vocab_size: int) -> dict[str, np.ndarray]:
         # Reading from memory, because NumPy would allocate an array of any size that a damaged header states.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             arrays = {name: np.asarray(stored[name]) for name in stored}
-        for name, array in arrays.items():
-            dtype, is_by_id = _ARRAYS.get(name, (array.dtype, False))
-            if array.dtype != dtype or (name in _ARRAYS and array.shape != (vocab_size if is_by_id else array.size,)):
+        for name in filter(_ARRAYS.__contains__, arrays):
+            array, (dtype, is_by_id) = arrays[name], _ARRAYS[name]
+            if array.dtype != dtype or array.shape != (vocab_size if is_by_id else array.size,):
                 raise ValueError(f'{name} is {array.dtype}{list(array.shape)}, for a vocabulary of {vocab_size}')
     except _DAMAGED as error:
         raise _unreadable(path, str(error) or type(error).__name__) from error
